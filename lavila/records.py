@@ -1,0 +1,92 @@
+"""The objects that cross from one part of the system to the next, with shape, dtype, range and unit on every field.
+
+Nothing here imports torch or DALI: annotation readers and the plan use these records too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import torch
+
+BLACK_FRAME = -1
+"""Frame index of an all-zero picture (protocols with a fixed stride pad short clips with these)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Clip:
+    """An annotated interval of a source video, before it is stored."""
+
+    clip_id: str  # unique in the dataset; no dots, slashes or spaces: it becomes a tar member's name
+    video_id: str
+    video_path: str  # relative to the video root, always with forward slashes
+    start_second: float  # float64 seconds in the source video
+    stop_second: float | None  # float64 seconds; None = to the end of the video
+    narrations: tuple[str, ...] = ()
+    verb: int | None = None  # class index >= 0, or None where the dataset has no such label
+    noun: int | None = None
+    action: int | None = None
+    labels: tuple[int, ...] = ()  # class indices of a multi-label dataset
+    extra: dict[str, str] = field(default_factory=dict)  # whatever else the annotation row says
+
+    def __post_init__(self) -> None:
+        if self.start_second < 0:
+            raise ValueError(f"clip {self.clip_id!r}: start {self.start_second} s is before the video begins")
+        if self.stop_second is not None and self.stop_second <= self.start_second:
+            raise ValueError(
+                f"clip {self.clip_id!r}: stop {self.stop_second} s is not after start {self.start_second} s; "
+                "correct the annotation row or remove it"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipPlan:
+    """Everything that chance or protocol decides about one clip: which frames, which pictures of them.
+
+    K temporal clips of T frames, S spatial crops; V = K x S views, temporal-clip-major. Training has K = S = 1.
+    """
+
+    position: int  # place in the epoch's global order, the same on any number of ranks
+    row: int  # row in clips.parquet
+    frames: npt.NDArray[np.int32]  # [K, T], 0-based in the stored clip; BLACK_FRAME = all zeros
+    window: tuple[int, int, int, int]  # top, left, height, width in stored pixels, cut out before the resize
+    resized: tuple[int, int]  # height, width in pixels of the window after the resize
+    crops: npt.NDArray[np.int32]  # [S, 2] top, left in resized pixels of each square crop
+    flip: bool  # mirror left-right
+    caption: float  # in [0, 1): picks one of a clip's narrations
+
+    def distinct_frames(self) -> npt.NDArray[np.int32]:
+        """The frames to decode: ascending, each once. A clip of black frames only still decodes frame 0."""
+        wanted = np.unique(self.frames[self.frames != BLACK_FRAME]).astype(np.int32)
+        return wanted if len(wanted) else np.zeros(1, np.int32)
+
+    def gather(self) -> npt.NDArray[np.int32]:
+        """[K, T] places in `distinct_frames()`; a black frame is the place one past its end."""
+        distinct = self.distinct_frames()
+        places = np.searchsorted(distinct, self.frames).astype(np.int32)
+        return np.where(self.frames == BLACK_FRAME, np.int32(len(distinct)), places).astype(np.int32)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VideoBatch:
+    """What the loader hands to a task. B is smaller than asked for when a clip could not be decoded."""
+
+    video: torch.Tensor  # [B, V, C, T, H, W] float32 or float16, normalised, on the loader's device
+    rows: npt.NDArray[np.int64]  # [B] rows in clips.parquet
+    positions: npt.NDArray[np.int64]  # [B] places in the epoch's global order
+    clip_ids: tuple[str, ...]  # B
+    labels: dict[str, torch.Tensor]  # "verb", "noun", "action" -> [B] int64 on the device; -1 = not labelled
+    narrations: tuple[tuple[str, ...], ...]  # B x (any number)
+
+    def __post_init__(self) -> None:
+        assert self.video.ndim == 6, self.video.shape
+        sizes = {len(self.video), len(self.rows), len(self.positions), len(self.clip_ids), len(self.narrations)}
+        assert len(sizes) == 1, sizes
+
+    def __len__(self) -> int:
+        return len(self.rows)
