@@ -1,0 +1,1 @@
+"""Configuration: `schema` says what can be set, `load` reads it from YAML and the command line."""

@@ -88,7 +88,7 @@ class DataConfig:
     std: tuple[float, float, float] = (68.5005327, 66.6321579, 70.32316305)  # R, G, B on 0..255, divided by
     antialias: bool = False  # low-pass before shrinking; published weights were trained without
     picture_type: PictureType = PictureType.float32  # number type of the pictures; float16 halves the traffic on a GPU
-    decoder: Decoder = Decoder.auto  # auto: nvdec on a GPU; else dali_cpu for VP8/VP9/MJPEG and host (PyAV) for the rest
+    decoder: Decoder = Decoder.auto  # auto: nvdec on a GPU; else dali_cpu for VP8/VP9/MJPEG, host (PyAV) for others
     threads: int = 0  # CPU threads of the loader on each rank; 0 = this rank's share of the cores
     prefetch: int = 2  # batches in flight between decoder and model
     max_bad_clips: int = 100  # stop when more clips than this could not be decoded in one epoch
@@ -117,7 +117,7 @@ class ModelConfig:
     activation: Activation = Activation.quick_gelu  # quick_gelu for CLIP weights, gelu for EgoVLP's
     pre_norm: bool = True  # layer norm after the embedding, no patch bias (CLIP); false: patch bias, no norm
     gated_time_attention: bool = False  # tanh gate on temporal attention
-    zero_time_attention: bool = True  # temporal attention starts as an identity (right when starting from image weights)
+    zero_time_attention: bool = True  # temporal attention starts as an identity (for a start from image weights)
     drop_path: float = 0.1  # stochastic depth of the last block
     dropout: float = 0.5  # before the classification heads
     gradient_checkpointing: bool = False  # recompute blocks in the backward pass: less memory, about a third slower
@@ -175,24 +175,26 @@ class RunConfig:
 
 
 POSITIVE = (
-    "data.batch_size data.frames data.image_size data.stride data.prefetch views.clips views.batch_size "
-    "model.patch_size model.width model.depth model.heads optim.epochs optim.accumulate keep_checkpoints log_every_steps"
-).split()
+    ("data", ("batch_size", "frames", "image_size", "stride", "prefetch")),
+    ("views", ("clips", "batch_size")),
+    ("model", ("patch_size", "width", "depth", "heads")),
+    ("optim", ("epochs", "accumulate")),
+    ("", ("keep_checkpoints", "log_every_steps")),
+)
 
 
 def check(config: RunConfig) -> None:
     """Raise ConfigError for values that no field alone can show to be wrong."""
-    for path in POSITIVE:
-        value: object = config
-        for name in path.split("."):
-            value = getattr(value, name)
-        if not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{path}={value}: must be at least 1")
+    for section, names in POSITIVE:
+        for name in names:
+            value = getattr(getattr(config, section) if section else config, name)
+            if value < 1:
+                raise ConfigError(f"{section}{'.' if section else ''}{name}={value}: must be at least 1")
     if config.data.image_size % config.model.patch_size:
         lower = config.data.image_size // config.model.patch_size * config.model.patch_size
         raise ConfigError(
-            f"data.image_size={config.data.image_size} is not a multiple of model.patch_size={config.model.patch_size}; "
-            f"try data.image_size={lower or config.model.patch_size}"
+            f"data.image_size={config.data.image_size} is not a multiple of "
+            f"model.patch_size={config.model.patch_size}; try data.image_size={lower or config.model.patch_size}"
         )
     if config.model.width % config.model.heads:
         raise ConfigError(

@@ -1,0 +1,164 @@
+"""YAML files and `key=value` arguments -> RunConfig. The only module that knows OmegaConf.
+
+A config file is YAML that sets fields of `RunConfig`. `base: [data/ek100_cls, model/tsf_l]` at its top names files
+that come first (depth first, a later one wins); nothing else composes. Every layer is merged onto the schema on its
+own before it joins the others, so that an error names the file or the argument it came from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lavila.config.schema import ConfigError, RunConfig, check
+
+CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
+
+
+def load_config(name: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The config called `name` with `key=value` overrides applied, checked.
+
+    Args:
+        name: a file under `configs/` without its `.yaml`, such as `quickstart` or `data/sample`, or the path of a file.
+        overrides: arguments such as `data.batch_size=8`; values are YAML, so `data.crop_scale=[0.3,1]` is a pair.
+
+    Raises:
+        ConfigError: one line with the file or argument, the key, what was found and what is allowed.
+    """
+    path = _find(str(name), wanted_by=None)
+    merged = OmegaConf.structured(RunConfig)
+    layers = _file_layers(path, chain=()) + [_override_layer(text) for text in overrides]
+    for source, values in layers:
+        merged = _merge(merged, values, source)
+    config = OmegaConf.to_object(merged)
+    assert isinstance(config, RunConfig)
+    run_name = config.name or path.stem
+    config = dataclasses.replace(config, name=run_name, run_dir=config.run_dir or f"runs/{run_name}")
+    try:
+        check(config)
+    except ConfigError as error:
+        raise ConfigError(f"{_shown(path)}{' with ' + ' '.join(overrides) if overrides else ''}: {error}") from None
+    return config
+
+
+def to_dict(config: object) -> dict[str, Any]:
+    """A config as plain dicts, lists, numbers and strings, ready for YAML or JSON."""
+    assert dataclasses.is_dataclass(config) and not isinstance(config, type)
+    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The whole resolved config as YAML; `load_config` reads it back to an equal one."""
+    return str(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True, default_flow_style=None))
+
+
+def known_names() -> list[str]:
+    """Every name that `load_config` accepts."""
+    return sorted(path.relative_to(CONFIG_DIR).with_suffix("").as_posix() for path in CONFIG_DIR.rglob("*.yaml"))
+
+
+def _plain(value: object) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
+    if isinstance(value, Enum):
+        return value.value
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _shown(path: Path) -> str:
+    for root in (CONFIG_DIR.parent, Path.cwd()):
+        if path.is_relative_to(root):
+            return path.relative_to(root).as_posix()
+    return str(path)
+
+
+def _find(name: str, *, wanted_by: Path | None) -> Path:
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name) if wanted_by is None else wanted_by.parent / name
+        if path.is_file():
+            return path.resolve()
+    elif (CONFIG_DIR / f"{name}.yaml").is_file():
+        return CONFIG_DIR / f"{name}.yaml"
+    names = known_names()
+    near = difflib.get_close_matches(name, names, n=1)
+    where = f"{_shown(wanted_by)}: base: " if wanted_by else ""
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    raise ConfigError(f"{where}no config named '{name}'.{hint} Known: {', '.join(names)}; or the path of a .yaml file")
+
+
+def _file_layers(path: Path, *, chain: tuple[Path, ...]) -> list[tuple[str, dict[str, Any]]]:
+    """This file and the files it builds on, in the order in which they are merged."""
+    if path in chain:
+        raise ConfigError(f"base: goes in a circle: {' -> '.join(_shown(p) for p in (*chain, path))}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{_shown(path)}: not YAML: {' '.join(str(error).split())}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{_shown(path)}: cannot be read: {error}") from None
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise ConfigError(f"{_shown(path)}: holds a {type(values).__name__}; a config file maps keys to values")
+    bases = values.pop("base", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f"{_shown(path)}: base: {bases!r}: must be a name or a list of names")
+    layers: list[tuple[str, dict[str, Any]]] = []
+    for base in bases:
+        layers += _file_layers(_find(base, wanted_by=path), chain=(*chain, path))
+    return [*layers, (_shown(path), values)]
+
+
+def _override_layer(text: str) -> tuple[str, dict[str, Any]]:
+    source = f"command line ({text})"
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"{source}: an override has the form key=value, such as data.batch_size=8")
+    try:
+        parsed = yaml.safe_load(value) if value else ""
+    except yaml.YAMLError:
+        parsed = value
+    values: Any = parsed
+    for part in reversed(key.split(".")):
+        values = {part: values}
+    return source, values
+
+
+def _merge(merged: Any, values: dict[str, Any], source: str) -> Any:
+    _check_keys(values, RunConfig, source, prefix="")
+    try:
+        OmegaConf.merge(OmegaConf.structured(RunConfig), values)  # alone, so that the error is this layer's own
+        return OmegaConf.merge(merged, values)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None)
+        reason = str(getattr(error, "msg", None) or error).splitlines()[0]
+        raise ConfigError(f"{source}: {key + ': ' if key else ''}{reason}") from None
+
+
+def _check_keys(values: dict[str, Any], schema: type, source: str, *, prefix: str) -> None:
+    """Name an unknown key, the nearest right one and all that are allowed; OmegaConf names only the nearest."""
+    hints = typing.get_type_hints(schema)
+    for key, value in values.items():
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), hints, n=1)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            raise ConfigError(f"{source}: {prefix}{key}: no such key.{hint} Allowed here: {', '.join(hints)}")
+        section = hints[key]
+        if dataclasses.is_dataclass(section):
+            if not isinstance(value, dict):
+                keys = ", ".join(typing.get_type_hints(section))
+                raise ConfigError(f"{source}: {prefix}{key}: is {value!r}; it is a section with the keys {keys}")
+            assert isinstance(section, type)
+            _check_keys(value, section, source, prefix=f"{prefix}{key}.")
+        elif typing.get_origin(section) is tuple and Ellipsis not in (kinds := typing.get_args(section)):
+            if not isinstance(value, list | tuple) or len(value) != len(kinds):
+                raise ConfigError(f"{source}: {prefix}{key}: is {value!r}; it is a list of {len(kinds)} numbers")
