@@ -1,0 +1,238 @@
+"""EPIC-KITCHENS-100 csvs -> clips: the published parsing to the letter, and what odd files get told."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lavila.annotations import DATASETS, AnnotationError, frame_span, read_annotations
+from lavila.annotations.epic_kitchens import parse_timestamp
+
+GOLDEN: dict[str, Any] = json.loads(
+    (Path(__file__).parents[1] / "data/golden/sampling_annotations.json").read_text(encoding="utf-8")
+)["annotation_parsing"]
+COLUMNS: list[str] = GOLDEN["ek100"]["columns"]
+TRAIN, VALIDATION = "EPIC_100_train.csv", "EPIC_100_validation.csv"
+
+
+def row(**cells: object) -> list[object]:
+    """A valid csv row, but for `cells`."""
+    values: dict[str, object] = {
+        "narration_id": "P01_01_0",
+        "participant_id": "P01",
+        "video_id": "P01_01",
+        "narration_timestamp": "00:00:00.560",
+        "start_timestamp": "00:00:00.00",
+        "stop_timestamp": "00:00:01.89",
+        "start_frame": 1,
+        "stop_frame": 113,
+        "narration": "take plate",
+        "verb": "take",
+        "verb_class": 0,
+        "noun": "plate",
+        "noun_class": 2,
+        "all_nouns": "['plate']",
+        "all_noun_classes": "[2]",
+    }
+    return [{**values, **cells}[name] for name in COLUMNS]
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]], *, line_end: str = "\n") -> None:
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream, lineterminator=line_end).writerows([header, *rows])
+
+
+def write_set(
+    folder: Path, train: Sequence[Sequence[object]], val: Sequence[Sequence[object]] = (), columns: list[str] = COLUMNS
+) -> Path:
+    folder.mkdir(exist_ok=True)
+    write_csv(folder / TRAIN, columns, train)
+    write_csv(folder / VALIDATION, columns, val)
+    for kind, count in (("verb", 97), ("noun", 300)):
+        keys = [[i, f"{kind}-{i}", "[]", "none"] for i in range(count)]
+        write_csv(
+            folder / f"EPIC_100_{kind}_classes.csv", ["id", "key", "instances", "category"], keys, line_end="\r\n"
+        )
+    return folder
+
+
+@pytest.mark.parametrize(("text", "seconds"), GOLDEN["datetime2sec"])
+def test_timestamp_matches_reference(text: str, seconds: float) -> None:
+    assert parse_timestamp(text) == seconds
+
+
+def test_clips_match_reference_samples(tmp_path: Path) -> None:
+    golden = GOLDEN["ek100"]
+    found = read_annotations("ek100_cls", write_set(tmp_path, golden["rows"]), split="train")
+    samples = [
+        [
+            clip.video_path,
+            *frame_span(clip.start_second, clip.stop_second or -1.0, golden["fps"][clip.video_id]),
+            clip.narrations[0],
+            clip.verb,
+            clip.noun,
+        ]
+        for clip in found.clips
+    ]
+    assert samples == golden["samples"]
+    assert [clip.clip_id for clip in found.clips] == [cells[0] for cells in golden["rows"]]
+    assert found.failures == []
+
+
+def test_action_map_matches_reference(tmp_path: Path) -> None:
+    golden = GOLDEN["label_map_ek100_cls"]
+    folder = write_set(tmp_path, golden["train_rows"], golden["val_rows"])
+    mapping: dict[str, int | None] = {}
+    for split in ("train", "val"):
+        found = read_annotations("ek100_cls", folder, split=split)
+        mapping |= {f"{clip.verb}:{clip.noun}": clip.action for clip in found.clips}
+        for pair, index in golden["mapping"].items():
+            verb, noun = pair.split(":")
+            assert found.classes["action"][index] == f"verb-{verb} noun-{noun}"
+    assert mapping == golden["mapping"]
+
+
+def test_actions_sort_as_text(tmp_path: Path) -> None:
+    rows = [row(narration_id=f"P01_{i}", verb_class=verb, noun_class=5) for i, verb in enumerate((2, 10))]
+    found = read_annotations("ek100_cls", write_set(tmp_path, rows), split="train")
+    assert [clip.action for clip in found.clips] == [1, 0]
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_one_csv_file_finds_its_siblings(tmp_path: Path, split: str) -> None:
+    folder = write_set(tmp_path, [row()], [row(narration_id="P01_02_7", verb_class=5)])
+    file = folder / (TRAIN if split == "train" else VALIDATION)
+    from_folder = read_annotations("ek100_cls", folder, split=split)
+    assert read_annotations("ek100_cls", file, split=split) == from_folder
+    names = (TRAIN, VALIDATION, "EPIC_100_verb_classes.csv", "EPIC_100_noun_classes.csv")
+    assert set(from_folder.files) == {folder / name for name in names}
+    assert from_folder.clips[0].verb == (0 if split == "train" else 5)
+
+
+def test_csv_of_another_name_uses_the_published_action_numbers(tmp_path: Path) -> None:
+    folder = write_set(tmp_path, [row(), row(narration_id="b", verb_class=7)])
+    write_csv(folder / "mine.csv", COLUMNS, [row(verb_class=7)])
+    assert [clip.action for clip in read_annotations("ek100_cls", folder / "mine.csv", split="val").clips] == [1]
+    write_csv(folder / "mine.csv", COLUMNS, [row(verb_class=8)])
+    with pytest.raises(AnnotationError, match=r"mine.csv, line 2, column 'verb_class': action 8:2 is in neither"):
+        read_annotations("ek100_cls", folder / "mine.csv", split="val")
+
+
+def test_odd_but_valid_files_read_the_same(tmp_path: Path) -> None:
+    rows = [row(narration='take the crème brûlée, then "wait"\nand 食べる'), row(narration_id="P01_01_1")]
+    plain = read_annotations("ek100_cls", write_set(tmp_path / "plain", rows), split="train")
+    folder = write_set(tmp_path / "odd", [])
+    shuffled = [[i, "fine", *cells[::-1]] for i, cells in enumerate(rows)]
+    write_csv(folder / TRAIN, ["", "mood", *COLUMNS[::-1]], shuffled, line_end="\r\n")
+    (folder / TRAIN).write_bytes(b"\xef\xbb\xbf" + (folder / TRAIN).read_bytes() + b"\r\n\r\n")
+    odd = read_annotations("ek100_cls", folder, split="train")
+    assert odd.clips[0].narrations == ('take the crème brûlée, then "wait"\nand 食べる',)
+    assert odd.clips[0].extra.pop("mood") == odd.clips[1].extra.pop("mood") == "fine"
+    assert odd.clips == plain.clips
+    assert odd.clips[0].extra["all_nouns"] == "['plate']"
+
+
+def test_rows_that_cannot_be_clips_are_listed_and_the_rest_is_read(tmp_path: Path) -> None:
+    rows = [
+        row(narration_id="backwards", start_timestamp="00:00:02.00", stop_timestamp="00:00:01.50"),
+        row(narration_id="empty", stop_timestamp="00:00:00.00"),
+        row(narration_id="climbs", participant_id=".."),
+        row(narration_id="climbs_too", video_id="a\\..\\..\\b"),
+        row(narration_id="absolute", participant_id="/etc"),
+        row(narration_id="nobody", participant_id=""),
+        row(narration_id="good"),
+    ]
+    found = read_annotations("ek100_cls", write_set(tmp_path, rows), split="train")
+    assert [clip.clip_id for clip in found.clips] == ["good"]
+    assert found.failures[0] == (
+        "backwards",
+        "P01/P01_01.MP4",
+        f"{TRAIN}, line 2: stop 1.5 s is not after start 2 s; correct stop_timestamp",
+    )
+    assert [failure[0] for failure in found.failures] == [cells[0] for cells in rows[:-1]]
+    assert all("leaves the video root" in reason for _, _, reason in found.failures[2:])
+
+
+BAD_CELLS = [
+    ("start_timestamp", "1.5", "'1.5' is not a time; it should look like 00:01:05.50"),
+    ("stop_timestamp", "00:61:00.0", "'00:61:00.0' is not a time"),
+    ("stop_timestamp", "", "'' is not a time"),
+    ("verb_class", "97", "'97' is not a class; allowed are whole numbers from 0 to 96"),
+    ("noun_class", "-1", "'-1' is not a class; allowed are whole numbers from 0 to 299"),
+    ("noun_class", "2.0", "'2.0' is not a class"),
+    ("narration_id", "P01.01", "'P01.01' must be a name without dots, slashes and spaces"),
+    ("narration_id", "../P01", "must be a name without dots"),
+    ("narration_id", "P01 01", "must be a name without dots"),
+    ("narration_id", "", "must be a name without dots"),
+    ("narration_id", "P01_01_0", "'P01_01_0' was already on line 2; ids must be unique"),
+]
+
+
+@pytest.mark.parametrize(("column", "cell", "told"), BAD_CELLS)
+def test_bad_cell_is_named(tmp_path: Path, column: str, cell: str, told: str) -> None:
+    folder = write_set(tmp_path, [row(), row(**{"narration_id": "b", column: cell})])
+    with pytest.raises(AnnotationError) as caught:
+        read_annotations("ek100_cls", folder, split="train")
+    assert str(caught.value).startswith(f"{folder / TRAIN}, line 3, column {column!r}: ")
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_column_is_named(tmp_path: Path) -> None:
+    folder = write_set(tmp_path, [], columns=[name for name in COLUMNS if name not in ("narration", "noun_class")])
+    with pytest.raises(
+        AnnotationError, match=rf"{TRAIN}, line 1: no column 'narration', 'noun_class'; found narration_"
+    ):
+        read_annotations("ek100_cls", folder, split="train")
+
+
+def test_ragged_row_is_named(tmp_path: Path) -> None:
+    folder = write_set(tmp_path, [row(), row()[:-1]])
+    with pytest.raises(AnnotationError, match=rf"{TRAIN}, line 3: 14 cells, but the header has 15"):
+        read_annotations("ek100_cls", folder, split="train")
+
+
+@pytest.mark.parametrize("name", [TRAIN, VALIDATION, "EPIC_100_verb_classes.csv", "EPIC_100_noun_classes.csv"])
+def test_missing_file_is_named(tmp_path: Path, name: str) -> None:
+    folder = write_set(tmp_path, [row()])
+    (folder / name).rename(folder / "elsewhere.csv")
+    with pytest.raises(AnnotationError, match=rf"{name}: not found; csv files there: .*elsewhere.csv.*; add {name}"):
+        read_annotations("ek100_cls", folder, split="train")
+
+
+@pytest.mark.parametrize(
+    ("ids", "told"), [((0, 2), "line 3, column 'id': '2' is not a class"), ((0, 0), "0 was already given to 'verb-0'")]
+)
+def test_class_numbers_must_be_complete(tmp_path: Path, ids: tuple[int, int], told: str) -> None:
+    folder = write_set(tmp_path, [])
+    write_csv(folder / "EPIC_100_verb_classes.csv", ["id", "key"], [[i, f"verb-{i}"] for i in ids])
+    with pytest.raises(AnnotationError, match=told):
+        read_annotations("ek100_cls", folder, split="train")
+
+
+def test_bytes_that_are_not_text(tmp_path: Path) -> None:
+    folder = write_set(tmp_path, [row()])
+    (folder / TRAIN).write_bytes((folder / TRAIN).read_bytes() + b"\xff\xfe")
+    with pytest.raises(AnnotationError, match=rf"{TRAIN}: not UTF-8 text"):
+        read_annotations("ek100_cls", folder, split="train")
+
+
+def test_unknown_names(tmp_path: Path) -> None:
+    with pytest.raises(AnnotationError, match=r"dataset 'ek100cls' is not known: one of .*; nearest is 'ek100_cls'"):
+        read_annotations("ek100cls", tmp_path, split="train")
+    with pytest.raises(AnnotationError, match="split 'test' is not known: one of train, val"):
+        read_annotations("ek100_cls", tmp_path, split="test")
+    folder = write_set(tmp_path, [row()])
+    with pytest.raises(AnnotationError, match=r"holds split 'val' but 'train' was asked for; give EPIC_100_train.csv"):
+        read_annotations("ek100_cls", folder / VALIDATION, split="train")
+    assert "ek100_cls" in DATASETS
+
+
+def test_frame_span_rounds_halves_to_even_and_stops_up() -> None:
+    assert frame_span(0.25, 0.41, 10.0) == (2, 5)
+    assert frame_span(0.35, 0.5, 10.0) == (4, 5)
