@@ -1,0 +1,287 @@
+"""The drawings of a report: confusion matrices, per-class bars and training curves as coordinates and labels.
+
+SVG user units are CSS pixels at the natural size. Nothing returned is HTML; the template escapes what it places.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Json = dict[str, Any]
+
+MATRIX_CLASSES = 30  # a matrix of more is not readable; the most confused pairs are
+BAR_CLASSES = 30  # of more, only the best and the worst are drawn
+BARS_SHOWN = 12  # at either end
+PAIRS_SHOWN = 20
+CURVE_POINTS = 300
+CHARACTER = 7.2  # mean width of a label's character, px, at 11 px
+NOTHING = "\N{EN DASH}"  # in the place of a number that is not there
+
+
+def percent(value: float | None) -> str:
+    """93.24 -> `93.2 %`, with a space that does not break; a missing number is a dash."""
+    return NOTHING if value is None else f"{value:.1f}\u00a0%"
+
+
+def number(value: object) -> str:
+    """A count with thin spaces between thousands, or four significant digits, or the text itself."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return NOTHING if value is None else str(value)
+    if isinstance(value, int) or (float(value).is_integer() and abs(value) < 1e15):
+        return f"{int(value):,}".replace(",", "\u202f")
+    if abs(value) >= 1000:
+        return f"{value:,.0f}".replace(",", "\u202f")
+    return f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """12.3 -> `12.3 s`, 192 -> `3 min 12 s`, 7500 -> `2 h 05 min`."""
+    if seconds < 59.95:
+        return f"{seconds:.1f}\u00a0s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}\u00a0min {rest:02d}\u00a0s"
+    return f"{minutes // 60}\u00a0h {minutes % 60:02d}\u00a0min"
+
+
+def ticks(low: float, high: float, count: int = 4) -> list[float]:
+    """About `count` round numbers (1, 2 or 5 times a power of ten apart) within [low, high]."""
+    span = high - low
+    if span <= 0:
+        return [low]
+    raw = span / count
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [round(n * step, 12) for n in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def confused_pairs(confusion: npt.NDArray[np.int64]) -> list[tuple[int, int, int]]:
+    """(truth, predicted, clips) of the mistakes in a [K, K] confusion, most frequent first, at most PAIRS_SHOWN."""
+    wrong = confusion.copy()
+    np.fill_diagonal(wrong, 0)
+    count = min(PAIRS_SHOWN, wrong.size)
+    places = np.argpartition(wrong.ravel(), -count)[-count:] if count else np.zeros(0, np.int64)
+    found = [(int(p // len(wrong)), int(p % len(wrong)), int(wrong.flat[p])) for p in places]
+    return sorted((pair for pair in found if pair[2]), key=lambda pair: (-pair[2], pair[:2]))
+
+
+def head_figures(name: str, head: Mapping[str, Any], *, chance: float | None) -> Json:
+    """Matrix or pair table, and bars, of one classification head (`heads[name]` of a report).
+
+    Raises ValueError where the shapes disagree or accuracies are fractions of 1 instead of percentages.
+    """
+    classes = [str(c) for c in head["classes"]]
+    confusion, support = check_head(name, head)
+    if confusion is not None:
+        pairs = confused_pairs(confusion)
+    else:
+        given = [(int(t), int(p), int(c)) for t, p, c in head.get("confused_pairs") or ()]
+        pairs = sorted((p for p in given if p[0] != p[1]), key=lambda p: (-p[2], p[:2]))[:PAIRS_SHOWN]
+    drawn, unseen = None, 0
+    if confusion is not None:
+        seen = np.flatnonzero(confusion.sum(0) + confusion.sum(1))
+        if 0 < len(seen) <= MATRIX_CLASSES:
+            drawn, unseen = matrix(confusion[np.ix_(seen, seen)], [classes[k] for k in seen]), len(classes) - len(seen)
+    shares = [
+        (classes[t], classes[p], count, percent(100 * count / support[t]) if support[t] else NOTHING)
+        for t, p, count in pairs
+    ]
+    accuracy = head.get("per_class_accuracy")
+    return {
+        "name": name,
+        "count": number(len(classes)),
+        "unseen": unseen,
+        "matrix": drawn,
+        "pairs": shares,
+        "bars": None if accuracy is None else bars(classes, accuracy, support=support, chance=chance),
+    }
+
+
+def check_head(name: str, head: Mapping[str, Any]) -> tuple[npt.NDArray[np.int64] | None, list[int]]:
+    """The confusion [K, K] or None, and clips per class (K), after the checks that catch mixed-up numbers."""
+    count = len(head["classes"])
+    confusion = None if head.get("confusion") is None else np.asarray(head["confusion"], np.int64)
+    if confusion is not None and confusion.shape != (count, count):
+        raise ValueError(
+            f"heads.{name}.confusion: found shape {confusion.shape}, need ({count}, {count}), rows the truth"
+        )
+    if head.get("support") is not None:
+        support = [int(s) for s in head["support"]]
+    else:
+        support = [0] * count if confusion is None else confusion.sum(1).tolist()
+    accuracy = head.get("per_class_accuracy")
+    for key, values in (("support", support), ("per_class_accuracy", accuracy)):
+        if values is not None and len(values) != count:
+            raise ValueError(f"heads.{name}.{key}: found {len(values)} values for {count} classes")
+    known = [a for a in accuracy or () if a is not None]
+    if any(not 0.0 <= a <= 100.0 for a in known):
+        raise ValueError(f"heads.{name}.per_class_accuracy: {min(known)} to {max(known)}; percentages lie in 0 to 100")
+    if confusion is not None and accuracy is not None:
+        right = confusion.diagonal() * 100.0 / np.maximum(confusion.sum(1), 1)
+        for k, value in enumerate(accuracy):
+            if value is not None and confusion[k].sum() and abs(value - right[k]) > 0.5:
+                raise ValueError(
+                    f"heads.{name}.per_class_accuracy of {head['classes'][k]!r} is {value}, but its confusion row says "
+                    f"{right[k]:.1f} percent; give percentages, not fractions"
+                )
+    return confusion, support
+
+
+def short(label: str, limit: int = 24) -> str:
+    return label if len(label) <= limit else label[: limit - 1] + "…"
+
+
+def matrix(confusion: npt.NDArray[np.int64], names: Sequence[str]) -> Json:
+    """Heat map of a [K, K] confusion: only cells that hold clips, shaded by their share of the row's clips."""
+    count = len(names)
+    labels = [short(n, 22) for n in names]
+    cell = min(44, max(16, 460 // count))
+    margin = round(max(len(label) for label in labels) * CHARACTER) + 14
+    slant = round(margin * 0.72) + 8  # column labels lean at 45 degrees
+    rows = np.maximum(confusion.sum(1), 1)
+    cells = []
+    for t, p in np.argwhere(confusion):
+        share = float(confusion[t, p] / rows[t])
+        cells.append(
+            {
+                "x": margin + int(p) * cell,
+                "y": slant + int(t) * cell,
+                "kind": "hit" if t == p else "miss",
+                "shade": round(0.12 + 0.88 * share, 3),
+                "dark": share > 0.5,
+                "text": number(int(confusion[t, p])),
+                "tip": f"{names[t]} → {names[p]}: {confusion[t, p]} of {rows[t]} clips ({100 * share:.0f} %)",
+            }
+        )
+    return {
+        "cell": cell,
+        "left": margin,
+        "top": slant,
+        "side": cell * count,
+        "width": margin + cell * count + max(0, slant - cell // 2),
+        "height": slant + cell * count + 2,
+        "labels": [{"text": text, "at": k * cell + cell / 2} for k, text in enumerate(labels)],
+        "font": min(11, cell - 4),
+        "cells": cells,
+    }
+
+
+def bars(
+    classes: Sequence[str], accuracy: Sequence[float | None], *, support: Sequence[int], chance: float | None
+) -> Json:
+    """Accuracy bars, best first; of more than BAR_CLASSES classes the two ends and a line about those between."""
+    order = sorted(
+        ((a, k) for k, a in enumerate(accuracy) if a is not None),
+        key=lambda item: (-item[0], -support[item[1]], item[1]),
+    )
+    rows = [
+        {
+            "label": short(classes[k], 40),
+            "name": classes[k],
+            "fill": round(a, 2),
+            "value": percent(a),
+            "clips": number(support[k]),
+        }
+        for a, k in order
+    ]
+    few = len(rows) <= BAR_CLASSES
+    values = [a for a, _ in order]
+    return {
+        "head": rows if few else rows[:BARS_SHOWN],
+        "tail": [] if few else rows[-BARS_SHOWN:],
+        "between": 0 if few else len(rows) - 2 * BARS_SHOWN,
+        "median": percent(float(np.median(values))) if values else None,
+        "never": sum(a == 0 for a in values),
+        "absent": len(classes) - len(rows),
+        "chance": None if chance is None else {"at": round(min(max(chance, 0.0), 100.0), 2), "value": percent(chance)},
+    }
+
+
+WIDTH, HEIGHT = 420, 210
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 24
+LINES = {
+    "loss": "loss",
+    "lr": "learning rate",
+    "clips_per_second": "clips per second",
+    "data_wait_percent": "data wait, %",
+}
+
+
+def curves(history: Sequence[Mapping[str, Any]]) -> list[Json]:
+    """One small chart each of loss, accuracy (every key that ends in top1), learning rate, speed and data wait."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for entry in history:
+        step = entry.get("step")
+        for key, value in entry.items():
+            if isinstance(step, int | float) and isinstance(value, int | float) and math.isfinite(value):
+                found.setdefault(key, []).append((float(step), float(value)))
+    losses = [key for key in ("loss", "val_loss") if key in found]
+    accuracies = [key for key in found if key.endswith("top1")]
+    panels = [("loss", losses), ("accuracy, %", accuracies)]
+    panels += [(title, [key]) for key, title in LINES.items() if key != "loss" and key in found]
+    last = max((points[-1][0] for points in found.values()), default=0.0)
+    return [
+        chart(title, {key: found[key] for key in keys}, last=last)
+        for title, keys in panels
+        if keys and any(len(found[key]) > 1 for key in keys)
+    ]
+
+
+def thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most CURVE_POINTS points: means of equal runs of neighbours, and the last point as it is."""
+    if len(points) <= CURVE_POINTS:
+        return list(points)
+    runs = np.array_split(np.asarray(points, np.float64), CURVE_POINTS - 1)
+    return [tuple(run.mean(0).tolist()) for run in runs] + [points[-1]]
+
+
+def smooth(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Exponential mean over about a twentieth of the curve, started without bias towards zero."""
+    decay = 1.0 - 1.0 / max(1.0, len(points) / 20)
+    mean, weight, result = 0.0, 0.0, []
+    for x, y in points:
+        mean, weight = decay * mean + (1 - decay) * y, decay * weight + (1 - decay)
+        result.append((x, mean / weight))
+    return result
+
+
+def chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]], *, last: float) -> Json:
+    """Lines over steps 0 to `last`: SVG path strings in a WIDTH x HEIGHT box, ticks, and each line's last value."""
+    values = [y for points in series.values() for _, y in points]
+    low, high = min(0.0, *values), max(values)
+    high = 100.0 if "%" in title and high > 30 else high
+    if high <= low:
+        high = low + 1.0
+
+    def place(x: float, y: float) -> str:
+        across = LEFT + (x / last if last else 0.0) * (WIDTH - LEFT - RIGHT)
+        down = HEIGHT - BOTTOM - (y - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
+        return f"{across:.1f} {down:.1f}"
+
+    lines: list[Json] = []
+    for colour, (key, points) in enumerate(series.items()):
+        noisy = key != "lr" and len(points) > 40
+        drawn = [("faint", thin(points)), ("firm", thin(smooth(points)))] if noisy else [("firm", thin(points))]
+        lines.append(
+            {
+                "label": key.replace("_", " ") if len(series) > 1 else "",
+                "colour": colour % 6,
+                "last": number(points[-1][1]),
+                "paths": [(kind, "M" + "L".join(place(x, y) for x, y in line)) for kind, line in drawn],
+                "dots": [place(*p).split() for p in points] if len(points) <= 12 else [],
+            }
+        )
+    return {
+        "title": title,
+        "lines": lines,
+        "x_ticks": [{"at": place(v, low).split()[0], "text": number(v)} for v in ticks(0.0, last)],
+        "y_ticks": [{"at": place(0.0, v).split()[1], "text": number(v)} for v in ticks(low, high)],
+        "smoothed": any(len(line["paths"]) > 1 for line in lines),
+        "box": {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT, "bottom": HEIGHT - BOTTOM},
+    }
