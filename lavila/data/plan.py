@@ -82,6 +82,7 @@ class Plan(Protocol):
     size: int  # side of the square pictures, pixels
     view_grid: tuple[int, int]  # K temporal clips, S spatial crops that are computed
     pads_black: bool  # whether BLACK_FRAME can occur
+    cuts_window: bool  # whether windows are cut before the resize (training) or crops after it (evaluation)
 
     @property
     def steps(self) -> int:
@@ -223,7 +224,7 @@ class TrainingPlan:
         self._ranks, self._passes, self._batch_size = ranks, passes, batch_size
         self._order: tuple[int, Ints] | None = None
         self.frames, self.size, self.view_grid = frames.frames, crop.size, (1, 1)
-        self.pads_black = frames.sampling == "strided"
+        self.pads_black, self.cuts_window = frames.sampling == "strided", True
 
     @property
     def steps(self) -> int:
@@ -267,7 +268,7 @@ class ViewPlan:
         self._mine = range(ranks.rank, len(sizes), ranks.world)
         self.frames, self.size = frames.frames, views.size
         self.view_grid = (views.clips, 3 if views.crops == "three" else 1)
-        self.pads_black = frames.sampling == "strided"
+        self.pads_black, self.cuts_window = frames.sampling == "strided", False
 
     @property
     def steps(self) -> int:

@@ -1,0 +1,135 @@
+"""Runs the graph over a stream of batches, and survives clips that cannot be decoded.
+
+One bad clip makes DALI fail a whole batch without saying which clip it was, and kills the pipeline object. Building a
+pipeline takes milliseconds, so: try the clips of the batches in flight one at a time, drop the bad ones, build the
+pipeline again and go on with the rest. Nothing is replaced; a batch only gets smaller.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import Any
+
+from nvidia.dali.pipeline import Pipeline
+
+from lavila.data.dali_pipelines.graph import DecoderName, PictureSpec, build_pipeline
+from lavila.data.dali_pipelines.sources import Payload
+from lavila.records import ClipPlan
+
+_DECODE_ERRORS = (RuntimeError, ValueError, IndexError, TypeError)  # what DALI turns its C++ exceptions into
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedBatch:
+    """The clips of a step with their bytes (or host-decoded frames), and those that are known to be bad."""
+
+    plans: tuple[ClipPlan, ...]
+    payloads: tuple[Payload, ...]
+    bad: tuple[tuple[ClipPlan, str], ...] = field(default=())  # with the reason
+
+
+class PipelineRunner:
+    """Feeds batches to a pipeline and yields them with their pictures."""
+
+    def __init__(
+        self,
+        spec: PictureSpec,
+        *,
+        decoder: DecoderName,
+        device_id: int | None,
+        batch_size: int,
+        threads: int,
+        prefetch: int,
+    ):
+        self._spec, self._decoder, self._device_id = spec, decoder, device_id
+        self._batch_size, self._threads, self._prefetch = batch_size, threads, prefetch
+
+    def run(self, batches: Iterable[LoadedBatch]) -> Iterator[tuple[LoadedBatch, Any]]:
+        """Every batch in order, with a DALI tensor [B, K, S, T, 3, size, size], or None where no clip is left of it."""
+        source = iter(batches)
+        in_flight: deque[LoadedBatch] = deque()
+        while True:
+            stream = _Stream(source, in_flight)
+            pipeline = self._build(stream, batch_size=self._batch_size, prefetch=self._prefetch)
+            try:
+                while True:
+                    (pictures,) = pipeline.run()
+                    while not in_flight[0].plans:
+                        yield in_flight.popleft(), None
+                    yield in_flight.popleft(), pictures.as_tensor()
+            except StopIteration:
+                while in_flight:
+                    assert not in_flight[0].plans
+                    yield in_flight.popleft(), None
+                return
+            except _DECODE_ERRORS as error:
+                if stream.error is not None:
+                    raise stream.error from None
+                checked = [self._without_bad_clips(batch) for batch in in_flight]
+                if not any(len(new.bad) > len(old.bad) for new, old in zip(checked, in_flight, strict=True)):
+                    raise RuntimeError(f"the data pipeline failed, though each clip alone decodes: {error}") from error
+                in_flight.clear()
+                source = chain(checked, source)
+
+    def _build(self, source: Any, *, batch_size: int, prefetch: int) -> Pipeline:
+        pipeline = build_pipeline(
+            source,
+            self._spec,
+            decoder=self._decoder,
+            device_id=self._device_id,
+            batch_size=batch_size,
+            threads=self._threads,
+            prefetch=prefetch,
+        )
+        pipeline.build()
+        return pipeline
+
+    def _without_bad_clips(self, batch: LoadedBatch) -> LoadedBatch:
+        reasons = [self._failure(plan, payload) for plan, payload in zip(batch.plans, batch.payloads, strict=True)]
+        good = [i for i, reason in enumerate(reasons) if reason is None]
+        bad = tuple((batch.plans[i], reason) for i, reason in enumerate(reasons) if reason is not None)
+        return replace(
+            batch,
+            plans=tuple(batch.plans[i] for i in good),
+            payloads=tuple(batch.payloads[i] for i in good),
+            bad=(*batch.bad, *bad),
+        )
+
+    def _failure(self, plan: ClipPlan, payload: Payload) -> str | None:
+        """Why this clip alone cannot be decoded, in one line; None where it can."""
+        try:
+            self._build(lambda: ([plan], [payload]), batch_size=1, prefetch=1).run()
+        except _DECODE_ERRORS as error:
+            return _first_reason(str(error))
+        return None
+
+
+class _Stream:
+    """The external source: takes batches as the pipeline asks for them and remembers which are in flight."""
+
+    def __init__(self, source: Iterator[LoadedBatch], in_flight: deque[LoadedBatch]):
+        self._source, self._in_flight = source, in_flight
+        self.error: BaseException | None = None  # of the batches themselves, not of their decoding
+
+    def __call__(self) -> tuple[tuple[ClipPlan, ...], tuple[Payload, ...]]:
+        while True:
+            try:
+                batch = next(self._source)
+            except StopIteration:
+                raise
+            except BaseException as error:
+                self.error = error
+                raise
+            self._in_flight.append(batch)
+            if batch.plans:
+                return batch.plans, batch.payloads
+
+
+def _first_reason(text: str) -> str:
+    """The telling line of a DALI error: the one after "encountered:", without the C++ expression it checked."""
+    lines = [line.strip() for line in text.partition("encountered:")[2].splitlines() if line.strip()]
+    return re.sub(r'^Assert on ".*" failed: ', "", lines[0]) if lines else " ".join(text.split())[:200]

@@ -1,0 +1,93 @@
+"""The inputs of the graph: one batch of planned clips as the lists of arrays that DALI's external source takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from nvidia.dali import fn, types
+
+from lavila.records import ClipPlan
+
+if TYPE_CHECKING:
+    from lavila.data.dali_pipelines.graph import PictureSpec
+
+Payload = npt.NDArray[np.uint8]  # [bytes] of an encoded clip, or its distinct frames [U, H, W, 3]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipArguments:
+    """Graph nodes, one value a clip. They stay on the CPU: DALI reads arguments there even for GPU operators."""
+
+    distinct: Any  # [U] int32, ascending frames to decode
+    order: Any  # [K*T] int32, places in `distinct` (one past its end: the black frame)
+    resized: Any  # [2] float, height and width after the resize
+    window_start: Any  # [2] int32, top and left in stored pixels
+    window_shape: Any  # [2] int32, height and width in stored pixels
+    padded_frames: Any  # [1] int32, U + 1
+    crop_y: Any  # [S] float, offset / spare height
+    crop_x: Any  # [S] float, offset / spare width
+    flip: Any  # int32, 1 = mirrored
+
+
+@dataclass(frozen=True)
+class _Input:
+    name: str
+    dtype: Any
+    ndim: int
+    value: Callable[[ClipPlan, PictureSpec], Any]
+
+
+def _spare(plan: ClipPlan, spec: PictureSpec, axis: int) -> npt.NDArray[np.float32]:
+    # DALI places a crop at round(position * spare); a spare of 0 takes any position.
+    return (plan.crops[:, axis] / max(plan.resized[axis] - spec.size, 1)).astype(np.float32)
+
+
+_INPUTS = (
+    _Input("distinct", types.INT32, 1, lambda plan, spec: plan.distinct_frames()),
+    _Input("order", types.INT32, 1, lambda plan, spec: plan.gather().ravel()),
+    _Input("resized", types.FLOAT, 1, lambda plan, spec: np.array(plan.resized, np.float32)),
+    _Input("window_start", types.INT32, 1, lambda plan, spec: np.array(plan.window[:2], np.int32)),
+    _Input("window_shape", types.INT32, 1, lambda plan, spec: np.array(plan.window[2:], np.int32)),
+    _Input("padded_frames", types.INT32, 1, lambda plan, spec: np.array([len(plan.distinct_frames()) + 1], np.int32)),
+    _Input("crop_y", types.FLOAT, 1, lambda plan, spec: _spare(plan, spec, 0)),
+    _Input("crop_x", types.FLOAT, 1, lambda plan, spec: _spare(plan, spec, 1)),
+    _Input("flip", types.INT32, 0, lambda plan, spec: np.array(plan.flip, np.int32)),
+)
+
+
+def _used(spec: PictureSpec, *, decoded: bool) -> list[_Input]:
+    unused = set() if spec.cuts_window else {"window_start", "window_shape"}
+    unused |= set() if spec.pads_black else {"padded_frames"}
+    unused |= {"distinct"} if decoded else set()
+    return [item for item in _INPUTS if item.name not in unused]
+
+
+def external_inputs(
+    source: Callable[[], tuple[Sequence[ClipPlan], Sequence[Payload]]], spec: PictureSpec, *, decoded: bool
+) -> tuple[Any, ClipArguments]:
+    """The payload node and the argument nodes of a graph.
+
+    `source` is called once a batch and returns its plans and payloads; it raises StopIteration after the last one.
+    """
+    used = _used(spec, decoded=decoded)
+
+    def feed() -> tuple[list[Any], ...]:
+        plans, payloads = source()
+        return (list(payloads), *([item.value(plan, spec) for plan in plans] for item in used))
+
+    payload, *nodes = fn.external_source(
+        source=feed,
+        num_outputs=1 + len(used),
+        dtype=[types.UINT8, *(item.dtype for item in used)],
+        ndim=[4 if decoded else 1, *(item.ndim for item in used)],
+        layout=["FHWC" if decoded else "", *("" for _ in used)],
+        batch=True,
+    )
+    named = dict.fromkeys((item.name for item in _INPUTS), None) | {
+        item.name: node for item, node in zip(used, nodes, strict=True)
+    }
+    return payload, ClipArguments(**named)

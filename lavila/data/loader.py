@@ -1,0 +1,265 @@
+"""ClipLoader: a shard set and a plan -> typed batches on the device.
+
+    shard set --read bytes (threads)--> DALI pipeline --[B,K,S,T,C,H,W]--> VideoBatch
+
+Reading runs a few batches ahead of decoding, and decoding a few ahead of the model. The state of the loader is two
+integers, (epoch, step): everything else follows from the plan.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lavila.data.dali_pipelines.graph import DecoderName, PictureSpec
+from lavila.data.dali_pipelines.runner import LoadedBatch, PipelineRunner
+from lavila.data.host_decode import DecodeError, decode_frames
+from lavila.data.plan import ClipSizes, Plan
+from lavila.data.shards import ShardSet
+from lavila.records import ClipPlan, VideoBatch
+
+log = logging.getLogger(__name__)
+
+DALI_CPU_CODECS = ("vp9", "vp8", "mjpeg")
+LABELS = ("verb", "noun", "action")
+
+
+class LoaderError(ValueError):
+    """Data or settings that a loader cannot work with, told in one line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """How decoded frames become model input."""
+
+    mean: tuple[float, float, float]  # R, G, B on 0..255
+    std: tuple[float, float, float]  # R, G, B on 0..255
+    antialias: bool = False  # low-pass before shrinking
+    half: bool = False  # float16 instead of float32
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadClip:
+    """A clip that could not be decoded."""
+
+    clip_id: str
+    shard: str  # file name of the tar it lies in
+    reason: str
+
+
+def clip_sizes(shard_set: ShardSet) -> ClipSizes:
+    """What a plan needs to know of the clips of a shard set."""
+    columns = {name: _integers(shard_set, name) for name in ("num_frames", "height", "width")}
+    return ClipSizes(**columns)
+
+
+def choose_decoder(decoder: str, *, codec: str, device: torch.device) -> DecoderName:
+    """The decoder that `auto` stands for, or the one asked for where it can work.
+
+    Raises:
+        LoaderError: naming what to use instead.
+    """
+    if decoder == "auto":
+        if device.type == "cuda":
+            return "nvdec"
+        return "dali_cpu" if codec in DALI_CPU_CODECS else "host"
+    if decoder == "nvdec" and device.type != "cuda":
+        driver = "" if torch.cuda.is_available() else " and this machine has no usable NVIDIA driver"
+        raise LoaderError(
+            f"data.decoder=nvdec decodes on a GPU, but device is {device.type}{driver}; use data.decoder=auto"
+        )
+    if decoder == "dali_cpu" and codec not in DALI_CPU_CODECS:
+        raise LoaderError(
+            f"data.decoder=dali_cpu: the shards hold {codec}, which DALI decodes on a GPU only (on the CPU: "
+            f"{', '.join(DALI_CPU_CODECS)}); use data.decoder=host or auto, or make the shards with --codec vp9"
+        )
+    if decoder not in ("nvdec", "dali_cpu", "host"):
+        raise LoaderError(f"data.decoder={decoder}: must be one of auto, nvdec, dali_cpu, host")
+    return decoder  # type: ignore[return-value]
+
+
+class ClipLoader:
+    """Iterates over the batches of an epoch.
+
+    Example:
+        >>> shards = open_shard_set("data/sample/shards/val")
+        >>> plan = ViewPlan(clip_sizes(shards), frames=FrameChoice(frames=8), views=ViewChoice(size=64),
+        ...                 batch_size=4, ranks=Ranks())
+        >>> for batch in ClipLoader(shards, plan, pictures=Pictures(mean=(0, 0, 0), std=(255, 255, 255))):
+        ...     batch.video.shape  # [4, 3, 3, 8, 64, 64]
+
+    Args:
+        shard_set: where the clips lie.
+        plan: which clips, frames and crops (`TrainingPlan` or `ViewPlan`).
+        pictures: normalisation and number type.
+        decoder: auto, nvdec, dali_cpu or host.
+        device: where the batches go.
+        threads: CPU threads for reading and decoding; 0 = all cores of this process.
+        prefetch: batches in flight.
+        max_bad_clips: an epoch with more undecodable clips than this stops.
+
+    Raises:
+        LoaderError: settings that cannot work; too many bad clips.
+    """
+
+    def __init__(
+        self,
+        shard_set: ShardSet,
+        plan: Plan,
+        *,
+        pictures: Pictures,
+        decoder: str = "auto",
+        device: str | torch.device = "cpu",
+        threads: int = 0,
+        prefetch: int = 2,
+        max_bad_clips: int = 100,
+    ):
+        self.shard_set, self.plan = shard_set, plan
+        self.device = torch.device(device)
+        self.decoder = choose_decoder(decoder, codec=shard_set.codec, device=self.device)
+        self._threads = threads or len(os.sched_getaffinity(0))
+        self._prefetch, self._max_bad_clips = prefetch, max_bad_clips
+        self._spec = PictureSpec(
+            frames=plan.frames,
+            size=plan.size,
+            view_grid=plan.view_grid,
+            cuts_window=plan.cuts_window,
+            pads_black=plan.pads_black,
+            mean=pictures.mean,
+            std=pictures.std,
+            antialias=pictures.antialias,
+            half=pictures.half,
+        )
+        self._clip_ids = shard_set.clips.column("clip_id")
+        self._narrations = shard_set.clips.column("narrations")
+        self._labels = {name: _integers(shard_set, name) for name in LABELS}
+        self._epoch, self._step = 0, 0
+        self.wait_seconds = 0.0  # time callers spent waiting in next(), since the start
+        self.bad_clips: list[BadClip] = []  # of the current epoch, on this rank
+
+    def __len__(self) -> int:
+        """Batches of an epoch on this rank."""
+        return self.plan.steps
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the first batch of an epoch."""
+        self._epoch, self._step, self.bad_clips = epoch, 0, []
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the next batch is."""
+        return {"epoch": self._epoch, "step": self._step}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from where `state_dict` was taken, with the very batches that would have followed."""
+        if not 0 <= state["step"] <= len(self):
+            raise LoaderError(f"step {state['step']} of a saved loader state: an epoch here has {len(self)} steps")
+        self._epoch, self._step, self.bad_clips = state["epoch"], state["step"], []
+
+    def __iter__(self) -> Iterator[VideoBatch]:
+        """The batches from the current place to the end of the epoch. The place moves with each batch handed out."""
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="clip-reader") as pool:
+            runner = PipelineRunner(
+                self._spec,
+                decoder=self.decoder,
+                device_id=self.device.index or 0 if self.device.type == "cuda" else None,
+                batch_size=self.plan.largest_batch,
+                threads=self._threads,
+                prefetch=self._prefetch,
+            )
+            results = runner.run(self._loaded(pool))
+            while True:
+                waited = time.perf_counter()
+                try:
+                    loaded, pictures = next(results)
+                except StopIteration:
+                    return
+                batch = self._batch(loaded, pictures)
+                self.wait_seconds += time.perf_counter() - waited
+                self._step += 1
+                self._count_bad_clips(loaded)
+                yield batch
+
+    def _loaded(self, pool: ThreadPoolExecutor) -> Iterator[LoadedBatch]:
+        """The batches of the epoch with their bytes, read (and host-decoded) a few batches ahead."""
+        ahead: deque[tuple[list[ClipPlan], list[Future[Any]]]] = deque()
+        steps = iter(range(self._step, len(self)))
+        epoch = self._epoch
+        while True:
+            while len(ahead) <= self._prefetch and (step := next(steps, None)) is not None:
+                plans = self.plan.batch(epoch, step)
+                ahead.append((plans, [pool.submit(self._payload, plan) for plan in plans]))
+            if not ahead:
+                return
+            plans, futures = ahead.popleft()
+            results = [(plan, future.result()) for plan, future in zip(plans, futures, strict=True)]
+            good = [(plan, result) for plan, result in results if not isinstance(result, DecodeError)]
+            yield LoadedBatch(
+                plans=tuple(plan for plan, _ in good),
+                payloads=tuple(payload for _, payload in good),
+                bad=tuple((plan, str(result)) for plan, result in results if isinstance(result, DecodeError)),
+            )
+
+    def _payload(self, plan: ClipPlan) -> npt.NDArray[np.uint8] | DecodeError:
+        data = self.shard_set.read_video(plan.row)
+        if self.decoder != "host":
+            return np.frombuffer(data, np.uint8)
+        try:
+            return decode_frames(data, plan.distinct_frames())
+        except DecodeError as error:
+            return error
+
+    def _batch(self, loaded: LoadedBatch, pictures: Any) -> VideoBatch:
+        rows = np.array([plan.row for plan in loaded.plans], np.int64)
+        return VideoBatch(
+            video=self._video(pictures),
+            rows=rows,
+            positions=np.array([plan.position for plan in loaded.plans], np.int64),
+            clip_ids=tuple(self._clip_ids[row].as_py() for row in rows.tolist()),
+            labels={name: torch.from_numpy(values[rows]).to(self.device) for name, values in self._labels.items()},
+            narrations=tuple(tuple(self._narrations[row].as_py() or ()) for row in rows.tolist()),
+        )
+
+    def _video(self, pictures: Any) -> torch.Tensor:
+        """[B, V, C, T, H, W] without a copy: DALI's buffer is [B, K, S, T, C, H, W]."""
+        if pictures is None:
+            views = self.plan.view_grid[0] * self.plan.view_grid[1]
+            shape = (0, views, 3, self.plan.frames, self.plan.size, self.plan.size)
+            return torch.zeros(shape, dtype=torch.float16 if self._spec.half else torch.float32, device=self.device)
+        return torch.from_dlpack(pictures).flatten(1, 2).transpose(2, 3)
+
+    def _count_bad_clips(self, loaded: LoadedBatch) -> None:
+        for plan, reason in loaded.bad:
+            shard = f"shard-{self.shard_set.clips.column('shard')[plan.row].as_py():06d}.tar"
+            bad = BadClip(clip_id=self._clip_ids[plan.row].as_py(), shard=shard, reason=reason)
+            self.bad_clips.append(bad)
+            log.warning(
+                "%s: clip %s in %s cannot be decoded and is left out: %s",
+                self.shard_set.path,
+                bad.clip_id,
+                shard,
+                reason,
+            )
+        if len(self.bad_clips) > self._max_bad_clips:
+            last = self.bad_clips[-1]
+            raise LoaderError(
+                f"{self.shard_set.path}: {len(self.bad_clips)} clips of this epoch cannot be decoded, the last being "
+                f"{last.clip_id} in {last.shard} ({last.reason}); make the shards again, "
+                f"or allow more with data.max_bad_clips (now {self._max_bad_clips})"
+            )
+
+
+def _integers(shard_set: ShardSet, name: str) -> npt.NDArray[np.int64]:
+    """A column as int64, -1 where it is null."""
+    column = shard_set.clips.column(name).combine_chunks()
+    values: npt.NDArray[np.int64] = column.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    return values
