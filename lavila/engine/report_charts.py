@@ -49,7 +49,7 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60}\u00a0h {minutes % 60:02d}\u00a0min"
 
 
-def ticks(low: float, high: float, count: int = 4) -> list[float]:
+def ticks(low: float, high: float, count: int = 6) -> list[float]:
     """About `count` round numbers (1, 2 or 5 times a power of ten apart) within [low, high]."""
     span = high - low
     if span <= 0:
@@ -203,7 +203,7 @@ def bars(
     }
 
 
-WIDTH, HEIGHT = 420, 210
+LARGE, SMALL = (520, 230), (340, 180)  # width, height of a chart's box
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 24
 LINES = {
     "loss": "loss",
@@ -221,14 +221,14 @@ def curves(history: Sequence[Mapping[str, Any]]) -> list[Json]:
         for key, value in entry.items():
             if isinstance(step, int | float) and isinstance(value, int | float) and math.isfinite(value):
                 found.setdefault(key, []).append((float(step), float(value)))
-    losses = [key for key in ("loss", "val_loss") if key in found]
+    losses: list[str] = [key for key in ("loss", "val_loss") if key in found]
     accuracies = [key for key in found if key.endswith("top1")]
-    panels = [("loss", losses), ("accuracy, %", accuracies)]
+    panels: list[tuple[str, list[str]]] = [("loss", losses), ("accuracy, %", accuracies)]
     panels += [(title, [key]) for key, title in LINES.items() if key != "loss" and key in found]
     last = max((points[-1][0] for points in found.values()), default=0.0)
     return [
-        chart(title, {key: found[key] for key in keys}, last=last)
-        for title, keys in panels
+        chart(title, {key: found[key] for key in keys}, last=last, box=LARGE if place < 2 else SMALL)
+        for place, (title, keys) in enumerate(panels)
         if keys and any(len(found[key]) > 1 for key in keys)
     ]
 
@@ -238,21 +238,24 @@ def thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     if len(points) <= CURVE_POINTS:
         return list(points)
     runs = np.array_split(np.asarray(points, np.float64), CURVE_POINTS - 1)
-    return [tuple(run.mean(0).tolist()) for run in runs] + [points[-1]]
+    return [(float(run[:, 0].mean()), float(run[:, 1].mean())) for run in runs] + [points[-1]]
 
 
 def smooth(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Exponential mean over about a twentieth of the curve, started without bias towards zero."""
-    decay = 1.0 - 1.0 / max(1.0, len(points) / 20)
-    mean, weight, result = 0.0, 0.0, []
-    for x, y in points:
-        mean, weight = decay * mean + (1 - decay) * y, decay * weight + (1 - decay)
-        result.append((x, mean / weight))
-    return result
+    """Mean of each point and its neighbours, about a twentieth of the curve in all, fewer towards the ends: no lag."""
+    values = np.asarray([y for _, y in points], np.float64)
+    places, reach = np.arange(len(values)), max(1, len(values) // 40)
+    reaches = np.minimum(reach, np.minimum(places, places[::-1]))
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    means = (sums[places + reaches + 1] - sums[places - reaches]) / (2 * reaches + 1)
+    return [(x, float(y)) for (x, _), y in zip(points, means, strict=True)]
 
 
-def chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]], *, last: float) -> Json:
-    """Lines over steps 0 to `last`: SVG path strings in a WIDTH x HEIGHT box, ticks, and each line's last value."""
+def chart(
+    title: str, series: Mapping[str, Sequence[tuple[float, float]]], *, last: float, box: tuple[int, int]
+) -> Json:
+    """Lines over steps 0 to `last`: SVG path strings in a box of (width, height), ticks, and each line's last value."""
+    width, height = box
     values = [y for points in series.values() for _, y in points]
     low, high = min(0.0, *values), max(values)
     high = 100.0 if "%" in title and high > 30 else high
@@ -260,8 +263,8 @@ def chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]], *, la
         high = low + 1.0
 
     def place(x: float, y: float) -> str:
-        across = LEFT + (x / last if last else 0.0) * (WIDTH - LEFT - RIGHT)
-        down = HEIGHT - BOTTOM - (y - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
+        across = LEFT + (x / last if last else 0.0) * (width - LEFT - RIGHT)
+        down = height - BOTTOM - (y - low) / (high - low) * (height - TOP - BOTTOM)
         return f"{across:.1f} {down:.1f}"
 
     lines: list[Json] = []
@@ -283,5 +286,6 @@ def chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]], *, la
         "x_ticks": [{"at": place(v, low).split()[0], "text": number(v)} for v in ticks(0.0, last)],
         "y_ticks": [{"at": place(0.0, v).split()[1], "text": number(v)} for v in ticks(low, high)],
         "smoothed": any(len(line["paths"]) > 1 for line in lines),
-        "box": {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT, "bottom": HEIGHT - BOTTOM},
+        "large": box == LARGE,
+        "box": {"width": width, "height": height, "left": LEFT, "right": width - RIGHT, "bottom": height - BOTTOM},
     }

@@ -161,14 +161,13 @@ def facts(report: Json) -> list[tuple[str, str]]:
     if clips := report.get("clips"):
         result.append(("clips evaluated", f"{number(clips.get('evaluated'))} of {number(clips.get('total'))}"))
     if views := report.get("views"):
-        times = "\N{MULTIPLICATION SIGN}"
-        text = f"{number(views.get('clips'))} clips {times} {number(views.get('crops'))} crops = {number(views.get('total'))}"
-        result.append(("views of each", text))
-        result.append(("crop rule", str(views.get("crops_rule")).replace("_", " ")))
+        clips, crops, total = (number(views.get(key)) for key in ("clips", "crops", "total"))
+        result.append(("views of each", f"{clips} clips \N{MULTIPLICATION SIGN} {crops} crops = {total}"))
         if views.get("computed") not in (None, views.get("total")):
             result.append(("of them distinct", f"{number(views['computed'])}, computed once"))
-        result.append(("frames of each view", number(views.get("frames"))))
-        result.append(("fused by", str(views.get("fusion")).replace("_", " ")))
+        for key, label in (("crops_rule", "crop rule"), ("frames", "frames of each view"), ("fusion", "fused by")):
+            if key in views:
+                result.append((label, number(views[key]).replace("_", " ")))
     if seconds := (report.get("dataset") or {}).get("seconds"):
         result.append(("video", duration(seconds)))
     if report.get("seconds"):
