@@ -15,6 +15,7 @@ import numpy.typing as npt
 Json = dict[str, Any]
 
 MATRIX_CLASSES = 30  # a matrix of more is not readable; the most confused pairs are
+BROAD_CLASSES = 14  # a matrix of more takes the page's whole width
 BAR_CLASSES = 30  # of more, only the best and the worst are drawn
 BARS_SHOWN = 12  # at either end
 PAIRS_SHOWN = 20
@@ -141,7 +142,7 @@ def matrix(confusion: npt.NDArray[np.int64], names: Sequence[str]) -> Json:
     """Heat map of a [K, K] confusion: only cells that hold clips, shaded by their share of the row's clips."""
     count = len(names)
     labels = [short(n, 22) for n in names]
-    cell = min(44, max(16, 460 // count))
+    cell = min(44, max(24, 460 // count))
     margin = round(max(len(label) for label in labels) * CHARACTER) + 14
     slant = round(margin * 0.72) + 8  # column labels lean at 45 degrees
     rows = np.maximum(confusion.sum(1), 1)
@@ -161,6 +162,7 @@ def matrix(confusion: npt.NDArray[np.int64], names: Sequence[str]) -> Json:
         )
     return {
         "cell": cell,
+        "broad": count > BROAD_CLASSES,
         "left": margin,
         "top": slant,
         "side": cell * count,

@@ -89,8 +89,16 @@ def _write_atomic(path: Path, data: bytes) -> None:
 def write_json_atomic(path: str | Path, obj: object) -> None:
     """Write `obj` as JSON to `path`: the old file or the new one, never a part of either. NaN becomes null."""
     # Encoded before the file is touched: an object without a JSON form leaves what was there.
-    text = json.dumps(plain(obj), indent=2, ensure_ascii=False, allow_nan=False)
-    _write_atomic(Path(path), (text + "\n").encode())
+    _write_atomic(Path(path), (_laid_out(plain(obj)) + "\n").encode())
+
+
+def _laid_out(value: object, margin: str = "") -> str:
+    """JSON with a line per key and lists on one line: json's own indent gives each cell of a confusion a line."""
+    if not isinstance(value, dict) or not value:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    inner = margin + "  "
+    lines = [f"{inner}{json.dumps(key, ensure_ascii=False)}: {_laid_out(item, inner)}" for key, item in value.items()]
+    return "{\n" + ",\n".join(lines) + f"\n{margin}}}"
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
