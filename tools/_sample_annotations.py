@@ -1,0 +1,111 @@
+"""The sample dataset's csv files, with the names, headers and line ends of the published EPIC-KITCHENS-100 ones."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from _sample_camera import VERBS, Video, picture_width
+
+SENTENCES = (
+    "pans left over",
+    "pans right over",
+    "tilts up over",
+    "tilts down over",
+    "zooms in on",
+    "zooms out from",
+    "rotates clockwise over",
+    "rotates counter-clockwise over",
+    "holds still on",
+)
+CLIP_COLUMNS = [
+    "narration_id",
+    "participant_id",
+    "video_id",
+    "narration_timestamp",
+    "start_timestamp",
+    "stop_timestamp",
+    "start_frame",
+    "stop_frame",
+    "narration",
+    "verb",
+    "verb_class",
+    "noun",
+    "noun_class",
+    "all_nouns",
+    "all_noun_classes",
+]
+
+
+def write_annotations(videos: list[Video], folder: Path) -> None:
+    """The csv files, with the headers and line ends of the published ones."""
+    folder.mkdir(parents=True)
+    sources = list({video.source.path: video.source for video in videos}.values())
+    nouns = [noun for source in sources for noun in source.scenes]
+    rows = {split: _clip_rows([v for v in videos if v.split == split], nouns) for split in ("train", "val")}
+    for name, split in (
+        ("train", "train"),
+        ("validation", "val"),
+        ("retrieval_train", "train"),
+        ("retrieval_test", "val"),
+    ):
+        _write(folder / f"EPIC_100_{name}.csv", CLIP_COLUMNS, [[row[c] for c in CLIP_COLUMNS] for row in rows[split]])
+    for kind, keys in (("verb", VERBS), ("noun", nouns)):
+        category = "camera" if kind == "verb" else "scene"
+        lines = [[i, key, str([key.replace("-", " ")]), category] for i, key in enumerate(keys)]
+        _write(folder / f"EPIC_100_{kind}_classes.csv", ["id", "key", "instances", "category"], lines, line_end="\r\n")
+    # One line per distinct sentence, under the id of the first clip that it tells of.
+    first = {split: {row["narration"]: row for row in reversed(rows[split])} for split in rows}
+    columns = ["narration_id", "narration", "verb_class", "all_noun_classes", "verb", "all_nouns"]
+    header = ["narration_id", "narration", "verb_class", "noun_classes", "verb", "nouns"]
+    for name, split, width in (("train", "train", 6), ("test", "val", 2)):
+        chosen = [[row[c] for c in columns[:width]] for row in reversed(first[split].values())]
+        _write(folder / f"EPIC_100_retrieval_{name}_sentence.csv", header[:width], chosen)
+    info = [
+        [
+            v.video_id,
+            f"{float(v.frames / v.fps):.6f}",
+            f"{float(v.fps):.14g}",
+            f"{picture_width(v.height, v.source.aspect)}x{v.height}",
+        ]
+        for v in videos
+    ]
+    _write(folder / "EPIC_100_video_info.csv", ["video_id", "duration", "fps", "resolution"], info)
+
+
+def _clip_rows(videos: list[Video], nouns: list[str]) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
+    for video in videos:
+        for number, move in enumerate(video.moves):
+            verb, noun = VERBS[move.verb], list(video.source.scenes)[move.scene]
+            rows.append(
+                {
+                    "narration_id": f"{video.video_id}_{number}",
+                    "participant_id": video.participant,
+                    "video_id": video.video_id,
+                    "narration_timestamp": f"{_timestamp(move.start)}0",
+                    "start_timestamp": _timestamp(move.start),
+                    "stop_timestamp": _timestamp(move.stop),
+                    "start_frame": max(1, int(move.start * video.fps / 100)),
+                    "stop_frame": int(move.stop * video.fps / 100),
+                    "narration": f"the camera {SENTENCES[move.verb]} the {noun}",
+                    "verb": verb,
+                    "verb_class": move.verb,
+                    "noun": noun,
+                    "noun_class": nouns.index(noun),
+                    "all_nouns": str([noun]),
+                    "all_noun_classes": str([nouns.index(noun)]),
+                }
+            )
+    return rows
+
+
+def _timestamp(hundredths: int) -> str:
+    minutes, rest = divmod(hundredths, 6000)
+    return f"{minutes // 60:02}:{minutes % 60:02}:{rest // 100:02}.{rest % 100:02}"
+
+
+def _write(file: Path, header: Sequence[str], rows: Sequence[Sequence[object]], *, line_end: str = "\n") -> None:
+    with file.open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream, lineterminator=line_end).writerows([header, *rows])
