@@ -1,0 +1,328 @@
+"""The shard-set format: what is written can be read by us, by webdataset and by DALI; what is broken is refused."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import tarfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import webdataset
+
+from lavila.data import shards as shards_module
+from lavila.data.encode import EncodedClip, EncodeSettings, encode_clip
+from lavila.data.sharding import clip_row
+from lavila.data.shards import (
+    CLIPS_SCHEMA,
+    ShardSet,
+    ShardSetError,
+    ShardWriter,
+    file_sha256,
+    open_shard_set,
+    write_manifest,
+)
+from lavila.records import Clip
+from tests.footage import decode, read_numbers, write_numbered_video
+
+CLASSES = {"verb": ["take", "put"], "noun": ["plate"], "action": ["take plate"]}
+FACTS = {"dataset": "made_up", "split": "val", "encoder": {"codec": "vp9"}}
+CLIPS, PER_SHARD = 5, 2
+
+
+def a_clip(number: int, **values: Any) -> Clip:
+    fields: dict[str, Any] = {
+        "clip_id": f"P01_01_{number}",
+        "video_id": "P01_01",
+        "video_path": "P01/P01_01.MP4",
+        "start_second": number * 0.4,
+        "stop_second": number * 0.4 + 0.31,
+        "narrations": ("take plate", "prendre l'assiette é"),
+        "verb": 0,
+        "labels": (3, 1),
+        "extra": {"participant_id": "P01"},
+    }
+    return Clip(**{**fields, **values})
+
+
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Clip, EncodedClip]]:
+    video = write_numbered_video(tmp_path_factory.mktemp("video") / "P01_01.MP4", 60, height=64, width=96)
+    settings = EncodeSettings(short_side=64)
+    clips = [a_clip(number) for number in range(CLIPS)]
+    return [
+        (clip, encode_clip(video, start_second=clip.start_second, stop_second=clip.stop_second, settings=settings))
+        for clip in clips
+    ]
+
+
+def write_set(folder: Path, encoded: list[tuple[Clip, EncodedClip]]) -> Path:
+    folder.mkdir()
+    rows, files = [], []
+    for number in range(-(-len(encoded) // PER_SHARD)):
+        with ShardWriter(folder, number) as writer:
+            for clip, made in encoded[number * PER_SHARD : (number + 1) * PER_SHARD]:
+                rows.append(writer.add(made.data, clip_row(clip, made)))
+        assert writer.file is not None
+        files.append(writer.file)
+    write_manifest(folder, rows=rows, shards=files, classes=CLASSES, facts=FACTS)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path, encoded: list[tuple[Clip, EncodedClip]]) -> Path:
+    return write_set(tmp_path / "set", encoded)
+
+
+def test_what_was_written_is_read(folder: Path, encoded: list[tuple[Clip, EncodedClip]]) -> None:
+    shard_set = open_shard_set(folder)
+    assert len(shard_set) == CLIPS
+    assert shard_set.clips.schema.equals(CLIPS_SCHEMA)
+    assert shard_set.classes == CLASSES
+    assert (shard_set.codec, shard_set.path) == ("vp9", folder)
+    assert shard_set.verify(full=True) == []
+    for row, (clip, made) in enumerate(encoded):
+        assert shard_set.read_video(row) == made.data
+        table_row = shard_set.clips.slice(row, 1).to_pylist()[0]
+        assert table_row["clip_id"] == clip.clip_id
+        assert table_row["narrations"] == list(clip.narrations)
+        assert (table_row["verb"], table_row["noun"], table_row["labels"]) == (0, None, [3, 1])
+        assert dict(table_row["extra"]) == clip.extra
+        assert table_row["num_frames"] == made.num_frames == 8
+    assert shard_set.manifest["clips"] == CLIPS
+    assert shard_set.manifest["seconds"] == pytest.approx(CLIPS * 8 / 25)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        ["clips.parquet", "shard_set.json"] + [f"shard-00000{n}.{end}" for n in range(3) for end in ("idx", "tar")]
+    )
+
+
+def test_the_same_clips_give_the_same_bytes(
+    folder: Path, tmp_path: Path, encoded: list[tuple[Clip, EncodedClip]]
+) -> None:
+    again = write_set(tmp_path / "again", encoded)
+    for path in folder.iterdir():
+        assert path.read_bytes() == (again / path.name).read_bytes(), path.name
+
+
+def test_tar_is_plain_gnu_with_constant_headers(folder: Path) -> None:
+    shard_set = open_shard_set(folder)
+    with tarfile.open(folder / "shard-000001.tar") as tar:
+        members = tar.getmembers()
+    assert [member.name for member in members] == ["P01_01_2.mp4", "P01_01_2.json", "P01_01_3.mp4", "P01_01_3.json"]
+    assert {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode) for m in members} == {(0, 0, 0, "", "", 0o644)}
+    assert [m.offset_data for m in members[::2]] == shard_set.clips.column("offset").to_pylist()[2:4]
+    assert (folder / "shard-000001.tar").stat().st_size % tarfile.RECORDSIZE == 0
+
+
+def test_index_is_the_one_that_dali_makes(folder: Path, tmp_path: Path) -> None:
+    import wds2idx  # comes with the DALI wheel
+
+    made = tmp_path / "made.idx"
+    with wds2idx.IndexCreator(str(folder / "shard-000000.tar"), str(made), verbose=False) as creator:
+        creator.create_index()
+    assert made.read_text() == (folder / "shard-000000.idx").read_text()
+
+
+def test_webdataset_reads_it(folder: Path, encoded: list[tuple[Clip, EncodedClip]]) -> None:
+    urls = [str(path) for path in sorted(folder.glob("*.tar"))]
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False))
+    assert [sample["__key__"] for sample in samples] == [clip.clip_id for clip, _ in encoded]
+    assert [sample["mp4"] for sample in samples] == [made.data for _, made in encoded]
+    rows = [json.loads(sample["json"]) for sample in samples]
+    table = open_shard_set(folder).clips.to_pylist()
+    assert rows == [{**row, "extra": dict(row["extra"])} for row in table]
+
+
+def test_dali_reads_and_decodes_it(folder: Path, encoded: list[tuple[Clip, EncodedClip]]) -> None:
+    from nvidia.dali import fn, pipeline_def
+
+    @pipeline_def(batch_size=CLIPS, num_threads=1, device_id=None, prefetch_queue_depth=1)
+    def pipeline() -> Any:
+        tars = sorted(folder.glob("*.tar"))
+        video = fn.readers.webdataset(
+            paths=[str(path) for path in tars],
+            index_paths=[str(path.with_suffix(".idx")) for path in tars],
+            ext=["mp4"],
+            missing_component_behavior="error",
+        )
+        return video, fn.decoders.video(video, device="cpu")
+
+    built = pipeline()
+    built.build()
+    raw, frames = built.run()
+    for n, (_, made) in enumerate(encoded):
+        assert np.asarray(raw.at(n)).tobytes() == made.data
+        assert np.array_equal(np.asarray(frames.at(n)), decode(made.data))
+        assert read_numbers(made.data)[0] == made.start_frame
+
+
+def test_long_clip_ids_keep_their_place(tmp_path: Path, encoded: list[tuple[Clip, EncodedClip]]) -> None:
+    names = ["x" * 150, "y" * 99]
+    folder = write_set(tmp_path / "long", [(a_clip(0, clip_id=name), encoded[0][1]) for name in names])
+    shard_set = open_shard_set(folder)
+    assert [shard_set.read_video(row) for row in range(2)] == [encoded[0][1].data] * 2
+    samples = list(webdataset.WebDataset([str(folder / "shard-000000.tar")], shardshuffle=False))
+    assert [sample["__key__"] for sample in samples] == names
+
+
+@pytest.mark.parametrize("clip_id", ["a.b", "a/b", "a b", ""])
+def test_ids_that_would_break_readers_are_refused(
+    tmp_path: Path, encoded: list[tuple[Clip, EncodedClip]], clip_id: str
+) -> None:
+    clip, made = encoded[0]
+    with pytest.raises(ShardSetError, match="cannot name a tar member"), ShardWriter(tmp_path, 0) as writer:
+        writer.add(made.data, {**clip_row(clip, made), "clip_id": clip_id})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_id_may_come_once_only(tmp_path: Path, encoded: list[tuple[Clip, EncodedClip]]) -> None:
+    clip, made = encoded[0]
+    with pytest.raises(ShardSetError, match="comes twice"), ShardWriter(tmp_path, 0) as writer:
+        writer.add(made.data, clip_row(clip, made))
+        writer.add(made.data, clip_row(clip, made))
+    rows = []
+    for number in (0, 1):
+        with ShardWriter(tmp_path, number) as writer:
+            rows.append(writer.add(made.data, clip_row(clip, made)))
+    with pytest.raises(ShardSetError, match="'P01_01_0' comes twice"):
+        write_manifest(tmp_path, rows=rows, shards=[], classes={}, facts=FACTS)
+    with pytest.raises(ShardSetError, match="no clip could be stored"):
+        write_manifest(tmp_path, rows=[], shards=[], classes={}, facts=FACTS)
+
+
+def test_an_interrupted_shard_leaves_nothing(tmp_path: Path, encoded: list[tuple[Clip, EncodedClip]]) -> None:
+    clip, made = encoded[0]
+    with pytest.raises(KeyboardInterrupt), ShardWriter(tmp_path, 0) as writer:
+        writer.add(made.data, clip_row(clip, made))
+        assert not (tmp_path / "shard-000000.tar").exists()
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def _no_folder(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+def _no_manifest(folder: Path) -> None:
+    (folder / "shard_set.json").unlink()
+
+
+def _foreign(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def _newer(folder: Path) -> None:
+    text = (folder / "shard_set.json").read_text()
+    (folder / "shard_set.json").write_text(text.replace('"format": 1', '"format": 2'))
+
+
+def _no_json(folder: Path) -> None:
+    (folder / "shard_set.json").write_text("{")
+
+
+def _no_tar(folder: Path) -> None:
+    (folder / "shard-000001.tar").unlink()
+
+
+def _no_index(folder: Path) -> None:
+    (folder / "shard-000002.idx").unlink()
+
+
+def _short_tar(folder: Path) -> None:
+    with (folder / "shard-000001.tar").open("r+b") as file:
+        file.truncate(1000)
+
+
+def _no_clips(folder: Path) -> None:
+    (folder / "clips.parquet").unlink()
+
+
+def _damaged_clips(folder: Path) -> None:
+    (folder / "clips.parquet").write_bytes(b"PAR1 not really")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_no_folder, "no such folder; make a shard set with tools/shard_videos.py"),
+        (_no_manifest, "incomplete: it has no shard_set.json; run tools/shard_videos.py again with --resume"),
+        (_foreign, "not a shard set"),
+        (_newer, "shard-set format 2, supported is 1"),
+        (_no_json, "not a shard set's manifest"),
+        (_no_tar, "shard-000001.tar: missing"),
+        (_no_index, "shard-000002.idx: missing"),
+        (_short_tar, "shard-000001.tar: 1000 bytes, should be"),
+        (_no_clips, "clips.parquet: missing"),
+        (_damaged_clips, "clips.parquet: not readable"),
+    ],
+)
+def test_what_is_not_whole_is_refused(folder: Path, damage: Any, message: str) -> None:
+    damage(folder)
+    with pytest.raises(ShardSetError) as caught:
+        open_shard_set(folder)
+    assert message in str(caught.value)
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_hashes_find_what_sizes_do_not(folder: Path) -> None:
+    with (folder / "shard-000001.tar").open("r+b") as file:
+        file.seek(600)
+        file.write(b"\xff\xfe")
+    index = folder / "shard-000002.idx"
+    index.write_text(index.read_text().replace("mp4 512", "mp4 513"))
+    shard_set = open_shard_set(folder)
+    assert shard_set.verify() == []
+    problems = shard_set.verify(full=True)
+    assert [problem.split(": ")[0] for problem in problems] == [
+        str(folder / "shard-000001.tar"),
+        str(folder / "shard-000002.idx"),
+    ]
+
+
+@pytest.mark.parametrize("row", [-1, CLIPS])
+def test_rows_that_are_not_there(folder: Path, row: int) -> None:
+    with pytest.raises(ShardSetError, match=f"row {row} of a set of 5 clips; allowed are 0 to 4"):
+        open_shard_set(folder).read_video(row)
+
+
+def test_a_tar_that_shrinks_under_a_reader_is_named(folder: Path) -> None:
+    shard_set = open_shard_set(folder)
+    _short_tar(folder)
+    with pytest.raises(ShardSetError, match=r"shard-000001\.tar: ends before the clip in row 3"):
+        shard_set.read_video(3)
+
+
+def test_many_threads_read_through_few_descriptors(
+    folder: Path, encoded: list[tuple[Clip, EncodedClip]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards_module, "MAX_OPEN_TARS", 1)
+    shard_set = open_shard_set(folder)
+    wrong: list[int] = []
+
+    def read(seed: int) -> None:
+        rows = np.random.default_rng(seed).integers(0, CLIPS, 300).tolist()
+        wrong.extend(row for row in rows if shard_set.read_video(row) != encoded[row][1].data)
+
+    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert len(shard_set._open) == 1
+    descriptors = [path.readlink() for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    assert sum(path.parent == folder for path in descriptors) == 1
+
+
+def test_a_set_pickles_as_its_path(folder: Path) -> None:
+    shard_set = open_shard_set(folder)
+    copy = pickle.loads(pickle.dumps(shard_set))
+    assert isinstance(copy, ShardSet)
+    assert copy.read_video(4) == shard_set.read_video(4)
+    assert file_sha256(copy.path / "clips.parquet") == copy.manifest["clips_sha256"]
