@@ -56,11 +56,14 @@ def write_annotations(videos: list[Video], folder: Path) -> None:
         lines = [[i, key, str([key.replace("-", " ")]), category] for i, key in enumerate(keys)]
         _write(folder / f"EPIC_100_{kind}_classes.csv", ["id", "key", "instances", "category"], lines, line_end="\r\n")
     # One line per distinct sentence, under the id of the first clip that it tells of.
-    first = {split: {row["narration"]: row for row in reversed(rows[split])} for split in rows}
+    first: dict[str, dict[str, dict[str, object]]] = {"train": {}, "val": {}}
+    for split, told in first.items():
+        for row in rows[split]:
+            told.setdefault(str(row["narration"]), row)
     columns = ["narration_id", "narration", "verb_class", "all_noun_classes", "verb", "all_nouns"]
     header = ["narration_id", "narration", "verb_class", "noun_classes", "verb", "nouns"]
     for name, split, width in (("train", "train", 6), ("test", "val", 2)):
-        chosen = [[row[c] for c in columns[:width]] for row in reversed(first[split].values())]
+        chosen = [[row[c] for c in columns[:width]] for row in first[split].values()]
         _write(folder / f"EPIC_100_retrieval_{name}_sentence.csv", header[:width], chosen)
     info = [
         [

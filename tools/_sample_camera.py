@@ -12,6 +12,7 @@ tell which move it belongs to, only the order of several frames does.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -285,15 +286,24 @@ def picture_width(height: int, aspect: float) -> int:
 
 def sampling_grid(pose: Pose, rows: int, columns: int, aspect: float) -> torch.Tensor:
     """float32 [1, rows, columns, 2]: x, y in the picture, -1 to 1, of each pixel of the window at `pose`."""
-    x, y, zoom_out, roll = pose
+    x, y, zoom_out, roll = pose.tolist()
     window = WINDOW * math.exp(zoom_out)
-    across = ((torch.arange(columns) + 0.5) / columns - 0.5) * (window * aspect)
-    down = (((torch.arange(rows) + 0.5) / rows - 0.5) * window)[:, None]
+    across, down = _steps(columns) * (window * aspect), _steps(rows)[:, None] * window
     cos, sin = math.cos(roll), math.sin(roll)
     grid = torch.empty(1, rows, columns, 2)
-    torch.add((across * cos + x) * (2 / aspect) - 1, down * (-sin * 2 / aspect), out=grid[0, ..., 0])
-    torch.add((across * sin + y) * 2 - 1, down * (cos * 2), out=grid[0, ..., 1])
+    # Short vectors in numpy, pictures in torch: each is several times quicker there.
+    for axis, along, other in (
+        (0, (across * cos + x) * (2 / aspect) - 1, down * (-sin * 2 / aspect)),
+        (1, (across * sin + y) * 2 - 1, down * (cos * 2)),
+    ):
+        torch.add(torch.from_numpy(along), torch.from_numpy(other), out=grid[0, ..., axis])
     return grid
+
+
+@functools.cache
+def _steps(count: int) -> npt.NDArray[np.float32]:
+    """Middles of `count` equal parts of -1/2 .. 1/2."""
+    return ((np.arange(count) + 0.5) / count - 0.5).astype(np.float32)
 
 
 def _planes(frame: av.VideoFrame, largest: int) -> tuple[torch.Tensor, torch.Tensor]:
