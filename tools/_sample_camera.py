@@ -249,15 +249,20 @@ class Footage:
     def load(cls, path: Path, first: int, stop: int, *, height: int) -> Footage:
         """Frames `first` to `stop` - 1, in BT.601 limited range, no larger than a window of `height` pixels needs."""
         planes = []
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            for number, frame in enumerate(container.decode(stream)):
-                if number >= stop:
-                    break
-                if number >= first:
-                    planes.append(_planes(frame, round(height / WINDOW * 1.05)))
-                    aspect = frame.width / frame.height
+        try:
+            with av.open(str(path)) as container:
+                stream = container.streams.video[0]
+                stream.thread_type = "AUTO"
+                for number, frame in enumerate(container.decode(stream)):
+                    if number >= stop:
+                        break
+                    if number >= first:
+                        planes.append(_planes(frame, round(height / WINDOW * 1.05)))
+                        aspect = frame.width / frame.height
+        except av.error.FFmpegError as error:
+            raise SampleError(
+                f"{path}: damaged after frame {first + len(planes)} ({error.strerror}); repair it"
+            ) from None
         if len(planes) != stop - first:
             raise SampleError(f"{path}: frames {first} to {stop - 1} were to be played, but it ends before; repair it")
         return cls(planes=planes, aspect=aspect, size=(height, picture_width(height, aspect)))

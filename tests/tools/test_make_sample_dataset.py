@@ -24,7 +24,7 @@ import make_sample_dataset as tool  # noqa: E402
 from _sample_annotations import write_annotations  # noqa: E402
 
 FOOTAGE = ROOT / "assets/bigbuckbunny.mp4"
-SMALL = ["--train-clips", "18", "--val-clips", "9", "--videos", "4", "--height", "64"]
+SMALL = ["--train-clips", "9", "--val-clips", "9", "--videos", "4", "--height", "64"]
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run("--out", str(out), *SMALL, "--workers", "2")
     assert done.returncode == 0, done.stderr
     assert "made: 4 videos" in done.stdout
-    assert "18 training and 9 validation clips" in done.stdout
+    assert "9 training and 9 validation clips" in done.stdout
     assert f"--annotations {out}/annotations --videos {out}/videos" in done.stdout
     return out
 
@@ -139,7 +139,7 @@ def test_same_seed_gives_the_same_bytes_however_many_workers(made: Path) -> None
 
 
 def test_another_seed_gives_other_csvs(made: Path, tmp_path: Path, source: camera.Source) -> None:
-    write_annotations(plan(source, seed=1, train=18, val=9, videos=4), tmp_path / "annotations")
+    write_annotations(plan(source, seed=1, train=9, val=9, videos=4), tmp_path / "annotations")
     ours = contents(made / "annotations")
     other = contents(tmp_path / "annotations")
     assert set(ours) == set(other)
@@ -166,7 +166,7 @@ def test_videos_are_as_cameras_make_them(made: Path) -> None:
 
 
 def test_decoded_frames_are_the_planned_poses(made: Path, source: camera.Source) -> None:
-    video = plan(source, train=18, val=9, videos=4)[0]
+    video = plan(source, train=9, val=9, videos=4)[0]
     footage = camera.Footage.load(FOOTAGE, video.first, video.stop, height=64)
     with av.open(str(made / video.file)) as container:
         for number, frame in enumerate(container.decode(video=0)):
@@ -335,7 +335,7 @@ def test_nothing_half_made_is_left(tmp_path: Path, source: camera.Source, monkey
 
 def test_too_few_videos_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = refusal(capsys, arguments_for(tmp_path / "out", "--videos", "1"))
-    assert "--videos 1 with 18 training and 9 validation clips" in told
+    assert "--videos 1 with 9 training and 9 validation clips" in told
     assert "needs at least 2 videos" in told
 
 

@@ -138,3 +138,12 @@ def test_zooms_and_rolls_are_seen(verb: str, growth: float, turn: float) -> None
     (slope, roll), (later_slope, later_roll) = (seen_zoom_and_roll(middle + travel * t) for t in (-0.5, 0.5))
     assert later_slope / slope == pytest.approx(growth, rel=0.03)
     assert later_roll - roll == pytest.approx(turn, abs=0.03)
+
+
+def test_damaged_footage_is_told(tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.mp4"
+    content = bytearray(FOOTAGE.read_bytes())
+    content[400_000:700_000] = bytes(300_000)
+    damaged.write_bytes(content)
+    with pytest.raises(camera.SampleError, match=r"damaged\.mp4: (damaged after frame \d+|frames 0 to 131 were)"):
+        camera.Footage.load(damaged, 0, 132, height=64)
