@@ -119,7 +119,7 @@ def test_tar_is_plain_gnu_with_constant_headers(folder: Path) -> None:
 
 
 def test_index_is_the_one_that_dali_makes(folder: Path, tmp_path: Path) -> None:
-    import wds2idx  # comes with the DALI wheel
+    import wds2idx  # type: ignore[import-untyped]  # comes with the DALI wheel
 
     made = tmp_path / "made.idx"
     with wds2idx.IndexCreator(str(folder / "shard-000000.tar"), str(made), verbose=False) as creator:
@@ -140,7 +140,7 @@ def test_webdataset_reads_it(folder: Path, encoded: list[tuple[Clip, EncodedClip
 def test_dali_reads_and_decodes_it(folder: Path, encoded: list[tuple[Clip, EncodedClip]]) -> None:
     from nvidia.dali import fn, pipeline_def
 
-    @pipeline_def(batch_size=CLIPS, num_threads=1, device_id=None, prefetch_queue_depth=1)
+    @pipeline_def(batch_size=CLIPS, num_threads=1, device_id=None, prefetch_queue_depth=1)  # type: ignore[untyped-decorator]
     def pipeline() -> Any:
         tars = sorted(folder.glob("*.tar"))
         video = fn.readers.webdataset(

@@ -67,7 +67,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def annotations(tmp_path: Path) -> Path:
+def csvs(tmp_path: Path) -> Path:
     return write_annotations(tmp_path / "annotations", lines())
 
 
@@ -130,8 +130,8 @@ def test_every_clip_is_there_exactly_cut(reference: Path) -> None:
     assert str(reference.parent) not in (reference / "shard_set.json").read_text()  # the set can be moved
 
 
-def test_validation_keeps_the_order_and_limit_takes_the_first(annotations: Path, videos: Path, tmp_path: Path) -> None:
-    done = run(annotations, videos, tmp_path / "set", "--split", "val", "--limit", "8", "--fps", "25")
+def test_validation_keeps_the_order_and_limit_takes_the_first(csvs: Path, videos: Path, tmp_path: Path) -> None:
+    done = run(csvs, videos, tmp_path / "set", "--split", "val", "--limit", "8", "--fps", "25")
     assert done.returncode == 0, done.stderr
     clips = open_shard_set(tmp_path / "set").clips
     assert clips.column("clip_id").to_pylist() == [line.split(",")[0] for line in lines()[:8]]
@@ -223,17 +223,17 @@ def test_a_whole_set_is_left_alone(reference: Path, videos: Path) -> None:
     assert contents(reference) == before
 
 
-def test_a_folder_in_use_is_refused(annotations: Path, videos: Path, tmp_path: Path) -> None:
+def test_a_folder_in_use_is_refused(csvs: Path, videos: Path, tmp_path: Path) -> None:
     work = tmp_path / "set/.work"
     work.mkdir(parents=True)
     with (work / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        done = run(annotations, videos, tmp_path / "set", "--resume")
+        done = run(csvs, videos, tmp_path / "set", "--resume")
     assert done.returncode == 1
     assert "another run is writing here" in done.stderr
     (tmp_path / "full").mkdir()
     (tmp_path / "full/thesis.tex").write_text("dear")
-    done = run(annotations, videos, tmp_path / "full", "--resume")
+    done = run(csvs, videos, tmp_path / "full", "--resume")
     assert done.returncode == 1
     assert "holds other files" in done.stderr
     assert contents(tmp_path / "full") == {"thesis.tex": b"dear"}
@@ -273,13 +273,13 @@ def test_clips_that_fail_are_listed_and_bounded(videos: Path, tmp_path: Path) ->
     assert shard_set.verify(full=True) == []
 
 
-def test_missing_videos_are_told_before_the_work(annotations: Path, tmp_path: Path) -> None:
+def test_missing_videos_are_told_before_the_work(csvs: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    done = run(annotations, tmp_path / "empty", tmp_path / "set", "--max-failures", "0")
+    done = run(csvs, tmp_path / "empty", tmp_path / "set", "--max-failures", "0")
     assert done.returncode == 1
     assert "70 clips cannot be stored" in done.stderr
     assert len((tmp_path / "set/failures.jsonl").read_text().splitlines()) == 70
-    nothing = run(annotations, tmp_path / "empty", tmp_path / "other")  # 70 are allowed to fail, but not all
+    nothing = run(csvs, tmp_path / "empty", tmp_path / "other")  # 70 are allowed to fail, but not all
     assert nothing.returncode == 1
     assert not (tmp_path / "other/shard_set.json").exists()
 
@@ -293,8 +293,8 @@ def test_missing_videos_are_told_before_the_work(annotations: Path, tmp_path: Pa
         (["--limit", "0"], "not a whole number of at least 1"),
     ],
 )
-def test_wrong_arguments(annotations: Path, videos: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
-    done = run(annotations, videos, tmp_path / "set", *arguments)
+def test_wrong_arguments(csvs: Path, videos: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    done = run(csvs, videos, tmp_path / "set", *arguments)
     assert done.returncode == 2
     assert message in done.stderr
     assert not (tmp_path / "set").exists()
