@@ -1,0 +1,244 @@
+"""Models in files: safetensors whose metadata holds the architecture, so that a file alone is enough to load it.
+
+Metadata keys: `lavila.format` (version of this layout), `lavila.architecture` (JSON), and whatever the writer adds.
+Nothing here unpickles: a checkpoint from a stranger cannot run code.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from lavila.models.classifier import VideoClassifier
+from lavila.models.timesformer import TimeSformer
+
+log = logging.getLogger(__name__)
+
+FORMAT_VERSION = "1"
+WEIGHTS = "model.safetensors"
+LATEST = "latest"
+RESERVED = "lavila."
+PICKLES = {".pth", ".pt", ".ckpt", ".bin", ".pkl"}
+READABLE = f"a .safetensors file, a step folder with {WEIGHTS}, or a checkpoints folder with the file '{LATEST}'"
+NAMES_SHOWN = 8
+
+Inflation = Literal["bilinear", "zeros", "interp"]
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is not there, is damaged, or does not fit, told in one line."""
+
+
+class Describable(Protocol):
+    """A model that can say how to build it again."""
+
+    def architecture(self) -> dict[str, Any]: ...
+
+
+BUILDERS: dict[str, type[TimeSformer] | type[VideoClassifier]] = {
+    "timesformer": TimeSformer,
+    "classifier": VideoClassifier,
+}
+
+
+def build_model(architecture: Mapping[str, Any]) -> nn.Module:
+    """A model with fresh weights from what `model.architecture()` returned. ValueError for an unknown kind or field."""
+    kind = architecture.get("kind")
+    if kind not in BUILDERS:
+        raise ValueError(f"architecture kind {kind!r}: expected one of {sorted(BUILDERS)}")
+    return BUILDERS[kind].from_architecture(architecture)
+
+
+def save_model(model: nn.Module, path: str | Path, *, extra: Mapping[str, str] | None = None) -> None:
+    """Write weights and architecture to `path` (.safetensors), whole or not at all.
+
+    model: has `architecture()`; unwrap DistributedDataParallel and torch.compile first. extra: strings to keep beside
+    the weights (see `read_extra`). ValueError for a model that cannot describe itself and for names that are taken.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path}: a model file's name ends in .safetensors")
+    describe = getattr(model, "architecture", None)
+    if describe is None:
+        raise ValueError(f"{type(model).__name__} has no architecture(); pass the model itself, without its wrapper")
+    extra = dict(extra or {})
+    if taken := sorted(name for name in extra if name.startswith(RESERVED)):
+        raise ValueError(f"extra {taken}: names that begin with '{RESERVED}' are taken; choose others")
+    metadata = {
+        **extra,
+        f"{RESERVED}format": FORMAT_VERSION,
+        f"{RESERVED}architecture": json.dumps(describe()),
+    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as the umask has it; safetensors makes files that only their owner can read
+        save_file(tensors, temporary, metadata=metadata)
+        temporary.chmod(mode)
+        _sync(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+def load_model(
+    path: str | Path,
+    *,
+    num_frames: int | None = None,
+    image_size: int | None = None,
+    device: str | torch.device = "cpu",
+) -> nn.Module:
+    """Read a model written by `save_model`, float32, in eval mode, on `device`.
+
+    path: a .safetensors file, a `step-*` folder that holds model.safetensors, or a run's `checkpoints` folder, whose
+    file `latest` names the newest step folder.
+    num_frames: longest clip the model shall take. More than stored: the temporal embedding is resampled linearly;
+    fewer: its first ones are kept (both as the reference does).
+    image_size: side in pixels. The spatial embedding is resampled bicubically (the reference refuses this).
+    CheckpointError where nothing is found, the file is damaged, or names or shapes of tensors do not fit.
+    """
+    file = _find(Path(path))
+    metadata = _read_metadata(file)
+    architecture = json.loads(metadata[f"{RESERVED}architecture"])
+    tower, prefix = (architecture["tower"], "visual.") if "tower" in architecture else (architecture, "")
+    stored_frames, stored_size = tower.get("num_frames"), tower.get("image_size")
+    tower["num_frames"] = stored_frames if num_frames is None else num_frames
+    tower["image_size"] = stored_size if image_size is None else image_size
+    with torch.device("meta"):  # shapes only: the weights come from the file
+        try:
+            model = build_model(architecture)
+        except ValueError as error:
+            raise CheckpointError(f"{file}: {error}") from error
+    state = load_file(file, device=str(device))
+    state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    for name, resized, resize in (
+        (f"{prefix}temporal_embed", tower["num_frames"] != stored_frames, inflate_temporal_embed),
+        (f"{prefix}pos_embed", tower["image_size"] != stored_size, resize_pos_embed),
+    ):
+        if resized and name in state:
+            wanted = model.get_parameter(name).shape[1]
+            log.info("%s: %s resampled from %d to %d positions", file, name, state[name].shape[1], wanted)
+            state[name] = resize(state[name], wanted)
+    _check_fit(state, model.state_dict(), file=file)
+    model.load_state_dict(state, assign=True)
+    return model.eval()
+
+
+def read_extra(path: str | Path) -> dict[str, str]:
+    """What `save_model` was given as `extra`, from anything `load_model` can read."""
+    metadata = _read_metadata(_find(Path(path)))
+    return {name: value for name, value in metadata.items() if not name.startswith(RESERVED)}
+
+
+def inflate_temporal_embed(embed: Tensor, frames: int, mode: Inflation = "bilinear") -> Tensor:
+    """Temporal embedding [1,T,D] -> [1,frames,D].
+
+    Fewer frames: the first ones are kept, whatever the mode. More: `bilinear` resamples linearly between frame centres,
+    `interp` repeats the nearest, `zeros` appends zeros. The names are LaViLa's. ValueError for another mode or shape.
+    """
+    if embed.ndim != 3 or embed.shape[0] != 1 or frames < 1:
+        raise ValueError(f"temporal embedding {tuple(embed.shape)} to {frames} frames: expected [1, T, D] and >= 1")
+    stored = embed.shape[1]
+    if mode not in ("bilinear", "zeros", "interp"):
+        raise ValueError(f"mode={mode!r}: expected one of ['bilinear', 'interp', 'zeros']")
+    if frames <= stored:
+        return embed[:, :frames].clone()
+    if mode == "zeros":
+        return torch.cat([embed, embed.new_zeros(1, frames - stored, embed.shape[2])], dim=1)
+    how = "linear" if mode == "bilinear" else "nearest"
+    return interpolate(embed.transpose(1, 2), size=frames, mode=how).transpose(1, 2).contiguous()
+
+
+def resize_pos_embed(embed: Tensor, positions: int) -> Tensor:
+    """Spatial embedding [1,1+N,D] -> [1,positions,D] by bicubic resampling of the square patch grid.
+
+    The class token's embedding (the first) is kept. ValueError where either count is not one more than a square.
+    """
+    stored, wanted = (round((count - 1) ** 0.5) for count in (embed.shape[1], positions))
+    if stored**2 != embed.shape[1] - 1 or wanted**2 != positions - 1:
+        raise ValueError(f"position embedding of {embed.shape[1]} to {positions}: expected 1 + a square number of each")
+    grid = torch.unflatten(embed[:, 1:], 1, (stored, stored)).permute(0, 3, 1, 2)
+    grid = interpolate(grid, size=(wanted, wanted), mode="bicubic", align_corners=False)
+    return torch.cat([embed[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
+
+
+def _find(path: Path) -> Path:
+    """The .safetensors file that a user's path means."""
+    if path.is_file():
+        if path.suffix == ".safetensors":
+            return path
+        if path.suffix in PICKLES:
+            raise CheckpointError(
+                f"{path}: pickled checkpoints ({path.suffix}) cannot be read yet, published ones included; "
+                f"can be read: {READABLE}"
+            )
+        raise CheckpointError(f"{path}: not a model file; can be read: {READABLE}")
+    if (path / WEIGHTS).is_file():
+        return path / WEIGHTS
+    if (path / LATEST).is_file():
+        step = (path / LATEST).read_text(encoding="utf-8").strip()
+        if step in {"", ".", ".."} or Path(step).name != step:
+            raise CheckpointError(f"{path / LATEST} says {step!r}: expected the name of a step folder beside it")
+        if (path / step / WEIGHTS).is_file():
+            return path / step / WEIGHTS
+        raise CheckpointError(
+            f"{path / LATEST} names {step!r}, but there is no {path / step / WEIGHTS}; give another step folder"
+        )
+    raise CheckpointError(
+        f"no model at {str(path)!r}: looked for the file {path}, {path / WEIGHTS} and {path / LATEST}; "
+        f"can be read: {READABLE}"
+    )
+
+
+def _read_metadata(file: Path) -> dict[str, str]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+    except SafetensorError as error:
+        raise CheckpointError(f"{file}: not a whole safetensors file ({error}); copy or train it again") from error
+    version = metadata.get(f"{RESERVED}format")
+    if version != FORMAT_VERSION or f"{RESERVED}architecture" not in metadata:
+        raise CheckpointError(
+            f"{file}: model format {version!r}, expected {FORMAT_VERSION!r}; write it with this version's save_model"
+        )
+    return dict(metadata)
+
+
+def _check_fit(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, file: Path) -> None:
+    missing = [name for name in wanted if name not in state]
+    unexpected = [name for name in state if name not in wanted]
+    misshapen = [
+        f"{name} {list(state[name].shape)} instead of {list(wanted[name].shape)}"
+        for name in wanted
+        if name in state and state[name].shape != wanted[name].shape
+    ]
+    found = {"missing": missing, "left over": unexpected, "misshapen": misshapen}
+    if any(found.values()):
+        problems = "; ".join(f"{what}: {_shorten(names)}" for what, names in found.items() if names)
+        raise CheckpointError(f"{file}: tensors do not fit the architecture it names: {problems}; save the model again")
+
+
+def _shorten(names: list[str]) -> str:
+    rest = len(names) - NAMES_SHOWN
+    return ", ".join(names[:NAMES_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold a file, or a folder's list of names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
