@@ -121,8 +121,8 @@ class DividedAttention(nn.Module):
         return torch.unflatten(out.transpose(1, 2), 0, (-1, frames)).flatten(1, 2).flatten(2)
 
     def _over_time(self, q_BSHE: Tensor, k_BSHE: Tensor, v_BSHE: Tensor, frames: int) -> Tensor:
-        # Places are folded into the heads, not the batch: tokens then keep their order in memory, and B*N cannot
-        # exceed the 65535 rows that CUDA's fused kernels take as a batch.
+        # Places are folded into the heads, not the batch: tokens then keep their order in memory, and B*N (which passes
+        # 65535, the largest second dimension of a CUDA grid, for large batches) is no dimension of the call.
         def columns(x_BSHE: Tensor, *, with_cls: bool) -> Tensor:
             x_BTNHE = torch.unflatten(x_BSHE[:, 1:], 1, (frames, -1))
             if with_cls:
