@@ -103,6 +103,7 @@ class ViewsConfig:
     fusion: Fusion = Fusion.mean_logits  # mean of logits then softmax, or maximum over views then softmax
     batch_size: int = 8  # clips (not views) in flight over all ranks
     view_batch_size: int = 0  # views per forward pass on a rank; 0 = all views of a batch at once
+    single_frame_control: bool = False  # also score every view with its middle frame repeated: does the model use time?
 
 
 @dataclass(frozen=True, kw_only=True)

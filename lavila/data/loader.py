@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.utils.dlpack import from_dlpack
 
 from lavila.data.dali_pipelines.graph import DecoderName, PictureSpec
 from lavila.data.dali_pipelines.runner import LoadedBatch, PipelineRunner
@@ -235,7 +236,7 @@ class ClipLoader:
             views = self.plan.view_grid[0] * self.plan.view_grid[1]
             shape = (0, views, 3, self.plan.frames, self.plan.size, self.plan.size)
             return torch.zeros(shape, dtype=torch.float16 if self._spec.half else torch.float32, device=self.device)
-        return torch.from_dlpack(pictures).flatten(1, 2).transpose(2, 3)
+        return from_dlpack(pictures).flatten(1, 2).transpose(2, 3)
 
     def _count_bad_clips(self, loaded: LoadedBatch) -> None:
         for plan, reason in loaded.bad:

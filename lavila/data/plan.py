@@ -75,6 +75,10 @@ class Ranks:
     world: int = 1
 
 
+class PlanError(ValueError):
+    """A plan that cannot be made, told in one line."""
+
+
 class Plan(Protocol):
     """What the loader asks of a plan."""
 
@@ -211,12 +215,12 @@ class TrainingPlan:
     ):
         if batch_size % (ranks.world * passes):
             fitting = batch_size // (ranks.world * passes) * ranks.world * passes or ranks.world * passes
-            raise ValueError(
+            raise PlanError(
                 f"data.batch_size={batch_size} clips cannot be shared equally by {ranks.world} rank(s) in {passes} "
                 f"pass(es) each; try data.batch_size={fitting}"
             )
         if batch_size > len(sizes):
-            raise ValueError(
+            raise PlanError(
                 f"data.batch_size={batch_size} is more than the {len(sizes)} clip(s) of the training shard set: "
                 "not one step can be made; make it smaller"
             )

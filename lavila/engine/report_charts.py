@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lavila.metrics.classification import confused_pairs
+
 Json = dict[str, Any]
 
 MATRIX_CLASSES = 30  # a matrix of more is not readable; the most confused pairs are
@@ -62,16 +64,6 @@ def ticks(low: float, high: float, count: int = 6) -> list[float]:
     return [round(n * step, 12) for n in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def confused_pairs(confusion: npt.NDArray[np.int64]) -> list[tuple[int, int, int]]:
-    """(truth, predicted, clips) of the mistakes in a [K, K] confusion, most frequent first, at most PAIRS_SHOWN."""
-    wrong = confusion.copy()
-    np.fill_diagonal(wrong, 0)
-    count = min(PAIRS_SHOWN, wrong.size)
-    places = np.argpartition(wrong.ravel(), -count)[-count:] if count else np.zeros(0, np.int64)
-    found = [(int(p // len(wrong)), int(p % len(wrong)), int(wrong.flat[p])) for p in places]
-    return sorted((pair for pair in found if pair[2]), key=lambda pair: (-pair[2], pair[:2]))
-
-
 def head_figures(name: str, head: Mapping[str, Any], *, chance: float | None) -> Json:
     """Matrix or pair table, and bars, of one classification head (`heads[name]` of a report).
 
@@ -80,7 +72,7 @@ def head_figures(name: str, head: Mapping[str, Any], *, chance: float | None) ->
     classes = [str(c) for c in head["classes"]]
     confusion, support = check_head(name, head)
     if confusion is not None:
-        pairs = confused_pairs(confusion)
+        pairs = confused_pairs(confusion, most=PAIRS_SHOWN)
     else:
         given = [(int(t), int(p), int(c)) for t, p, c in head.get("confused_pairs") or ()]
         pairs = sorted((p for p in given if p[0] != p[1]), key=lambda p: (-p[2], p[:2]))[:PAIRS_SHOWN]

@@ -42,6 +42,16 @@ def confusion_matrix(predicted: Integers, targets: Integers, *, num_classes: int
     return counts.reshape(num_classes, num_classes)
 
 
+def confused_pairs(confusion: Integers, *, most: int) -> list[tuple[int, int, int]]:
+    """(truth, predicted, clips) of the mistakes in a [K,K] confusion (rows = truth), most frequent first."""
+    wrong = confusion.copy()
+    np.fill_diagonal(wrong, 0)
+    count = min(most, wrong.size)
+    places = np.argpartition(wrong.ravel(), -count)[-count:] if count else np.zeros(0, np.int64)
+    found = [(int(p // len(wrong)), int(p % len(wrong)), int(wrong.flat[p])) for p in places]
+    return sorted((pair for pair in found if pair[2]), key=lambda pair: (-pair[2], pair[:2]))
+
+
 def mean_class_accuracy(confusion: Integers, *, absent_as_zero: bool) -> float:
     """Mean over classes of the per cent of a class's samples that were predicted right.
 

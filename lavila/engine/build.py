@@ -1,0 +1,144 @@
+"""From a config to the objects of a run: shard sets, loaders, model, task. Configs end here; below are plain values."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lavila.config.schema import ConfigError, DataConfig, PictureType, RunConfig
+from lavila.data.loader import ClipLoader, Pictures, clip_sizes
+from lavila.data.plan import CropChoice, FrameChoice, Ranks, TrainingPlan, ViewChoice, ViewPlan
+from lavila.data.shards import ShardSet, open_shard_set
+from lavila.engine.distributed import Process
+from lavila.models.checkpoints import load_model
+from lavila.models.classifier import VideoClassifier
+from lavila.models.timesformer import TimeSformer, TimeSformerConfig
+from lavila.tasks import Task
+from lavila.tasks.classification import ClassificationSettings, ClassificationTask
+
+Classes = dict[str, list[str]]
+
+
+def shard_set(config: RunConfig, which: str) -> ShardSet:
+    """The training or validation shard set. ConfigError where the config names none."""
+    path = getattr(config.data, which)
+    if not path:
+        raise ConfigError(f"data.{which} is empty: give the folder of a shard set made by tools/shard_videos.py")
+    return open_shard_set(Path(path))
+
+
+def head_classes(config: RunConfig, shards: ShardSet) -> Classes:
+    """Class names of each head. ConfigError where the shard set has no such labels."""
+    missing = [head for head in config.task.heads if not shards.classes.get(head)]
+    if missing:
+        known = [kind for kind, names in shards.classes.items() if names]
+        raise ConfigError(f"task.heads: {shards.path} has no {', '.join(missing)} labels; it has {', '.join(known)}")
+    return {head: shards.classes[head] for head in config.task.heads}
+
+
+def training_loader(config: RunConfig, shards: ShardSet, process: Process) -> ClipLoader:
+    """Random crops of every clip, in a new order each epoch."""
+    plan = TrainingPlan(
+        clip_sizes(shards),
+        frames=_frame_choice(config.data),
+        crop=CropChoice(
+            size=config.data.image_size,
+            scale=config.data.crop_scale,
+            ratio=config.data.crop_ratio,
+            flip=config.data.flip,
+        ),
+        batch_size=config.data.batch_size,
+        seed=config.seed,
+        ranks=Ranks(rank=process.rank, world=process.world),
+        passes=config.optim.accumulate,
+    )
+    return _loader(config, shards, plan, process)
+
+
+def view_loader(config: RunConfig, shards: ShardSet, process: Process) -> ClipLoader:
+    """Every clip exactly once, with the views of `config.views`."""
+    plan = ViewPlan(
+        clip_sizes(shards),
+        frames=_frame_choice(config.data),
+        views=ViewChoice(size=config.data.image_size, clips=config.views.clips, crops=config.views.crops.value),
+        batch_size=config.views.batch_size,
+        ranks=Ranks(rank=process.rank, world=process.world),
+    )
+    return _loader(config, shards, plan, process)
+
+
+def single_view(config: RunConfig) -> RunConfig:
+    """The same run evaluated on one centre view a clip, for a quick look while training."""
+    crops = type(config.views.crops).center
+    return replace(config, views=replace(config.views, clips=1, crops=crops, single_frame_control=False))
+
+
+def classifier(config: RunConfig, classes: Mapping[str, Sequence[str]]) -> VideoClassifier:
+    """A fresh model, its tower started from `model.init` if that is given. The seed decides its weights."""
+    torch.manual_seed(config.seed)
+    model = config.model
+    tower = TimeSformer(
+        TimeSformerConfig(
+            image_size=config.data.image_size,
+            patch_size=model.patch_size,
+            width=model.width,
+            depth=model.depth,
+            heads=model.heads,
+            num_frames=config.data.frames,
+            mlp_ratio=model.mlp_ratio,
+            activation=model.activation.value,
+            pre_norm=model.pre_norm,
+            gated_time_attention=model.gated_time_attention,
+            zero_time_attention=model.zero_time_attention,
+            drop_path=model.drop_path,
+            gradient_checkpointing=model.gradient_checkpointing,
+        )
+    )
+    if model.init:
+        start = load_model(model.init, num_frames=config.data.frames, image_size=config.data.image_size)
+        tower.load_state_dict(getattr(start, "visual", start).state_dict())
+    return VideoClassifier(tower, num_classes=tuple(len(names) for names in classes.values()), dropout=model.dropout)
+
+
+def build_task(config: RunConfig, model: nn.Module, classes: Classes) -> Task:
+    """The task that `task.name` names, around a model. ConfigError for an unknown one."""
+    if config.task.name != "classification":
+        raise ConfigError(f"task.name={config.task.name}: no such task; known: classification")
+    settings = ClassificationSettings(
+        label_smoothing=config.task.label_smoothing,
+        fusion=config.views.fusion.value,
+        view_batch_size=config.views.view_batch_size,
+    )
+    return ClassificationTask(model, classes=classes, settings=settings)
+
+
+def checkpoint_facts(config: RunConfig, classes: Classes) -> dict[str, str]:
+    """What a model file says beside weights and architecture: enough to feed it pictures and read its answers."""
+    pictures = {"mean": config.data.mean, "std": config.data.std, "frames": config.data.frames}
+    return {"classes": json.dumps(classes), "pictures": json.dumps(pictures)}
+
+
+def _frame_choice(data: DataConfig) -> FrameChoice:
+    return FrameChoice(frames=data.frames, sampling=data.sampling.value, stride=data.stride)
+
+
+def _loader(config: RunConfig, shards: ShardSet, plan: TrainingPlan | ViewPlan, process: Process) -> ClipLoader:
+    data = config.data
+    return ClipLoader(
+        shards,
+        plan,
+        pictures=Pictures(
+            mean=data.mean, std=data.std, antialias=data.antialias, half=data.picture_type is PictureType.float16
+        ),
+        decoder=data.decoder.value,
+        device=process.device,
+        threads=data.threads or max(1, len(os.sched_getaffinity(0)) // process.local_world),
+        prefetch=data.prefetch,
+        max_bad_clips=data.max_bad_clips,
+    )

@@ -1,0 +1,83 @@
+"""What train.py and evaluate.py share: arguments, logging, and mistakes of the user told in one line."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from lavila.config.load import known_names, load_config, to_yaml
+from lavila.config.schema import ConfigError, RunConfig
+
+USER_ERROR = 2  # exit status
+
+
+def parse(description: str, *, example: str, arguments: list[str] | None = None) -> RunConfig:
+    """The config that the command line asks for. Prints it and exits under --print-config."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog=f"configs: {', '.join(known_names())}\n\nexample: {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", required=True, metavar="NAME", help="a file of configs/ without .yaml, or a path")
+    parser.add_argument("--print-config", action="store_true", help="print the whole resolved config and stop")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.batch_size=8 or seed=1")
+    given = parser.parse_intermixed_args(arguments)
+    try:
+        config = load_config(given.config, given.overrides)
+    except ConfigError as error:
+        _fail(error, every_rank=False)
+    if given.print_config:
+        sys.stdout.write(to_yaml(config))
+        sys.exit(0)
+    return config
+
+
+def run(work: Callable[[RunConfig], object], config: RunConfig) -> None:
+    """Do the work of a command; errors that a user can cause end it with one line and status 2."""
+    rank = int(os.environ.get("RANK", 0))
+    logging.basicConfig(
+        level=logging.INFO if rank == 0 else logging.WARNING,
+        format="%(asctime)s %(message)s" if rank == 0 else f"%(asctime)s rank {rank}: %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stdout,
+    )
+    try:
+        work(config)
+    except user_errors() as error:
+        _fail(error, every_rank=True)
+    except KeyboardInterrupt:
+        _fail("stopped by the keyboard; the same command goes on from the newest checkpoint", every_rank=False)
+
+
+def user_errors() -> tuple[type[Exception], ...]:
+    """The errors whose message alone says what is wrong and what to do."""
+    from lavila.data.loader import LoaderError
+    from lavila.data.plan import PlanError
+    from lavila.data.shards import ShardSetError
+    from lavila.engine.distributed import DeviceError
+    from lavila.engine.evaluator import EvaluationError
+    from lavila.engine.trainer import TrainingError
+    from lavila.models.checkpoints import CheckpointError
+    from lavila.tasks import TaskError
+
+    return (
+        ConfigError,
+        PlanError,
+        ShardSetError,
+        LoaderError,
+        CheckpointError,
+        DeviceError,
+        TaskError,
+        TrainingError,
+        EvaluationError,
+    )
+
+
+def _fail(error: object, *, every_rank: bool) -> NoReturn:
+    if every_rank or int(os.environ.get("RANK", 0)) == 0:
+        sys.stderr.write(f"error: {error}\n")
+    sys.exit(USER_ERROR)

@@ -1,0 +1,91 @@
+"""This process among the processes of a run: `torchrun` starts several, `python train.py` is the only one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+class DeviceError(ValueError):
+    """A device that was asked for and is not there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """Who this process is and which device it owns."""
+
+    rank: int
+    world: int
+    local_world: int  # processes on this machine
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes files and logs."""
+        return self.rank == 0
+
+
+@contextmanager
+def join(device: str) -> Iterator[Process]:
+    """Join the processes that torchrun started, if it did, and leave them at the end.
+
+    device: auto, cpu or cuda. NCCL carries GPU tensors and gloo CPU tensors. Raises DeviceError for cuda without a GPU.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(
+            "device=cuda, but PyTorch finds no usable GPU and driver; use device=auto or cpu, or check nvidia-smi"
+        )
+    on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local_rank, local_world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if on_gpu:
+        if local_rank >= torch.cuda.device_count():
+            raise DeviceError(
+                f"process {local_rank} of this machine has no GPU of its own ({torch.cuda.device_count()} found); "
+                f"start torchrun with --nproc-per-node {torch.cuda.device_count()}"
+            )
+        torch.cuda.set_device(local_rank)
+    if world > 1:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+    try:
+        yield Process(
+            rank=rank,
+            world=world,
+            local_world=local_world,
+            device=torch.device("cuda", local_rank) if on_gpu else torch.device("cpu"),
+        )
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def mean_over_ranks(values: dict[str, float], *, device: torch.device) -> dict[str, float]:
+    """The mean of each value over the ranks where it is not NaN (NaN where it is nowhere)."""
+    if not dist.is_initialized():
+        return values
+    numbers = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
+    known = ~numbers.isnan()
+    totals = torch.stack([torch.where(known, numbers, 0.0), known.double()])
+    dist.all_reduce(totals)
+    return dict(zip(values, (totals[0] / totals[1]).tolist(), strict=True))
+
+
+def gather_to_main(value: Any) -> list[Any] | None:
+    """Every rank's value on the main rank, in rank order; None on the others."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(value, values)
+    return values

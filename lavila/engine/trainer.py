@@ -1,0 +1,222 @@
+"""The one trainer."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from lavila.config.load import to_yaml
+from lavila.config.schema import Precision, RunConfig
+from lavila.data.loader import ClipLoader
+from lavila.engine import build, checkpoint
+from lavila.engine.checkpoint import TrainState
+from lavila.engine.distributed import Process, join, mean_over_ranks
+from lavila.engine.evaluator import evaluate_task
+from lavila.engine.optim import LearningRate, build_optimizer
+from lavila.engine.reporting import MetricsLog, append_stage
+from lavila.records import VideoBatch
+from lavila.tasks import Task
+
+log = logging.getLogger(__name__)
+
+
+def train(config: RunConfig) -> Path:
+    """Train as the config says, from the newest checkpoint of the run if there is one. Returns the last checkpoint."""
+    with join(config.device.value) as process:
+        started = time.perf_counter()
+        shards = build.shard_set(config, "train")
+        classes = build.head_classes(config, shards)
+        loader = build.training_loader(config, shards, process)
+        model = build.classifier(config, classes).to(process.device)
+        trainer = Trainer(
+            config, process, loader=loader, task=build.build_task(config, model, classes), classes=classes
+        )
+        last = trainer.fit()
+        if process.is_main:
+            append_stage(config.run_dir, "train", time.perf_counter() - started)
+    return last
+
+
+@dataclass
+class _Meter:
+    """Sums between two lines of the log."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+    passes: int = 0
+    clips: int = 0
+    wait: float = 0.0
+    since: float = field(default_factory=time.perf_counter)
+
+    def add(self, logs: dict[str, torch.Tensor], clips: int) -> None:
+        for name, value in logs.items():
+            if not math.isnan(number := float(value)):
+                self.sums[name] = self.sums.get(name, 0.0) + number
+        self.passes += 1
+        self.clips += clips
+
+
+class Trainer:
+    """Steps a task over a loader; logs, saves and resumes."""
+
+    def __init__(self, config: RunConfig, process: Process, *, loader: ClipLoader, task: Task, classes: build.Classes):
+        self.config, self.process, self.loader, self.task, self.classes = config, process, loader, task, classes
+        self.run_dir = Path(config.run_dir)
+        self.precision = pick_precision(config.optim.precision, process.device)
+        model = task.model
+        optimizer = build_optimizer(model, config.optim)
+        scaler = torch.amp.GradScaler(process.device.type, enabled=self.precision is torch.float16)
+        progress = {"epoch": 0, "step": 0, "updates": 0}
+        self.state = TrainState(model=model, optimizer=optimizer, scaler=scaler, progress=progress)
+        self.updates_per_epoch = len(loader) // config.optim.accumulate
+        self.rate = LearningRate.of(config.optim, steps=self.updates_per_epoch)
+        if found := checkpoint.find(self.run_dir, config.resume):
+            checkpoint.load(found, self.state, process=process)
+            loader.load_state_dict(progress)
+        if process.world > 1:
+            device_ids = [process.device.index] if process.device.type == "cuda" else None
+            task.model = DistributedDataParallel(model, device_ids=device_ids)
+
+    def fit(self) -> Path:
+        """All epochs that are left. Returns the newest checkpoint's folder."""
+        config, progress = self.config, self.state.progress
+        last = checkpoint.find(self.run_dir, "auto") if progress["updates"] else None
+        if self.process.is_main:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            (self.run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+            self.metrics = MetricsLog(self.run_dir / "metrics.jsonl")
+            self.metrics.truncate_after(progress["updates"])
+            log.info("%s", self._summary())
+        while progress["epoch"] < config.optim.epochs:
+            self._epoch()
+            progress.update(epoch=progress["epoch"] + 1, step=0)
+            self.loader.set_epoch(progress["epoch"])
+            last = self._save()
+            if config.evaluate_every_epochs and progress["epoch"] % config.evaluate_every_epochs == 0:
+                self._validate()
+        assert last is not None
+        return last
+
+    def _epoch(self) -> None:
+        """The rest of the current epoch."""
+        config, progress, meter = self.config, self.state.progress, _Meter()
+        self.task.model.train()
+        waited = self.loader.wait_seconds
+        for batch in self.loader:
+            progress["step"] += 1
+            last_pass = progress["step"] % config.optim.accumulate == 0
+            meter.add(self._pass(batch, update=last_pass), len(batch))
+            if not last_pass:
+                continue
+            progress["updates"] += 1
+            if progress["updates"] % config.log_every_steps == 0 or progress["step"] == len(self.loader):
+                meter.wait = self.loader.wait_seconds - waited
+                self._log(meter)
+                meter, waited = _Meter(), self.loader.wait_seconds
+            if config.checkpoint_every_steps and progress["updates"] % config.checkpoint_every_steps == 0:
+                self._save()
+
+    def _pass(self, batch: VideoBatch, *, update: bool) -> dict[str, torch.Tensor]:
+        """Forward and backward of one batch; with `update`, the optimiser's step as well."""
+        optim, state = self.config.optim, self.state
+        # Dropout and stochastic depth depend on the place in the run alone, so that a resumed run repeats them.
+        seed = np.random.SeedSequence(
+            [self.config.seed, state.progress["epoch"], state.progress["step"], self.process.rank]
+        )
+        torch.manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1))
+        model = self.task.model
+        if isinstance(model, DistributedDataParallel):
+            model.require_backward_grad_sync = update
+        with torch.autocast(
+            self.process.device.type, dtype=self.precision, enabled=self.precision is not torch.float32
+        ):
+            loss, logs = self.task.step(batch)
+        state.scaler.scale(loss / optim.accumulate).backward()
+        if update:
+            self.rate.set(state.optimizer.param_groups, state.progress["updates"])
+            if optim.clip_grad_norm:
+                state.scaler.unscale_(state.optimizer)
+                torch.nn.utils.clip_grad_norm_(state.model.parameters(), optim.clip_grad_norm)
+            state.scaler.step(state.optimizer)
+            state.scaler.update()
+            state.optimizer.zero_grad(set_to_none=True)
+        return logs
+
+    def _log(self, meter: _Meter) -> None:
+        progress, seconds = self.state.progress, time.perf_counter() - meter.since
+        values = {name: total / meter.passes for name, total in meter.sums.items()}
+        values |= {"data_wait_percent": 100 * meter.wait / seconds}
+        values = mean_over_ranks(values, device=self.process.device)
+        if not math.isfinite(values.get("loss", math.nan)):
+            raise TrainingError(
+                f"the loss is {values.get('loss')} at step {progress['updates']}; lower optim.lr, set "
+                "optim.clip_grad_norm, or train in fp32 (optim.precision=fp32)"
+            )
+        if not self.process.is_main:
+            return
+        rate = meter.clips * self.process.world / seconds
+        values |= {"lr": self.state.optimizer.param_groups[-1]["lr"], "clips_per_second": rate}
+        if self.process.device.type == "cuda":
+            values["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        self.metrics.log(step=progress["updates"], epoch=progress["epoch"], **values)
+        total = self.updates_per_epoch * self.config.optim.epochs
+        left = (total - progress["updates"]) * seconds * self.config.optim.accumulate / meter.passes
+        accuracy = " ".join(f"{name} {value:.1f}" for name, value in values.items() if name.endswith("_top1"))
+        log.info(
+            "epoch %d/%d step %d/%d  loss %.3f  %s  lr %.2e  %.0f clips/s  data wait %.1f %%  %s left",
+            progress["epoch"] + 1, self.config.optim.epochs, progress["updates"], total, values["loss"], accuracy,
+            values["lr"], rate, values["data_wait_percent"], _clock(left),
+        )  # fmt: skip
+
+    def _validate(self) -> None:
+        config = build.single_view(self.config)
+        result = evaluate_task(config, self.task, build.shard_set(config, "val"), self.process)
+        if result is not None:
+            named = {f"val_{name}": value for name, value in result.scores.metrics.items() if name.endswith("_top1")}
+            self.metrics.log(step=self.state.progress["updates"], epoch=self.state.progress["epoch"], **named)
+            log.info("validation, one view: %s", " ".join(f"{name} {value:.1f}" for name, value in named.items()))
+
+    def _save(self) -> Path:
+        return checkpoint.save(
+            self.run_dir,
+            self.state,
+            process=self.process,
+            config_yaml=to_yaml(self.config),
+            extra=build.checkpoint_facts(self.config, self.classes),
+            keep=self.config.keep_checkpoints,
+        )
+
+    def _summary(self) -> str:
+        parameters = sum(p.numel() for p in self.state.model.parameters())
+        precision = str(self.precision).removeprefix("torch.")
+        return (
+            f"{self.config.name}: {parameters / 1e6:.1f} M parameters, {len(self.loader.shard_set)} clips, "
+            f"{self.updates_per_epoch} steps of {self.config.data.batch_size} clips an epoch, "
+            f"{self.process.world} rank(s) on {self.process.device.type}, {precision}, decoder {self.loader.decoder}"
+        )
+
+
+class TrainingError(ValueError):
+    """Training that cannot go on, told in one line."""
+
+
+def pick_precision(precision: Precision, device: torch.device) -> torch.dtype:
+    """The number type of autocast. auto: bf16 where the GPU computes in it, else fp16; fp32 on the CPU."""
+    if precision is Precision.auto:
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if precision is Precision.fp16 and device.type != "cuda":
+        raise TrainingError("optim.precision=fp16 needs a GPU; use fp32 or bf16 on the CPU")
+    return {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}[precision]
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

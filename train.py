@@ -1,0 +1,17 @@
+"""Train a model: [torchrun --nproc-per-node 8] train.py --config NAME [key=value ...]"""
+
+from lavila.engine.command_line import parse, run
+
+
+def main() -> None:
+    config = parse(
+        "Trains a model on a shard set; goes on from the run's newest checkpoint if there is one.",
+        example="torchrun --nproc-per-node 8 train.py --config ek100_cls_tsf_l optim.epochs=50 seed=1",
+    )
+    from lavila.engine.trainer import train  # after parsing, so that --help and config errors are quick
+
+    run(train, config)
+
+
+if __name__ == "__main__":
+    main()
