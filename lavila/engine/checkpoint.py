@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,9 @@ def save(
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     barrier()
-    state_dict_saver.save(_train_state(state), checkpoint_id=temporary / "train_state", no_dist=process.world == 1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process: that is meant
+        state_dict_saver.save(_train_state(state), checkpoint_id=temporary / "train_state", no_dist=process.world == 1)
     if process.is_main:
         save_model(state.model, temporary / WEIGHTS, extra=extra)
         (temporary / "config.yaml").write_text(config_yaml, encoding="utf-8")
@@ -101,7 +104,9 @@ def load(path: Path, state: TrainState, *, process: Process) -> None:
     weights = load_model(path).state_dict()
     state.model.load_state_dict(weights)
     values = _train_state(state)
-    state_dict_loader.load(values, checkpoint_id=path / "train_state", no_dist=process.world == 1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        state_dict_loader.load(values, checkpoint_id=path / "train_state", no_dist=process.world == 1)
     set_optimizer_state_dict(state.model, state.optimizer, values["optimizer"])
     state.scaler.load_state_dict(values["scaler"])
     state.progress.update(values["progress"])

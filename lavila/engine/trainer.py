@@ -105,11 +105,12 @@ class Trainer:
 
     def _epoch(self) -> None:
         """The rest of the current epoch."""
-        config, progress, meter = self.config, self.state.progress, _Meter()
+        config, progress, meter, clips = self.config, self.state.progress, _Meter(), 0
         self.task.model.train()
         waited = self.loader.wait_seconds
         for batch in self.loader:
             progress["step"] += 1
+            clips += len(batch)
             last_pass = progress["step"] % config.optim.accumulate == 0
             meter.add(self._pass(batch, update=last_pass), len(batch))
             if not last_pass:
@@ -121,6 +122,12 @@ class Trainer:
                 meter, waited = _Meter(), self.loader.wait_seconds
             if config.checkpoint_every_steps and progress["updates"] % config.checkpoint_every_steps == 0:
                 self._save()
+        if not mean_over_ranks({"clips": float(clips)}, device=self.process.device)["clips"] and self.loader.bad_clips:
+            bad = self.loader.bad_clips[-1]
+            raise TrainingError(
+                f"{config.data.train}: not one clip of epoch {progress['epoch'] + 1} could be decoded, the last being "
+                f"{bad.clip_id} in {bad.shard} ({bad.reason}); make the shards again"
+            )
 
     def _pass(self, batch: VideoBatch, *, update: bool) -> dict[str, torch.Tensor]:
         """Forward and backward of one batch; with `update`, the optimiser's step as well."""

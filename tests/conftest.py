@@ -1,0 +1,88 @@
+"""Small shard sets of synthetic video, shared by all tests; and what marks a test as one for a GPU."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lavila.data.encode import EncodeSettings, encode_clip
+from lavila.data.sharding import clip_row
+from lavila.data.shards import ShardSet, ShardWriter, open_shard_set, write_manifest
+from lavila.records import Clip
+from tests.footage import Coding, Picture, write_video
+
+CLASSES = {
+    "verb": ["left", "right", "hold"],
+    "noun": ["dark", "bright"],
+    "action": ["left dark", "right bright", "hold dark"],
+}
+FRAMES = (30, 24, 41, 9, 30, 33, 30, 24, 41, 9, 30, 33)  # frames of each clip; 9 is shorter than a view
+TALL = (2, 8)  # clips that are higher than wide
+
+
+def moving_picture(number: int, *, seed: int, height: int, width: int) -> Picture:
+    """A smooth coloured pattern that moves to the left; every clip has its own."""
+    phase = np.random.default_rng(seed).uniform(0, 6, 3)
+    y, x = np.mgrid[0:height, 0:width] / 24.0
+    waves = [np.sin(x + number * 0.3 + p) * np.cos(y * (1 + i / 2) + p) for i, p in enumerate(phase)]
+    return (128 + 100 * np.stack(waves, axis=2)).astype(np.uint8)
+
+
+def make_shard_set(folder: Path, videos: Path, *, codec: str, clips: int = len(FRAMES)) -> ShardSet:
+    """A whole shard set of `clips` clips in two tars."""
+    folder.mkdir(parents=True)
+    rows, files = [], []
+    settings = EncodeSettings(codec=codec, short_side=64, speed="8" if codec == "vp9" else "ultrafast")
+    for number in range(2):
+        with ShardWriter(folder, number) as writer:
+            for i in range(number, clips, 2):
+                size = (112, 64) if i in TALL else (64, 112)
+                path = videos / f"{i}.mp4"
+                if not path.exists():
+                    pictures = (moving_picture(n, seed=i, height=size[0], width=size[1]) for n in range(FRAMES[i]))
+                    write_video(path, pictures, Coding())
+                clip = Clip(
+                    clip_id=f"clip_{i}",
+                    video_id=str(i),
+                    video_path=path.name,
+                    start_second=0.0,
+                    stop_second=None,
+                    narrations=(f"clip number {i}",),
+                    verb=i % 3,
+                    noun=i % 2,
+                    action=i % 3,
+                )
+                encoded = encode_clip(path, start_second=0.0, stop_second=None, settings=settings)
+                rows.append(writer.add(encoded.data, clip_row(clip, encoded)))
+        files.append(writer.file)
+    facts = {"dataset": "synthetic", "split": "train", "encoder": {"codec": codec}}
+    write_manifest(folder, rows=rows, shards=files, classes=CLASSES, facts=facts)
+    return open_shard_set(folder)
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("videos")
+
+
+@pytest.fixture(scope="session")
+def vp9_shards(tmp_path_factory: pytest.TempPathFactory, videos: Path) -> ShardSet:
+    return make_shard_set(tmp_path_factory.mktemp("shards") / "vp9", videos, codec="vp9")
+
+
+@pytest.fixture(scope="session")
+def h264_shards(tmp_path_factory: pytest.TempPathFactory, videos: Path) -> ShardSet:
+    return make_shard_set(tmp_path_factory.mktemp("shards") / "h264", videos, codec="h264")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """GPU tests skip without a GPU; where one must be there, LAVILA_REQUIRE_GPU=1 lets them run and fail."""
+    if torch.cuda.is_available() or os.environ.get("LAVILA_REQUIRE_GPU") == "1":
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU here; LAVILA_REQUIRE_GPU=1 makes this a failure"))

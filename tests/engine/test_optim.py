@@ -1,0 +1,76 @@
+"""Learning rates and parameter groups equal the reference's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lavila.config.schema import OptimConfig, Optimizer, Schedule
+from lavila.engine.optim import LearningRate, build_optimizer, cosine_schedule, parameter_groups
+from lavila.models.classifier import VideoClassifier
+from lavila.models.timesformer import TimeSformer, TimeSformerConfig
+from tests.golden import golden_json
+
+GOLDEN = golden_json("scheduler")
+
+
+def tiny(heads: tuple[int, ...]) -> VideoClassifier:
+    tower = TimeSformerConfig(image_size=32, patch_size=8, width=48, depth=2, heads=4, num_frames=4)
+    return VideoClassifier(TimeSformer(tower), num_classes=heads, dropout=0.0)
+
+
+@pytest.mark.parametrize("case", GOLDEN["cosine_scheduler"], ids=lambda c: f"{c['epochs']}x{c['niter_per_ep']}")
+def test_schedule_equals_the_reference(case: dict[str, float]) -> None:
+    values = cosine_schedule(
+        peak=case["base_value"],
+        end=case["final_value"],
+        start=case["start_warmup_value"],
+        epochs=int(case["epochs"]),
+        warmup_epochs=case["warmup_epochs"],
+        steps=int(case["niter_per_ep"]),
+    )
+    assert np.allclose(values, case["values"], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(("name", "heads"), [("single_head", (7,)), ("multi_head", (5, 7, 11))])
+def test_parameter_groups_equal_the_reference(name: str, heads: tuple[int, ...]) -> None:
+    model = tiny(heads)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    config = OptimConfig(lr=3e-3, weight_decay=0.01, backbone_lr_multiplier=0.1)
+    got = [
+        {
+            "weight_decay": group["weight_decay"],
+            "initial_lr": group["lr"],
+            "names": [names[id(p)] for p in group["params"]],
+        }
+        for group in parameter_groups(model, config)
+    ]
+    assert got == GOLDEN["param_groups"][f"classification.{name}"]
+
+
+def test_the_multiplier_is_for_all_groups_while_the_schedule_is_on() -> None:
+    config = OptimConfig(lr=1.0, lr_start=0.0, lr_end=0.0, epochs=2, warmup_epochs=1, backbone_lr_multiplier=0.1)
+    optimizer = build_optimizer(tiny((5,)), config)
+    LearningRate.of(config, steps=5).set(optimizer.param_groups, 4)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1] * 4
+    constant = OptimConfig(lr=1.0, schedule=Schedule.constant, backbone_lr_multiplier=0.1)
+    optimizer = build_optimizer(tiny((5,)), constant)
+    LearningRate.of(constant, steps=5).set(optimizer.param_groups, 4)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.1, 1.0, 1.0]
+
+
+def test_optimisers_and_their_settings() -> None:
+    sgd = build_optimizer(tiny((5,)), OptimConfig(optimizer=Optimizer.sgd, betas=(0.8, 0.99)))
+    assert isinstance(sgd, torch.optim.SGD) and sgd.param_groups[0]["momentum"] == 0.8
+    adamw = build_optimizer(tiny((5,)), OptimConfig(optimizer=Optimizer.adamw, betas=(0.8, 0.99), eps=1e-6))
+    assert isinstance(adamw, torch.optim.AdamW)
+    assert adamw.param_groups[0]["betas"] == (0.8, 0.99) and adamw.param_groups[0]["eps"] == 1e-6
+
+
+def test_frozen_parameters_stay_out() -> None:
+    model = nn.Linear(3, 3)
+    model.weight.requires_grad_(False)
+    (group,) = parameter_groups(model, OptimConfig())
+    assert len(group["params"]) == 1

@@ -1,0 +1,313 @@
+"""Training and evaluation end to end on a synthetic shard set: resume, ranks, bad clips, the report."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import evaluate as evaluate_command
+import train as train_command
+from lavila.config.load import load_config
+from lavila.config.schema import ConfigError, Precision, RunConfig
+from lavila.data.shards import ShardSet
+from lavila.engine import checkpoint
+from lavila.engine.evaluator import evaluate
+from lavila.engine.reporting import read_metrics
+from lavila.engine.trainer import TrainingError, pick_precision, train
+from lavila.models.checkpoints import CheckpointError, load_model
+from tests.data_path.test_loader import damaged
+
+ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def config_file(folder: Path, shards: ShardSet, **changes: Any) -> Path:
+    values: dict[str, Any] = {
+        "data": {
+            "train": str(shards.path), "val": str(shards.path), "batch_size": 4, "frames": 4, "image_size": 32,
+            "threads": 1,
+        },
+        "model": {
+            "patch_size": 16, "width": 32, "depth": 2, "heads": 2, "zero_time_attention": False, "drop_path": 0.2,
+            "dropout": 0.3,
+        },
+        "optim": {"optimizer": "adamw", "epochs": 3, "lr": 1e-3, "backbone_lr_multiplier": 1.0},
+        "views": {"clips": 2, "crops": "three", "batch_size": 4},
+        "run_dir": str(folder / "run"),
+        "device": "cpu",
+        "log_every_steps": 1,
+    }  # fmt: skip
+    for key, value in changes.items():
+        values[key] = values[key] | value if isinstance(values.get(key), dict) else value
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.fixture
+def config(tmp_path: Path, vp9_shards: ShardSet) -> RunConfig:
+    return load_config(config_file(tmp_path, vp9_shards))
+
+
+def command(script: str, *arguments: str, ranks: int = 0) -> list[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks else []
+    return [sys.executable, *launcher, str(ROOT / script), *arguments]
+
+
+def run(*parts: str, ranks: int = 0) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*parts, ranks=ranks),
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def run_here(script: str, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[object, str, str]:
+    """A command in this process, which spares the seconds that importing PyTorch and DALI takes: status, out, err."""
+    main = {"train.py": train_command.main, "evaluate.py": evaluate_command.main}[script]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
+        patch.setattr(sys, "argv", [script, *arguments])
+        main()
+    captured = capsys.readouterr()
+    return end.value.code, captured.out, captured.err
+
+
+def weights(run_dir: str | Path) -> dict[str, torch.Tensor]:
+    return load_model(Path(run_dir) / "checkpoints").state_dict()
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_training_leaves_what_a_run_folder_holds(config: RunConfig) -> None:
+    last = train(config)
+    folder = Path(config.run_dir)
+    assert last == folder / "checkpoints" / "step-00000009"
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["latest", "step-00000006", "step-00000009"]
+    assert load_config(folder / "config.yaml") == config
+    lines = read_metrics(folder / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, 10))
+    for line in lines:
+        assert line["loss"] > 0 and line["clips_per_second"] > 0 and 0 <= line["data_wait_percent"] <= 100
+        assert {"epoch", "lr", "verb_top1", "noun_top1", "action_top1"} <= set(line)
+
+
+@pytest.mark.parametrize("stop_after", [1, 4])
+def test_resume_in_the_middle_of_an_epoch_is_exact(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
+) -> None:
+    """Dropout, stochastic depth, optimiser state, order and crops: the same weights, bit by bit."""
+    train(config)
+    wanted = weights(config.run_dir)
+    values = json.loads(json.dumps({"run_dir": str(tmp_path / "resumed"), "checkpoint_every_steps": 1}))
+    path = tmp_path / "again.yaml"
+    path.write_text(f"base: tiny.yaml\n{yaml.safe_dump(values)}")
+    again = load_config(path)
+    save = checkpoint.save
+
+    def save_then_die(*arguments: Any, **named: Any) -> Path:
+        folder = save(*arguments, **named)
+        if folder.name == checkpoint.step_name(stop_after):
+            raise KeyboardInterrupt
+        return folder
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", save_then_die)
+        with pytest.raises(KeyboardInterrupt):
+            train(again)
+    train(again)
+    assert same(wanted, weights(again.run_dir))
+    assert [line["step"] for line in read_metrics(tmp_path / "resumed" / "metrics.jsonl")] == list(range(1, 10))
+
+
+def test_a_killed_run_goes_on(tmp_path: Path, vp9_shards: ShardSet) -> None:
+    path = config_file(tmp_path, vp9_shards, optim={"epochs": 400, "lr_end": 1e-3}, checkpoint_every_steps=2)
+    process = subprocess.Popen(
+        command("train.py", "--config", str(path)), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL
+    )
+    latest = tmp_path / "run" / "checkpoints" / "latest"
+    deadline = time.monotonic() + 60
+    while not latest.is_file() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    reached = int(latest.read_text().strip().removeprefix("step-"))
+    epochs = reached // 3 + 1
+    result = run("train.py", "--config", str(path), f"optim.epochs={epochs}", "checkpoint_every_steps=0")
+    assert result.returncode == 0, result.stderr
+    assert f"resumed from {latest.parent / checkpoint.step_name(reached)}" in result.stdout
+    assert latest.read_text().strip() == checkpoint.step_name(epochs * 3)
+
+
+def test_two_ranks_train_as_one_does(tmp_path: Path, vp9_shards: ShardSet) -> None:
+    still = {"drop_path": 0.0, "dropout": 0.0}  # random per rank, so off for this comparison
+    path = config_file(tmp_path, vp9_shards, model=still, optim={"optimizer": "sgd", "lr": 0.05, "epochs": 2})
+    for ranks, name in ((0, "one"), (2, "two")):
+        result = run("train.py", "--config", str(path), f"run_dir={tmp_path / name}", ranks=ranks)
+        assert result.returncode == 0, result.stderr
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
+    losses = [[line["loss"] for line in read_metrics(tmp_path / name / "metrics.jsonl")] for name in ("one", "two")]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+def test_accumulation_changes_nothing(tmp_path: Path, vp9_shards: ShardSet) -> None:
+    path = config_file(tmp_path, vp9_shards, model={"drop_path": 0.0, "dropout": 0.0}, optim={"epochs": 1})
+    for passes in (1, 2):
+        train(load_config(path, [f"optim.accumulate={passes}", f"run_dir={tmp_path / str(passes)}"]))
+    one, two = weights(tmp_path / "1"), weights(tmp_path / "2")
+    assert all(torch.allclose(one[name], two[name], atol=2e-4) for name in one)
+    assert (tmp_path / "2" / "checkpoints" / "step-00000003").is_dir()
+
+
+def test_evaluation_writes_a_report_with_every_clip(config: RunConfig) -> None:
+    train(config)
+    page = evaluate(config)
+    assert page is not None and page.is_file()
+    report = json.loads((Path(config.run_dir) / "report.json").read_text())
+    assert report["clips"] == {"total": 12, "evaluated": 12, "failed": []}
+    assert report["views"] | {"fusion": ""} == {
+        "clips": 2, "crops": 3, "crops_rule": "three", "total": 6, "computed": 6, "frames": 4, "fusion": "",
+    }  # fmt: skip
+    assert sum(map(sum, report["heads"]["verb"]["confusion"])) == 12
+    right = sum(report["heads"]["verb"]["confusion"][i][i] for i in range(3))
+    assert report["metrics"]["verb_top1"] == pytest.approx(right / 12 * 100)
+    assert len(report["mistakes"]) == 12 - right
+    assert set(report["seconds"]) == {"train", "evaluate"}
+    assert report["controls"]["chance_noun_top1"] == 50.0
+
+
+def test_ranks_evaluate_to_the_same_report(config: RunConfig, tmp_path: Path) -> None:
+    train(config)
+    evaluate(config)
+    wanted = json.loads((Path(config.run_dir) / "report.json").read_text())
+    result = run("evaluate.py", "--config", str(tmp_path / "tiny.yaml"), ranks=3)
+    assert result.returncode == 0, result.stderr
+    got = json.loads((Path(config.run_dir) / "report.json").read_text())
+    assert got["environment"]["ranks"] == 3
+    for key in ("metrics", "heads", "clips", "controls"):
+        assert got[key] == wanted[key], key
+
+
+def test_the_published_protocol_is_named_in_the_report(config: RunConfig, tmp_path: Path) -> None:
+    train(config)
+    reports = {}
+    for crops in ("center", "center_repeated"):
+        evaluate(load_config(tmp_path / "tiny.yaml", [f"views.crops={crops}", "views.single_frame_control=true"]))
+        reports[crops] = json.loads((Path(config.run_dir) / "report.json").read_text())
+    views = reports["center_repeated"]["views"]
+    assert (views["crops_rule"], views["total"], views["computed"]) == ("center_repeated", 6, 2)
+    assert reports["center"]["metrics"] == reports["center_repeated"]["metrics"]  # the mean over equal views
+    assert "single_frame_verb_top1" in reports["center"]["controls"]
+
+
+def test_a_run_survives_bad_clips_and_names_them(tmp_path: Path, vp9_shards: ShardSet) -> None:
+    shards = damaged(vp9_shards, tmp_path, 0, 5)
+    bad = {shards.clips.column("clip_id")[row].as_py() for row in (0, 5)}
+    config = load_config(config_file(tmp_path, shards, optim={"epochs": 1}))
+    train(config)
+    evaluate(config)
+    report = json.loads((Path(config.run_dir) / "report.json").read_text())
+    assert report["clips"]["evaluated"] == 10 and {clip["clip_id"] for clip in report["clips"]["failed"]} == bad
+    page = (Path(config.run_dir) / "report.html").read_text()
+    assert all(name in page for name in bad)
+
+
+def test_an_epoch_without_one_good_clip_stops(tmp_path: Path, vp9_shards: ShardSet) -> None:
+    config = load_config(config_file(tmp_path, damaged(vp9_shards, tmp_path, *range(12)), optim={"epochs": 1}))
+    with pytest.raises(
+        TrainingError, match=r"not one clip of epoch 1 could be decoded, the last being clip_\d+ in shard-"
+    ):
+        train(config)
+
+
+def test_weights_from_another_run_start_the_tower(config: RunConfig, tmp_path: Path) -> None:
+    first = train(config)
+    path = tmp_path / "tiny.yaml"
+    start = load_config(
+        path,
+        [
+            f"model.init={first}",
+            f"run_dir={tmp_path / 'second'}",
+            "task.heads=[verb]",
+            "data.frames=8",
+            "optim.epochs=1",
+            "optim.lr=1e-12",
+            "optim.lr_start=0",
+            "optim.lr_end=0",
+        ],
+    )
+    train(start)
+    old, new = weights(config.run_dir), weights(start.run_dir)
+    assert new["visual.temporal_embed"].shape[1] == 8 and set(new) - set(old) == {"fc_cls.weight", "fc_cls.bias"}
+    assert torch.allclose(old["visual.pos_embed"], new["visual.pos_embed"])
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("train.py", ["--config", "quickstrat"], "no config named 'quickstrat'. Did you mean 'quickstart'?"),
+        ("train.py", ["--config", "model/tiny"], "data.train is empty: give the folder of a shard set"),
+        ("train.py", ["--config", "model/tiny", "data.train=/nowhere"], "/nowhere"),
+        ("evaluate.py", ["--config", "model/tiny", "checkpoint=lavila_tsf_l_ep3"], "lavila_tsf_l_ep3"),
+        ("evaluate.py", ["--config", "model/tiny", "run_dir=/nowhere"], "/nowhere/checkpoints"),
+    ],
+)
+def test_mistakes_end_a_command_with_one_line(
+    script: str, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, _, err = run_here(script, arguments, capsys)
+    assert status == 2 and message in err
+    assert len(err.strip().splitlines()) == 1 and err.startswith("error: ")
+
+
+def test_settings_that_cannot_work_are_one_line_too(
+    tmp_path: Path, vp9_shards: ShardSet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(config_file(tmp_path, vp9_shards))
+    for override, message in (
+        ("data.decoder=nvdec", "data.decoder=nvdec decodes on a GPU"),
+        ("data.batch_size=64", "data.batch_size=64 is more than the 12 clip(s)"),
+        ("task.heads=[verb,tool]", "has no tool labels; it has verb, noun, action"),
+        ("resume=/nowhere", "no train_state folder in it"),
+        ("optim.precision=fp16", "optim.precision=fp16 needs a GPU"),
+    ):
+        status, _, err = run_here("train.py", ["--config", path, override], capsys)
+        assert status == 2 and message in err and len(err.strip().splitlines()) == 1, err
+
+
+def test_print_config_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    printed = run("train.py", "--config", "quickstart", "--print-config", "seed=7")
+    assert printed.returncode == 0 and yaml.safe_load(printed.stdout)["seed"] == 7
+    for script in ("train.py", "evaluate.py"):
+        status, text, _ = run_here(script, ["--help"], capsys)
+        assert status == 0 and "quickstart" in text and "key=value" in text and "example:" in text
+
+
+def test_a_latest_that_names_nothing_is_told(config: RunConfig) -> None:
+    train(load_config(Path(config.run_dir).parent / "tiny.yaml", ["optim.epochs=1"]))
+    (Path(config.run_dir) / "checkpoints" / "latest").write_text("step-00000099\n")
+    with pytest.raises(CheckpointError, match=r"names step-00000099, which is not there"):
+        train(config)
+
+
+def test_unknown_tasks_and_precisions(tmp_path: Path, vp9_shards: ShardSet) -> None:
+    with pytest.raises(ConfigError, match=r"task\.name=dance: no such task; known: classification"):
+        train(load_config(config_file(tmp_path, vp9_shards), ["task.name=dance"]))
+    assert pick_precision(Precision.auto, torch.device("cpu")) is torch.float32
+    assert pick_precision(Precision.bf16, torch.device("cpu")) is torch.bfloat16

@@ -1,0 +1,53 @@
+"""What import-linter cannot say: submodules of libraries, and that imports stay free of side effects."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lavila
+
+PACKAGE = Path(lavila.__file__).parent
+MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_collectives_only_in_engine_and_losses(module: str) -> None:
+    if not module.startswith("engine/") and module != "losses.py":
+        assert not {name for name in imports(PACKAGE / module) if name.startswith("torch.distributed")}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_files_and_functions_stay_short(module: str) -> None:
+    source = (PACKAGE / module).read_text()
+    assert len(source.splitlines()) <= 400
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef):
+            assert (node.end_lineno or 0) - node.lineno <= 70, f"{node.name} is too long to read at once"
+
+
+def test_importing_the_package_is_light() -> None:
+    heavy = "import sys, lavila; print([m for m in ('torch', 'nvidia.dali', 'av', 'omegaconf') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_the_public_names_are_there() -> None:
+    for name in lavila.__all__:
+        assert callable(getattr(lavila, name))
+    with pytest.raises(AttributeError, match="it has ClipLoader, load_config, load_model, open_shard_set"):
+        lavila.nothing  # noqa: B018

@@ -1,0 +1,65 @@
+"""The whole way in one go: sample dataset, shards, training, evaluation, report. `make quickstart` runs it.
+
+Every step is one of the commands that one would type for real data; each is shown before it runs. What is there
+already is kept, so that a second run only does what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from lavila.engine.reporting import append_stage
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE, SHARDS, RUN = Path("data/sample/source"), Path("data/sample/shards"), Path("runs/quickstart")
+
+
+def steps(seed: int) -> list[tuple[str, Path | None, list[str]]]:
+    """Name, output folder (None: the run's own), and command of each step."""
+    shard = ["tools/shard_videos.py", "--dataset", "ek100_cls", "--annotations", f"{SOURCE}/annotations"]
+    shard += ["--videos", f"{SOURCE}/videos", "--short-side", "96", "--fps", "15"]
+    sample = ["tools/make_sample_dataset.py", "--footage", "assets/bigbuckbunny.mp4", "--out", str(SOURCE)]
+    overrides = [f"seed={seed}"] if seed else []
+    return [
+        ("sample_dataset", SOURCE, [*sample, "--height", "128", "--train-clips", "720"]),
+        ("shard_train", SHARDS / "train", [*shard, "--split", "train", "--out", f"{SHARDS}/train"]),
+        ("shard_val", SHARDS / "val", [*shard, "--split", "val", "--out", f"{SHARDS}/val"]),
+        ("train", None, ["train.py", "--config", "quickstart", *overrides]),
+        ("evaluate", None, ["evaluate.py", "--config", "quickstart", *overrides]),
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0, help="of the model and of training (default 0)")
+    seed = parser.parse_args().seed
+    began = time.perf_counter()
+    for name, output, command in steps(seed):
+        fresh = output is not None and not (ROOT / output).exists()
+        print(f"\n$ python {shlex.join(command)}", flush=True)
+        started = time.perf_counter()
+        result = subprocess.run([sys.executable, *command], cwd=ROOT, check=False)
+        if result.returncode:
+            print(
+                f"\nquickstart stopped: the step '{name}' failed (status {result.returncode}); see above",
+                file=sys.stderr,
+            )
+            return result.returncode
+        if fresh:  # train.py and evaluate.py note their own times
+            append_stage(ROOT / RUN, name, time.perf_counter() - started)
+    print(
+        f"\nDone in {time.perf_counter() - began:.0f} s. Look at the report:\n\n    {RUN}/report.html\n\n"
+        "Next, with EPIC-KITCHENS-100 at hand, make its shards and train on them:\n\n"
+        "    python tools/shard_videos.py --dataset ek100_cls --annotations epic-kitchens-100-annotations "
+        "--videos EPIC-KITCHENS --split train --out data/ek100/shards/train"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
