@@ -25,8 +25,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-WINDOW = 0.28  # height of the usual window, in picture heights
-PAN, ZOOM, ROLL = 0.4, 1.55, math.radians(37)  # over a clip: share of the usual window, factor, radians
+WINDOW = 0.16  # height of the usual window, in picture heights
+# Over a clip: shares of the usual window's width and height, factor, radians. Large enough for a model without any
+# pretraining to learn them in minutes.
+PAN, TILT, ZOOM, ROLL = 0.6, 0.8, 3.0, math.radians(90)
 STRETCH = 160  # footage frames that one video plays at most; bounds the memory
 
 DIRECTIONS: dict[str, tuple[float, float, float, float]] = {
@@ -52,7 +54,7 @@ class SampleError(ValueError):
 
 def pose_range(aspect: float) -> Pose:
     """How far each dimension of the pose goes over a clip; `aspect` is width over height of picture and window."""
-    return np.array([PAN * WINDOW * aspect, PAN * WINDOW, math.log(ZOOM), ROLL])
+    return np.array([PAN * WINDOW * aspect, TILT * WINDOW, math.log(ZOOM), ROLL])
 
 
 def standing_room(aspect: float) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

@@ -26,7 +26,7 @@ def steps(seed: int) -> list[tuple[str, Path | None, list[str]]]:
     sample = ["tools/make_sample_dataset.py", "--footage", "assets/bigbuckbunny.mp4", "--out", str(SOURCE)]
     overrides = [f"seed={seed}"] if seed else []
     return [
-        ("sample_dataset", SOURCE, [*sample, "--height", "128", "--train-clips", "720"]),
+        ("sample_dataset", SOURCE, [*sample, "--height", "112", "--train-clips", "720"]),
         ("shard_train", SHARDS / "train", [*shard, "--split", "train", "--out", f"{SHARDS}/train"]),
         ("shard_val", SHARDS / "val", [*shard, "--split", "val", "--out", f"{SHARDS}/val"]),
         ("train", None, ["train.py", "--config", "quickstart", *overrides]),

@@ -131,6 +131,7 @@ class TaskConfig:
 
     name: str = "classification"  # which task of lavila/tasks
     heads: tuple[str, ...] = ("verb", "noun", "action")  # columns of clips.parquet, one classifier head each
+    head_weights: tuple[float, ...] = ()  # of each head's loss in the sum; empty = 1 each, as published
     label_smoothing: float = 0.1  # of the cross-entropy
 
 
@@ -221,3 +222,8 @@ def check(config: RunConfig) -> None:
         )
     if not config.task.heads:
         raise ConfigError("task.heads is empty: name at least one of verb, noun, action")
+    if config.task.head_weights and len(config.task.head_weights) != len(config.task.heads):
+        raise ConfigError(
+            f"task.head_weights={list(config.task.head_weights)} are {len(config.task.head_weights)} weights for the "
+            f"{len(config.task.heads)} heads {', '.join(config.task.heads)}; give one each, or none"
+        )

@@ -46,8 +46,11 @@ class _Encoder:
     crf: int  # default quality, about 40 dB on film at 512x288
     speed_option: str
     speed: str  # default speed
+    speeds: tuple[str, ...]  # what the encoder takes
     options: dict[str, str]  # what makes groups closed, threads one and decoding cheap
 
+
+X26X_PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
 
 ENCODERS = {
     "vp9": _Encoder(
@@ -55,6 +58,7 @@ ENCODERS = {
         crf=36,
         speed_option="cpu-used",
         speed="5",
+        speeds=tuple(map(str, range(9))),
         options={"deadline": "good", "b": "0", "lag-in-frames": "25", "auto-alt-ref": "1", "row-mt": "0"},
     ),
     "h264": _Encoder(
@@ -62,6 +66,7 @@ ENCODERS = {
         crf=23,
         speed_option="preset",
         speed="medium",
+        speeds=X26X_PRESETS,
         # No deblocking and no CABAC: a fifth more bytes for two thirds of the decoding time.
         options={"tune": "fastdecode", "x264-params": "open-gop=0:sliced-threads=0"},
     ),
@@ -70,10 +75,16 @@ ENCODERS = {
         crf=25,
         speed_option="preset",
         speed="medium",
+        speeds=X26X_PRESETS,
         options={"x265-params": "open-gop=0:pools=none:frame-threads=1:log-level=error", "tag": "hvc1"},
     ),
     "av1": _Encoder(
-        name="libsvtav1", crf=35, speed_option="preset", speed="8", options={"svtav1-params": "lp=1:fast-decode=1"}
+        name="libsvtav1",
+        crf=35,
+        speed_option="preset",
+        speed="8",
+        speeds=tuple(map(str, range(14))),
+        options={"svtav1-params": "lp=1:fast-decode=1"},
     ),
 }
 
@@ -106,6 +117,8 @@ class EncodeSettings:
         if not -1 <= self.crf <= 63:
             raise ValueError(f"crf {self.crf}: give 0 (best) to 63 (smallest), or -1 for the codec's default")
         encoder = ENCODERS[self.codec]
+        if self.speed and self.speed not in encoder.speeds:
+            raise ValueError(f"speed {self.speed!r}: {self.codec} takes one of {', '.join(encoder.speeds)}")
         object.__setattr__(self, "crf", encoder.crf if self.crf == -1 else self.crf)
         object.__setattr__(self, "speed", self.speed or encoder.speed)
 

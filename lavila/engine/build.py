@@ -112,6 +112,7 @@ def build_task(config: RunConfig, model: nn.Module, classes: Classes) -> Task:
         raise ConfigError(f"task.name={config.task.name}: no such task; known: classification")
     settings = ClassificationSettings(
         label_smoothing=config.task.label_smoothing,
+        head_weights=config.task.head_weights or (1.0,) * len(classes),
         fusion=config.views.fusion.value,
         view_batch_size=config.views.view_batch_size,
     )

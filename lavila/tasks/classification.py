@@ -34,6 +34,7 @@ PAIRS = 20
 class ClassificationSettings:
     """How heads are trained and views are fused."""
 
+    head_weights: tuple[float, ...]  # of each head's loss in the sum
     label_smoothing: float = 0.1
     fusion: FusionRule = "mean_logits"
     view_batch_size: int = 0  # views per forward pass; 0 = all views of a batch at once
@@ -56,16 +57,17 @@ class ClassificationTask:
         self.model, self.classes, self._settings = model, classes, settings
 
     def step(self, batch: VideoBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sum of the heads' losses; logs `loss` and each head's top-1 accuracy on the batch."""
+        """Weighted sum of the heads' losses; logs `loss` and each head's top-1 accuracy on the batch."""
         assert batch.video.shape[1] == 1, "training has one view a clip"
         video, labels = batch.video[:, 0], batch.labels
         if not len(batch):  # every clip of the batch was bad: pass one black clip that counts for nothing
             video = torch.zeros((1, *video.shape[1:]), dtype=video.dtype, device=video.device)
             labels = {head: torch.full((1,), -1, device=video.device) for head in self.classes}
         logits = self._logits(video)
+        smoothing, weights = self._settings.label_smoothing, self._settings.head_weights
         losses = [
-            classification_loss(logits[head], labels[head], label_smoothing=self._settings.label_smoothing)
-            for head in self.classes
+            weight * classification_loss(logits[head], labels[head], label_smoothing=smoothing)
+            for head, weight in zip(self.classes, weights, strict=True)
         ]
         loss = torch.stack(losses).sum()
         accuracies = {f"{head}_top1": batch_accuracy(logits[head].detach(), labels[head]) for head in self.classes}

@@ -106,7 +106,7 @@ def test_pans_and_tilts_shift_the_picture(footage: camera.Footage, verb: str, do
     middle[2:] = 0  # level, usual window: the shift is then along the picture's sides
     height, width = footage.size
     views = [footage.render(0, middle + travel * t)[:height].astype(float) for t in (-0.25, 0.25)]
-    expected = down * camera.PAN / 2 * height, right * camera.PAN / 2 * width
+    expected = down * camera.TILT / 2 * height, right * camera.PAN / 2 * width
     assert phase_correlation(*views) == pytest.approx(expected, abs=1.0)
 
 

@@ -1,0 +1,137 @@
+"""The classification task: heads, views, scores, and what the report gets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lavila.records import VideoBatch
+from lavila.tasks import Predictions, TaskError, concatenate
+from lavila.tasks.classification import ClassificationSettings, ClassificationTask
+
+CLASSES = {"verb": ["a", "b", "c"], "noun": ["x", "y"]}
+
+
+class Brightness(nn.Module):
+    """Logits that follow from the mean of the picture, so that what a batch gives can be said in advance."""
+
+    num_classes = (3, 2)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.largest = 0
+
+    def forward(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        self.largest = max(self.largest, len(video))
+        mean = video.mean(dim=(1, 2, 3, 4)) * self.scale
+        return torch.stack([mean, -mean, mean * 0], 1), torch.stack([mean, -mean], 1)
+
+
+def batch(values: Any, **labels: list[int]) -> VideoBatch:
+    """A clip of each row of `values` [B, V], each view a picture of that one value."""
+    views = torch.as_tensor(values, dtype=torch.float32)
+    clips = len(views)
+    return VideoBatch(
+        video=views[:, :, None, None, None, None].expand(-1, -1, 3, 2, 4, 4)
+        if clips
+        else torch.zeros(0, 1, 3, 2, 4, 4),
+        rows=np.arange(clips),
+        positions=np.arange(clips),
+        clip_ids=tuple(f"c{i}" for i in range(clips)),
+        labels={name: torch.tensor(values, dtype=torch.int64) for name, values in labels.items()},
+        narrations=((),) * clips,
+    )
+
+
+def task(**settings: Any) -> ClassificationTask:
+    return ClassificationTask(
+        Brightness(), classes=CLASSES, settings=ClassificationSettings(head_weights=(1.0, 0.5), **settings)
+    )
+
+
+def test_a_step_sums_the_weighted_losses() -> None:
+    loss, logs = task(label_smoothing=0.0).step(batch([[2.0], [-2.0]], verb=[0, 1], noun=[0, -1]))
+    verb = -torch.log_softmax(torch.tensor([2.0, -2.0, 0.0]), 0)[0]
+    noun = -torch.log_softmax(torch.tensor([2.0, -2.0]), 0)[0]
+    assert torch.isclose(loss, verb + 0.5 * noun)
+    assert (float(logs["verb_top1"]), float(logs["noun_top1"])) == (100.0, 100.0)
+
+
+def test_an_empty_batch_takes_part_with_no_weight() -> None:
+    one = task()
+    loss, _ = one.step(batch([], verb=[], noun=[]))
+    loss.backward()
+    assert float(loss.detach()) == 0 and one.model.scale.grad == 0
+
+
+@pytest.mark.parametrize("view_batch_size", [0, 2])
+def test_views_are_fused_as_the_rule_says(view_batch_size: int) -> None:
+    views = [[3.0, -1.0, 1.0], [-4.0, 1.0, 0.0]]
+    mean, most = (
+        task(fusion=rule, view_batch_size=view_batch_size).predict(batch(views, verb=[0, 0], noun=[0, 0]))
+        for rule in ("mean_logits", "max_similarity")
+    )
+    assert np.allclose(mean.scores["noun"][0], torch.softmax(torch.tensor([1.0, -1.0]), 0))
+    assert np.allclose(most.scores["noun"][0], torch.softmax(torch.tensor([3.0, 1.0]), 0))
+    assert mean.scores["verb"].shape == (2, 3)
+
+
+def test_views_pass_in_the_portions_asked_for() -> None:
+    one = task(view_batch_size=2)
+    one.predict(batch([[0.0] * 5], verb=[0], noun=[0]))
+    assert isinstance(one.model, Brightness) and one.model.largest == 2
+
+
+def test_scores_and_what_the_report_gets() -> None:
+    scores = np.array([[0.6, 0.3, 0.1], [0.5, 0.4, 0.1], [0.1, 0.2, 0.7], [0.2, 0.5, 0.3]], np.float32)
+    predictions = Predictions(
+        rows=np.arange(4),
+        scores={"verb": scores, "noun": scores[:, :2]},
+        targets={"verb": np.array([0, 1, 2, -1]), "noun": np.full(4, -1)},
+    )
+    result = task().score(predictions)
+    assert result.metrics == {
+        "verb_top1": pytest.approx(200 / 3),
+        "verb_top5": 100.0,
+        "verb_mean_class": pytest.approx(200 / 3),
+    }
+    assert result.heads["verb"]["confusion"] == [[1, 0, 0], [1, 0, 0], [0, 0, 1]]
+    assert result.heads["verb"]["per_class_accuracy"] == [100.0, 0.0, 100.0]
+    assert result.heads["verb"]["support"] == [1, 1, 1] and "noun" not in result.heads
+
+
+def test_many_classes_are_reported_as_pairs() -> None:
+    names = [str(i) for i in range(400)]
+    one = ClassificationTask(
+        nn.Linear(1, 1), classes={"action": names}, settings=ClassificationSettings(head_weights=(1.0,))
+    )
+    targets = np.array([7, 7, 7, 9])
+    predicted = np.array([8, 8, 7, 7])
+    scores = np.eye(400, dtype=np.float32)[predicted]
+    head = one.score(Predictions(rows=np.arange(4), scores={"action": scores}, targets={"action": targets})).heads[
+        "action"
+    ]
+    assert head["confused_pairs"] == [[7, 8, 2], [9, 7, 1]] and "confusion" not in head
+
+
+def test_a_model_for_other_classes_is_refused() -> None:
+    with pytest.raises(TaskError, match=r"heads of \[3, 2\] classes, the shard set has \{'verb': 1, 'noun': 2\}"):
+        ClassificationTask(
+            Brightness(), classes=CLASSES | {"verb": ["a"]}, settings=ClassificationSettings(head_weights=(1.0, 1.0))
+        )
+
+
+def test_parts_come_together_in_row_order() -> None:
+    def part(*rows: int) -> Predictions:
+        values = np.array(rows)
+        return Predictions(rows=values, scores={"v": values[:, None].astype(np.float32)}, targets={"v": values})
+
+    whole = concatenate([part(3, 1), part(0, 2)])
+    assert whole.rows.tolist() == whole.targets["v"].tolist() == whole.scores["v"][:, 0].tolist() == [0, 1, 2, 3]
+    with pytest.raises(AssertionError, match="twice"):
+        concatenate([part(1), part(1)])
