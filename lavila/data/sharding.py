@@ -37,9 +37,9 @@ from lavila.data.shards import (
     open_shard_set,
     shard_name,
     verify_shard,
-    whole_file,
     write_manifest,
 )
+from lavila.files import whole_file
 from lavila.records import Clip
 
 UNKNOWN_SECONDS = 10.0  # taken for a clip that lasts to the end of its video, when tars are filled by estimate

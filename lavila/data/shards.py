@@ -22,16 +22,18 @@ import re
 import tarfile
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from lavila.files import whole_file
 
 FORMAT = 1
 MANIFEST, CLIPS, FAILURES = "shard_set.json", "clips.parquet", "failures.jsonl"
@@ -87,28 +89,6 @@ def file_sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """Write a file that appears under its name only when all of it is on the disk.
-
-    The temporary name carries the process id, so that a writer left over from a killed run cannot spoil this one's.
-    """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)  # the rename itself is on the disk only once the folder is
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 class ShardWriter:

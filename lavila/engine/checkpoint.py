@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import shutil
 import warnings
@@ -23,6 +22,7 @@ from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 from lavila.engine.distributed import Process, barrier
+from lavila.files import sync, whole_file
 from lavila.models.checkpoints import LATEST, WEIGHTS, CheckpointError, load_model, save_model
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,8 @@ def save(
         _sync_tree(temporary)
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
-        _write_latest(folder, final.name)
+        with whole_file(folder / LATEST) as file:  # syncs the folder too, and with it the rename above
+            file.write(f"{final.name}\n".encode())
         for old in _whole_checkpoints(folder)[:-keep]:
             if old != final:
                 shutil.rmtree(old, ignore_errors=True)
@@ -125,22 +126,6 @@ def _whole_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if STEP.fullmatch(path.name))
 
 
-def _write_latest(folder: Path, name: str) -> None:
-    temporary = folder / f".{LATEST}.tmp"
-    temporary.write_text(name + "\n", encoding="utf-8")
-    _sync(temporary)
-    temporary.replace(folder / LATEST)
-    _sync(folder)
-
-
 def _sync_tree(folder: Path) -> None:
     for path in [*folder.rglob("*"), folder]:
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(path)

@@ -22,6 +22,7 @@ import jinja2
 import numpy as np
 
 from lavila.engine.report_figures import ReportPictures, ViewStrip, page_values, view_labels
+from lavila.files import whole_file
 
 __all__ = [
     "MetricsLog",
@@ -69,21 +70,8 @@ def plain(value: object) -> Any:
 
 def _write_atomic(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself must outlive a power cut
-    finally:
-        os.close(folder)
+    with whole_file(path) as file:
+        file.write(data)
 
 
 def write_json_atomic(path: str | Path, obj: object) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from lavila.files import whole_path
 from lavila.models.classifier import VideoClassifier
 from lavila.models.timesformer import TimeSformer
 
@@ -80,17 +80,11 @@ def save_model(model: nn.Module, path: str | Path, *, extra: Mapping[str, str] |
         f"{RESERVED}architecture": json.dumps(describe()),
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with whole_path(path) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode  # as the umask has it; safetensors makes files that only their owner can read
         save_file(tensors, temporary, metadata=metadata)
         temporary.chmod(mode)
-        _sync(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync(path.parent)
 
 
 def load_model(
@@ -233,12 +227,3 @@ def _check_fit(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, fil
 def _shorten(names: list[str]) -> str:
     rest = len(names) - NAMES_SHOWN
     return ", ".join(names[:NAMES_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _sync(path: Path) -> None:
-    """Have the disk hold a file, or a folder's list of names."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from lavila import files
 from lavila.models import (
     CheckpointError,
     TimeSformer,
@@ -89,7 +90,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(saved: Path, monkeyp
     def full_disk(_: Path) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(checkpoints_module, "_sync", full_disk)
+    monkeypatch.setattr(files, "sync", full_disk)
     with pytest.raises(OSError, match="no space"):
         save_model(classifier(7), saved)
     assert saved.read_bytes() == before

@@ -1,0 +1,42 @@
+"""Files that are whole or absent, also after a crash or a power cut."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+def sync(path: Path) -> None:
+    """Have the disk hold a file's content, or a folder's list of names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def whole_path(path: Path) -> Iterator[Path]:
+    """A temporary name to write to; it becomes `path` when the block ends well, and is removed when it does not.
+
+    The name carries the process id, so that a writer left over from a killed run cannot spoil this one's.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        sync(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync(path.parent)  # the rename itself is on the disk only once the folder is
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """`whole_path`, opened for writing."""
+    with whole_path(path) as temporary, temporary.open("wb") as file:
+        yield file
+        file.flush()
