@@ -19,28 +19,27 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE, SHARDS, RUN = Path("data/sample/source"), Path("data/sample/shards"), Path("runs/quickstart")
 
 
-def steps(seed: int) -> list[tuple[str, Path | None, list[str]]]:
+def steps() -> list[tuple[str, Path | None, list[str]]]:
     """Name, output folder (None: the run's own), and command of each step."""
     shard = ["tools/shard_videos.py", "--dataset", "ek100_cls", "--annotations", f"{SOURCE}/annotations"]
     shard += ["--videos", f"{SOURCE}/videos", "--short-side", "96", "--fps", "15"]
     sample = ["tools/make_sample_dataset.py", "--footage", "assets/bigbuckbunny.mp4", "--out", str(SOURCE)]
-    overrides = [f"seed={seed}"] if seed else []
     return [
         ("sample_dataset", SOURCE, [*sample, "--height", "112", "--train-clips", "720"]),
         ("shard_train", SHARDS / "train", [*shard, "--split", "train", "--out", f"{SHARDS}/train"]),
         ("shard_val", SHARDS / "val", [*shard, "--split", "val", "--out", f"{SHARDS}/val"]),
-        ("train", None, ["train.py", "--config", "quickstart", *overrides]),
-        ("evaluate", None, ["evaluate.py", "--config", "quickstart", *overrides]),
+        ("train", None, ["train.py", "--config", "quickstart"]),
+        ("evaluate", None, ["evaluate.py", "--config", "quickstart"]),
     ]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=0, help="of the model and of training (default 0)")
-    seed = parser.parse_args().seed
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     began = time.perf_counter()
-    for name, output, command in steps(seed):
+    for name, output, command in steps():
         fresh = output is not None and not (ROOT / output).exists()
+        if output is not None and name.startswith("shard") and not fresh:
+            command = [*command, "--resume"]  # an earlier run may have been interrupted
         print(f"\n$ python {shlex.join(command)}", flush=True)
         started = time.perf_counter()
         result = subprocess.run([sys.executable, *command], cwd=ROOT, check=False)

@@ -56,6 +56,14 @@ def to_dict(config: object) -> dict[str, Any]:
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
 
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, with keys such as `data.batch_size`."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
 def to_yaml(config: RunConfig) -> str:
     """The whole resolved config as YAML; `load_config` reads it back to an equal one."""
     return str(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True, default_flow_style=None))

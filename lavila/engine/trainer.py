@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from lavila.config.load import to_yaml
+from lavila.config.load import flatten, load_config, to_dict, to_yaml
 from lavila.config.schema import Precision, RunConfig
 from lavila.data.loader import ClipLoader
 from lavila.engine import build, checkpoint
@@ -48,18 +48,19 @@ def train(config: RunConfig) -> Path:
 class _Meter:
     """Sums between two lines of the log."""
 
-    sums: dict[str, float] = field(default_factory=dict)
-    passes: int = 0
+    logs: list[dict[str, torch.Tensor]] = field(default_factory=list)
     clips: int = 0
     wait: float = 0.0
     since: float = field(default_factory=time.perf_counter)
 
     def add(self, logs: dict[str, torch.Tensor], clips: int) -> None:
-        for name, value in logs.items():
-            if not math.isnan(number := float(value)):
-                self.sums[name] = self.sums.get(name, 0.0) + number
-        self.passes += 1
+        self.logs.append(logs)  # left on the device: looking at a number would make the host wait for it
         self.clips += clips
+
+    def means(self) -> dict[str, float]:
+        """Mean of each number, the same keys on every rank; an accuracy is NaN where no clip has the label."""
+        stacked = {name: torch.stack([log[name] for log in self.logs]).double() for name in self.logs[0]}
+        return {name: float(v.mean() if name == "loss" else v.nanmean()) for name, v in stacked.items()}
 
 
 class Trainer:
@@ -79,6 +80,8 @@ class Trainer:
         if found := checkpoint.find(self.run_dir, config.resume):
             checkpoint.load(found, self.state, process=process)
             loader.load_state_dict(progress)
+            if process.is_main:
+                self._tell_what_changed(found)
         if process.world > 1:
             device_ids = [process.device.index] if process.device.type == "cuda" else None
             task.model = DistributedDataParallel(model, device_ids=device_ids)
@@ -93,6 +96,11 @@ class Trainer:
             self.metrics = MetricsLog(self.run_dir / "metrics.jsonl")
             self.metrics.truncate_after(progress["updates"])
             log.info("%s", self._summary())
+            if progress["epoch"] >= config.optim.epochs:
+                log.info(
+                    "this run has its %d epochs already; for more raise optim.epochs, for another run give run_dir=... "
+                    "or resume=none", progress["epoch"],
+                )  # fmt: skip
         while progress["epoch"] < config.optim.epochs:
             self._epoch()
             progress.update(epoch=progress["epoch"] + 1, step=0)
@@ -157,12 +165,13 @@ class Trainer:
 
     def _log(self, meter: _Meter) -> None:
         progress, seconds = self.state.progress, time.perf_counter() - meter.since
-        values = {name: total / meter.passes for name, total in meter.sums.items()}
-        values |= {"data_wait_percent": 100 * meter.wait / seconds}
+        values = meter.means() | {"data_wait_percent": 100 * meter.wait / seconds}
+        # A loss that is NaN on one rank must show, so it becomes infinite: NaN is what the mean leaves out.
+        values["loss"] = math.inf if math.isnan(values["loss"]) else values["loss"]
         values = mean_over_ranks(values, device=self.process.device)
-        if not math.isfinite(values.get("loss", math.nan)):
+        if not math.isfinite(values["loss"]):
             raise TrainingError(
-                f"the loss is {values.get('loss')} at step {progress['updates']}; lower optim.lr, set "
+                f"the loss is not finite at step {progress['updates']}; lower optim.lr, set "
                 "optim.clip_grad_norm, or train in fp32 (optim.precision=fp32)"
             )
         if not self.process.is_main:
@@ -173,13 +182,20 @@ class Trainer:
             values["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         self.metrics.log(step=progress["updates"], epoch=progress["epoch"], **values)
         total = self.updates_per_epoch * self.config.optim.epochs
-        left = (total - progress["updates"]) * seconds * self.config.optim.accumulate / meter.passes
+        left = (total - progress["updates"]) * seconds * self.config.optim.accumulate / len(meter.logs)
         accuracy = " ".join(f"{name} {value:.1f}" for name, value in values.items() if name.endswith("_top1"))
         log.info(
             "epoch %d/%d step %d/%d  loss %.3f  %s  lr %.2e  %.0f clips/s  data wait %.1f %%  %s left",
             progress["epoch"] + 1, self.config.optim.epochs, progress["updates"], total, values["loss"], accuracy,
             values["lr"], rate, values["data_wait_percent"], _clock(left),
         )  # fmt: skip
+
+    def _tell_what_changed(self, found: Path) -> None:
+        """Settings that differ from those of the checkpoint: allowed, but never unnoticed."""
+        before, now = (flatten(to_dict(c)) for c in (load_config(found / "config.yaml"), self.config))
+        changed = [f"{key}={value} (was {before[key]})" for key, value in now.items() if before[key] != value]
+        if changed:
+            log.warning("resumed with other settings than the checkpoint's: %s", ", ".join(changed))
 
     def _validate(self) -> None:
         config = build.single_view(self.config)

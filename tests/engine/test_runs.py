@@ -135,6 +135,19 @@ def test_resume_in_the_middle_of_an_epoch_is_exact(
     assert [line["step"] for line in read_metrics(tmp_path / "resumed" / "metrics.jsonl")] == list(range(1, 10))
 
 
+def test_resuming_tells_what_changed_and_when_nothing_is_left(
+    config: RunConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(config)
+    with caplog.at_level("INFO", logger="lavila"):
+        train(config)
+        assert any("this run has its 3 epochs already" in message for message in caplog.messages)
+        assert not any("other settings" in message for message in caplog.messages)
+        train(load_config(tmp_path / "tiny.yaml", ["optim.epochs=4", "data.flip=0.1"]))
+    changed = next(message for message in caplog.messages if "other settings" in message)
+    assert "optim.epochs=4 (was 3)" in changed and "data.flip=0.1 (was 0.5)" in changed
+
+
 def test_a_killed_run_goes_on(tmp_path: Path, vp9_shards: ShardSet) -> None:
     path = config_file(tmp_path, vp9_shards, optim={"epochs": 400, "lr_end": 1e-3}, checkpoint_every_steps=2)
     process = subprocess.Popen(
@@ -234,6 +247,12 @@ def test_an_epoch_without_one_good_clip_stops(tmp_path: Path, vp9_shards: ShardS
         TrainingError, match=r"not one clip of epoch 1 could be decoded, the last being clip_\d+ in shard-"
     ):
         train(config)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, vp9_shards: ShardSet) -> None:
+    wild = {"optimizer": "sgd", "lr": 1e30, "lr_start": 1e30, "lr_end": 1e30, "epochs": 2}
+    with pytest.raises(TrainingError, match=r"the loss is not finite at step \d+; lower optim\.lr"):
+        train(load_config(config_file(tmp_path, vp9_shards, optim=wild)))
 
 
 def test_weights_from_another_run_start_the_tower(config: RunConfig, tmp_path: Path) -> None:
