@@ -16,7 +16,7 @@ TEST = "tests/gpu/test_gpu_path.py::test_the_model_on_the_gpu_equals_the_cpus"
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_required_gpu_that_is_missing_fails() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", TEST]
+    command = [sys.executable, "-m", "pytest", "-q", "-rfs", "-p", "no:cacheprovider", TEST]
     environment = {key: value for key, value in os.environ.items() if key != "LAVILA_REQUIRE_GPU"}
     outcomes = {}
     for required in ("0", "1"):

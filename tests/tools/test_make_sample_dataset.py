@@ -206,7 +206,7 @@ def test_csvs_have_the_published_form(made: Path) -> None:
     found = read(made, "train")
     assert found.failures == []
     assert found.classes["verb"] == list(camera.VERBS)
-    assert found.classes["noun"] == ["burrow", "meadow", "woods", "ruins"]
+    assert found.classes["noun"] == ["hillside", "meadow", "woods", "ruins"]
     for clip in found.clips:
         verb, noun = found.classes["verb"][clip.verb or 0], found.classes["noun"][clip.noun or 0]
         assert clip.narrations == (f"the camera {tool_sentence(verb)} the {noun}",)
@@ -272,7 +272,7 @@ def test_bad_footage_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureF
     assert f"{text}: cannot be played" in refusal(capsys, arguments_for(out, footage=text))
     assert f"{sound}: holds no video" in refusal(capsys, arguments_for(out, footage=sound))
     twice = [*arguments_for(out), "--footage", str(FOOTAGE), str(FOOTAGE)]
-    assert "scene 'burrow' is named twice" in refusal(capsys, twice)
+    assert "scene 'hillside' is named twice" in refusal(capsys, twice)
     assert not out.exists()
 
 
