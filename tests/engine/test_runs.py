@@ -255,6 +255,25 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, vp9_shards: Sha
         train(load_config(config_file(tmp_path, vp9_shards, optim=wild)))
 
 
+def test_gradients_are_clipped_and_bf16_trains(tmp_path: Path, vp9_shards: ShardSet) -> None:
+    """With a vanishing gradient limit SGD without momentum cannot move; bf16 autocast gives nearly fp32's losses."""
+    still = {"optimizer": "sgd", "lr": 1.0, "betas": [0.0, 0.0], "weight_decay": 0.0, "epochs": 1, "warmup_epochs": 0}
+    path = config_file(tmp_path, vp9_shards, optim=still)
+    moved = {}
+    for limit in (0.0, 1e-9):
+        folder = tmp_path / str(limit)
+        train(load_config(path, [f"optim.clip_grad_norm={limit}", f"run_dir={folder}", "checkpoint_every_steps=1",
+                                 "keep_checkpoints=9"]))  # fmt: skip
+        first, last = (load_model(folder / "checkpoints" / checkpoint.step_name(n)).state_dict() for n in (1, 3))
+        moved[limit] = max(float((first[name] - last[name]).abs().max()) for name in first)
+    assert moved[1e-9] < 1e-6 < 1e-3 < moved[0.0]
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        train(load_config(path, [f"optim.precision={precision}", f"run_dir={tmp_path / precision}", "optim.lr=1e-3"]))
+        losses[precision] = [line["loss"] for line in read_metrics(tmp_path / precision / "metrics.jsonl")]
+    assert losses["bf16"] != losses["fp32"] and losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
+
+
 def test_weights_from_another_run_start_the_tower(config: RunConfig, tmp_path: Path) -> None:
     first = train(config)
     path = tmp_path / "tiny.yaml"

@@ -57,13 +57,7 @@ def build_pipeline(
     """
     if decoder == "nvdec" and device_id is None:
         raise ValueError("data.decoder=nvdec needs a GPU; use data.decoder=auto, dali_cpu or host on the CPU")
-    pipeline = Pipeline(
-        batch_size=batch_size,
-        num_threads=threads,
-        device_id=device_id,
-        prefetch_queue_depth=prefetch,
-        py_start_method="spawn",
-    )
+    pipeline = Pipeline(batch_size=batch_size, num_threads=threads, device_id=device_id, prefetch_queue_depth=prefetch)
     with pipeline:
         payload, arguments = external_inputs(source, spec, decoded=decoder == "host")
         frames = decode(payload, arguments, decoder=decoder)
