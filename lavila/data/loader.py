@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.dlpack import from_dlpack
 
-from lavila.data.dali_pipelines.graph import DecoderName, PictureSpec
+from lavila.data.dali_pipelines.graph import DecoderName, Execution, PictureSpec
 from lavila.data.dali_pipelines.runner import LoadedBatch, PipelineRunner
 from lavila.data.host_decode import DecodeError, decode_frames
 from lavila.data.plan import ClipSizes, Plan
@@ -169,15 +169,14 @@ class ClipLoader:
     def __iter__(self) -> Iterator[VideoBatch]:
         """The batches from the current place to the end of the epoch. The place moves with each batch handed out."""
         with ThreadPoolExecutor(self._threads, thread_name_prefix="clip-reader") as pool:
-            runner = PipelineRunner(
-                self._spec,
+            execution = Execution(
                 decoder=self.decoder,
                 device_id=self.device.index or 0 if self.device.type == "cuda" else None,
                 batch_size=self.plan.largest_batch,
                 threads=self._threads,
                 prefetch=self._prefetch,
             )
-            results = runner.run(self._loaded(pool))
+            results = PipelineRunner(self._spec, execution).run(self._loaded(pool))
             while True:
                 waited = time.perf_counter()
                 try:

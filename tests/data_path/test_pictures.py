@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from lavila.data.dali_pipelines.graph import PictureSpec, build_pipeline
+from lavila.data.dali_pipelines.graph import Execution, PictureSpec, build_pipeline
 from lavila.data.plan import crop_offsets, resized_size
 from lavila.records import BLACK_FRAME, ClipPlan
 from tests.golden import GOLDEN, golden_json
@@ -58,7 +58,7 @@ def once(plan: ClipPlan, frames: np.ndarray) -> Callable[[], Any]:
 def render(plan: ClipPlan, frames: np.ndarray, picture_spec: PictureSpec) -> np.ndarray:
     """[K, S, C, T, size, size] as the graph makes it."""
     pipeline = build_pipeline(
-        once(plan, frames), picture_spec, decoder="host", device_id=None, batch_size=1, threads=1, prefetch=1
+        once(plan, frames), picture_spec, Execution(decoder="host", device_id=None, batch_size=1, threads=1, prefetch=1)
     )
     pipeline.build()
     (out,) = pipeline.run()
@@ -157,7 +157,9 @@ def _never() -> Any:
 def test_every_operator_of_the_gpu_graph_is_on_its_device(decoder: Any, training: bool) -> None:
     """Constructed without a driver: pictures on the GPU from the decoder on, arguments on the CPU."""
     picture_spec = spec((1, 1) if training else (2, 3), 4, cuts_window=training, pads_black=not training)
-    pipeline = build_pipeline(_never, picture_spec, decoder=decoder, device_id=0, batch_size=2, threads=1, prefetch=2)
+    pipeline = build_pipeline(
+        _never, picture_spec, Execution(decoder=decoder, device_id=0, batch_size=2, threads=1, prefetch=2)
+    )
     pipeline._build_graph()
     operators = [
         (
@@ -186,7 +188,7 @@ def test_every_operator_of_the_gpu_graph_is_on_its_device(decoder: Any, training
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a driver")
 def test_a_gpu_pipeline_without_a_driver_says_so() -> None:
     pipeline = build_pipeline(
-        _never, spec((1, 1), 4), decoder="nvdec", device_id=0, batch_size=1, threads=1, prefetch=1
+        _never, spec((1, 1), 4), Execution(decoder="nvdec", device_id=0, batch_size=1, threads=1, prefetch=1)
     )
     with pytest.raises(RuntimeError, match="CUDA"):
         pipeline.build()

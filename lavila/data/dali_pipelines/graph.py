@@ -39,25 +39,33 @@ class PictureSpec:
     half: bool = False  # float16 pictures
 
 
-def build_pipeline(
-    source: Any,
-    spec: PictureSpec,
-    *,
-    decoder: DecoderName,
-    device_id: int | None,
-    batch_size: int,
-    threads: int,
-    prefetch: int,
-) -> Pipeline:
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """Where and how a pipeline runs."""
+
+    decoder: DecoderName
+    device_id: int | None  # None: everything on the CPU
+    batch_size: int  # clips of the largest batch
+    threads: int  # CPU threads
+    prefetch: int  # batches in flight
+
+
+def build_pipeline(source: Any, spec: PictureSpec, execution: Execution) -> Pipeline:
     """A pipeline that pulls batches from `source` (see `sources.external_inputs`), constructed but not yet built.
 
     `device_id=None` keeps everything on the CPU. With a number, nvdec decodes on that GPU; the other decoders decode
     on the CPU and hand the frames over, so that one augment graph serves all. Its output is
     [B, K, S, T, 3, size, size], float32 or float16.
     """
+    decoder, device_id = execution.decoder, execution.device_id
     if decoder == "nvdec" and device_id is None:
         raise ValueError("data.decoder=nvdec needs a GPU; use data.decoder=auto, dali_cpu or host on the CPU")
-    pipeline = Pipeline(batch_size=batch_size, num_threads=threads, device_id=device_id, prefetch_queue_depth=prefetch)
+    pipeline = Pipeline(
+        batch_size=execution.batch_size,
+        num_threads=execution.threads,
+        device_id=device_id,
+        prefetch_queue_depth=execution.prefetch,
+    )
     with pipeline:
         payload, arguments = external_inputs(source, spec, decoded=decoder == "host")
         frames = decode(payload, arguments, decoder=decoder)

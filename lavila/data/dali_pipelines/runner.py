@@ -16,7 +16,7 @@ from typing import Any
 
 from nvidia.dali.pipeline import Pipeline
 
-from lavila.data.dali_pipelines.graph import DecoderName, PictureSpec, build_pipeline
+from lavila.data.dali_pipelines.graph import Execution, PictureSpec, build_pipeline
 from lavila.data.dali_pipelines.sources import Payload
 from lavila.records import ClipPlan
 
@@ -35,18 +35,8 @@ class LoadedBatch:
 class PipelineRunner:
     """Feeds batches to a pipeline and yields them with their pictures."""
 
-    def __init__(
-        self,
-        spec: PictureSpec,
-        *,
-        decoder: DecoderName,
-        device_id: int | None,
-        batch_size: int,
-        threads: int,
-        prefetch: int,
-    ):
-        self._spec, self._decoder, self._device_id = spec, decoder, device_id
-        self._batch_size, self._threads, self._prefetch = batch_size, threads, prefetch
+    def __init__(self, spec: PictureSpec, execution: Execution):
+        self._spec, self._execution = spec, execution
 
     def run(self, batches: Iterable[LoadedBatch]) -> Iterator[tuple[LoadedBatch, Any]]:
         """Every batch in order, with a DALI tensor [B, K, S, T, 3, size, size], or None where no clip is left of it."""
@@ -54,7 +44,7 @@ class PipelineRunner:
         in_flight: deque[LoadedBatch] = deque()
         while True:
             stream = _Stream(source, in_flight)
-            pipeline = self._build(stream, batch_size=self._batch_size, prefetch=self._prefetch)
+            pipeline = self._build(stream, self._execution)
             try:
                 while True:
                     (pictures,) = pipeline.run()
@@ -75,16 +65,8 @@ class PipelineRunner:
                 in_flight.clear()
                 source = chain(checked, source)
 
-    def _build(self, source: Any, *, batch_size: int, prefetch: int) -> Pipeline:
-        pipeline = build_pipeline(
-            source,
-            self._spec,
-            decoder=self._decoder,
-            device_id=self._device_id,
-            batch_size=batch_size,
-            threads=self._threads,
-            prefetch=prefetch,
-        )
+    def _build(self, source: Any, execution: Execution) -> Pipeline:
+        pipeline = build_pipeline(source, self._spec, execution)
         pipeline.build()
         return pipeline
 
@@ -102,7 +84,7 @@ class PipelineRunner:
     def _failure(self, plan: ClipPlan, payload: Payload) -> str | None:
         """Why this clip alone cannot be decoded, in one line; None where it can."""
         try:
-            self._build(lambda: ([plan], [payload]), batch_size=1, prefetch=1).run()
+            self._build(lambda: ([plan], [payload]), replace(self._execution, batch_size=1, prefetch=1)).run()
         except _DECODE_ERRORS as error:
             return _first_reason(str(error))
         return None
