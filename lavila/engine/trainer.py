@@ -169,11 +169,7 @@ class Trainer:
         # A loss that is NaN on one rank must show, so it becomes infinite: NaN is what the mean leaves out.
         values["loss"] = math.inf if math.isnan(values["loss"]) else values["loss"]
         values = mean_over_ranks(values, device=self.process.device)
-        if not math.isfinite(values["loss"]):
-            raise TrainingError(
-                f"the loss is not finite at step {progress['updates']}; lower optim.lr, set "
-                "optim.clip_grad_norm, or train in fp32 (optim.precision=fp32)"
-            )
+        self._check_finite("loss", finite=math.isfinite(values["loss"]))
         if not self.process.is_main:
             return
         rate = meter.clips * self.process.world / seconds
@@ -205,7 +201,17 @@ class Trainer:
             self.metrics.log(step=self.state.progress["updates"], epoch=self.state.progress["epoch"], **named)
             log.info("validation, one view: %s", " ".join(f"{name} {value:.1f}" for name, value in named.items()))
 
+    def _check_finite(self, what: str, *, finite: bool) -> None:
+        if not finite:
+            raise TrainingError(
+                f"the {what} is not finite at step {self.state.progress['updates']}; lower optim.lr, set "
+                "optim.clip_grad_norm, or train in fp32 (optim.precision=fp32), and go on from the newest checkpoint"
+            )
+
     def _save(self) -> Path:
+        # A ruined model must not take the place of a sound checkpoint.
+        finite = all(bool(parameter.isfinite().all()) for parameter in self.state.model.parameters())
+        self._check_finite("model", finite=finite)
         return checkpoint.save(
             self.run_dir,
             self.state,
