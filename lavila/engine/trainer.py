@@ -77,11 +77,12 @@ class Trainer:
         self.state = TrainState(model=model, optimizer=optimizer, scaler=scaler, progress=progress)
         self.updates_per_epoch = len(loader) // config.optim.accumulate
         self.rate = LearningRate.of(config.optim, steps=self.updates_per_epoch)
-        if found := checkpoint.find(self.run_dir, config.resume):
-            checkpoint.load(found, self.state, process=process)
+        self.newest = checkpoint.find(self.run_dir, config.resume)
+        if self.newest is not None:
+            checkpoint.load(self.newest, self.state, process=process)
             loader.load_state_dict(progress)
             if process.is_main:
-                self._tell_what_changed(found)
+                self._tell_what_changed(self.newest)
         if process.world > 1:
             device_ids = [process.device.index] if process.device.type == "cuda" else None
             task.model = DistributedDataParallel(model, device_ids=device_ids)
@@ -89,7 +90,6 @@ class Trainer:
     def fit(self) -> Path:
         """All epochs that are left. Returns the newest checkpoint's folder."""
         config, progress = self.config, self.state.progress
-        last = checkpoint.find(self.run_dir, "auto") if progress["updates"] else None
         if self.process.is_main:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             (self.run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
@@ -105,11 +105,11 @@ class Trainer:
             self._epoch()
             progress.update(epoch=progress["epoch"] + 1, step=0)
             self.loader.set_epoch(progress["epoch"])
-            last = self._save()
+            self._save()
             if config.evaluate_every_epochs and progress["epoch"] % config.evaluate_every_epochs == 0:
                 self._validate()
-        assert last is not None
-        return last
+        assert self.newest is not None
+        return self.newest
 
     def _epoch(self) -> None:
         """The rest of the current epoch."""
@@ -208,11 +208,11 @@ class Trainer:
                 "optim.clip_grad_norm, or train in fp32 (optim.precision=fp32), and go on from the newest checkpoint"
             )
 
-    def _save(self) -> Path:
+    def _save(self) -> None:
         # A ruined model must not take the place of a sound checkpoint.
         finite = all(bool(parameter.isfinite().all()) for parameter in self.state.model.parameters())
         self._check_finite("model", finite=finite)
-        return checkpoint.save(
+        self.newest = checkpoint.save(
             self.run_dir,
             self.state,
             process=self.process,

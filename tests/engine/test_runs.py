@@ -148,6 +148,16 @@ def test_resuming_tells_what_changed_and_when_nothing_is_left(
     assert "optim.epochs=4 (was 3)" in changed and "data.flip=0.1 (was 0.5)" in changed
 
 
+def test_a_finished_run_can_be_resumed_into_another_folder(config: RunConfig, tmp_path: Path) -> None:
+    first = train(config)
+    other = load_config(tmp_path / "tiny.yaml", [f"resume={first}", f"run_dir={tmp_path / 'other'}"])
+    assert train(other) == first  # nothing was left to do
+    more = train(
+        load_config(tmp_path / "tiny.yaml", [f"resume={first}", f"run_dir={tmp_path / 'other'}", "optim.epochs=4"])
+    )
+    assert more == tmp_path / "other" / "checkpoints" / "step-00000012"
+
+
 def test_a_killed_run_goes_on(tmp_path: Path, vp9_shards: ShardSet) -> None:
     path = config_file(tmp_path, vp9_shards, optim={"epochs": 400, "lr_end": 1e-3}, checkpoint_every_steps=2)
     process = subprocess.Popen(
