@@ -43,7 +43,7 @@ class EncodeError(ValueError):
 @dataclass(frozen=True, kw_only=True)
 class _Encoder:
     name: str  # FFmpeg's name
-    crf: int  # default quality, about 40 dB on film at 512x288
+    crf: int  # default quality; VP9's is about 40 dB on film at 512x288, the others' is not measured
     speed_option: str
     speed: str  # default speed
     speeds: tuple[str, ...]  # what the encoder takes

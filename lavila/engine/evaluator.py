@@ -206,8 +206,8 @@ def _report(
     total = views.clips * (1 if views.crops.value == "center" else 3)
     wrong = _mistakes(shards, result)
     by_row = {entry["row"]: entry for entry in wrong}
-    labels = view_labels(clips=views.clips, crops=computed // views.clips)
-    strips = {row: _view_strip(shards, row, frames, labels) for row, frames in result.pictures.items()}
+    grid = (views.clips, computed // views.clips)
+    strips = {row: _view_strip(shards, row, frames, grid) for row, frames in result.pictures.items()}
     report = {
         "name": config.name,
         "dataset": {
@@ -251,8 +251,9 @@ def _report(
     return report, pictures
 
 
-def _view_strip(shards: ShardSet, row: int, frames: npt.NDArray[np.uint8], labels: Sequence[str]) -> ViewStrip:
+def _view_strip(shards: ShardSet, row: int, frames: npt.NDArray[np.uint8], grid: tuple[int, int]) -> ViewStrip:
     clip = shards.clips.slice(row, 1).to_pylist()[0]
+    labels = view_labels(clips=grid[0], crops=grid[1], tall=clip["height"] > clip["width"])
     title = clip["narrations"][0] if clip["narrations"] else clip["clip_id"]
     size = f"{clip['width']}x{clip['height']}"
     return ViewStrip(

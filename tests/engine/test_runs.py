@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -21,7 +22,7 @@ from lavila.config.load import load_config
 from lavila.config.schema import ConfigError, Precision, RunConfig
 from lavila.data.shards import ShardSet
 from lavila.engine import checkpoint
-from lavila.engine.evaluator import evaluate
+from lavila.engine.evaluator import _view_strip, evaluate
 from lavila.engine.reporting import read_metrics
 from lavila.engine.trainer import TrainingError, pick_precision, train
 from lavila.models.checkpoints import CheckpointError, load_model
@@ -213,6 +214,13 @@ def test_evaluation_writes_a_report_with_every_clip(config: RunConfig) -> None:
     assert len(report["mistakes"]) == 12 - right
     assert set(report["seconds"]) == {"train", "evaluate"}
     assert report["controls"]["chance_noun_top1"] == 50.0
+
+
+def test_strips_of_wide_and_tall_clips_name_their_crops(vp9_shards: ShardSet) -> None:
+    frames = np.zeros((6, 4, 8, 8, 3), np.uint8)
+    wide, tall = (_view_strip(vp9_shards, row, frames, (2, 3)) for row in (0, 1))
+    assert (wide.labels[3], wide.labels[5]) == ("clip 2, left", "clip 2, right")
+    assert (tall.labels[3], tall.labels[5]) == ("clip 2, top", "clip 2, bottom")
 
 
 def test_ranks_evaluate_to_the_same_report(config: RunConfig, tmp_path: Path) -> None:

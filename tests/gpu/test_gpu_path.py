@@ -23,11 +23,11 @@ from tests.engine.test_runs import config_file
 
 pytestmark = pytest.mark.gpu
 
-# Chip and libavcodec decode a conforming stream to the same YCbCr; chroma is upsampled differently (DALI's GPU
-# conversion takes the nearest sample, its CPU conversion interpolates), which shows at coloured edges. In units of
-# the test's standard deviation, 60 levels.
+# Not measured yet, for want of a GPU. Chip and libavcodec decode a conforming stream to the same YCbCr; what may differ
+# is how chroma is upsampled on the way to RGB, which shows at coloured edges. In units of the test's standard
+# deviation, 60 levels.
 NVDEC_MEAN, NVDEC_MOST = 3 / 60, 60 / 60
-# The same uint8 frames through the GPU and the CPU resize: float arithmetic in another order, 0.5 levels.
+# The same uint8 frames through the GPU and the CPU resize: float arithmetic in another order. Not measured yet either.
 AUGMENT_MOST = 0.5 / 60
 
 
