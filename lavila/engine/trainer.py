@@ -20,7 +20,7 @@ from lavila.engine.checkpoint import TrainState
 from lavila.engine.distributed import Process, join, mean_over_ranks
 from lavila.engine.evaluator import evaluate_task
 from lavila.engine.optim import LearningRate, build_optimizer
-from lavila.engine.reporting import MetricsLog, append_stage
+from lavila.engine.reporting import MetricsLog, append_stage, read_stages
 from lavila.records import VideoBatch
 from lavila.tasks import Task
 
@@ -38,9 +38,12 @@ def train(config: RunConfig) -> Path:
         trainer = Trainer(
             config, process, loader=loader, task=build.build_task(config, model, classes), classes=classes
         )
+        resumed_at = trainer.state.progress["updates"]
         last = trainer.fit()
-        if process.is_main:
-            append_stage(config.run_dir, "train", time.perf_counter() - started)
+        if process.is_main and trainer.state.progress["updates"] > resumed_at:
+            # A run in several parts took the sum of them (a part that was killed noted nothing).
+            before = read_stages(config.run_dir).get("train", 0.0) if resumed_at else 0.0
+            append_stage(config.run_dir, "train", before + time.perf_counter() - started)
     return last
 
 

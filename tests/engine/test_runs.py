@@ -23,7 +23,7 @@ from lavila.config.schema import ConfigError, Precision, RunConfig
 from lavila.data.shards import ShardSet
 from lavila.engine import checkpoint
 from lavila.engine.evaluator import _view_strip, evaluate
-from lavila.engine.reporting import read_metrics
+from lavila.engine.reporting import read_metrics, read_stages
 from lavila.engine.trainer import TrainingError, pick_precision, train
 from lavila.models.checkpoints import CheckpointError, load_model
 from tests.data_path.test_loader import damaged
@@ -140,11 +140,14 @@ def test_resuming_tells_what_changed_and_when_nothing_is_left(
     config: RunConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     train(config)
+    took = read_stages(config.run_dir)["train"]
     with caplog.at_level("INFO", logger="lavila"):
         train(config)
+        assert read_stages(config.run_dir)["train"] == took  # nothing was trained, and the report's time stays
         assert any("this run has its 3 epochs already" in message for message in caplog.messages)
         assert not any("other settings" in message for message in caplog.messages)
         train(load_config(tmp_path / "tiny.yaml", ["optim.epochs=4", "data.flip=0.1"]))
+    assert read_stages(config.run_dir)["train"] > took
     changed = next(message for message in caplog.messages if "other settings" in message)
     assert "optim.epochs=4 (was 3)" in changed and "data.flip=0.1 (was 0.5)" in changed
 
