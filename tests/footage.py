@@ -34,6 +34,8 @@ class Coding:
     range: int = 1
     rotation: int = 0  # degrees counter-clockwise that a player shall turn it by
     aspect: Fraction | None = None  # width / height of a pixel
+    milliseconds: tuple[int, ...] = ()  # when each frame is shown; () = at regular distances
+    sound: bool = False  # whether there is an audio track, too
 
 
 def numbered_picture(number: int, *, height: int = 120, width: int = 160) -> Picture:
@@ -66,30 +68,49 @@ def write_video(path: Path, pictures: Iterable[Picture], coding: Coding | None =
         for index, picture in enumerate(pictures):
             if stream is None:
                 stream = _open_stream(container, picture, coding)
-            frame: Any = av.VideoFrame.from_ndarray(_yuv(picture, coding), format=coding.pix_fmt)
+                sound: Any = container.add_stream("aac", rate=8000) if coding.sound else None
+            frame = _frame(picture, coding)
             frame.pts, frame.time_base = index, 1 / coding.fps
+            if coding.milliseconds:
+                frame.pts, frame.time_base = coding.milliseconds[index], Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+        if sound is not None:
+            noise: Any = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
+            noise.sample_rate = 8000
+            container.mux([*sound.encode(noise), *sound.encode(None)])
     return path
 
 
-def _yuv(picture: Picture, coding: Coding) -> npt.NDArray[Any]:
-    """RGB -> planes as PyAV takes them, in floating point: a reference that shares no code with swscale."""
+def _frame(picture: Picture, coding: Coding) -> Any:
+    height, width = picture.shape[:2]
+    frame: Any = av.VideoFrame(width, height, coding.pix_fmt)
+    for plane, content in zip(frame.planes, _planes(picture, coding), strict=True):
+        rows = np.zeros((plane.height, plane.line_size), np.uint8)
+        raw = content.view(np.uint8)
+        rows[:, : raw.shape[1]] = raw
+        plane.update(rows.tobytes())
+    return frame
+
+
+def _planes(picture: Picture, coding: Coding) -> list[npt.NDArray[Any]]:
+    """RGB -> planes of the pixel format, in floating point: a reference that shares no code with swscale."""
+    if coding.pix_fmt == "rgb24":
+        return [np.ascontiguousarray(picture).reshape(len(picture), -1)]
+    if coding.pix_fmt == "gbrp":
+        return [np.ascontiguousarray(picture[..., channel]) for channel in (1, 2, 0)]
     red_weight, blue_weight = {1: (0.2126, 0.0722), 6: (0.299, 0.114)}[coding.matrix]
     red, green, blue = np.moveaxis(picture / 255.0, 2, 0)
     luma = red_weight * red + (1 - red_weight - blue_weight) * green + blue_weight * blue
     chroma = [(blue - luma) / (2 - 2 * blue_weight), (red - luma) / (2 - 2 * red_weight)]
-    if coding.pix_fmt.startswith("yuv420p"):
-        height, width = luma.shape
-        chroma = [plane.reshape(height // 2, 2, width // 2, 2).mean(axis=(1, 3)) for plane in chroma]
+    down = {"yuv420": (2, 2), "yuv422": (1, 2), "yuv444": (1, 1)}[coding.pix_fmt.replace("yuvj", "yuv")[:6]]
+    height, width = luma.shape
+    chroma = [p.reshape(height // down[0], down[0], width // down[1], down[1]).mean(axis=(1, 3)) for p in chroma]
     luma_gain, luma_zero, chroma_gain = (219, 16, 224) if coding.range == 1 else (255, 0, 255)
     bits = 2 if coding.pix_fmt.endswith("10le") else 0
     planes = [luma * luma_gain + luma_zero, *(plane * chroma_gain + 128 for plane in chroma)]
-    whole = [np.rint(plane * 2**bits).clip(0, 2 ** (8 + bits) - 1) for plane in planes]
-    if coding.pix_fmt == "yuv444p":
-        return np.stack(whole).astype(np.uint8)
-    packed = np.concatenate([plane.reshape(-1, luma.shape[1]) for plane in whole])
-    return packed.astype(np.uint16 if bits else np.uint8)
+    kind = np.uint16 if bits else np.uint8
+    return [np.rint(plane * 2**bits).clip(0, 2 ** (8 + bits) - 1).astype(kind) for plane in planes]
 
 
 def _open_stream(container: Any, picture: Picture, coding: Coding) -> Any:
@@ -108,6 +129,8 @@ def _open_stream(container: Any, picture: Picture, coding: Coding) -> Any:
         context.sample_aspect_ratio = coding.aspect
     if coding.rotation:
         stream.set_display_rotation(coding.rotation)
+    if coding.milliseconds:
+        context.time_base = Fraction(1, 1000)
     return stream
 
 
@@ -116,6 +139,23 @@ def write_numbered_video(
 ) -> Path:
     """A video whose frame n is `numbered_picture(n)`."""
     return write_video(path, (numbered_picture(n, height=height, width=width) for n in range(num_frames)), coding)
+
+
+def repeat_video(source: Path, path: Path, times: int) -> Path:
+    """The packets of a video, again and again with timestamps that go on: a long video without long encoding."""
+    with av.open(str(source)) as container:
+        stream = container.streams.video[0]
+        packets = [packet for packet in container.demux(stream) if packet.size]
+        stamps = [(packet.pts, packet.dts) for packet in packets]
+        period = round(len(packets) / stream.average_rate / stream.time_base)
+        with av.open(str(path), "w") as output:
+            copy: Any = output.add_stream_from_template(stream)
+            for turn in range(times):
+                for packet, (pts, dts) in zip(packets, stamps, strict=True):
+                    packet.pts, packet.dts, packet.stream = pts + turn * period, dts + turn * period, copy
+                    packet.time_base = stream.time_base
+                    output.mux(packet)
+    return path
 
 
 def decode(video: bytes | Path) -> Picture:

@@ -1,9 +1,9 @@
-"""One clip of one video -> one small mp4, cut exactly and coded so that every decoder reads the same colours.
+"""Part of a video -> one small mp4, cut exactly and coded so that every decoder reads the same colours.
 
 What comes out is always 8-bit yuv420p, BT.601 limited range, tagged so (DALI converts with BT.601 whatever the tag
 says), at a constant frame rate, upright, without audio, in closed groups of pictures, both sides a multiple of 16
-(NVDEC reuses a decoder only where coded and displayed size agree). Encoders run on one thread: the bytes of a clip
-depend on the video and the settings alone, and many clips at once are a matter for many processes.
+(NVDEC reuses a decoder only where coded and displayed size agree). `source_video` reads, `converter` resizes, `codecs`
+codes; here is decided which frames.
 """
 
 from __future__ import annotations
@@ -11,116 +11,64 @@ from __future__ import annotations
 import io
 import itertools
 import math
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import av
-import av.filter
 from av.video.frame import PictureType
 
-from lavila.annotations import frame_span
+from lavila.annotations import SpanRule, frame_span
+from lavila.data.codecs import (
+    ENCODERS,
+    NVENC,
+    WHOLE_CLIP,
+    Coding,
+    EncodeSettings,
+    add_encoder,
+    check_encoder,
+    encoder_versions,
+)
+from lavila.data.converter import Converter, Sizes, stored_size
+from lavila.data.source_video import MAX_SECONDS, EncodeError, Limits, SourceVideo, VideoFacts, probe_video
 
-SIDE_MULTIPLE = 16  # pixels
-MAX_DISTORTION = 0.01  # share by which the long side may be stretched to reach a multiple of 16; beyond it is cropped
-WHOLE_CLIP = 1 << 16  # frames; a group of pictures longer than any clip
-TRUNCATED_SECONDS = 1.0  # a video that ends this much before its header says is damaged, not short
+__all__ = [
+    "ENCODERS",
+    "NVENC",
+    "EncodeError",
+    "EncodeSettings",
+    "EncodedChunk",
+    "EncodedClip",
+    "Interval",
+    "Limits",
+    "VideoFacts",
+    "check_encoder",
+    "encode_chunk",
+    "encode_clip",
+    "encoder_versions",
+    "probe_video",
+    "stored_size",
+]
 
-# FFmpeg's numbers for colour matrices -> names of its scale filter. 2 is "not tagged", which FFmpeg takes for BT.601;
-# so did the decoders that published models were trained with.
-COLOR_MATRICES = {1: "bt709", 2: "bt601", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020"}
-SMPTE170M = 6  # FFmpeg's number for BT.601 with 525 lines: matrix, primaries and transfer alike
-LIMITED_RANGE, FULL_RANGE = 1, 2
+DEFAULT_LIMITS = Limits()
+MAX_RATE_TERM = 1_000_000  # numerator and denominator of a frame rate; encoders refuse larger ones
 
+# Timestamps go on from chunk to chunk, so that groups of pictures of several chunks make one video under one header.
+FRAGMENTS = "frag_keyframe+empty_moov+default_base_moof+negative_cts_offsets+frag_discont+skip_trailer"
 
-class EncodeError(ValueError):
-    """A clip that cannot be cut from its video, told in one line."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Encoder:
-    name: str  # FFmpeg's name
-    crf: int  # default quality; VP9's is about 40 dB on film at 512x288, the others' is not measured
-    speed_option: str
-    speed: str  # default speed
-    speeds: tuple[str, ...]  # what the encoder takes
-    options: dict[str, str]  # what makes groups closed, threads one and decoding cheap
-
-
-X26X_PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
-
-ENCODERS = {
-    "vp9": _Encoder(
-        name="libvpx-vp9",
-        crf=36,
-        speed_option="cpu-used",
-        speed="5",
-        speeds=tuple(map(str, range(9))),
-        options={"deadline": "good", "b": "0", "lag-in-frames": "25", "auto-alt-ref": "1", "row-mt": "0"},
-    ),
-    "h264": _Encoder(
-        name="libx264",
-        crf=23,
-        speed_option="preset",
-        speed="medium",
-        speeds=X26X_PRESETS,
-        # No deblocking and no CABAC: a fifth more bytes for two thirds of the decoding time.
-        options={"tune": "fastdecode", "x264-params": "open-gop=0:sliced-threads=0"},
-    ),
-    "hevc": _Encoder(
-        name="libx265",
-        crf=25,
-        speed_option="preset",
-        speed="medium",
-        speeds=X26X_PRESETS,
-        options={"x265-params": "open-gop=0:pools=none:frame-threads=1:log-level=error", "tag": "hvc1"},
-    ),
-    "av1": _Encoder(
-        name="libsvtav1",
-        crf=35,
-        speed_option="preset",
-        speed="8",
-        speeds=tuple(map(str, range(14))),
-        options={"svtav1-params": "lp=1:fast-decode=1"},
-    ),
-}
+Chooser = Callable[[int, int, float], Sequence[int]]
+"""(frames of the interval, frames after it, frames per second) -> the ascending, distinct frames to store, from 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncodeSettings:
-    """How clips are coded. Everything here is written into the shard set's manifest.
+class Interval:
+    """An annotated interval of a video."""
 
-    The defaults are measured: VP9 at these settings takes 96 KB and 28 ms of decoding for 3 s at 512x288, and one
-    group of pictures as long as the clip is both the smallest and the cheapest to decode on a CPU.
-    """
-
-    codec: str = "vp9"  # vp9, h264, hevc or av1
-    short_side: int = 288  # pixels, a multiple of 16; a smaller video is never enlarged
-    fps: float | Literal["native"] = "native"  # frames per second as stored; native = the video's own average
-    gop: int = 0  # frames from one keyframe to the next; 0 = one group as long as the clip
-    crf: int = field(default=-1)  # quality, lower is better; -1 = the codec's default
-    speed: str = ""  # cpu-used of VP9, preset of the others; empty = the codec's default
-
-    def __post_init__(self) -> None:
-        if self.codec not in ENCODERS:
-            raise ValueError(f"codec {self.codec!r} is not known; choose one of {', '.join(ENCODERS)}")
-        if self.short_side < SIDE_MULTIPLE or self.short_side % SIDE_MULTIPLE:
-            near = max(round(self.short_side / SIDE_MULTIPLE), 1) * SIDE_MULTIPLE
-            raise ValueError(f"short side {self.short_side} is not a multiple of {SIDE_MULTIPLE} pixels; try {near}")
-        if self.fps != "native" and not 0 < self.fps <= 1000:
-            raise ValueError(f"fps {self.fps!r}: give 'native' or frames per second above 0 and up to 1000")
-        if self.gop < 0:
-            raise ValueError(f"gop {self.gop}: give a number of frames, or 0 for one group as long as the clip")
-        if not -1 <= self.crf <= 63:
-            raise ValueError(f"crf {self.crf}: give 0 (best) to 63 (smallest), or -1 for the codec's default")
-        encoder = ENCODERS[self.codec]
-        if self.speed and self.speed not in encoder.speeds:
-            raise ValueError(f"speed {self.speed!r}: {self.codec} takes one of {', '.join(encoder.speeds)}")
-        object.__setattr__(self, "crf", encoder.crf if self.crf == -1 else self.crf)
-        object.__setattr__(self, "speed", self.speed or encoder.speed)
+    start_second: float
+    stop_second: float | None  # None = to the end of the video
+    rule: SpanRule = "edges"  # see lavila.annotations.frame_span
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,260 +76,286 @@ class EncodedClip:
     """One clip as it goes into a shard."""
 
     data: bytes  # a whole mp4 file
+    num_frames: int  # of the interval
+    fps: float  # frames per second as stored, constant
+    height: int  # pixels, upright
+    width: int
+    source_fps: float  # the video's own average
+    start_frame: int  # 0-based number in the video of the interval's first frame, at source_fps
+    first_frame: int  # frames stored before the interval
+    frames_after: int  # frames stored after it
+    source_height: int  # pixels of the video, upright and square
+    source_width: int
+    scaled_height: int  # pixels after resizing; cropped or padded to height and width
+    scaled_width: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedChunk:
+    """A stretch of a video of fixed length as it goes into a shard: a header and one fragment per group of pictures.
+
+    The header and any fragments of this and later chunks of the same video are an mp4 of their own.
+    """
+
+    data: bytes = field(repr=False)  # a whole mp4 file
+    first_frame: int  # number of its first frame in the whole video at `fps`; timestamps count the same frames
     num_frames: int
     fps: float  # frames per second as stored, constant
     height: int  # pixels, upright
     width: int
     source_fps: float  # the video's own average
-    start_frame: int  # 0-based number in the video of the clip's first frame, at source_fps
+    source_height: int  # pixels of the video, upright and square
+    source_width: int
+    scaled_height: int  # pixels after resizing; cropped or padded to height and width
+    scaled_width: int
+    gop: int  # frames of each group of pictures; the last may have fewer
+    gop_offsets: list[int]  # bytes from the start of `data` to each group's fragment, and to the end of the last
+
+    @property
+    def gop_frames(self) -> list[int]:
+        """Number in the chunk of each group's first frame."""
+        return list(range(0, self.num_frames, self.gop))
+
+    @property
+    def header_size(self) -> int:
+        """Bytes before the first fragment."""
+        return self.gop_offsets[0]
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Cut:
-    """Which moments of a video are wanted, as exact numbers."""
+    """Which moments of a video are wanted, as exact numbers. Stored frame 0 is the first one of the interval."""
 
-    start_frame: int
+    start_frame: int  # of the interval, at source_fps
     source_fps: Fraction
     fps: Fraction
-    stop: Fraction | None  # seconds from the video's first frame, excluded; None = to the end
+    num_frames: int | None  # of the interval, should the video last so long; None = to its end
+    before: int  # frames wanted before the interval
+    after: int  # frames wanted after it
 
     def second(self, index: int) -> Fraction:
         """When output frame `index` is due, in seconds from the video's first frame."""
         return self.start_frame / self.source_fps + index / self.fps
 
-    def wanted(self, index: int) -> bool:
-        return self.stop is None or self.second(index) < self.stop
+    def stop(self) -> int | None:
+        """One past the last output frame that is wanted; None = to the end of the video."""
+        return None if self.num_frames is None else self.num_frames + self.after
 
-
-def encoder_versions() -> dict[str, str]:
-    """Versions that the bytes of a clip depend on."""
-    libraries = {name: ".".join(map(str, version)) for name, version in av.library_versions.items()}
-    return {"pyav": av.__version__, "libavcodec": libraries["libavcodec"], "libswscale": libraries["libswscale"]}
+    def seconds(self) -> Iterator[Fraction]:
+        """When each output frame is due."""
+        stop = self.stop()
+        indices = itertools.count(-self.before) if stop is None else range(-self.before, stop)
+        return (self.second(index) for index in indices)
 
 
 def encode_clip(
-    video_path: Path, *, start_second: float, stop_second: float | None, settings: EncodeSettings
+    video_path: Path,
+    *,
+    interval: Interval,
+    settings: EncodeSettings,
+    limits: Limits = DEFAULT_LIMITS,
+    choose: Chooser | None = None,
 ) -> EncodedClip:
-    """Cut, turn upright, resize and encode one clip.
+    """Cut, turn upright, resize and encode one clip of a video (a file, or a folder of files as in `source_video`).
 
     Frames are those of `lavila.annotations.frame_span` at the video's own average frame rate, found by timestamp: of
     all frames the nearest to n / fps. With settings.fps, the nearest to each n / settings.fps from the same start. A
-    clip that reaches past the end of the video stops there.
+    clip that reaches past the end of the video stops there, and so does its margin at both ends of the video.
+
+    With `choose`, only the frames that it returns are stored, as consecutive frames. num_frames and frames_after then
+    still tell what it chose from.
 
     Raises EncodeError for what is wrong with this clip or video; anything else is wrong with the encoder.
     """
-    if not video_path.is_file():
-        raise EncodeError(f"{video_path}: no such video")
-    try:
-        container = av.open(str(video_path))
-    except (av.FFmpegError, OSError) as error:
-        raise EncodeError(f"{video_path}: not a readable video ({error.__class__.__name__})") from error
-    with container:
-        if not container.streams.video:
-            raise EncodeError(f"{video_path}: holds no video stream")
-        stream = container.streams.video[0]
-        stream.codec_context.thread_count = 1  # one process per clip is the parallelism here
-        cut = _cut(video_path, stream, start_second, stop_second, settings)
-        aspect = stream.sample_aspect_ratio
-        return _encode(_chosen_frames(video_path, container, stream, cut), cut, settings, aspect)
+    with SourceVideo(video_path, limits) as source:
+        cut = _cut(source, interval, settings)
+        frames = _all_frames(source, cut)
+        if choose is None:
+            coded = _code(frames, source, settings, fps=cut.fps)
+            num_frames, frames_after = _split(source, cut, coded.num_frames)
+            before = cut.before
+        else:
+            num_frames, frames_after = _split(source, cut, sum(1 for _ in frames))
+            before = 0
+            chosen = [int(index) for index in choose(num_frames, frames_after, float(cut.fps))]
+            assert chosen and chosen == sorted(set(chosen)), chosen
+            assert chosen[0] >= 0 and chosen[-1] < num_frames + frames_after, (chosen, num_frames, frames_after)
+            frames = source.frames_at(cut.second(index) for index in chosen)
+            coded = _code(frames, source, settings, fps=cut.fps)
+            assert coded.num_frames == len(chosen), (coded.num_frames, chosen)
+        return EncodedClip(
+            data=coded.data,
+            num_frames=num_frames,
+            start_frame=cut.start_frame,
+            first_frame=before,
+            frames_after=frames_after,
+            **_picture(coded, source, cut.fps),
+        )
 
 
-def _cut(
-    video_path: Path, stream: Any, start_second: float, stop_second: float | None, settings: EncodeSettings
-) -> _Cut:
-    source_fps = stream.average_rate or stream.guessed_rate
-    if not source_fps:
-        raise EncodeError(f"{video_path}: states no frame rate; remux it, for example to mp4")
+def encode_chunk(
+    video_path: Path, *, number: int, seconds: float, settings: EncodeSettings, limits: Limits = DEFAULT_LIMITS
+) -> EncodedChunk:
+    """Encode stretch `number` (from 0) of a video that is cut every `seconds` seconds.
+
+    Frame g of the whole video is due at g / fps; a stretch has the frames from fps * number * seconds on, rounded, to
+    those of the next one, as far as the video goes.
+
+    Raises EncodeError as `encode_clip` does; with `after_end` where the video ends before the stretch begins.
+    """
+    with SourceVideo(video_path, limits) as source:
+        fps = _stored_rate(source, settings)
+        first, stop = (round(fps * Fraction(seconds) * place) for place in (number, number + 1))
+        if stop <= first:
+            raise EncodeError(f"{video_path}: {float(fps):g} frames per second give no frame in {seconds:g} s")
+        gop = settings.gop or max(round(fps / 2), 1)
+        frames = source.frames_at(Fraction(index) / fps for index in range(first, stop))
+        begun = next(frames, None)
+        if begun is None:
+            source.check_reached(stop / fps)
+            raise _after_end(source, f"chunk {number}", first / fps)
+        coded = _code(itertools.chain([begun], frames), source, settings, fps=fps, fragments=(first, gop))
+        if coded.num_frames < stop - first:
+            source.check_reached(stop / fps)
+        offsets = _fragment_offsets(coded.data)
+        assert len(offsets) == -(-coded.num_frames // gop) + 1, (offsets, coded.num_frames, gop)
+        return EncodedChunk(
+            data=coded.data,
+            first_frame=first,
+            num_frames=coded.num_frames,
+            gop=gop,
+            gop_offsets=offsets,
+            **_picture(coded, source, fps),
+        )
+
+
+def _stored_rate(source: SourceVideo, settings: EncodeSettings) -> Fraction:
+    if settings.fps != "native":
+        return Fraction(settings.fps).limit_denominator(1001)
+    fps, most = source.fps, settings.coder.max_fps
+    if fps > most:
+        raise EncodeError(
+            f"{source.path}: {float(fps):g} frames per second; {settings.codec} takes {most}: set the fps"
+        )
+    return fps if max(fps.as_integer_ratio()) <= MAX_RATE_TERM else fps.limit_denominator(1001)
+
+
+def _cut(source: SourceVideo, interval: Interval, settings: EncodeSettings) -> _Cut:
+    start_second, stop_second = interval.start_second, interval.stop_second
+    for second in (start_second, 0.0 if stop_second is None else stop_second):
+        if not 0 <= second <= MAX_SECONDS:
+            raise EncodeError(f"{source.path}: no clip from {start_second} s to {stop_second} s can be cut")
     # A clip shorter than half a frame still gets the frame it lies in.
-    start, stop = frame_span(start_second, start_second if stop_second is None else stop_second, float(source_fps))
+    until = start_second if stop_second is None else stop_second
+    start, stop = frame_span(start_second, until, float(source.fps), interval.rule)
     stop = max(stop, start + 1)
-    fps = source_fps if settings.fps == "native" else Fraction(settings.fps).limit_denominator(1001)
+    fps = _stored_rate(source, settings)
+    margin = round(settings.margin * fps)
     return _Cut(
         start_frame=start,
-        source_fps=source_fps,
+        source_fps=source.fps,
         fps=fps,
-        stop=None if stop_second is None else stop / source_fps,
+        num_frames=None if stop_second is None else math.ceil((stop - start) / source.fps * fps),
+        before=min(margin, math.floor(start / source.fps * fps)),
+        after=margin,
     )
 
 
-def _chosen_frames(video_path: Path, container: Any, stream: Any, cut: _Cut) -> Iterator[Any]:
-    """One decoded frame for each output frame: the one shown nearest to when that is due. At least one, or an error."""
-    first_pts = stream.start_time or 0
-    index, last, last_second = 0, None, Fraction(0)
-    try:
-        for frame in _decode_from(container, stream, first_pts + math.floor(cut.second(0) / stream.time_base)):
-            second = (frame.pts - first_pts) * stream.time_base
-            while last is not None and cut.wanted(index) and 2 * cut.second(index) <= last_second + second:
-                yield _sound(video_path, last, last_second)
-                index += 1
-            if not cut.wanted(index):
-                return
-            last, last_second = frame, second
-    except av.FFmpegError as error:
-        raise EncodeError(f"{video_path}: damaged after {float(last_second):.2f} s ({error.strerror})") from error
-    if last is None:
-        raise EncodeError(f"{video_path}: no frame could be decoded")
-    half_a_frame = 1 / (2 * cut.source_fps)
-    while cut.wanted(index) and cut.second(index) < last_second + half_a_frame:
-        yield _sound(video_path, last, last_second)
-        index += 1
-    if cut.wanted(index):
-        _check_not_truncated(video_path, container, cut, last_second)
-    if index == 0:
-        raise EncodeError(
-            f"{video_path}: the clip begins at {float(cut.second(0)):.2f} s, "
-            f"after the last frame of the video at {float(last_second):.2f} s"
-        )
-
-
-def _sound(video_path: Path, frame: Any, second: Fraction) -> Any:
-    if frame.is_corrupt:
-        raise EncodeError(f"{video_path}: the frame at {float(second):.2f} s is damaged")
-    return frame
-
-
-def _check_not_truncated(video_path: Path, container: Any, cut: _Cut, last_second: Fraction) -> None:
-    """An annotation may reach past the end of a video. A file that is cut short must not pass for that."""
-    if container.duration is None:
-        return
-    declared = Fraction(container.duration, av.time_base)
-    expected = declared if cut.stop is None else min(declared, cut.stop)
-    if last_second < expected - TRUNCATED_SECONDS:
-        raise EncodeError(
-            f"{video_path}: ends at {float(last_second):.2f} s although its header says {float(declared):.2f} s; "
-            "fetch the file again"
-        )
-
-
-def _decode_from(container: Any, stream: Any, target: int) -> Iterator[Any]:
-    """Frames in display order, from a keyframe at or before timestamp `target` (of `stream.time_base`) to the end.
-
-    A seek may land on a keyframe behind the target (containers index by decoding time): then go further back.
-    """
-    first_pts = stream.start_time or 0
-    back = 0
-    while True:
-        position = max(target - back, first_pts)
-        container.seek(position, stream=stream)
-        frames = (frame for frame in container.decode(stream) if frame.pts is not None)
-        # What precedes the first keyframe after a seek may lack its references.
-        frame = next((frame for frame in frames if frame.key_frame or position == first_pts), None)
-        if position == first_pts or (frame is not None and frame.pts <= target + 1):
-            break
-        back = max(2 * back, math.ceil(1 / stream.time_base))
-    if frame is not None:
+def _all_frames(source: SourceVideo, cut: _Cut) -> Iterator[Any]:
+    """One decoded frame for each output frame. At least one, or an error."""
+    count = 0
+    for frame in source.frames_at(cut.seconds()):
         yield frame
-        yield from frames
+        count += 1
+    stop = cut.stop()
+    if stop is None or count < cut.before + stop:
+        source.check_reached(None if stop is None else cut.second(stop))
+    if count <= cut.before:
+        raise _after_end(source, "the clip", cut.second(0))
 
 
-def stored_size(height: int, width: int, *, short_side: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(height, width) to scale an upright picture to, and (height, width) of the centre to keep, in pixels.
-
-    The short side becomes `short_side`, or keeps its size where it is smaller. The long side follows; where a multiple
-    of 16 lies within 1 % it is stretched onto it, else cropped down to one. Raises EncodeError below 16 pixels.
-    """
-    short, long = sorted((height, width))
-    if short < SIDE_MULTIPLE:
-        raise EncodeError(f"picture of {width}x{height} is smaller than {SIDE_MULTIPLE} pixels")
-    if short <= short_side:
-        scaled_short, exact = short, Fraction(long)
-    else:
-        scaled_short, exact = short_side, Fraction(long * short_side, short)
-    near = round(exact / SIDE_MULTIPLE) * SIDE_MULTIPLE
-    scaled_long = near if abs(near - exact) <= MAX_DISTORTION * exact and exact != long else round(exact)
-    kept_short, kept_long = (side // SIDE_MULTIPLE * SIDE_MULTIPLE for side in (scaled_short, scaled_long))
-    if height <= width:
-        return (scaled_short, scaled_long), (kept_short, kept_long)
-    return (scaled_long, scaled_short), (kept_long, kept_short)
+def _after_end(source: SourceVideo, what: str, second: Fraction) -> EncodeError:
+    return EncodeError(
+        f"{source.path}: {what} begins at {float(second):.2f} s, "
+        f"after the last frame of the video at {float(source.end):.2f} s",
+        after_end=True,
+    )
 
 
-def _upright_size(frame: Any, stream_aspect: Fraction | None) -> tuple[int, int]:
-    """Height and width in square pixels after the rotation that the file asks for."""
-    width = round(frame.width * stream_aspect) if stream_aspect else frame.width
-    return (frame.height, width) if frame.rotation % 180 == 0 else (width, frame.height)
+def _split(source: SourceVideo, cut: _Cut, count: int) -> tuple[int, int]:
+    """Of `count` frames that the video had: those of the interval, and those after it."""
+    inside = count - cut.before
+    num_frames = inside if cut.num_frames is None else min(cut.num_frames, inside)
+    return num_frames, inside - num_frames
 
 
-class _Converter:
-    """Decoded frame -> upright, resized, 8-bit yuv420p frame in BT.601 limited range."""
-
-    def __init__(self, first: Any, aspect: Fraction | None, short_side: int) -> None:
-        turned = first.rotation % 180 != 0
-        scaled, (self.height, self.width) = stored_size(*_upright_size(first, aspect), short_side=short_side)
-        scale_height, scale_width = reversed(scaled) if turned else scaled
-        full_range = first.color_range == FULL_RANGE or first.format.name.startswith("yuvj")
-        # swscale's default arithmetic truncates; with these flags the mean is within 0.03 levels of exact, 0.9 for
-        # full-range BT.601, whose chroma swscale rounds up.
-        scale = {
-            "w": str(scale_width),
-            "h": str(scale_height),
-            "flags": "bicubic+accurate_rnd+full_chroma_int+full_chroma_inp",
-            "in_range": "pc" if full_range else "tv",
-            "out_range": "tv",
-            "out_color_matrix": "bt601",
-        }
-        if first.colorspace in COLOR_MATRICES:  # RGB has none
-            scale["in_color_matrix"] = COLOR_MATRICES[first.colorspace]
-        # FFmpeg counts rotation counter-clockwise.
-        turn = {0: [], 90: [("transpose", {"dir": "cclock"})], 270: [("transpose", {"dir": "clock"})]}
-        turn[180] = [("hflip", {}), ("vflip", {})]
-        if first.rotation % 360 not in turn:
-            raise EncodeError(f"rotation by {first.rotation} degrees; only multiples of 90 are understood")
-        steps = [("scale", scale), ("format", {"pix_fmts": "yuv420p"}), *turn[first.rotation % 360]]
-        steps += [("crop", {"w": str(self.width), "h": str(self.height)}), ("setsar", {"sar": "1"})]
-        self.graph = av.filter.Graph()
-        self.graph.threads = 1
-        self.source = self.graph.add_buffer(
-            width=first.width, height=first.height, format=first.format, time_base=first.time_base
-        )
-        nodes = [self.source]
-        for name, options in steps:
-            nodes.append(self.graph.add(name, **options))
-        self.sink = self.graph.add("buffersink")
-        self.graph.link_nodes(*nodes, self.sink).configure()
-        self.input = (first.width, first.height, first.format.name, first.rotation)
-
-    def __call__(self, frame: Any) -> Any:
-        if (frame.width, frame.height, frame.format.name, frame.rotation) != self.input:
-            raise EncodeError(f"the picture changes from {self.input} to {frame.width}x{frame.height} within the clip")
-        self.source.push(frame)
-        return self.sink.pull()
+@dataclass(frozen=True, kw_only=True)
+class _Coded:
+    data: bytes
+    num_frames: int
+    sizes: Sizes
 
 
-def _encode(frames: Iterator[Any], cut: _Cut, settings: EncodeSettings, aspect: Fraction | None) -> EncodedClip:
-    os.environ.setdefault("SVT_LOG", "1")  # errors only; SVT-AV1 writes to the terminal past every other log level
-    encoder = ENCODERS[settings.codec]
-    options = {**encoder.options, encoder.speed_option: settings.speed, "crf": str(settings.crf)}
-    buffer = io.BytesIO()
+def _picture(coded: _Coded, source: SourceVideo, fps: Fraction) -> dict[str, Any]:
+    """What clips and chunks say alike."""
+    sizes = coded.sizes
+    return {
+        "fps": float(fps),
+        "source_fps": float(source.fps),
+        **dict(zip(("height", "width"), sizes.stored, strict=True)),
+        **dict(zip(("source_height", "source_width"), sizes.source, strict=True)),
+        **dict(zip(("scaled_height", "scaled_width"), sizes.scaled, strict=True)),
+    }
+
+
+def _code(
+    frames: Iterator[Any],
+    source: SourceVideo,
+    settings: EncodeSettings,
+    *,
+    fps: Fraction,
+    fragments: tuple[int, int] | None = None,
+) -> _Coded:
+    """Convert and encode frames into an mp4. `fragments`: number of the first frame, and frames per fragment."""
+    first_pts, gop = fragments or (0, settings.gop or WHOLE_CLIP)
     first = next(frames)
-    convert = _Converter(first, aspect, settings.short_side)
-    num_frames = num_packets = 0
-    with av.open(buffer, "w", format="mp4", container_options={"fflags": "+bitexact"}) as output:
-        stream: Any = output.add_stream(encoder.name, rate=cut.fps, options=options)
-        stream.width, stream.height, stream.pix_fmt = convert.width, convert.height, "yuv420p"
-        context = stream.codec_context
-        context.time_base = 1 / cut.fps
-        context.thread_count = 1
-        context.gop_size = settings.gop or WHOLE_CLIP
-        context.colorspace = context.color_primaries = context.color_trc = SMPTE170M
-        context.color_range = LIMITED_RANGE
-        for frame in itertools.chain([first], frames):
-            picture = convert(frame)
-            picture.pts, picture.time_base = num_frames, 1 / cut.fps
-            picture.pict_type = PictureType.NONE  # keyframes are the encoder's choice, not the source's
-            num_frames += 1
+    convert = Converter(first, source.header, short_side=settings.short_side, fit=settings.fit)
+    height, width = convert.sizes.stored
+    if min(height, width) < settings.coder.min_side:
+        least = settings.coder.min_side
+        raise EncodeError(f"{source.path}: stored as {width}x{height}, but NVENC takes {least} pixels and more")
+    options = {"fflags": "+bitexact"} | ({"movflags": FRAGMENTS} if fragments else {})
+    buffer = io.BytesIO()
+    count, keyframes, num_packets = 0, [], 0
+    with av.open(buffer, "w", format="mp4", container_options=options) as output:
+        coding = Coding(fps=fps, height=height, width=width, gop=gop, regular=fragments is not None)
+        stream = add_encoder(output, settings, coding)
+        for frame in itertools.chain([first], frames, [None]):
+            picture = None
+            if frame is not None:
+                picture = convert(frame)
+                picture.pts, picture.time_base = first_pts + count, 1 / fps
+                picture.pict_type = PictureType.NONE  # keyframes are the encoder's choice, not the source's
+                count += 1
             for packet in stream.encode(picture):
+                if packet.is_keyframe:
+                    keyframes.append(round(packet.pts * packet.time_base * fps) - first_pts)
                 output.mux(packet)
                 num_packets += 1
-        for packet in stream.encode(None):
-            output.mux(packet)
-            num_packets += 1
-    assert num_packets == num_frames, (num_packets, num_frames)
-    return EncodedClip(
-        data=buffer.getvalue(),
-        num_frames=num_frames,
-        fps=float(cut.fps),
-        height=convert.height,
-        width=convert.width,
-        source_fps=float(cut.source_fps),
-        start_frame=cut.start_frame,
-    )
+    assert num_packets == count, (num_packets, count)
+    assert fragments is None or keyframes == list(range(0, count, gop)), (keyframes, count, gop)
+    return _Coded(data=buffer.getvalue(), num_frames=count, sizes=convert.sizes)
+
+
+def _fragment_offsets(data: bytes) -> list[int]:
+    """Where each fragment (moof and mdat) of a fragmented mp4 begins, and where the last one ends."""
+    position, kinds, offsets = 0, [], []
+    while position < len(data):
+        size, kind = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
+        assert size >= 8, (position, size, kind)
+        if kind == b"moof":
+            offsets.append(position)
+        kinds.append(kind)
+        position += size
+    assert position == len(data) and kinds == [b"ftyp", b"moov"] + [b"moof", b"mdat"] * len(offsets), kinds
+    return [*offsets, position]

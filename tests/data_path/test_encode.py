@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 
 from lavila.annotations import frame_span
-from lavila.data import encode
-from lavila.data.encode import ENCODERS, EncodedClip, EncodeError, EncodeSettings, encode_clip, stored_size
+from lavila.data import source_video
+from lavila.data.encode import ENCODERS, EncodedClip, EncodeError, EncodeSettings, Interval, encode_clip, stored_size
 from tests.footage import NTSC_60, Coding, decode, numbered_picture, read_numbers, write_numbered_video, write_video
 
 FAST = EncodeSettings(codec="h264", short_side=96, speed="ultrafast", crf=18)
 
 
 def cut(path: Path, start: float, stop: float | None, settings: EncodeSettings = FAST) -> EncodedClip:
-    return encode_clip(path, start_second=start, stop_second=stop, settings=settings)
+    return encode_clip(path, interval=Interval(start_second=start, stop_second=stop), settings=settings)
 
 
 @pytest.mark.parametrize("fps", [NTSC_60, Fraction(50), Fraction(25), Fraction(30000, 1001), Fraction(47952, 1001)])
@@ -42,14 +42,14 @@ def test_a_seek_deep_into_a_video_is_exact_and_decodes_little(
 ) -> None:
     video = write_numbered_video(tmp_path / name, 1500, Coding(fps=NTSC_60, gop=60), height=48, width=64)
     decoded: list[int] = []
-    original = encode._decode_from
+    original = source_video._decode
 
-    def counting(container: Any, stream: Any, target: int) -> Iterator[Any]:
-        for frame in original(container, stream, target):
+    def counting(container: Any, stream: Any, deadline: Any) -> Iterator[Any]:
+        for frame in original(container, stream, deadline):
             decoded.append(frame.pts)
             yield frame
 
-    monkeypatch.setattr(encode, "_decode_from", counting)
+    monkeypatch.setattr(source_video, "_decode", counting)
     settings = EncodeSettings(codec="h264", short_side=48, speed="ultrafast")
     first, end = frame_span(22.3, 22.6, float(NTSC_60))
     assert read_numbers(cut(video, 22.3, 22.6, settings).data) == list(range(first, end))
@@ -177,13 +177,13 @@ def test_errors_name_the_video_and_the_reason(tmp_path: Path) -> None:
     noise.write_bytes(bytes(range(256)) * 64)
     with pytest.raises(EncodeError, match=r"noise\.mp4: not a readable video"):
         cut(noise, 0.0, 1.0)
-    with av.open(str(tmp_path / "sound.wav"), "w") as container:
+    with av.open(str(tmp_path / "sound.mkv"), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=8000)
         sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
         sound.sample_rate = 8000
         container.mux(stream.encode(sound))
     with pytest.raises(EncodeError, match="no video stream"):
-        cut(tmp_path / "sound.wav", 0.0, 1.0)
+        cut(tmp_path / "sound.mkv", 0.0, 1.0)
     with pytest.raises(EncodeError, match="smaller than 16 pixels"):
         cut(write_video(tmp_path / "tiny.mp4", [np.zeros((8, 32, 3), np.uint8)] * 3), 0.0, None)
 
