@@ -1,0 +1,301 @@
+"""Processes for hostile work: an item that crashes or stalls its process is lost, named, and does no other harm.
+
+A decoder that is given other people's files may crash or hang in C code, where no Python exception helps. So each job
+runs in a process of its own, which tells over a pipe what item it is at; a pipe that only one process writes to needs
+no lock, so a process may be killed at any moment. When an item takes its process down, the job is run again from the
+start, told to count that item as failed. This module knows nothing of videos.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import enum
+import multiprocessing
+import os
+import pickle
+import resource
+import signal
+import sys
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from typing import Any, Protocol
+
+GRACE_SECONDS = 5.0  # past its time limit, so that a job that watches the time itself can end the item in order
+LOOK_SECONDS = 0.2  # between two looks at the clock
+EXIT_SECONDS = 10.0  # for a process to end, once it has said its last word or was killed
+FAULTS = frozenset(signal.Signals[f"SIG{name}"] for name in ("SEGV", "ABRT", "BUS", "FPE", "ILL", "SYS", "TRAP"))
+# A worker heeds none of these: Ctrl-C and the end of a session reach the whole process group, a batch system signals
+# every process of a job, and what to do about it is the parent's decision.
+LEFT_TO_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+PR_SET_PDEATHSIG = 1
+
+
+class ItemEvent(enum.IntEnum):
+    """What a job reports of an item."""
+
+    BEGUN = 0
+    STORED = 1
+    FAILED = 2
+
+
+class WorkerDied(ValueError):
+    """A process ended, and no item is to blame."""
+
+
+class Job(Protocol):
+    """A picklable list of items to be worked off, numbered from 0. Running it twice does no harm."""
+
+    @property
+    def number(self) -> int:
+        """Names the job in messages."""
+        ...
+
+    @property
+    def num_items(self) -> int:
+        """How many there are."""
+        ...
+
+    def run(self, report: Callable[[int, ItemEvent], None], lost: Mapping[int, str]) -> None:
+        """In a process of its own: do all items, telling `report` (item, event) from the main thread.
+
+        Items in `lost` (item -> reason) took a process down before: they count as failed and are not tried.
+        """
+        ...
+
+    def remember_loss(self, item: int, reason: str) -> None:
+        """In the parent: note on disk that an item is lost, so that a later run need not find out again."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a run stands. A job that is run again counts from nothing, so the numbers may go back."""
+
+    stored: int = 0  # items
+    failed: int = 0  # items, the lost ones included
+    lost: int = 0  # items that took a process down in this run
+    jobs: int = 0  # that are done
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    *,
+    workers: int,
+    item_seconds: float,
+    on_progress: Callable[[Progress], None],
+    memory: int | None = None,
+) -> None:
+    """Run every job, `workers` at a time, each in a fresh process.
+
+    An item is lost when its process crashes, or ends without a word, or runs out of `memory`, or when it takes more
+    than `item_seconds`: `remember_loss` is called and the job run again without it. `memory`: bytes of data a process
+    may have (RLIMIT_DATA: heap and anonymous mappings, not libraries), None = no limit.
+    `on_progress` is called some times a second, and may raise to end the run.
+
+    Raises what a job raises, with its type where that can be pickled, and WorkerDied where a process was killed from
+    outside or ended while no item was being worked on. However it ends, Ctrl-C included, no process is left; when this
+    process is killed, its workers are killed by the kernel.
+    """
+    if workers < 1 or item_seconds <= 0:
+        raise ValueError(f"workers = {workers}, item_seconds = {item_seconds}: both must be above 0")
+    resource_tracker.ensure_running()  # multiprocessing's own helper: starting it unblocks SIGINT, so not later
+    supervisor = _Supervisor(jobs, item_seconds=item_seconds, memory=memory)
+    try:
+        while supervisor.go_on(workers):
+            on_progress(supervisor.progress())
+        on_progress(supervisor.progress())
+    finally:
+        supervisor.kill_all()
+
+
+class _Supervisor:
+    def __init__(self, jobs: Sequence[Job], *, item_seconds: float, memory: int | None) -> None:
+        self.waiting = deque(jobs)
+        self.running: list[_Worker] = []
+        self.item_seconds, self.memory = item_seconds, memory
+        self.lost: dict[int, dict[int, str]] = {}  # job number -> item -> reason
+        self.done = Progress()
+        self.clock = 0.0
+        self._looked = time.monotonic()
+
+    def go_on(self, workers: int) -> bool:
+        """Start what there is room for, wait for a moment, see to what has happened. False = all is done."""
+        while self.waiting and len(self.running) < workers:
+            self.running.append(_start(self.waiting.popleft(), self.lost, self.memory))
+        wait([worker.pipe for worker in self.running], timeout=LOOK_SECONDS)
+        now = time.monotonic()
+        # While this process is stopped (Ctrl-Z), so are its workers: that time does not count.
+        self.clock += min(now - self._looked, 5 * LOOK_SECONDS)
+        self._looked = now
+        for worker in list(self.running):
+            worker.listen(self.clock)
+            if worker.item is not None and self.clock - worker.begun > self.item_seconds + GRACE_SECONDS:
+                item = worker.item
+                worker.end(kill=True)
+                self._lose(worker, item, f"took longer than {self.item_seconds:g} s")
+            elif worker.silent:
+                self._see_off(worker)
+        return bool(self.waiting or self.running)
+
+    def _see_off(self, worker: _Worker) -> None:
+        """A process has closed its pipe: take what it leaves."""
+        worker.end()
+        result = worker.result
+        if isinstance(result, MemoryError) and worker.item is not None:
+            limit = "there is" if self.memory is None else f"the {self.memory / 2**20:.0f} MiB it may use"
+            self._lose(worker, worker.item, f"needs more memory than {limit}")
+        elif isinstance(result, BaseException):
+            raise result
+        elif isinstance(result, _Done):
+            self.running.remove(worker)
+            self.done = _plus(self.done, worker, jobs=1)
+        else:
+            self._lose(worker, worker.item, _cause(worker))
+
+    def _lose(self, worker: _Worker, item: int | None, reason: str) -> None:
+        job = worker.job
+        lost = self.lost.setdefault(job.number, {})
+        if item is None:
+            raise WorkerDied(f"job {job.number}: {reason} while it was at no item; this is no fault of the data")
+        if item in lost:
+            raise WorkerDied(f"job {job.number}: item {item} {reason}, though the job was told to leave it out")
+        job.remember_loss(item, reason)
+        lost[item] = reason
+        self.running.remove(worker)
+        self.waiting.appendleft(job)
+
+    def progress(self) -> Progress:
+        total = self.done
+        for worker in self.running:
+            total = _plus(total, worker, jobs=0)
+        lost = sum(len(items) for items in self.lost.values())
+        return Progress(stored=total.stored, failed=total.failed, lost=lost, jobs=total.jobs)
+
+    def kill_all(self) -> None:
+        for worker in self.running:
+            worker.process.kill()
+        for worker in self.running:
+            worker.process.join(EXIT_SECONDS)
+            worker.pipe.close()
+
+
+def _plus(total: Progress, worker: _Worker, *, jobs: int) -> Progress:
+    return Progress(
+        stored=total.stored + worker.counts[ItemEvent.STORED],
+        failed=total.failed + worker.counts[ItemEvent.FAILED],
+        jobs=total.jobs + jobs,
+    )
+
+
+def _cause(worker: _Worker) -> str:
+    """How a process ended that left no result. Raises WorkerDied where that is not the item's doing."""
+    status = worker.process.exitcode
+    assert status is not None
+    if status >= 0:
+        return f"ended its process (exit status {status})"
+    name = signal.Signals(-status).name
+    if -status in FAULTS:
+        return f"crashed its process ({name})"
+    why = "killed, perhaps for memory" if name == "SIGKILL" else f"killed by {name}"
+    raise WorkerDied(f"a worker process died ({why}); run again with --resume, and fewer --workers")
+
+
+class _Worker:
+    """A process at a job, as the parent sees it."""
+
+    def __init__(self, job: Job, process: SpawnProcess, pipe: Connection[Any, Any]) -> None:
+        self.job, self.process, self.pipe = job, process, pipe
+        self.item: int | None = None  # being worked on
+        self.begun = 0.0  # when that was, by the supervisor's clock
+        self.counts = {ItemEvent.STORED: 0, ItemEvent.FAILED: 0}
+        self.result: _Done | BaseException | None = None
+        self.silent = False  # it will say no more
+
+    def listen(self, clock: float) -> None:
+        """Take in what the process has said since last time."""
+        try:
+            while not self.silent and self.pipe.poll():
+                message = self.pipe.recv()
+                if not isinstance(message, tuple):
+                    self.result = message
+                    continue
+                item, event = message
+                self.item = item if event is ItemEvent.BEGUN else None
+                self.begun = clock
+                if event is not ItemEvent.BEGUN:
+                    self.counts[event] += 1
+        except (EOFError, OSError):  # OSError: it was killed in the middle of a word
+            self.silent = True
+
+    def end(self, *, kill: bool = False) -> None:
+        """Have the process gone, and its exit status known."""
+        if kill:
+            self.process.kill()
+        self.process.join(EXIT_SECONDS)
+        if self.process.exitcode is None:  # hangs in an exit handler
+            self.process.kill()
+            self.process.join(EXIT_SECONDS)
+        if self.process.exitcode is None:
+            raise WorkerDied(f"worker process {self.process.pid} cannot be killed; does its storage hang?")
+        self.pipe.close()
+
+
+@dataclass(frozen=True)
+class _Done:
+    """Said by a process whose job is done."""
+
+
+def _start(job: Job, lost: Mapping[int, Mapping[int, str]], memory: int | None) -> _Worker:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(job, dict(lost.get(job.number, {})), theirs, os.getpid(), memory))
+    with _signals_held():  # a process inherits what is blocked where it is started
+        process.start()
+    theirs.close()  # so that the pipe ends when the process does
+    return _Worker(job, process, ours)
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_PARENT)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _work(job: Job, lost: Mapping[int, str], pipe: Connection[Any, Any], parent: int, memory: int | None) -> None:
+    """The life of a worker process."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # also ends a loop in C code
+    if os.getppid() != parent:  # it was too late for that
+        os._exit(1)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is nothing to keep
+    if memory is not None:
+        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+    try:
+        job.run(lambda item, event: pipe.send((item, event)), lost)
+        result: _Done | BaseException = _Done()
+    except BaseException as error:
+        result = _portable(error)
+    pipe.send(result)
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
+def _portable(error: BaseException) -> BaseException:
+    """The error, with its traceback as a note, as something that can be pickled."""
+    error.add_note("in a worker process:\n" + "".join(traceback.format_exception(error)))
+    with contextlib.suppress(Exception):
+        copy = pickle.loads(pickle.dumps(error))
+        if isinstance(error, Exception) and type(copy) is type(error) and str(copy) == str(error):
+            return error
+    other = RuntimeError(f"{type(error).__name__}: {error}")
+    other.__notes__ = error.__notes__
+    return other
