@@ -26,12 +26,13 @@ from typing import Any
 
 import torch
 
-from lavila.data.encode import EncodeSettings, encode_clip
+from lavila.data.encode import EncodeSettings, Interval, encode_clip
 from lavila.data.host_decode import decode_frames
 from lavila.data.loader import DALI_CPU_CODECS, ClipLoader, Pictures, clip_sizes
 from lavila.data.plan import CropChoice, FrameChoice, Plan, Ranks, TrainingPlan, ViewChoice, ViewPlan
+from lavila.data.shard_writer import SetContents, ShardWriter, write_manifest
 from lavila.data.sharding import clip_row
-from lavila.data.shards import ShardSet, ShardWriter, open_shard_set, write_manifest
+from lavila.data.shards import ShardSet, open_shard_set
 from lavila.records import Clip
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,14 +51,15 @@ def benchmark_shards(codec: str) -> ShardSet:
         with ShardWriter(folder, 0) as writer:
             for i in range(CLIPS):
                 start = 2.2 * i / CLIPS
-                encoded = encode_clip(FOOTAGE, start_second=start, stop_second=start + 3, settings=settings)
+                interval = Interval(start_second=start, stop_second=start + 3)
+                encoded = encode_clip(FOOTAGE, interval=interval, settings=settings)
                 clip = Clip(
                     clip_id=f"c{i}", video_id="bbb", video_path=FOOTAGE.name, start_second=start, stop_second=start + 3
                 )
-                rows.append(writer.add(encoded.data, clip_row(clip, encoded)))
+                rows.append(writer.add(clip.clip_id, encoded.data, clip_row(clip, encoded)))
         assert writer.file is not None
         facts = {"dataset": "benchmark", "split": "train", "encoder": {"codec": codec}}
-        write_manifest(folder, rows=rows, shards=[writer.file], classes={}, facts=facts)
+        write_manifest(folder, rows=rows, shards=[writer.file], contents=SetContents(classes={}, facts=facts))
     return open_shard_set(folder)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,9 +23,9 @@ def sync(path: Path) -> None:
 def whole_path(path: Path) -> Iterator[Path]:
     """A temporary name to write to; it becomes `path` when the block ends well, and is removed when it does not.
 
-    The name carries the process id, so that a writer left over from a killed run cannot spoil this one's.
+    The name carries machine and process id, so that a writer left over from a killed run cannot spoil this one's.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         yield temporary
         sync(temporary)

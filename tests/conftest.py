@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from lavila.data.encode import EncodeSettings, encode_clip
+from lavila.data.encode import EncodeSettings, Interval, encode_clip
+from lavila.data.shard_writer import SetContents, ShardWriter, write_manifest
 from lavila.data.sharding import clip_row
-from lavila.data.shards import ShardSet, ShardWriter, open_shard_set, write_manifest
+from lavila.data.shards import ShardSet, open_shard_set
 from lavila.records import Clip
 from tests.footage import Coding, Picture, write_video
 
@@ -56,11 +57,11 @@ def make_shard_set(folder: Path, videos: Path, *, codec: str, clips: int = len(F
                     noun=i % 2,
                     action=i % 3,
                 )
-                encoded = encode_clip(path, start_second=0.0, stop_second=None, settings=settings)
-                rows.append(writer.add(encoded.data, clip_row(clip, encoded)))
+                encoded = encode_clip(path, interval=Interval(start_second=0.0, stop_second=None), settings=settings)
+                rows.append(writer.add(clip.clip_id, encoded.data, clip_row(clip, encoded)))
         files.append(writer.file)
     facts = {"dataset": "synthetic", "split": "train", "encoder": {"codec": codec}}
-    write_manifest(folder, rows=rows, shards=files, classes=CLASSES, facts=facts)
+    write_manifest(folder, rows=rows, shards=files, contents=SetContents(classes=CLASSES, facts=facts))
     return open_shard_set(folder)
 
 

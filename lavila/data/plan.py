@@ -17,9 +17,11 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from lavila.annotations import SpanRule
 from lavila.records import BLACK_FRAME, ClipPlan
 
 Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 Frames = npt.NDArray[np.int32]
 SamplingName = Literal["segments", "strided"]
 CropsName = Literal["center", "three", "center_repeated"]
@@ -29,14 +31,39 @@ _ORDER, _CLIP = 1, 2  # streams of random numbers that must not overlap
 
 @dataclass(frozen=True, kw_only=True)
 class ClipSizes:
-    """What the plan must know of the stored clips, one entry a row of clips.parquet."""
+    """What the plan must know of the clips that may be used."""
 
-    num_frames: Ints  # [N] frames
+    num_frames: Ints | Floats  # [N] frames; fractional where the dataset counts in seconds
     height: Ints  # [N] pixels
     width: Ints  # [N] pixels
+    frames_after: Ints | None = None  # [N] stored frames past the clip that a view may reach into; None = none
+    rows: Ints | None = None  # [N] the clips' rows in clips.parquet; None = 0 .. N - 1
 
     def __len__(self) -> int:
         return len(self.num_frames)
+
+    def span(self, index: int) -> Span:
+        """How long clip `index` is."""
+        after = 0 if self.frames_after is None else int(self.frames_after[index])
+        return Span(frames=float(self.num_frames[index]), after=after)
+
+    def row(self, index: int) -> int:
+        """Row of clips.parquet of clip `index`."""
+        return index if self.rows is None else int(self.rows[index])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """A clip's interval, in frames."""
+
+    frames: float  # annotated
+    after: int = 0  # stored frames that follow it and that a view may reach into
+
+    def reach(self, choice: FrameChoice) -> float:
+        """Frames to choose from: the interval, and where it has fewer than T (LaViLa's Ego4D rule), what follows."""
+        if choice.sampling == "segments" and self.after:
+            return max(self.frames, min(choice.frames, math.ceil(self.frames) + self.after))
+        return self.frames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,24 +130,35 @@ class Plan(Protocol):
         ...
 
 
+def interval_frames(rule: SpanRule, *, stored: Ints, after: Ints, fps: Floats, seconds: Floats) -> tuple[Floats, Ints]:
+    """What views choose from, of each clip: frames of its interval, and frames past it that a short clip may use.
+
+    `stored`, `after`: frames of the interval and past it that are stored; `seconds`: the interval's stated length.
+    The rules are those of `lavila.annotations.frame_span`.
+    """
+    # A video that ends before its stated length has fewer frames than that.
+    frames = np.minimum(stored, fps * seconds) if rule == "fractional" else np.asarray(stored, np.float64)
+    return frames, after if rule == "duration" else np.zeros_like(after)
+
+
 def random_numbers(seed: int, stream: int, epoch: int, position: int = 0) -> np.random.Generator:
     """A generator of its own for each (seed, stream, epoch, position), counter-based: nothing is drawn to reach it."""
     return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, position, epoch]))
 
 
 def epoch_order(num_clips: int, *, seed: int, epoch: int) -> Ints:
-    """The rows of all clips in the order of an epoch, [num_clips]."""
+    """The clips 0 .. num_clips - 1 in the order of an epoch, [num_clips]."""
     return random_numbers(seed, _ORDER, epoch).permutation(num_clips)
 
 
-def segment_bounds(start: int, stop: int, frames: int) -> tuple[Ints, Ints]:
+def segment_bounds(start: int, stop: float, frames: int) -> tuple[Ints, Ints]:
     """First and last candidate frame, both inclusive, of each of `frames` equal parts of [start, stop)."""
     edges = np.round(np.arange(frames + 1) * ((stop - start - 1) / frames)).astype(np.int64) + start
-    return edges[:-1], np.minimum(edges[1:], stop)
+    return edges[:-1], np.minimum(edges[1:], math.ceil(stop))
 
 
-def choose_frames(num_frames: int, choice: FrameChoice, *, clips: int) -> Frames:
-    """The frames of an evaluation, [clips, T]; BLACK_FRAME where a short clip is padded.
+def choose_frames(num_frames: float, choice: FrameChoice, *, clips: int) -> Frames:
+    """The frames of an evaluation among `num_frames`, [clips, T]; BLACK_FRAME where a short clip is padded.
 
     segments: temporal clip k of K takes each part at the fraction (2k+1)/2K; K=1 is the centre, as published.
     strided: starts are spread evenly; a clip shorter than T*stride is padded at its end and repeated K times.
@@ -135,16 +173,23 @@ def choose_frames(num_frames: int, choice: FrameChoice, *, clips: int) -> Frames
     return _strided(starts, num_frames, choice)
 
 
-def draw_frames(num_frames: int, choice: FrameChoice, random: np.random.Generator) -> Frames:
+def protocol_frames(span: Span, choice: FrameChoice, *, clips: int) -> Frames:
+    """Every frame of a clip that an evaluation asks for: ascending, each once."""
+    frames = np.unique(choose_frames(span.reach(choice), choice, clips=clips))
+    stored: Frames = frames[frames != BLACK_FRAME].astype(np.int32)
+    return stored
+
+
+def draw_frames(num_frames: float, choice: FrameChoice, random: np.random.Generator) -> Frames:
     """The frames of a training clip, [1, T]: one anywhere in each part, or a random start of a fixed stride."""
     if choice.sampling == "segments":
         low, high = segment_bounds(0, num_frames, choice.frames)
         return random.integers(low, high, endpoint=True).astype(np.int32)[None]
-    last_start = max(num_frames - choice.frames * choice.stride, 0)
+    last_start = int(max(num_frames - choice.frames * choice.stride, 0))
     return _strided(random.integers(0, last_start, size=1, endpoint=True), num_frames, choice)
 
 
-def _strided(starts: Ints, num_frames: int, choice: FrameChoice) -> Frames:
+def _strided(starts: Ints, num_frames: float, choice: FrameChoice) -> Frames:
     frames = starts[:, None] + np.arange(choice.frames) * choice.stride
     return np.where(frames < num_frames, frames, BLACK_FRAME).astype(np.int32)
 
@@ -249,13 +294,13 @@ class TrainingPlan:
         """The clip at a place of an epoch's global order."""
         if self._order is None or self._order[0] != epoch:
             self._order = (epoch, epoch_order(len(self._sizes), seed=self._seed, epoch=epoch))
-        row = int(self._order[1][position])
+        index = int(self._order[1][position])
         random = random_numbers(self._seed, _CLIP, epoch, position)
         return ClipPlan(
             position=position,
-            row=row,
-            frames=draw_frames(int(self._sizes.num_frames[row]), self._frame_choice, random),
-            window=draw_window(int(self._sizes.height[row]), int(self._sizes.width[row]), self._crop, random),
+            row=self._sizes.row(index),
+            frames=draw_frames(self._sizes.span(index).reach(self._frame_choice), self._frame_choice, random),
+            window=draw_window(int(self._sizes.height[index]), int(self._sizes.width[index]), self._crop, random),
             resized=(self._crop.size, self._crop.size),
             crops=np.zeros((1, 2), np.int32),
             flip=bool(random.random() < self._crop.flip),
@@ -281,16 +326,17 @@ class ViewPlan:
     def batch(self, epoch: int, step: int) -> list[ClipPlan]:
         del epoch  # every pass over an evaluation set is the same
         mine = self._mine[step * self.largest_batch : (step + 1) * self.largest_batch]
-        return [self.clip(row) for row in mine]
+        return [self.clip(position) for position in mine]
 
-    def clip(self, row: int) -> ClipPlan:
-        """The views of a row of clips.parquet."""
-        height, width = int(self._sizes.height[row]), int(self._sizes.width[row])
+    def clip(self, position: int) -> ClipPlan:
+        """The views of the clip at a place of the set."""
+        height, width = int(self._sizes.height[position]), int(self._sizes.width[position])
         resized = resized_size(height, width, self._views.size)
+        frames = self._sizes.span(position).reach(self._frame_choice)
         return ClipPlan(
-            position=row,
-            row=row,
-            frames=choose_frames(int(self._sizes.num_frames[row]), self._frame_choice, clips=self._views.clips),
+            position=position,
+            row=self._sizes.row(position),
+            frames=choose_frames(frames, self._frame_choice, clips=self._views.clips),
             window=(0, 0, height, width),
             resized=resized,
             crops=crop_offsets(*resized, self._views.size, self._views.crops),

@@ -1,46 +1,46 @@
-"""From annotated clips to a shard set: which clip goes where, one tar as a unit of work, and putting it all together.
+"""From annotated clips to tars: which clip goes where, and one tar as a unit of work.
 
-The assignment of clips to tars is a pure function of annotations and settings, and a tar's bytes one of its clips, so
-any number of workers, in any order, after any number of interruptions, gives the same set. Until the set is whole the
-folder .work keeps
-
-    lock                 held by the one run that may write here
-    settings.json        what the tars are made with; a run with other settings may not go on
-    shard-000000.json    rows, failures and hash of a tar that is whole
+The assignment to tars is a pure function of annotations and settings, and a tar's bytes one of what it holds, so any
+number of workers, on any machines, in any order, after any number of interruptions, gives the same set.
+`lavila.data.assembly` holds the folder meanwhile and puts the set together.
 """
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
 import json
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from lavila import __version__
-from lavila.annotations import AnnotationSet
-from lavila.data.encode import ENCODERS, EncodedClip, EncodeError, EncodeSettings, encode_clip, encoder_versions
-from lavila.data.shards import (
-    FAILURES,
-    MANIFEST,
-    WORK,
-    ShardFile,
-    ShardSetError,
-    ShardWriter,
-    file_sha256,
-    open_shard_set,
-    shard_name,
-    verify_shard,
-    write_manifest,
+from lavila.annotations import AnnotationError, AnnotationSet, SpanRule
+from lavila.data.chunks import chunk_numbers
+from lavila.data.encode import (
+    ENCODERS,
+    Chooser,
+    EncodedClip,
+    EncodeError,
+    EncodeSettings,
+    Interval,
+    Limits,
+    encode_chunk,
+    encode_clip,
+    encoder_versions,
+    probe_video,
 )
+from lavila.data.plan import FrameChoice, Span, interval_frames, protocol_frames
+from lavila.data.shard_format import KEY, WORK, ShardFile, ShardSetError, file_sha256, shard_name, verify_shard
+from lavila.data.shard_writer import ShardWriter
+from lavila.data.workers import ItemEvent
 from lavila.files import whole_file
 from lavila.records import Clip
+
+Layout = Literal["clips", "chunks"]
 
 UNKNOWN_SECONDS = 10.0  # taken for a clip that lasts to the end of its video, when tars are filled by estimate
 REFERENCE_AREA = 512 * 288  # pixels
@@ -52,6 +52,18 @@ Failure = dict[str, str]  # clip_id, video, reason
 
 
 @dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """An evaluation's choice of frames."""
+
+    choice: FrameChoice
+    clips: int  # temporal clips
+
+    def settings(self) -> dict[str, Any]:
+        """As the manifest tells it."""
+        return {**asdict(self.choice), "clips": self.clips}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What a shard set is made of; the same fields that a run may not change half-way."""
 
@@ -60,13 +72,20 @@ class Plan:
     encoder: EncodeSettings
     shard_bytes: int  # aimed at
     seed: int
-    limit: int | None  # clips, from the start of the annotations; None = all
+    limit: int | None = None  # clips, from the start of the annotations; None = all
+    layout: Layout = "clips"
+    chunk_seconds: float = 60.0  # of layout "chunks"
+    frames_for: Protocol | None = None  # store the frames of this evaluation only
 
     def settings(self, annotations: AnnotationSet) -> dict[str, Any]:
         """As JSON: what two runs must agree on to give the same bytes."""
         return {
             "dataset": self.dataset,
             "split": self.split,
+            "layout": self.layout,
+            "chunk_seconds": self.chunk_seconds if self.layout == "chunks" else None,
+            "frames_for": self.frames_for.settings() if self.frames_for else None,
+            "span_rule": annotations.span_rule,
             "encoder": asdict(self.encoder),
             "shard_bytes": self.shard_bytes,
             "seed": self.seed,
@@ -76,33 +95,137 @@ class Plan:
         }
 
 
-@dataclass(frozen=True, kw_only=True)
-class ShardJob:
-    """One tar to be made, by any process."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chunk:
+    """A stretch of a video to be stored."""
 
-    number: int
-    clips: tuple[Clip, ...]
-    videos: Path  # root of the clips' video paths
-    out: Path
-    encoder: EncodeSettings
+    chunk_id: str
+    video_id: str
+    video_path: str
+    number: int  # from 0 at the start of the video
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardResult:
-    """A tar that is whole. `file` is None where not one of its clips could be stored."""
+    """A tar that is whole. `file` is None where nothing that it should hold could be stored."""
 
     file: ShardFile | None
-    rows: list[dict[str, Any]]
-    failures: list[Failure]
+    rows: list[dict[str, Any]]  # of clips.parquet or chunks.parquet
+    failures: dict[str, str]  # clip_id or chunk_id -> reason
+    after_end: list[str]  # chunk_ids that lie after the end of their video
 
 
-def assign_clips(clips: Sequence[Clip], plan: Plan) -> list[tuple[Clip, ...]]:
-    """Clips of each tar, in storage order.
+@dataclass(frozen=True, kw_only=True)
+class ShardJob:
+    """One tar to be made, by any process on any machine."""
 
-    Training clips are shuffled over all tars (seeded), so that reading tar after tar is already random; other splits
-    keep the order of their annotations. Tars are cut at equal shares of the estimated bytes.
+    number: int
+    items: tuple[Clip | Chunk, ...]
+    videos: Path  # root of the video paths
+    out: Path
+    plan: Plan
+    span_rule: SpanRule = "edges"
+    limits: Limits = field(default_factory=Limits)
+
+    @property
+    def num_items(self) -> int:
+        return len(self.items)
+
+    def is_done(self) -> bool:
+        """Whether the tar is there, by the size on record."""
+        return read_result(self.out, self.number, full=False) is not None
+
+    def run(self, report: Callable[[int, ItemEvent], None], lost: Mapping[int, str]) -> None:
+        """Store every item and write the tar, its index and its record in .work.
+
+        `report` is told of each item as it is begun, stored or failed. An item that cannot be stored becomes a failure;
+        any other error ends the job and leaves nothing behind. `lost`: items that took a process down, with the reason.
+        """
+        lost = {**self._remembered(), **lost}
+        rows: list[dict[str, Any]] = []
+        failures: dict[str, str] = {}
+        after_end: list[str] = []
+        with ShardWriter(self.out, self.number) as writer:
+            for place, item in enumerate(self.items):
+                report(place, ItemEvent.BEGUN)
+                key = item.clip_id if isinstance(item, Clip) else item.chunk_id
+                try:
+                    if place in lost:
+                        raise EncodeError(lost[place])
+                    data, row = self._encode(item)
+                except EncodeError as error:
+                    if error.after_end and isinstance(item, Chunk):
+                        after_end.append(key)
+                    else:
+                        failures[key] = str(error).removeprefix(f"{self.videos / item.video_path}: ")
+                    report(place, ItemEvent.FAILED)
+                    continue
+                rows.append(writer.add(key, data, row))
+                report(place, ItemEvent.STORED)
+        assert writer.file is not None
+        if not rows:
+            writer.path.unlink()
+            writer.path.with_suffix(".idx").unlink()
+        file = asdict(writer.file) if rows else None
+        record = {"file": file, "rows": rows, "failures": failures, "after_end": after_end}
+        with whole_file(_record_path(self.out, self.number)) as stream:
+            stream.write(json.dumps(record, ensure_ascii=False).encode())
+
+    def remember_loss(self, item: int, reason: str) -> None:
+        """Note an item that took a process down, so that no later run tries it again."""
+        with whole_file(self._loss_path()) as file:
+            file.write(json.dumps({**self._remembered(), item: reason}).encode())
+
+    def forget(self) -> None:
+        """Try again what an earlier run lost."""
+        self._loss_path().unlink(missing_ok=True)
+
+    def _remembered(self) -> dict[int, str]:
+        path = self._loss_path()
+        return {int(k): v for k, v in json.loads(path.read_text()).items()} if path.exists() else {}
+
+    def _loss_path(self) -> Path:
+        return _record_path(self.out, self.number).with_suffix(".lost.json")
+
+    def _encode(self, item: Clip | Chunk) -> tuple[bytes, dict[str, Any]]:
+        """The mp4 of a clip or chunk, and its row less where it lies."""
+        path, settings = self.videos / item.video_path, self.plan.encoder
+        if isinstance(item, Chunk):
+            seconds = self.plan.chunk_seconds
+            chunk = encode_chunk(path, number=item.number, seconds=seconds, settings=settings, limits=self.limits)
+            row = {name: value for name, value in vars(chunk).items() if name != "data"}
+            header = hashlib.sha256(chunk.data[: chunk.header_size]).hexdigest()
+            ids = {"chunk_id": item.chunk_id, "video_id": item.video_id}
+            return chunk.data, {**ids, **row, "header_sha256": header}
+        assert isinstance(item, Clip)
+        interval = Interval(start_second=item.start_second, stop_second=item.stop_second, rule=self.span_rule)
+        choose = self._chooser(item) if self.plan.frames_for else None
+        clip = encode_clip(path, interval=interval, settings=settings, limits=self.limits, choose=choose)
+        return clip.data, clip_row(item, clip)
+
+    def _chooser(self, clip: Clip) -> Chooser:
+        protocol = self.plan.frames_for
+        assert protocol is not None
+
+        def choose(num_frames: int, frames_after: int, fps: float) -> list[int]:
+            seconds = num_frames / fps if clip.stop_second is None else clip.stop_second - clip.start_second
+            stored, after = np.array([num_frames]), np.array([frames_after])
+            of = {"stored": stored, "after": after, "fps": np.array([fps]), "seconds": np.array([seconds])}
+            frames, usable = interval_frames(self.span_rule, **of)
+            span = Span(frames=float(frames[0]), after=int(usable[0]))
+            wanted: list[int] = protocol_frames(span, protocol.choice, clips=protocol.clips).tolist()
+            return wanted
+
+        return choose
+
+
+def assign(items: Sequence[Clip] | Sequence[Chunk], plan: Plan) -> list[tuple[Any, ...]]:
+    """What each tar holds, in storage order.
+
+    For training, clips (or chunks) are shuffled over all tars (seeded), so that reading tar after tar is already
+    random; other splits keep their order. Tars are cut at equal shares of the estimated bytes.
     """
-    chosen = list(clips[: plan.limit])
+    chosen: list[Any] = list(items)
     if plan.split == "train":
         chosen = [chosen[i] for i in np.random.Generator(np.random.PCG64(plan.seed)).permutation(len(chosen))]
     if not chosen:
@@ -111,8 +234,7 @@ def assign_clips(clips: Sequence[Clip], plan: Plan) -> list[tuple[Clip, ...]]:
     area = settings.short_side**2 * 16 / 9
     quality = 2.0 ** ((ENCODERS[settings.codec].crf - settings.crf) / CRF_PER_HALVING)
     rate = BYTES_PER_SECOND[settings.codec] * area / REFERENCE_AREA * quality
-    seconds = [UNKNOWN_SECONDS if c.stop_second is None else c.stop_second - c.start_second for c in chosen]
-    ends = np.cumsum(np.asarray(seconds) * rate + 4096)
+    ends = np.cumsum(np.asarray([_seconds(item, plan) for item in chosen]) * rate + 4096)
     at_least = min(MIN_SHARDS, -(-len(chosen) // MIN_SHARD_CLIPS))
     count = max(at_least, -(-int(ends[-1]) // plan.shard_bytes))
     numbers = np.minimum((ends - ends[0]) * count // ends[-1], count - 1)
@@ -120,60 +242,94 @@ def assign_clips(clips: Sequence[Clip], plan: Plan) -> list[tuple[Clip, ...]]:
     return [tuple(chosen[first:stop]) for first, stop in pairwise(cuts)]
 
 
-def missing_videos(clips: Sequence[Clip], videos: Path) -> dict[str, int]:
-    """Path below `videos` of each video that is not there -> number of clips that need it."""
-    counts: dict[str, int] = {}
-    for clip in clips:
-        counts[clip.video_path] = counts.get(clip.video_path, 0) + 1
-    return {path: count for path, count in counts.items() if not (videos / path).is_file()}
+def _seconds(item: Clip | Chunk, plan: Plan) -> float:
+    if isinstance(item, Chunk):
+        return plan.chunk_seconds
+    if item.stop_second is None:
+        return UNKNOWN_SECONDS
+    return item.stop_second - item.start_second + 2 * plan.encoder.margin
 
 
-def make_shard(job: ShardJob, progress: Callable[[bool], None]) -> None:
-    """Encode the clips of one tar and write it, its index and its record in .work.
+@dataclass(frozen=True, kw_only=True)
+class ChunkNeeds:
+    """Which chunks each clip needs."""
 
-    `progress(stored)` is called after each clip. A clip that cannot be cut becomes a failure; any other error ends the
-    job and leaves nothing behind.
-    """
-    rows: list[dict[str, Any]] = []
+    chunks: list[Chunk]  # each once; of a video in order, videos in the order of first use
+    of_clip: list[tuple[str, range]]  # video and numbers in it
+    failures: list[Failure]  # clips whose video cannot be probed
+
+    def ids(self, place: int) -> list[str]:
+        """chunk_ids that clip number `place` needs, in order."""
+        video, numbers = self.of_clip[place]
+        return [chunk_id(video, number) for number in numbers]
+
+
+def chunk_id(video_id: str, number: int) -> str:
+    """Name of a chunk. Dots and spaces of the video's name give way: it names a tar member."""
+    return f"{'-'.join(video_id.replace('.', '-').split())}_{number:05d}"
+
+
+def needed_chunks(clips: Sequence[Clip], plan: Plan, videos: Path) -> ChunkNeeds:
+    """The chunks that some clip needs. Videos are opened only for clips that last to the end."""
+    numbers: dict[str, set[int]] = {}
+    first: dict[str, Clip] = {}
+    durations: dict[str, float] = {}
+    of_clip: list[tuple[str, range]] = []
     failures: list[Failure] = []
-    with ShardWriter(job.out, job.number) as writer:
-        for clip in job.clips:
+    for clip in clips:
+        duration = None
+        if clip.stop_second is None:
             try:
-                encoded = encode_clip(
-                    job.videos / clip.video_path,
-                    start_second=clip.start_second,
-                    stop_second=clip.stop_second,
-                    settings=job.encoder,
-                )
+                if clip.video_path not in durations:
+                    durations[clip.video_path] = probe_video(videos / clip.video_path).seconds
+                duration = durations[clip.video_path]
             except EncodeError as error:
-                reason = str(error).removeprefix(f"{job.videos / clip.video_path}: ")
+                reason = str(error).removeprefix(f"{videos / clip.video_path}: ")
                 failures.append({"clip_id": clip.clip_id, "video": clip.video_path, "reason": reason})
-                progress(False)
+                of_clip.append((clip.video_id, range(0)))
                 continue
-            rows.append(writer.add(encoded.data, clip_row(clip, encoded)))
-            progress(True)
-    assert writer.file is not None
-    if not rows:
-        writer.path.unlink()
-        writer.path.with_suffix(".idx").unlink()
-    record = {"file": asdict(writer.file) if rows else None, "rows": rows, "failures": failures}
-    with whole_file(_record_path(job.out, job.number)) as file:
-        file.write(json.dumps(record, ensure_ascii=False).encode())
+        wanted = chunk_numbers(clip, seconds=plan.chunk_seconds, margin=plan.encoder.margin, duration=duration)
+        of_clip.append((clip.video_id, wanted))
+        if first.setdefault(clip.video_id, clip).video_path != clip.video_path:
+            other = first[clip.video_id].video_path
+            raise AnnotationError(
+                f"video id {clip.video_id!r} names both {other} and {clip.video_path}; use --layout clips"
+            )
+        numbers.setdefault(clip.video_id, set()).update(wanted)
+    chunks = [
+        Chunk(chunk_id=chunk_id(video, n), video_id=video, video_path=first[video].video_path, number=n)
+        for video, wanted_of_video in numbers.items()
+        for n in sorted(wanted_of_video)
+    ]
+    for chunk in chunks:
+        if not KEY.fullmatch(chunk.chunk_id):
+            raise AnnotationError(f"video id {chunk.video_id!r} cannot name a tar member; slashes are not allowed")
+    return ChunkNeeds(chunks=chunks, of_clip=of_clip, failures=failures)
+
+
+def missing_videos(clips: Sequence[Clip], videos: Path) -> set[str]:
+    """Paths below `videos` of the videos (files, or folders of chunk files) that are not there."""
+    return {path for path in {clip.video_path for clip in clips} if not (videos / path).exists()}
 
 
 def clip_row(clip: Clip, encoded: EncodedClip) -> dict[str, Any]:
     """A clip's row of clips.parquet, less where it lies."""
     stop = clip.stop_second
+    picture = ("fps", "height", "width", "source_fps", "source_height", "source_width", "scaled_height", "scaled_width")
+    return {
+        **words(clip),
+        **{name: getattr(encoded, name) for name in ("first_frame", "num_frames", "frames_after", *picture)},
+        "chunk": None,
+        "stop_second": clip.start_second + encoded.num_frames / encoded.fps if stop is None else stop,
+    }
+
+
+def words(clip: Clip) -> dict[str, Any]:
+    """What clips.parquet says of a clip that is not about its pixels."""
     return {
         "clip_id": clip.clip_id,
         "video_id": clip.video_id,
-        "num_frames": encoded.num_frames,
-        "fps": encoded.fps,
-        "height": encoded.height,
-        "width": encoded.width,
         "start_second": clip.start_second,
-        "stop_second": clip.start_second + encoded.num_frames / encoded.fps if stop is None else stop,
-        "source_fps": encoded.source_fps,
         "narrations": list(clip.narrations),
         "verb": clip.verb,
         "noun": clip.noun,
@@ -187,98 +343,18 @@ def _record_path(out: Path, number: int) -> Path:
     return out / WORK / f"{Path(shard_name(number)).stem}.json"
 
 
-def read_result(out: Path, number: int) -> ShardResult | None:
-    """The tar that an earlier job made, checked byte by byte; None = it has to be made (again)."""
+def read_result(out: Path, number: int, *, full: bool = True) -> ShardResult | None:
+    """The tar that an earlier job made, checked (`full`: byte by byte); None = it has to be made (again)."""
     path = _record_path(out, number)
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    file = None if record["file"] is None else ShardFile(**record["file"])
+    entry = record.pop("file")
+    file = None if entry is None else ShardFile(**entry)
     if file is not None:
         try:
-            verify_shard(out, file, full=True)
+            verify_shard(out, file, full=full)
         except ShardSetError:
             return None
-    return ShardResult(file=file, rows=record["rows"], failures=record["failures"])
-
-
-@contextmanager
-def work_folder(out: Path, settings: Mapping[str, Any], *, resume: bool) -> Iterator[bool]:
-    """Hold `out` for one run. Yields whether it already is a whole set made with these settings.
-
-    Raises ShardSetError where another run writes, the folder holds something else, or settings differ from those of
-    what is there.
-    """
-    if _is_whole(out, settings):
-        yield True
-        return
-    work = out / WORK
-    if not work.exists() and out.exists() and any(out.iterdir()):
-        raise ShardSetError(f"{out}: holds other files; give an empty or new folder as --out")
-    work.mkdir(parents=True, exist_ok=True)
-    with (work / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ShardSetError(f"{out}: another run is writing here; wait for it, or give another --out") from None
-        if _is_whole(out, settings):  # the run that held the lock has just ended
-            yield True
-            return
-        recorded = work / "settings.json"
-        if recorded.exists():
-            if not resume:
-                raise ShardSetError(f"{out}: holds an unfinished set; add --resume to go on, or give another --out")
-            _check_same(out, json.loads(recorded.read_text(encoding="utf-8")), settings)
-        for leftover in (*out.glob("*.tmp"), *work.glob("*.tmp")):
-            leftover.unlink()
-        with whole_file(recorded) as file:
-            file.write(json.dumps(settings, indent=1).encode())
-        yield False
-
-
-def _is_whole(out: Path, settings: Mapping[str, Any]) -> bool:
-    if not (out / MANIFEST).exists():
-        return False
-    manifest = open_shard_set(out).manifest
-    # A whole set stays good when an encoder is updated; only an unfinished one would become a mixture.
-    _check_same(out, manifest, {name: value for name, value in settings.items() if name != "versions"})
-    if (out / WORK).exists():  # killed between the manifest and the clearing up
-        shutil.rmtree(out / WORK)
-    return True
-
-
-def _check_same(out: Path, found: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    for name, value in settings.items():
-        there = found.get(name)
-        if isinstance(value, dict) and isinstance(there, dict):
-            name, there, value = next(
-                ((f"{name}.{key}", there.get(key), value[key]) for key in value if there.get(key) != value[key]),
-                (name, value, value),
-            )
-        if there != value:
-            raise ShardSetError(
-                f"{out}: made with {name} = {json.dumps(there)}, asked for is {json.dumps(value)}; "
-                "use the same settings, or give another --out"
-            )
-
-
-def write_failures(out: Path, failures: Sequence[Failure]) -> None:
-    """failures.jsonl, one line for each clip that could not be stored."""
-    with whole_file(out / FAILURES) as file:
-        file.write("".join(json.dumps(failure, ensure_ascii=False) + "\n" for failure in failures).encode())
-
-
-def assemble(
-    out: Path, results: Sequence[ShardResult], *, annotations: AnnotationSet, settings: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Turn a folder whose tars are all whole into a shard set, and return its manifest."""
-    manifest = write_manifest(
-        out,
-        rows=[row for result in results for row in result.rows],
-        shards=[result.file for result in results if result.file is not None],
-        classes=annotations.classes,
-        facts={**settings, "failures": sum(1 for _ in (out / FAILURES).open(encoding="utf-8"))},
-    )
-    shutil.rmtree(out / WORK)
-    return manifest
+    return ShardResult(file=file, **record)

@@ -57,7 +57,7 @@ def user_errors() -> tuple[type[Exception], ...]:
     """The errors whose message alone says what is wrong and what to do."""
     from lavila.data.loader import LoaderError
     from lavila.data.plan import PlanError
-    from lavila.data.shards import ShardSetError
+    from lavila.data.shard_format import ShardSetError
     from lavila.engine.distributed import DeviceError
     from lavila.engine.evaluator import EvaluationError
     from lavila.engine.trainer import TrainingError

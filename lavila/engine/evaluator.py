@@ -237,7 +237,8 @@ def _report(
         "clips": {
             "total": len(shards),
             "evaluated": len(result.predictions.rows),
-            "failed": [{"clip_id": clip.clip_id, "reason": clip.reason} for clip in result.bad_clips],
+            "failed": [{"clip_id": clip.clip_id, "reason": clip.reason} for clip in result.bad_clips]
+            + [{"clip_id": name, "reason": f"in quarantine: {why}"} for name, why in shards.quarantine.items()],
         },
         "heads": result.scores.heads,
         "mistakes": [{key: value for key, value in entry.items() if key != "row"} for entry in wrong[:LISTED_MISTAKES]],

@@ -15,7 +15,8 @@ import torch
 from lavila.data.host_decode import DecodeError, decode_frames
 from lavila.data.loader import ClipLoader, LoaderError, Pictures, choose_decoder, clip_sizes
 from lavila.data.plan import CropChoice, FrameChoice, Ranks, TrainingPlan, ViewChoice, ViewPlan
-from lavila.data.shards import ShardSet, ShardSetError, open_shard_set
+from lavila.data.shard_format import ShardSetError
+from lavila.data.shards import ShardSet, open_shard_set
 from tests.footage import decode
 
 PICTURES = Pictures(mean=(120.0, 110.0, 100.0), std=(60.0, 60.0, 60.0))

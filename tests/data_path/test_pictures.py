@@ -11,6 +11,7 @@ import torch
 from safetensors.numpy import load_file
 
 from lavila.data.dali_pipelines.graph import Execution, PictureSpec, build_pipeline
+from lavila.data.dali_pipelines.sources import Payload
 from lavila.data.plan import crop_offsets, resized_size
 from lavila.records import BLACK_FRAME, ClipPlan
 from tests.golden import GOLDEN, golden_json
@@ -51,7 +52,8 @@ def assert_same(got: np.ndarray, wanted: np.ndarray, *, levels: float, antialias
 
 def once(plan: ClipPlan, frames: np.ndarray) -> Callable[[], Any]:
     """A source with one clip whose decoded frames are given."""
-    source: Iterator[Any] = iter([([plan], [frames[plan.distinct_frames()]])])
+    distinct = plan.distinct_frames()
+    source: Iterator[Any] = iter([([plan], [Payload(data=frames[distinct], frames=distinct)])])
     return lambda: next(source)
 
 

@@ -15,17 +15,11 @@ import pytest
 import webdataset
 
 from lavila.data import shards as shards_module
-from lavila.data.encode import EncodedClip, EncodeSettings, encode_clip
+from lavila.data.encode import EncodedClip, EncodeSettings, Interval, encode_clip
+from lavila.data.shard_format import CLIPS_SCHEMA, ShardFile, ShardSetError, file_sha256
+from lavila.data.shard_writer import SetContents, ShardWriter, write_manifest
 from lavila.data.sharding import clip_row
-from lavila.data.shards import (
-    CLIPS_SCHEMA,
-    ShardSet,
-    ShardSetError,
-    ShardWriter,
-    file_sha256,
-    open_shard_set,
-    write_manifest,
-)
+from lavila.data.shards import ShardSet, open_shard_set
 from lavila.records import Clip
 from tests.footage import decode, read_numbers, write_numbered_video
 
@@ -55,7 +49,14 @@ def encoded(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Clip, Encode
     settings = EncodeSettings(short_side=64)
     clips = [a_clip(number) for number in range(CLIPS)]
     return [
-        (clip, encode_clip(video, start_second=clip.start_second, stop_second=clip.stop_second, settings=settings))
+        (
+            clip,
+            encode_clip(
+                video,
+                interval=Interval(start_second=clip.start_second, stop_second=clip.stop_second),
+                settings=settings,
+            ),
+        )
         for clip in clips
     ]
 
@@ -66,10 +67,10 @@ def write_set(folder: Path, encoded: list[tuple[Clip, EncodedClip]]) -> Path:
     for number in range(-(-len(encoded) // PER_SHARD)):
         with ShardWriter(folder, number) as writer:
             for clip, made in encoded[number * PER_SHARD : (number + 1) * PER_SHARD]:
-                rows.append(writer.add(made.data, clip_row(clip, made)))
+                rows.append(writer.add(clip.clip_id, made.data, clip_row(clip, made)))
         assert writer.file is not None
         files.append(writer.file)
-    write_manifest(folder, rows=rows, shards=files, classes=CLASSES, facts=FACTS)
+    write_manifest(folder, rows=rows, shards=files, contents=SetContents(classes=CLASSES, facts=FACTS))
     return folder
 
 
@@ -134,7 +135,7 @@ def test_webdataset_reads_it(folder: Path, encoded: list[tuple[Clip, EncodedClip
     assert [sample["mp4"] for sample in samples] == [made.data for _, made in encoded]
     rows = [json.loads(sample["json"]) for sample in samples]
     table = open_shard_set(folder).clips.to_pylist()
-    assert rows == [{**row, "extra": dict(row["extra"])} for row in table]
+    assert rows == [{**row, "extra": dict(row["extra"])} for row in table]  # the same as in clips.parquet
 
 
 def test_dali_reads_and_decodes_it(folder: Path, encoded: list[tuple[Clip, EncodedClip]]) -> None:
@@ -175,29 +176,30 @@ def test_ids_that_would_break_readers_are_refused(
 ) -> None:
     clip, made = encoded[0]
     with pytest.raises(ShardSetError, match="cannot name a tar member"), ShardWriter(tmp_path, 0) as writer:
-        writer.add(made.data, {**clip_row(clip, made), "clip_id": clip_id})
+        writer.add(clip_id, made.data, clip_row(clip, made))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_id_may_come_once_only(tmp_path: Path, encoded: list[tuple[Clip, EncodedClip]]) -> None:
     clip, made = encoded[0]
     with pytest.raises(ShardSetError, match="comes twice"), ShardWriter(tmp_path, 0) as writer:
-        writer.add(made.data, clip_row(clip, made))
-        writer.add(made.data, clip_row(clip, made))
+        writer.add(clip.clip_id, made.data, clip_row(clip, made))
+        writer.add(clip.clip_id, made.data, clip_row(clip, made))
     rows = []
     for number in (0, 1):
         with ShardWriter(tmp_path, number) as writer:
-            rows.append(writer.add(made.data, clip_row(clip, made)))
+            rows.append(writer.add(clip.clip_id, made.data, clip_row(clip, made)))
+    files: list[ShardFile] = []
     with pytest.raises(ShardSetError, match="'P01_01_0' comes twice"):
-        write_manifest(tmp_path, rows=rows, shards=[], classes={}, facts=FACTS)
+        write_manifest(tmp_path, rows=rows, shards=files, contents=SetContents(classes={}, facts=FACTS))
     with pytest.raises(ShardSetError, match="no clip could be stored"):
-        write_manifest(tmp_path, rows=[], shards=[], classes={}, facts=FACTS)
+        write_manifest(tmp_path, rows=[], shards=files, contents=SetContents(classes={}, facts=FACTS))
 
 
 def test_an_interrupted_shard_leaves_nothing(tmp_path: Path, encoded: list[tuple[Clip, EncodedClip]]) -> None:
     clip, made = encoded[0]
     with pytest.raises(KeyboardInterrupt), ShardWriter(tmp_path, 0) as writer:
-        writer.add(made.data, clip_row(clip, made))
+        writer.add(clip.clip_id, made.data, clip_row(clip, made))
         assert not (tmp_path / "shard-000000.tar").exists()
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
@@ -218,7 +220,7 @@ def _foreign(folder: Path) -> None:
 
 def _newer(folder: Path) -> None:
     text = (folder / "shard_set.json").read_text()
-    (folder / "shard_set.json").write_text(text.replace('"format": 1', '"format": 2'))
+    (folder / "shard_set.json").write_text(text.replace('"format": 2', '"format": 3'))
 
 
 def _no_json(folder: Path) -> None:
@@ -252,7 +254,7 @@ def _damaged_clips(folder: Path) -> None:
         (_no_folder, "no such folder; make a shard set with tools/shard_videos.py"),
         (_no_manifest, "incomplete: it has no shard_set.json; run tools/shard_videos.py again with --resume"),
         (_foreign, "not a shard set"),
-        (_newer, "shard-set format 2, supported is 1"),
+        (_newer, "shard-set format 3, supported is 2"),
         (_no_json, "not a shard set's manifest"),
         (_no_tar, "shard-000001.tar: missing"),
         (_no_index, "shard-000002.idx: missing"),
@@ -325,4 +327,4 @@ def test_a_set_pickles_as_its_path(folder: Path) -> None:
     copy = pickle.loads(pickle.dumps(shard_set))
     assert isinstance(copy, ShardSet)
     assert copy.read_video(4) == shard_set.read_video(4)
-    assert file_sha256(copy.path / "clips.parquet") == copy.manifest["clips_sha256"]
+    assert file_sha256(copy.path / "clips.parquet") == copy.manifest["tables"]["clips.parquet"]

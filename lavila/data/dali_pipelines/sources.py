@@ -15,14 +15,20 @@ from lavila.records import ClipPlan
 if TYPE_CHECKING:
     from lavila.data.dali_pipelines.graph import PictureSpec
 
-Payload = npt.NDArray[np.uint8]  # [bytes] of an encoded clip, or its distinct frames [U, H, W, 3]
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Payload:
+    """A planned clip as it was read."""
+
+    data: npt.NDArray[np.uint8]  # [bytes] of an encoded video, or its decoded frames [U, H, W, 3]
+    frames: npt.NDArray[np.int32]  # [U] ascending numbers, in that video, of the plan's distinct frames
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipArguments:
     """Graph nodes, one value a clip. They stay on the CPU: DALI reads arguments there even for GPU operators."""
 
-    distinct: Any  # [U] int32, ascending frames to decode
+    distinct: Any  # [U] int32, ascending frames to decode; filled from the payloads, the rest from the plans
     order: Any  # [K*T] int32, places in `distinct` (one past its end: the black frame)
     resized: Any  # [2] float, height and width after the resize
     window_start: Any  # [2] int32, top and left in stored pixels
@@ -47,7 +53,6 @@ def _spare(plan: ClipPlan, spec: PictureSpec, axis: int) -> npt.NDArray[np.float
 
 
 _INPUTS = (
-    _Input("distinct", types.INT32, 1, lambda plan, spec: plan.distinct_frames()),
     _Input("order", types.INT32, 1, lambda plan, spec: plan.gather().ravel()),
     _Input("resized", types.FLOAT, 1, lambda plan, spec: np.array(plan.resized, np.float32)),
     _Input("window_start", types.INT32, 1, lambda plan, spec: np.array(plan.window[:2], np.int32)),
@@ -59,10 +64,9 @@ _INPUTS = (
 )
 
 
-def _used(spec: PictureSpec, *, decoded: bool) -> list[_Input]:
+def _used(spec: PictureSpec) -> list[_Input]:
     unused = set() if spec.cuts_window else {"window_start", "window_shape"}
     unused |= set() if spec.pads_black else {"padded_frames"}
-    unused |= {"distinct"} if decoded else set()
     return [item for item in _INPUTS if item.name not in unused]
 
 
@@ -73,21 +77,23 @@ def external_inputs(
 
     `source` is called once a batch and returns its plans and payloads; it raises StopIteration after the last one.
     """
-    used = _used(spec, decoded=decoded)
+    used = _used(spec)
+    numbers = 0 if decoded else 1  # decoded frames need no numbers, and an input that nothing reads is refused
 
     def feed() -> tuple[list[Any], ...]:
         plans, payloads = source()
-        return (list(payloads), *([item.value(plan, spec) for plan in plans] for item in used))
+        frames = [[payload.frames for payload in payloads]] * numbers
+        arguments = [[item.value(plan, spec) for plan in plans] for item in used]
+        return [payload.data for payload in payloads], *frames, *arguments
 
     payload, *nodes = fn.external_source(
         source=feed,
-        num_outputs=1 + len(used),
-        dtype=[types.UINT8, *(item.dtype for item in used)],
-        ndim=[4 if decoded else 1, *(item.ndim for item in used)],
-        layout=["FHWC" if decoded else "", *("" for _ in used)],
+        num_outputs=1 + numbers + len(used),
+        dtype=[types.UINT8, *[types.INT32] * numbers, *(item.dtype for item in used)],
+        ndim=[4 if decoded else 1, *[1] * numbers, *(item.ndim for item in used)],
+        layout=["FHWC" if decoded else "", *[""] * (numbers + len(used))],
         batch=True,
     )
-    named = dict.fromkeys((item.name for item in _INPUTS), None) | {
-        item.name: node for item, node in zip(used, nodes, strict=True)
-    }
+    names = [*["distinct"] * numbers, *(item.name for item in used)]
+    named = dict.fromkeys(("distinct", *(item.name for item in _INPUTS))) | dict(zip(names, nodes, strict=True))
     return payload, ClipArguments(**named)

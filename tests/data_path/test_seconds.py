@@ -1,0 +1,98 @@
+"""Frames of intervals given in seconds: Ego4D's chunk files, whole files, Charades-Ego; equal to the reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lavila.annotations import SpanRule, frame_span
+from lavila.data.plan import FrameChoice, Span, choose_frames, interval_frames, protocol_frames, segment_bounds
+from tests.golden import golden_json
+
+SAMPLING = golden_json("sampling")
+FPS = 30
+
+
+def span(case: dict[str, Any], frames: int, rule: SpanRule) -> tuple[int, Span]:
+    """First frame of a case's interval in a video of `frames` frames at its frame rate, and what to choose from."""
+    start, stop = frame_span(case["start_second"], case["end_second"], case["fps"], rule)
+    stop = max(min(stop, frames), start + 1)
+    return start, Span(frames=stop - start, after=max(frames - stop, 0))
+
+
+def inside(case: dict[str, Any]) -> bool:
+    """Whether the reference's arithmetic applies: it repeats the last frame where a video ends early (here such a clip
+    is shorter, or refused), and counts from a wrong frame after a short chunk file (here frames are found by time)."""
+    counts = case["chunk_frame_counts"]
+    ends_within = (
+        len(counts) > 1
+        and case["end_second"] * FPS > sum(counts) > (len(counts) - 1) * 9000 >= case["start_second"] * FPS
+    )
+    starts_after = round(case["start_second"] * FPS) >= sum(counts)
+    return "raises" not in case and not starts_after and not ends_within and set(counts[:-1]) <= {9000}
+
+
+CHUNKED = [case for case in SAMPLING["ego4d_chunked"] if inside(case)]
+
+
+def test_most_cases_apply() -> None:
+    assert len(CHUNKED) >= 33
+
+
+@pytest.mark.parametrize("case", CHUNKED, ids=lambda c: f"{c['start_second']}-{c['end_second']}x{c['n']}")
+def test_ego4d_chunks_equal_the_reference(case: dict[str, Any]) -> None:
+    start, of = span(case, sum(case["chunk_frame_counts"]), "duration")
+    choice = FrameChoice(frames=case["n"])
+    chosen = choose_frames(of.reach(choice), choice, clips=1)[0] + start
+    assert [[int(frame) // 9000 * 300, int(frame) % 9000] for frame in chosen] == case["frames"]
+    if case["jitter_low_high_inclusive"] and case["jitter_redrawn_after_missing_next_chunk"] is None:
+        low, high = segment_bounds(0, of.reach(choice), case["n"])
+        offset = start - int(case["start_second"]) // 300 * 9000  # the reference counts from the chunk's start
+        assert np.stack([low + offset, high + offset], axis=1).tolist() == case["jitter_low_high_inclusive"]
+
+
+WHOLE = [case for case in SAMPLING["whole_file"] if "raises" not in case and case["end_second"] is not None]
+
+
+@pytest.mark.parametrize("case", WHOLE, ids=lambda c: f"{c['start_second']}-{c['end_second']}x{c['n']}")
+def test_whole_files_equal_the_reference(case: dict[str, Any]) -> None:
+    start, of = span(case, case["num_frames"], "duration")
+    choice = FrameChoice(frames=case["n"])
+    assert (choose_frames(of.reach(choice), choice, clips=1)[0] + start).tolist() == case["frames"]
+
+
+def lengths(fps: float, seconds: float, *, stored: int) -> float:
+    frames, after = interval_frames(
+        "fractional", stored=np.array([stored]), after=np.array([7]), fps=np.array([fps]), seconds=np.array([seconds])
+    )
+    assert after.tolist() == [0]
+    return float(frames[0])
+
+
+@pytest.mark.parametrize("case", SAMPLING["charades_untrimmed_sparse"], ids=lambda c: str(c["duration_frames"]))
+def test_untrimmed_videos_are_sampled_by_their_fractional_length(case: dict[str, Any]) -> None:
+    start, stop = frame_span(0.0, case["length_field"], case["fps"], "fractional")
+    length = lengths(case["fps"], case["length_field"], stored=stop - start)
+    assert choose_frames(length, FrameChoice(frames=case["n"]), clips=1)[0].tolist() == case["frames"]
+    assert max(case["frames"]) < stop
+    assert lengths(case["fps"], case["length_field"], stored=stop - 9) == stop - 9  # the video is shorter than it says
+
+
+STRIDED = [case for case in SAMPLING["charades_untrimmed_strided"] if "raises" not in case]
+
+
+@pytest.mark.parametrize("case", STRIDED, ids=lambda c: f"{c['num_frames']}x{c['num_clips']}")
+def test_untrimmed_videos_with_a_stride(case: dict[str, Any]) -> None:
+    choice = FrameChoice(frames=case["clip_length"], sampling="strided", stride=case["clip_stride"])
+    assert choose_frames(case["num_frames"], choice, clips=case["num_clips"]).ravel().tolist() == case["frames"]
+
+
+def test_a_protocol_asks_for_each_frame_once() -> None:
+    sparse = protocol_frames(Span(frames=90), FrameChoice(frames=4), clips=3)
+    assert sparse.tolist() == sorted(set(choose_frames(90, FrameChoice(frames=4), clips=3).ravel().tolist()))
+    padded = protocol_frames(Span(frames=5), FrameChoice(frames=4, sampling="strided", stride=2), clips=2)
+    assert padded.tolist() == [0, 2, 4]  # the black frame is not stored
+    assert protocol_frames(Span(frames=2, after=9), FrameChoice(frames=4), clips=1).tolist() == [0, 1, 2]
+    assert protocol_frames(Span(frames=2), FrameChoice(frames=4), clips=1).tolist() == [0, 1]
