@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 BLACK_FRAME = -1
 """Frame index of an all-zero picture (protocols with a fixed stride pad short clips with these)."""
 
+HUMAN = "human"
+"""Source of narrations that were written by a person; those of every other source were not."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Clip:
@@ -82,11 +85,27 @@ class VideoBatch:
     clip_ids: tuple[str, ...]  # B
     labels: dict[str, torch.Tensor]  # "verb", "noun", "action" -> [B] int64 on the device; -1 = not labelled
     narrations: tuple[tuple[str, ...], ...]  # B x (any number)
+    sources: tuple[tuple[str, ...], ...]  # of each narration: "human", "rephrased", "machine" ...
+    chosen: npt.NDArray[np.int64]  # [B] place of the plan's narration in the clip's; -1 = the clip has none
 
     def __post_init__(self) -> None:
         assert self.video.ndim == 6, self.video.shape
         sizes = {len(self.video), len(self.rows), len(self.positions), len(self.clip_ids), len(self.narrations)}
+        sizes |= {len(self.sources), len(self.chosen)}
         assert len(sizes) == 1, sizes
+        for narrations, sources, chosen in zip(self.narrations, self.sources, self.chosen, strict=True):
+            assert len(narrations) == len(sources), (narrations, sources)
+            assert 0 <= chosen < len(narrations) if narrations else chosen == -1, chosen
+
+    def captions(self) -> list[str]:
+        """The chosen narration of each clip; "" where it has none. B."""
+        return [texts[i] if texts else "" for texts, i in zip(self.narrations, self.chosen, strict=True)]
+
+    @property
+    def human(self) -> npt.NDArray[np.bool_]:
+        """[B] Whether the chosen narration was written by a person; False where the clip has none."""
+        chosen = zip(self.sources, self.chosen, strict=True)
+        return np.array([bool(sources) and sources[i] == HUMAN for sources, i in chosen], np.bool_)
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -76,6 +76,7 @@ class DataConfig:
 
     train: str = ""  # shard set to train on (a folder made by tools/shard_videos.py)
     val: str = ""  # shard set to evaluate on
+    captions: tuple[str, ...] = ()  # captions tables (.parquet), and `own` for the shard set's narrations; empty = own
     batch_size: int = 64  # clips per optimiser step over all ranks; the same run on 1 or 8 GPUs sees the same batches
     frames: int = 16  # frames per view (T)
     image_size: int = 224  # side of the square picture a model sees, pixels

@@ -22,11 +22,14 @@ import numpy.typing as npt
 import torch
 from torch.utils.dlpack import from_dlpack
 
+from lavila.data.captions import Captions, choose
 from lavila.data.dali_pipelines.graph import DecoderName, Execution, PictureSpec
 from lavila.data.dali_pipelines.runner import LoadedBatch, PipelineRunner
+from lavila.data.dali_pipelines.sources import Payload
 from lavila.data.host_decode import DecodeError, decode_frames
 from lavila.data.plan import ClipSizes, Plan
-from lavila.data.shards import ShardSet
+from lavila.data.shard_format import QUARANTINE
+from lavila.data.shards import ShardSet, clip_spans
 from lavila.records import ClipPlan, VideoBatch
 
 log = logging.getLogger(__name__)
@@ -59,9 +62,14 @@ class BadClip:
 
 
 def clip_sizes(shard_set: ShardSet) -> ClipSizes:
-    """What a plan needs to know of the clips of a shard set."""
-    columns = {name: _integers(shard_set, name) for name in ("num_frames", "height", "width")}
-    return ClipSizes(**columns)
+    """What a plan needs to know of the clips of a shard set. Clips in quarantine are left out."""
+    rows = shard_set.usable_rows()
+    if len(rows) < len(shard_set):
+        left_out = len(shard_set) - len(rows)
+        log.warning("%s: %d clip(s) in %s are left out", shard_set.path, left_out, QUARANTINE)
+    frames, after = clip_spans(shard_set, rows)
+    height, width = (_integers(shard_set, name)[rows] for name in ("height", "width"))
+    return ClipSizes(num_frames=frames, frames_after=after, height=height, width=width, rows=rows)
 
 
 def choose_decoder(decoder: str, *, codec: str, device: torch.device) -> DecoderName:
@@ -108,6 +116,7 @@ class ClipLoader:
         threads: CPU threads for reading and decoding; 0 = all cores of this process.
         prefetch: batches in flight.
         max_bad_clips: an epoch with more undecodable clips than this stops.
+        captions: the clips' narrations; None = those that the shard set came with.
 
     Raises:
         LoaderError: settings that cannot work; too many bad clips.
@@ -124,6 +133,7 @@ class ClipLoader:
         threads: int = 0,
         prefetch: int = 2,
         max_bad_clips: int = 100,
+        captions: Captions | None = None,
     ):
         self.shard_set, self.plan = shard_set, plan
         self.device = torch.device(device)
@@ -142,7 +152,7 @@ class ClipLoader:
             half=pictures.half,
         )
         self._clip_ids = shard_set.clips.column("clip_id")
-        self._narrations = shard_set.clips.column("narrations")
+        self.captions = captions or Captions(shard_set)
         self._labels = {name: _integers(shard_set, name) for name in LABELS}
         self._epoch, self._step = 0, 0
         self.wait_seconds = 0.0  # time callers spent waiting in next(), since the start
@@ -209,24 +219,28 @@ class ClipLoader:
                 bad=tuple((plan, str(result)) for plan, result in results if isinstance(result, DecodeError)),
             )
 
-    def _payload(self, plan: ClipPlan) -> npt.NDArray[np.uint8] | DecodeError:
-        data = self.shard_set.read_video(plan.row)
+    def _payload(self, plan: ClipPlan) -> Payload | DecodeError:
+        data, frames = self.shard_set.read_frames(plan.row, plan.distinct_frames())
         if self.decoder != "host":
-            return np.frombuffer(data, np.uint8)
+            return Payload(data=np.frombuffer(data, np.uint8), frames=frames)
         try:
-            return decode_frames(data, plan.distinct_frames())
+            return Payload(data=decode_frames(data, frames), frames=frames)
         except DecodeError as error:
             return error
 
     def _batch(self, loaded: LoadedBatch, pictures: Any) -> VideoBatch:
         rows = np.array([plan.row for plan in loaded.plans], np.int64)
+        words = [self.captions.of(row) for row in rows.tolist()]
+        chosen = [choose(len(texts), plan.caption) for (texts, _), plan in zip(words, loaded.plans, strict=True)]
         return VideoBatch(
             video=self._video(pictures),
             rows=rows,
             positions=np.array([plan.position for plan in loaded.plans], np.int64),
             clip_ids=tuple(self._clip_ids[row].as_py() for row in rows.tolist()),
             labels={name: torch.from_numpy(values[rows]).to(self.device) for name, values in self._labels.items()},
-            narrations=tuple(tuple(self._narrations[row].as_py() or ()) for row in rows.tolist()),
+            narrations=tuple(texts for texts, _ in words),
+            sources=tuple(sources for _, sources in words),
+            chosen=np.array(chosen, np.int64),
         )
 
     def _video(self, pictures: Any) -> torch.Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from lavila.config.schema import ConfigError, DataConfig, PictureType, RunConfig
+from lavila.data.captions import Captions
 from lavila.data.loader import ClipLoader, Pictures, clip_sizes
 from lavila.data.plan import CropChoice, FrameChoice, Ranks, TrainingPlan, ViewChoice, ViewPlan
 from lavila.data.shards import ShardSet, open_shard_set
@@ -58,7 +59,7 @@ def training_loader(config: RunConfig, shards: ShardSet, process: Process) -> Cl
         ranks=Ranks(rank=process.rank, world=process.world),
         passes=config.optim.accumulate,
     )
-    return _loader(config, shards, plan, process)
+    return _loader(config, shards, plan, process, Captions(shards, config.data.captions))
 
 
 def view_loader(config: RunConfig, shards: ShardSet, process: Process) -> ClipLoader:
@@ -70,7 +71,8 @@ def view_loader(config: RunConfig, shards: ShardSet, process: Process) -> ClipLo
         batch_size=config.views.batch_size,
         ranks=Ranks(rank=process.rank, world=process.world),
     )
-    return _loader(config, shards, plan, process)
+    captions = Captions(shards, config.data.captions, need_every_table=False)  # some may be of training clips only
+    return _loader(config, shards, plan, process, captions)
 
 
 def single_view(config: RunConfig) -> RunConfig:
@@ -129,7 +131,9 @@ def _frame_choice(data: DataConfig) -> FrameChoice:
     return FrameChoice(frames=data.frames, sampling=data.sampling.value, stride=data.stride)
 
 
-def _loader(config: RunConfig, shards: ShardSet, plan: TrainingPlan | ViewPlan, process: Process) -> ClipLoader:
+def _loader(
+    config: RunConfig, shards: ShardSet, plan: TrainingPlan | ViewPlan, process: Process, captions: Captions
+) -> ClipLoader:
     data = config.data
     return ClipLoader(
         shards,
@@ -142,4 +146,5 @@ def _loader(config: RunConfig, shards: ShardSet, plan: TrainingPlan | ViewPlan, 
         threads=data.threads or max(1, len(os.sched_getaffinity(0)) // process.local_world),
         prefetch=data.prefetch,
         max_bad_clips=data.max_bad_clips,
+        captions=captions,
     )

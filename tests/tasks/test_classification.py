@@ -45,6 +45,8 @@ def batch(values: Any, **labels: list[int]) -> VideoBatch:
         clip_ids=tuple(f"c{i}" for i in range(clips)),
         labels={name: torch.tensor(values, dtype=torch.int64) for name, values in labels.items()},
         narrations=((),) * clips,
+        sources=((),) * clips,
+        chosen=np.full(clips, -1),
     )
 
 
