@@ -2,63 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from lavila.annotations import DATASETS, AnnotationError, frame_span, read_annotations
 from lavila.annotations.epic_kitchens import parse_timestamp
-
-GOLDEN: dict[str, Any] = json.loads(
-    (Path(__file__).parents[1] / "data/golden/sampling_annotations.json").read_text(encoding="utf-8")
-)["annotation_parsing"]
-COLUMNS: list[str] = GOLDEN["ek100"]["columns"]
-TRAIN, VALIDATION = "EPIC_100_train.csv", "EPIC_100_validation.csv"
-
-
-def row(**cells: object) -> list[object]:
-    """A valid csv row, but for `cells`."""
-    values: dict[str, object] = {
-        "narration_id": "P01_01_0",
-        "participant_id": "P01",
-        "video_id": "P01_01",
-        "narration_timestamp": "00:00:00.560",
-        "start_timestamp": "00:00:00.00",
-        "stop_timestamp": "00:00:01.89",
-        "start_frame": 1,
-        "stop_frame": 113,
-        "narration": "take plate",
-        "verb": "take",
-        "verb_class": 0,
-        "noun": "plate",
-        "noun_class": 2,
-        "all_nouns": "['plate']",
-        "all_noun_classes": "[2]",
-    }
-    return [{**values, **cells}[name] for name in COLUMNS]
-
-
-def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]], *, line_end: str = "\n") -> None:
-    with path.open("w", encoding="utf-8", newline="") as stream:
-        csv.writer(stream, lineterminator=line_end).writerows([header, *rows])
-
-
-def write_set(
-    folder: Path, train: Sequence[Sequence[object]], val: Sequence[Sequence[object]] = (), columns: list[str] = COLUMNS
-) -> Path:
-    folder.mkdir(exist_ok=True)
-    write_csv(folder / TRAIN, columns, train)
-    write_csv(folder / VALIDATION, columns, val)
-    for kind, count in (("verb", 97), ("noun", 300)):
-        keys = [[i, f"{kind}-{i}", "[]", "none"] for i in range(count)]
-        write_csv(
-            folder / f"EPIC_100_{kind}_classes.csv", ["id", "key", "instances", "category"], keys, line_end="\r\n"
-        )
-    return folder
+from tests.annotations.published import COLUMNS, GOLDEN, TRAIN, VALIDATION, row, write_csv, write_set
 
 
 @pytest.mark.parametrize(("text", "seconds"), GOLDEN["datetime2sec"])
@@ -94,7 +44,19 @@ def test_action_map_matches_reference(tmp_path: Path) -> None:
         for pair, index in golden["mapping"].items():
             verb, noun = pair.split(":")
             assert found.classes["action"][index] == f"verb-{verb} noun-{noun}"
+        assert found.class_texts["action"] == golden["labels_sorted_within_class"]
+        assert found.class_texts["verb"][:2] == [["verb-0"], ["verb-1"]]
+        assert [len(found.class_texts[kind]) for kind in ("verb", "noun")] == [97, 300]
     assert mapping == golden["mapping"]
+
+
+def test_action_texts_are_all_that_was_said_of_it_in_either_split(tmp_path: Path) -> None:
+    train = [row(narration_id=f"a{i}", narration=text) for i, text in enumerate(("take plate", "grab plate", " "))]
+    val = [row(narration="pick up plate"), row(narration_id="other", verb_class=1, narration="put plate")]
+    for split in ("train", "val"):
+        found = read_annotations("ek100_cls", write_set(tmp_path, train, val), split=split)
+        assert found.class_texts["action"] == [["grab plate", "pick up plate", "take plate"], ["put plate"]]
+    assert read_annotations("ek100_cls", tmp_path, split="train").clips[2].narrations == ()
 
 
 def test_actions_sort_as_text(tmp_path: Path) -> None:
@@ -145,6 +107,8 @@ def test_rows_that_cannot_be_clips_are_listed_and_the_rest_is_read(tmp_path: Pat
         row(narration_id="climbs_too", video_id="a\\..\\..\\b"),
         row(narration_id="absolute", participant_id="/etc"),
         row(narration_id="nobody", participant_id=""),
+        row(narration_id="drive", participant_id="C:"),
+        row(narration_id="null", video_id="a\0b"),
         row(narration_id="good"),
     ]
     found = read_annotations("ek100_cls", write_set(tmp_path, rows), split="train")
@@ -155,19 +119,23 @@ def test_rows_that_cannot_be_clips_are_listed_and_the_rest_is_read(tmp_path: Pat
         f"{TRAIN}, line 2: stop 1.5 s is not after start 2 s; correct stop_timestamp",
     )
     assert [failure[0] for failure in found.failures] == [cells[0] for cells in rows[:-1]]
-    assert all("leaves the video root" in reason for _, _, reason in found.failures[2:])
+    assert all("leaves the video root" in reason for _, _, reason in found.failures[2:-1])
+    assert "'P01/a\\x00b.MP4' holds control characters; correct participant_id or video_id" in found.failures[-1][2]
 
 
 BAD_CELLS = [
     ("start_timestamp", "1.5", "'1.5' is not a time; it should look like 00:01:05.50"),
     ("stop_timestamp", "00:61:00.0", "'00:61:00.0' is not a time"),
     ("stop_timestamp", "", "'' is not a time"),
+    ("start_timestamp", f"{10**400}:00:00", "is not a time"),
+    ("verb_class", "1" * 5000, "is not a class"),
     ("verb_class", "97", "'97' is not a class; allowed are whole numbers from 0 to 96"),
     ("noun_class", "-1", "'-1' is not a class; allowed are whole numbers from 0 to 299"),
     ("noun_class", "2.0", "'2.0' is not a class"),
     ("narration_id", "P01.01", "'P01.01' must be a name without dots, slashes and spaces"),
     ("narration_id", "../P01", "must be a name without dots"),
     ("narration_id", "P01 01", "must be a name without dots"),
+    ("narration_id", "P01\0", "must be a name without dots"),
     ("narration_id", "", "must be a name without dots"),
     ("narration_id", "P01_01_0", "'P01_01_0' was already on line 2; ids must be unique"),
 ]
@@ -189,6 +157,18 @@ def test_missing_column_is_named(tmp_path: Path) -> None:
         AnnotationError, match=rf"{TRAIN}, line 1: no column 'narration', 'noun_class'; found narration_"
     ):
         read_annotations("ek100_cls", folder, split="train")
+
+
+def test_doubled_column_is_named(tmp_path: Path) -> None:
+    write_csv(write_set(tmp_path, []) / TRAIN, [*COLUMNS, "narration"], [[*row(), "again"]])
+    with pytest.raises(AnnotationError, match=rf"{TRAIN}, line 1: column 'narration' comes twice; remove the one"):
+        read_annotations("ek100_cls", tmp_path, split="train")
+
+
+def test_missing_path_is_named(tmp_path: Path) -> None:
+    for dataset in DATASETS:
+        with pytest.raises(AnnotationError, match=rf"nowhere: no such file or folder; .* files of {dataset} under"):
+            read_annotations(dataset, tmp_path / "nowhere", split="val")
 
 
 def test_ragged_row_is_named(tmp_path: Path) -> None:

@@ -1,0 +1,111 @@
+"""What every reader asks of the names, paths, texts and times in an annotation file, whoever wrote it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from lavila.annotations import AnnotationError
+
+MAX_SECONDS = 1e7  # 115 days: no video is longer, so a larger number is no time
+_CLIP_ID = re.compile(r"[^\s./\\\x00-\x1f\x7f]+")
+_NOT_IN_CLIP_ID = re.compile(r"[\s./\\%\x00-\x1f\x7f]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_DRIVE = re.compile(r"[A-Za-z]:")
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+_LONGEST_SHOWN = 80
+
+
+def shown(value: object) -> str:
+    """A value for a message: one short line, whatever it is. Containers, which may hold themselves, by type only."""
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**20:
+        return "a very large whole number"  # Python refuses to write out some of them
+    if value is None or isinstance(value, str | bytes | bool | int | float | np.generic):
+        text = repr(value)
+        return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
+    return f"a {type(value).__name__}"
+
+
+def locate(path: Path, split: str, names: Mapping[str, str]) -> Path:
+    """The file that holds a split: `path` itself, or in a folder the one that `names` (split -> file name) says.
+
+    Raises AnnotationError for a split that is not in `names`, and for a file that is published as another split's.
+    """
+    if split not in names:
+        raise AnnotationError(f"split {split!r} is not known: one of {', '.join(names)}")
+    if path.is_dir():
+        return path / names[split]
+    for other, name in names.items():
+        if path.name == name and other != split:
+            raise AnnotationError(f"{path}: holds split {other!r} but {split!r} was asked for; give {names[split]}")
+    return path
+
+
+def clip_id_problem(clip_id: str) -> str:
+    """Why a clip id cannot name a tar member, whose key ends at the first dot; empty when it can."""
+    if _CLIP_ID.fullmatch(clip_id):
+        return ""
+    return f"{shown(clip_id)} must be a name without dots, slashes and spaces"
+
+
+def video_path_problem(video_path: str) -> str:
+    """Why a path is not one below the video root; empty when it is.
+
+    Backslashes and drive letters are refused too: the same annotations must mean the same on every system.
+    """
+    if _CONTROL.search(video_path):
+        return f"video path {shown(video_path)} holds control characters"
+    path = PurePosixPath(video_path)
+    if path.is_absolute() or ".." in path.parts or "\\" in video_path or _DRIVE.match(video_path):
+        return f"video path {shown(video_path)} leaves the video root"
+    return ""
+
+
+def interval_problem(start_second: float, stop_second: float) -> str:
+    """Why two times cannot bound a clip; empty when they can."""
+    if start_second < 0:
+        return f"start {start_second:g} s is before the video begins"
+    if stop_second <= start_second:
+        return f"stop {stop_second:g} s is not after start {start_second:g} s"
+    return ""
+
+
+def as_seconds(value: object) -> float | None:
+    """A Python or numpy number as float64 seconds; None for all else, for not-a-number and for absurd times."""
+    if type(value) is not float:
+        if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+            return None
+        if isinstance(value, int) and abs(value) > MAX_SECONDS:  # may be too large for a float
+            return None
+        value = float(value)
+    return value if -MAX_SECONDS < value < MAX_SECONDS else None
+
+
+def as_text(value: object) -> str | None:
+    """A Python or numpy string as str; None for all else, and for text that no file can hold (half a character)."""
+    if not isinstance(value, str) or not (value.isascii() or not _HALF_CHARACTER.search(value)):
+        return None
+    return str(value)
+
+
+class ClipNames:
+    """Makes the ids of clips that are published without one.
+
+    "<video>_<start>_<stop>" with both times in whole milliseconds, 8 digits or more; the 2nd, 3rd ... clip of the same
+    video and times gets "_2", "_3" ... in the order of the file. So the same file gives the same ids, whoever reads it.
+    What a tar member's name may not hold is written as "%" and its hexadecimal UTF-8 bytes.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[str, int] = {}
+
+    def make(self, video: str, start_second: float, stop_second: float) -> str:
+        """The id of the next clip of the file."""
+        if _NOT_IN_CLIP_ID.search(video):
+            video = _NOT_IN_CLIP_ID.sub(lambda bad: "".join(f"%{byte:02X}" for byte in bad[0].encode()), video)
+        clip_id = f"{video}_{round(1000 * start_second):08d}_{round(1000 * stop_second):08d}"
+        count = self._seen[clip_id] = self._seen.get(clip_id, 0) + 1
+        return clip_id if count == 1 else f"{clip_id}_{count}"

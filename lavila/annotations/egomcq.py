@@ -1,0 +1,166 @@
+"""EgoMCQ (Lin et al., NeurIPS 2022): questions on Ego4D, each a narration and five clips of which one shows it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lavila.annotations import AnnotationError, AnnotationSet
+from lavila.annotations.checks import (
+    ClipNames,
+    as_seconds,
+    as_text,
+    interval_problem,
+    locate,
+    shown,
+    video_path_problem,
+)
+from lavila.annotations.tables import decimal_seconds, read_text, whole_number
+from lavila.records import Clip
+
+SPLITS = {"val": "egomcq.json"}
+KINDS = {1: "inter", 2: "intra"}  # by the dataset's authors: choices from many videos (easy), from one video (hard)
+CHOICES = 5
+
+Interval = tuple[str, float, float]
+"""Video, start second, stop second."""
+
+
+@dataclass(kw_only=True, slots=True)
+class _Clips:
+    """The clips of all questions so far, each once, in the order of first use."""
+
+    said: dict[Interval, list[str]] = field(default_factory=dict)
+    ids: dict[Interval, str] = field(default_factory=dict)
+    names: ClipNames = field(default_factory=ClipNames)
+
+    def add(self, interval: Interval, text: str) -> str:
+        """The clip's id."""
+        if interval not in self.ids:
+            self.ids[interval] = self.names.make(*interval)
+            self.said[interval] = []
+        if text.strip() and text not in self.said[interval]:
+            self.said[interval].append(text)
+        return self.ids[interval]
+
+
+def read_questions(path: Path, split: str) -> AnnotationSet:
+    """The questions and the distinct clips among their choices. `path` is egomcq.json or its folder.
+
+    `tables["questions"]`, in numerical order: question_id str, kind "inter" (choices from different videos) or "intra"
+    (from one), text, choices (5 clip ids), answer (place of the right one). Raises AnnotationError for a split other
+    than val and for a file of another form, naming the question. A question with a choice that cannot be a clip is
+    left out and goes to `failures` with that choice.
+    """
+    if split not in SPLITS:
+        raise AnnotationError(f"EgoMCQ has no split {split!r}: it is an evaluation set, ask for split 'val'")
+    file = locate(path, split, SPLITS)
+    clips = _Clips()
+    questions: list[dict[str, Any]] = []
+    failures: list[tuple[str, str, str]] = []
+    for key, question in _questions(file):
+        where = f"{file}, question {key}"
+        text = _member(_member(question, "query", dict, where), "clip_text", str, where)
+        answer, kind = _member(question, "answer", int, where), _member(question, "types", int, where)
+        if answer not in range(CHOICES) or kind not in KINDS:
+            raise AnnotationError(
+                f"{where}: answer {shown(answer)}, types {shown(kind)}; allowed are answers 0 to {CHOICES - 1} and "
+                "types 1 (inter-video), 2 (intra-video); correct the question"
+            )
+        choices = _choices(_member(question, "choices", dict, where), where)
+        unusable = [
+            (place, interval, reason)
+            for place, (interval, _) in enumerate(choices)
+            if (reason := video_path_problem(f"{interval[0]}.mp4") or interval_problem(*interval[1:]))
+        ]
+        if unusable:
+            for place, interval, reason in unusable:
+                told = f"{file.name}, question {key}, choice {place}: {reason}; the question is left out, correct it"
+                failures.append((ClipNames().make(*interval), f"{interval[0]}.mp4", told))
+            continue
+        ids = [clips.add(interval, said) for interval, said in choices]
+        questions.append(
+            {"question_id": key, "kind": KINDS[kind], "text": text, "choices": ids, "answer": answer},
+        )
+    return AnnotationSet(
+        clips=[
+            Clip(
+                clip_id=clips.ids[interval],
+                video_id=interval[0],
+                video_path=f"{interval[0]}.mp4",
+                start_second=interval[1],
+                stop_second=interval[2],
+                narrations=tuple(said),
+            )
+            for interval, said in clips.said.items()
+        ],
+        classes={},
+        files=[file],
+        failures=failures,
+        span_rule="duration",
+        tables={"questions": questions},
+    )
+
+
+def _questions(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Key and content of each question, in numerical order."""
+    try:
+        found = json.loads(read_text(file), object_pairs_hook=_without_doubles)
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, AnnotationError):
+            raise
+        raise AnnotationError(f"{file}: not valid JSON ({error}); copy or download it again") from None
+    if not isinstance(found, dict):
+        raise AnnotationError(f'{file}: holds {shown(found)}; needed is {{"0": {{question}}, "1": ...}}')
+    for key, question in found.items():
+        if whole_number(key) is None:
+            raise AnnotationError(f"{file}: key {shown(key)} is not a question's number; allowed are 0, 1, 2 ...")
+        if not isinstance(question, dict):
+            raise AnnotationError(f"{file}, question {key}: {shown(question)}; needed is an object with its parts")
+    yield from sorted(found.items(), key=lambda item: int(item[0]))
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """json's own dict would keep the last of several and lose the others unseen."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key comes twice in one object")
+    return found
+
+
+def _choices(found: dict[str, Any], where: str) -> list[tuple[Interval, str]]:
+    """Interval and text of the five choices, in their order."""
+    if set(found) != {str(place) for place in range(CHOICES)}:
+        keys = ", ".join(shown(key) for key in list(found)[:10]) or "none"
+        raise AnnotationError(f"{where}: choices {keys}; needed are '0' to '{CHOICES - 1}'")
+    choices = []
+    for place in range(CHOICES):
+        choice, there = found[str(place)], f"{where}, choice {place}"
+        if not isinstance(choice, dict):
+            raise AnnotationError(f"{there}: {shown(choice)}; needed is an object with video_uid, clip_start, clip_end")
+        video = _member(choice, "video_uid", str, there)
+        start, stop = (_seconds(choice, name, there) for name in ("clip_start", "clip_end"))
+        text = _member(choice, "clip_text", str, there) if "clip_text" in choice else ""
+        choices.append(((video, start, stop), text))
+    return choices
+
+
+def _member(found: dict[str, Any], name: str, kind: type, where: str) -> Any:
+    """A member of the type that it must have."""
+    value = as_text(found.get(name)) if kind is str else found.get(name)
+    if type(value) is not kind:
+        what = {str: "text", int: "a whole number", dict: "an object"}[kind]
+        raise AnnotationError(f"{where}: {name} is {shown(found.get(name))}; needed is {what}")
+    return value
+
+
+def _seconds(choice: dict[str, Any], name: str, where: str) -> float:
+    """Seconds, written as a number or as text."""
+    value = choice.get(name)
+    seconds = decimal_seconds(value) if isinstance(value, str) else as_seconds(value)
+    if seconds is None:
+        raise AnnotationError(f"{where}: {name} is {shown(value)}; needed is a number of seconds")
+    return seconds

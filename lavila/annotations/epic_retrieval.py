@@ -1,0 +1,165 @@
+"""EPIC-KITCHENS-100 multi-instance retrieval (Damen et al., IJCV 2022): clips, sentences and their relevancy.
+
+How relevant a sentence is to a clip follows from their verb and noun classes, so that it is computed when needed; the
+published pickles hold the same numbers (8.6 GB for training) and the one for evaluation is checked when it is there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lavila.annotations import AnnotationError, AnnotationSet
+from lavila.annotations.checks import locate, shown
+from lavila.annotations.epic_kitchens import NOUN_CLASSES, VERB_CLASSES, read_clips, read_keys
+from lavila.annotations.epic_kitchens import USED_COLUMNS as CLASSIFICATION_COLUMNS
+from lavila.annotations.safe_pickle import read_pickle
+from lavila.annotations.tables import Row, read_csv, whole_number
+
+SPLITS = {"train": "EPIC_100_retrieval_train.csv", "val": "EPIC_100_retrieval_test.csv"}
+SENTENCES = {"train": "EPIC_100_retrieval_train_sentence.csv", "val": "EPIC_100_retrieval_test_sentence.csv"}
+RELEVANCY = "relevancy/caption_relevancy_EPIC_100_retrieval_test.pkl"
+USED_COLUMNS = (*CLASSIFICATION_COLUMNS, "all_noun_classes")
+_NUMBERS = re.compile(r"\[([0-9, ]*)\]")
+_ROWS_AT_ONCE = 1024
+_ROUNDING = 1e-6  # more than float32 rounds numbers up to 1, less than any two relevancies differ
+
+Meaning = tuple[int, Sequence[int]]
+"""Verb class and noun classes of a clip or a sentence."""
+
+
+def read_retrieval(path: Path, split: str) -> AnnotationSet:
+    """The clips of one split and the sentences that are searched with or for.
+
+    `path` is the folder of the csv files, or the csv of the split with the others beside it. A clip's `labels` are its
+    noun classes, sorted. `tables["sentences"]`, in the order of their file: sentence_id str, narration str, verb int,
+    nouns list of int. Of split val the relevancy pickle, if it lies there, must say what the csvs say; that of training
+    is never read, `relevancy` gives any part of it.
+    Raises AnnotationError, naming file, line and column. A row whose stop is not after its start, or whose video lies
+    outside the video root, goes to `failures`.
+    """
+    file = locate(path, split, SPLITS)
+    folder = file.parent
+    verb_keys, noun_keys = read_keys(folder / VERB_CLASSES), read_keys(folder / NOUN_CLASSES)
+    rows = read_csv(file, USED_COLUMNS)
+    meanings: dict[str, tuple[int, list[int]]] = {}
+
+    def noun_labels(row: Row, verb: int, _noun: int) -> dict[str, Any]:
+        nouns = _nouns(row, "all_noun_classes", len(noun_keys))
+        meanings[row.cells["narration_id"]] = verb, nouns
+        return {"labels": tuple(nouns)}
+
+    clips, failures = read_clips(rows, verbs=len(verb_keys), nouns=len(noun_keys), used=USED_COLUMNS, more=noun_labels)
+    sentences_file = folder / SENTENCES[split]
+    sentences = [
+        _sentence(row, meanings, verbs=len(verb_keys), nouns=len(noun_keys))
+        for row in read_csv(sentences_file, ("narration_id", "narration"))
+    ]
+    files = [file, sentences_file, folder / VERB_CLASSES, folder / NOUN_CLASSES]
+    if file.name == SPLITS["val"] and (folder / RELEVANCY).exists():
+        _compare_relevancy(folder / RELEVANCY, meanings, sentences)
+        files.append(folder / RELEVANCY)
+    return AnnotationSet(
+        clips=clips,
+        classes={"verb": verb_keys, "noun": noun_keys},
+        class_texts={"verb": [[key] for key in verb_keys], "noun": [[key] for key in noun_keys]},
+        files=files,
+        failures=failures,
+        tables={"sentences": sentences},
+    )
+
+
+def relevancy(clips: Sequence[Meaning], sentences: Sequence[Meaning]) -> npt.NDArray[np.float32]:
+    """[clips, sentences] float32 in 0..1: the mean of "same verb" and the share of common nouns among all of both.
+
+    Whoever has no noun shares none. Memory: the result and a few blocks of 1,024 clips.
+    """
+    clip_verbs, clip_nouns = _as_arrays(clips)
+    sentence_verbs, sentence_nouns = _as_arrays(sentences)
+    width = max(clip_nouns.shape[1], sentence_nouns.shape[1])
+    columns = np.pad(sentence_nouns, ((0, 0), (0, width - sentence_nouns.shape[1]))).T
+    result = np.empty((len(clips), len(sentences)), np.float32)
+    for start in range(0, len(clips), _ROWS_AT_ONCE):
+        block = slice(start, start + _ROWS_AT_ONCE)
+        nouns = np.pad(clip_nouns[block], ((0, 0), (0, width - clip_nouns.shape[1])))
+        common = (nouns @ columns).astype(np.float64)
+        either = nouns.sum(1, dtype=np.float64)[:, None] + columns.sum(0, dtype=np.float64) - common
+        same_verb = clip_verbs[block, None] == sentence_verbs
+        result[block] = (same_verb + common / np.maximum(either, 1)) / 2
+    return result
+
+
+def read_relevancy(path: Path) -> npt.NDArray[np.float32]:
+    """A published relevancy pickle: [clips, sentences] float32 in 0..1.
+
+    Memory: twice the file. Raises AnnotationError for anything but a matrix of such numbers.
+    """
+    found = read_pickle(path)
+    if not isinstance(found, np.ndarray) or found.ndim != 2 or found.dtype.kind not in "fiub":
+        what = f"an array of shape {found.shape}, {found.dtype}" if isinstance(found, np.ndarray) else shown(found)
+        raise AnnotationError(f"{path}: holds {what}; needed is a matrix of numbers, clips x sentences")
+    if not (found.size and 0 <= found.min() <= found.max() <= 1):
+        raise AnnotationError(f"{path}: relevancies must be numbers from 0 to 1; copy or download the file again")
+    return found.astype(np.float32)
+
+
+def _as_arrays(meanings: Sequence[Meaning]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Verbs [N] and nouns [N, highest noun + 1] as 0 or 1; counts of common nouns are exact in float32."""
+    verbs = np.array([verb for verb, _ in meanings], np.int64)
+    nouns = np.zeros((len(meanings), 1 + max((noun for _, all_nouns in meanings for noun in all_nouns), default=0)))
+    for row, (_, all_nouns) in zip(nouns, meanings, strict=True):
+        row[list(all_nouns)] = 1
+    return verbs, nouns.astype(np.float32)
+
+
+def _sentence(row: Row, meanings: dict[str, tuple[int, list[int]]], *, verbs: int, nouns: int) -> dict[str, Any]:
+    """A sentence with its classes: its own where the file has them, else those of the clip of the same narration."""
+    sentence_id = row.cells["narration_id"]
+    if "verb_class" in row.cells and "noun_classes" in row.cells:
+        verb, all_nouns = row.class_index("verb_class", verbs), _nouns(row, "noun_classes", nouns)
+    elif sentence_id in meanings:
+        verb, all_nouns = meanings[sentence_id]
+    else:
+        raise row.error(
+            "narration_id",
+            f"{shown(sentence_id)} is no clip's, so the sentence has no classes; use both csvs of one release",
+        )
+    return {"sentence_id": sentence_id, "narration": row.cells["narration"], "verb": verb, "nouns": list(all_nouns)}
+
+
+def _nouns(row: Row, column: str, count: int) -> list[int]:
+    """The distinct classes in a cell such as "[49, 36]", ascending."""
+    match = _NUMBERS.fullmatch(row.cells[column].strip())
+    numbers = [whole_number(text) for text in match[1].split(",")] if match else []
+    found = sorted({number for number in numbers if number is not None and number < count})
+    if not numbers or len(found) != len(set(numbers)):
+        text = shown(row.cells[column])
+        raise row.error(column, f"{text} is not a list of noun classes from 0 to {count - 1}; write it like [49, 36]")
+    return found
+
+
+def _compare_relevancy(
+    file: Path, meanings: dict[str, tuple[int, list[int]]], sentences: Sequence[dict[str, Any]]
+) -> None:
+    """Raises AnnotationError, naming the first cell, where the published relevancy is not that of the csvs."""
+    fix = "use csvs and pickle of one release, or remove the pickle: it is not needed"
+    published = read_relevancy(file)
+    if published.shape != (len(meanings), len(sentences)):
+        raise AnnotationError(
+            f"{file}: {published.shape[0]} x {published.shape[1]} relevancies, but the csvs hold {len(meanings)} clips "
+            f"and {len(sentences)} sentences; {fix}"
+        )
+    rebuilt = relevancy(list(meanings.values()), [(sentence["verb"], sentence["nouns"]) for sentence in sentences])
+    wrong = np.abs(published - rebuilt) > _ROUNDING
+    if wrong.any():
+        row, column = (int(place) for place in np.unravel_index(int(wrong.argmax()), wrong.shape))
+        raise AnnotationError(
+            f"{file}: row {row}, column {column} is {published[row, column]:g}, but by the csvs clip "
+            f"{list(meanings)[row]!r} and sentence {sentences[column]['sentence_id']!r} have {rebuilt[row, column]:g}; "
+            f"{fix}"
+        )

@@ -1,0 +1,122 @@
+"""Text tables of annotation files, row by row, each row knowing its place so that a complaint can name it."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lavila.annotations import AnnotationError
+from lavila.annotations.checks import as_seconds, shown
+
+_LONGEST_LIST = 20
+_LONGEST_HEADER = 500
+_MOST_DIGITS = 9
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """A row of a csv file with a header."""
+
+    file: Path
+    line: int  # 1-based; of a row that spans lines, the last
+    cells: dict[str, str]  # by column
+
+    def error(self, column: str, problem: str) -> AnnotationError:
+        """An error that names the cell, to be raised."""
+        return AnnotationError(f"{self.file}, line {self.line}, column {column!r}: {problem}")
+
+    def class_index(self, column: str, count: int) -> int:
+        """A cell that holds one of `count` class numbers."""
+        index = whole_number(self.cells[column])
+        if index is None or index >= count:
+            text = shown(self.cells[column].strip())
+            raise self.error(column, f"{text} is not a class; allowed are whole numbers from 0 to {count - 1}")
+        return index
+
+    def seconds(self, column: str) -> float:
+        """A cell that holds a number of seconds."""
+        seconds = decimal_seconds(self.cells[column])
+        if seconds is None:
+            raise self.error(column, f"{shown(self.cells[column])} is not a number of seconds; write it like 31.25")
+        return seconds
+
+
+def whole_number(text: str) -> int | None:
+    """A number >= 0 of plain digits, or None."""
+    text = text.strip()
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS else None
+
+
+def decimal_seconds(text: str) -> float | None:
+    """Text such as "31.25" as float64 seconds, or None."""
+    try:
+        return as_seconds(float(text))
+    except ValueError:
+        return None
+
+
+def need_file(file: Path) -> None:
+    """Raises AnnotationError, with what lies beside it, for a file that is not there."""
+    if file.is_file():
+        return
+    kind = file.suffix.lstrip(".")
+    beside = sorted(path.name for path in file.parent.glob(f"*{file.suffix}")) if file.parent.is_dir() else []
+    more = ["..."] if len(beside) > _LONGEST_LIST else []
+    listed = ", ".join([*beside[:_LONGEST_LIST], *more]) or "none"
+    raise AnnotationError(f"{file}: not found; {kind} files there: {listed}; add {file.name}")
+
+
+def read_text(file: Path) -> str:
+    """A UTF-8 file, with or without byte-order mark. Line ends stay as they are."""
+    try:
+        need_file(file)
+        return file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise AnnotationError(f"{file}: not UTF-8 text ({error.reason}); save the file as UTF-8") from None
+    except OSError as error:
+        raise AnnotationError(f"{file}: cannot be read ({error.strerror}); check the disk and the rights") from None
+
+
+def read_words(file: Path) -> Iterator[tuple[int, list[str]]]:
+    """Lines that are not blank of a file without header, cut at white space: line number from 1, words."""
+    for number, line in enumerate(read_text(file).splitlines(), 1):
+        if line.split():
+            yield number, line.split()
+
+
+def read_cells(file: Path) -> Iterator[tuple[int, list[str]]]:
+    """Rows that are not blank of a comma-separated file: line number from 1 (of the row's last line), cells."""
+    reader = csv.reader(io.StringIO(read_text(file), newline=""), strict=True)
+    try:
+        for cells in reader:
+            if cells:
+                yield reader.line_num, cells
+    except csv.Error as error:
+        raise AnnotationError(f"{file}, line {reader.line_num}: not valid csv ({error}); correct the line") from None
+
+
+def read_csv(file: Path, columns: tuple[str, ...]) -> list[Row]:
+    """All rows of a comma-separated file whose first row names its columns, among them `columns` in any order."""
+    lines = read_cells(file)
+    header = [name.strip() for name in next(lines, (1, []))[1]]
+    missing = [name for name in columns if name not in header]
+    if missing:
+        found = " ".join(", ".join(header).split())[:_LONGEST_HEADER] or "nothing"
+        raise AnnotationError(
+            f"{file}, line 1: no column {', '.join(map(repr, missing))}; found {found}; needed are {', '.join(columns)}"
+        )
+    twice = [name for name in columns if header.count(name) > 1]
+    if twice:
+        raise AnnotationError(f"{file}, line 1: column {twice[0]!r} comes twice; remove the one that is not meant")
+    rows = []
+    for line, cells in lines:
+        if len(cells) != len(header):
+            raise AnnotationError(
+                f"{file}, line {line}: {len(cells)} cells, but the header has {len(header)}; "
+                "put quotes round cells that hold a comma"
+            )
+        rows.append(Row(file=file, line=line, cells=dict(zip(header, cells, strict=True))))
+    return rows
