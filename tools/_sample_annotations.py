@@ -1,12 +1,15 @@
-"""The sample dataset's csv files, with the names, headers and line ends of the published EPIC-KITCHENS-100 ones."""
+"""The sample dataset as EPIC-KITCHENS-100: its csv files, with the published names, headers and line ends."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+import pickle
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 from _sample_camera import VERBS, Video, picture_width
+from _sample_render import Sample, VideoFile
 
 SENTENCES = (
     "pans left over",
@@ -36,6 +39,37 @@ CLIP_COLUMNS = [
     "all_nouns",
     "all_noun_classes",
 ]
+
+
+def write(sample: Sample, out: Path) -> None:
+    """The csv files, in the folder `annotations`."""
+    write_annotations(sample.videos, out / "annotations")
+
+
+def files(sample: Sample) -> Iterator[tuple[Video, VideoFile]]:
+    """Each video whole, at its own frame rate."""
+    for video in sample.videos:
+        yield video, VideoFile(path=video.file, first=0, stop=video.frames)
+
+
+def write_relevancy(sample: Sample, out: Path) -> None:
+    """How well each sentence fits each clip: float64 [clips, sentences] in 0..1, pickled, for both splits.
+
+    Half for the same verb, half for the same nouns; a clip has one noun here, so that it is 0, 1/2 or 1.
+    """
+    folder = out / "annotations/relevancy"
+    folder.mkdir(parents=True)
+    for split, name in (("train", "train"), ("val", "test")):
+        clips = [
+            (move.verb, list(video.source.scenes)[move.scene])
+            for video in sample.videos
+            if video.split == split
+            for move in video.moves
+        ]
+        sentences = list(dict.fromkeys(clips))  # equal words, equal classes: in the order of the sentence csv
+        relevancy = np.array([[((v == w) + (n == m)) / 2 for w, m in sentences] for v, n in clips])
+        file = folder / f"caption_relevancy_EPIC_100_retrieval_{name}.pkl"
+        file.write_bytes(pickle.dumps(relevancy, protocol=4))
 
 
 def write_annotations(videos: list[Video], folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Makes a small video dataset, in the published form of EPIC-KITCHENS-100, out of any footage.
+"""Makes a small video dataset, in the published form of EPIC-KITCHENS-100 or of others, out of any footage.
 
 A camera moves over the footage: it pans, tilts, zooms, rolls or holds still, one annotated
 move after another, with short unannotated glides between them. The verb of a clip is the
@@ -7,6 +7,7 @@ validation videos play different moments of the footage. The same arguments give
 
     python tools/make_sample_dataset.py --footage assets/bigbuckbunny.mp4 --out data/sample
 
+Each --form tells of the same moves of the same videos, at the frame rate of the form.
 <footage>.scenes.json beside the footage may name its scenes, as fractions of the picture:
 {"name": [left, top, right, bottom], ...}. Without it the scenes are the four quadrants.
 """
@@ -15,36 +16,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, wait
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
-import torch
-from _sample_annotations import write_annotations
-from _sample_camera import (
-    STRETCH,
-    VERBS,
-    Footage,
-    SampleError,
-    Source,
-    Video,
-    draw_moves,
-    pose_at,
-    read_source,
-)
-from tqdm import tqdm
+from _sample_camera import STRETCH, VERBS, SampleError, Source, Video, draw_moves, read_source
+from _sample_forms import FORMS, commands, with_needed
+from _sample_render import Sample, gather, render_all
 
 FORMAT = 1  # raise when the same arguments begin to give other bytes
 RATES = (Fraction(50), Fraction(60000, 1001))  # videos take turns
 TRAIN_PART, VAL_PART = (0.0, 0.70), (0.75, 1.0)  # of the footage's frames; the gap keeps the moments apart
+CHUNK_SECONDS = 300
 MANIFEST = "sample_dataset.json"
 
 
@@ -94,81 +82,18 @@ def _share(total: int, parts: int, index: int) -> int:
     return total // parts + (index < total % parts)
 
 
-def render_video(video: Video, out: Path, on_frames: Callable[[int], None]) -> None:
-    """Render and encode one video into the folder `out`, telling `on_frames` of every second that is done.
-
-    H.264, yuv420p, BT.601 limited range. One encoder thread, so that the bytes do not depend on the machine's cores.
-    """
-    footage = Footage.load(video.source.path, video.first, video.stop, height=video.height)
-    target = out / video.file
-    target.parent.mkdir(parents=True, exist_ok=True)
-    step = int(video.fps)
-    with av.open(str(target), "w", format="mp4") as container:
-        # The quickest preset, but with the B frames that real footage has, and a key frame each second.
-        options = {"preset": "ultrafast", "crf": "21", "bf": "2", "g": str(step), "threads": "1"}
-        stream = container.add_stream("libx264", rate=video.fps, options=options)
-        stream.height, stream.width = footage.size
-        stream.pix_fmt = "yuv420p"
-        context = stream.codec_context
-        context.colorspace, context.color_primaries, context.color_trc = 6, 6, 6  # SMPTE 170M, which is BT.601
-        context.color_range = 1  # limited
-        for number in range(video.frames):
-            picture = footage.render(video.footage_frame(number), pose_at(video.moves, float(number / video.fps)))
-            frame = av.VideoFrame.from_ndarray(picture, format="yuv420p")
-            frame.pts, frame.time_base = number, 1 / video.fps
-            container.mux(stream.encode(frame))
-            if (number + 1) % step == 0:
-                on_frames(step)
-        container.mux(stream.encode(None))
-    on_frames(video.frames % step)
-
-
-_frames_done: Any = None  # in a worker process: the counter it shares with the parent
-
-
-def _start_worker(counter: Any) -> None:
-    global _frames_done
-    _frames_done = counter
-    torch.set_num_threads(1)
-
-
-def _count_frames(frames: int) -> None:
-    with _frames_done.get_lock():
-        _frames_done.value += frames
-
-
-def _work(video: Video, out: Path) -> None:
-    render_video(video, out, _count_frames)
-
-
-def render_all(videos: list[Video], out: Path, *, workers: int) -> None:
-    """Make all videos, `workers` at a time, the longest first."""
-    spawn = multiprocessing.get_context("spawn")
-    counter = spawn.Value("q", 0)
-    with (
-        tqdm(total=sum(video.frames for video in videos), unit=" frames", desc="rendering", mininterval=1) as bar,
-        ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start_worker, initargs=(counter,)) as pool,
-    ):
-        queue = sorted(videos, key=lambda video: -video.frames)
-        pending: set[Future[None]] = {pool.submit(_work, video, out) for video in queue}
-        try:
-            while pending:
-                done, pending = wait(pending, timeout=0.5)
-                bar.update(counter.value - bar.n)
-                for future in done:
-                    future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def describe(sources: list[Source], *, clips: dict[str, int], videos: int, height: int, seed: int) -> dict[str, Any]:
+def describe(sources: list[Source], asked: argparse.Namespace) -> dict[str, Any]:
     """What decides the data set: two runs with equal descriptions give the same bytes."""
     footage = [
         {"file": s.path.name, "sha256": s.sha256, "scenes": {k: [*v] for k, v in s.scenes.items()}} for s in sources
     ]
-    asked = {"train_clips": clips["train"], "val_clips": clips["val"], "videos": videos, "height": height, "seed": seed}
-    return {"format": FORMAT, **asked, "footage": footage}
+    described = {name: getattr(asked, name) for name in ("train_clips", "val_clips", "videos", "height", "seed")}
+    forms = with_needed(asked.form)
+    if forms != ["ek100"]:  # a default that older manifests do not name
+        described["form"] = forms
+    if "ego4d" in forms:
+        described["chunk_seconds"] = asked.chunk_seconds
+    return {"format": FORMAT, **described, "footage": footage}
 
 
 def already_there(out: Path, arguments: dict[str, Any]) -> bool:
@@ -178,10 +103,10 @@ def already_there(out: Path, arguments: dict[str, Any]) -> bool:
     remedy = "remove it, or give another --out"
     try:
         manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
-        found, files = manifest["arguments"], manifest["files"]
+        found, files = dict(manifest["arguments"]), dict(manifest["files"])
     except (OSError, ValueError, KeyError, TypeError):
         raise SampleError(f"{out}: exists and is no sample dataset (no readable {MANIFEST}); {remedy}") from None
-    differ = [name for name in arguments if found.get(name) != arguments[name]]
+    differ = [name for name in {**arguments, **found} if found.get(name) != arguments.get(name)]
     if differ:
         raise SampleError(f"{out}: holds a sample dataset made with another {', '.join(differ)}; {remedy}")
     for name, size in files.items():
@@ -190,14 +115,16 @@ def already_there(out: Path, arguments: dict[str, Any]) -> bool:
     return True
 
 
-def make(videos: list[Video], out: Path, arguments: dict[str, Any], *, workers: int) -> None:
+def make(sample: Sample, out: Path, arguments: dict[str, Any], *, forms: list[str], workers: int) -> None:
     """Write everything beside `out` and rename it when whole."""
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     try:
         partial.mkdir()
-        write_annotations(videos, partial / "annotations")
-        render_all(videos, partial, workers=workers)
+        for form in forms:
+            FORMS[form].write(sample, partial)
+        renderings = gather(shown for form in forms for shown in FORMS[form].files(sample))
+        render_all(renderings, partial, workers=min(workers, len(renderings)))
         sizes = {str(p.relative_to(partial)): p.stat().st_size for p in sorted(partial.rglob("*")) if p.is_file()}
         manifest = json.dumps({"arguments": arguments, "files": sizes}, indent=1)
         (partial / MANIFEST).write_text(manifest + "\n", encoding="utf-8")
@@ -206,22 +133,21 @@ def make(videos: list[Video], out: Path, arguments: dict[str, Any], *, workers: 
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def report(videos: list[Video], out: Path, message: str) -> None:
+def report(videos: list[Video], out: Path, message: str, *, forms: list[str]) -> None:
     """Tell what is there and what to do with it."""
     seconds = sum(video.frames / video.fps for video in videos)
     clips = {split: sum(len(v.moves) for v in videos if v.split == split) for split in ("train", "val")}
     counted = f"{clips['train']} training and {clips['val']} validation clips"
     print(f"{message}: {len(videos)} videos, {float(seconds):.0f} s, {counted}")
     print(f"in {out}. Next, store the clips:")
-    for split in clips:
-        print(
-            f"  python tools/shard_videos.py --dataset ek100_cls --split {split} --annotations {out}/annotations "
-            f"--videos {out}/videos --out {out}-shards/{split}"
-        )
+    for form in forms:
+        print("\n".join(f"  {command}" for command in commands(form, str(out))))
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     whole, usage = (__doc__ or "").split("\n", 1)
+    usage += "\nforms:\n" + "".join(f"  {name:13} {form.about}\n" for name, form in FORMS.items())
+    usage += "\nto store their clips:\n" + "".join(f"  {line}\n" for name in FORMS for line in commands(name, "DIR"))
     parser = argparse.ArgumentParser(
         description=whole, epilog=usage, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -233,6 +159,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--videos", type=_positive, default=8, metavar="N", help="videos of both splits (default %(default)s)")
     add("--seed", type=int, default=0, help="another seed gives other moves (default %(default)s)")
     add("--height", type=_height, default=256, help="of the videos, pixels; smaller is quicker (default %(default)s)")
+    forms = f"any of {', '.join(FORMS)} (default ek100)"
+    add("--form", nargs="+", choices=list(FORMS), default=["ek100"], metavar="FORM", help=forms)
+    chunks = "length of the files in ego4d's chunk folders, s (default %(default)s, as published)"
+    add("--chunk-seconds", type=_positive, default=CHUNK_SECONDS, metavar="N", help=chunks)
     cores = len(os.sched_getaffinity(0))
     add("--workers", type=_positive, default=cores, metavar="N", help="processes (default: the cores, %(default)s)")
     return parser.parse_args(arguments)
@@ -262,14 +192,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if twice:
             raise SampleError(f"--footage: scene {twice[0]!r} is named twice; rename it in a .scenes.json")
         clips = {"train": asked.train_clips, "val": asked.val_clips}
-        wanted = {"clips": clips, "videos": asked.videos, "height": asked.height, "seed": asked.seed}
-        videos = plan_videos(sources, **wanted)
-        described = describe(sources, **wanted)
-        if already_there(out, described):
-            report(videos, out, "already there")
-        else:
-            make(videos, out, described, workers=min(asked.workers, len(videos)))
-            report(videos, out, "made")
+        videos = plan_videos(sources, clips=clips, videos=asked.videos, height=asked.height, seed=asked.seed)
+        described, forms = describe(sources, asked), with_needed(asked.form)
+        there = already_there(out, described)
+        if not there:
+            sample = Sample(videos=videos, seed=asked.seed, chunk_seconds=asked.chunk_seconds)
+            make(sample, out, described, forms=forms, workers=asked.workers)
+        report(videos, out, "already there" if there else "made", forms=forms)
     except SampleError as error:
         print(f"make_sample_dataset: {error}", file=sys.stderr)
         return 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import itertools
 import json
 import subprocess
@@ -22,6 +23,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 import _sample_camera as camera  # noqa: E402
 import make_sample_dataset as tool  # noqa: E402
 from _sample_annotations import write_annotations  # noqa: E402
+from _sample_render import Rendering, Sample  # noqa: E402
 
 FOOTAGE = ROOT / "assets/bigbuckbunny.mp4"
 SMALL = ["--train-clips", "9", "--val-clips", "9", "--videos", "4", "--height", "64"]
@@ -136,6 +138,38 @@ def test_same_seed_gives_the_same_bytes_however_many_workers(made: Path) -> None
     assert run("--out", str(again), *SMALL, "--workers", "1").returncode == 0
     assert contents(made) == contents(again)
     assert sorted(path.name for path in made.parent.iterdir()) == ["a", "again"]  # nothing half-made is left
+
+
+def test_the_bytes_stay_what_they_were(made: Path, source: camera.Source) -> None:
+    """Words by their hash; a video, since encoders differ between machines, by encoding it once more."""
+    words = hashlib.sha256()
+    for name, content in contents(made / "annotations").items():
+        words.update(name.encode() + b"\0" + content)
+    assert words.hexdigest() == "92c91f5b6db90bc7004d90fe82782696dcd8b62a39f5de632d7d63f4751dbf88"
+    arguments = json.loads((made / tool.MANIFEST).read_text())["arguments"]
+    assert (
+        hashlib.sha256(json.dumps(arguments).encode()).hexdigest()
+        == "99c9d8cf4d70fc97c682917623e487dda1789fac1d5d60d93d8c6a15797791b2"
+    )
+    video = plan(source, train=9, val=9, videos=4)[3]
+    footage = camera.Footage.load(FOOTAGE, video.first, video.stop, height=64)
+    again = made.with_name("again.mp4")
+    with av.open(str(again), "w", format="mp4") as container:
+        options = {"preset": "ultrafast", "crf": "21", "bf": "2", "g": str(int(video.fps)), "threads": "1"}
+        stream = container.add_stream("libx264", rate=video.fps, options=options)
+        stream.height, stream.width, stream.pix_fmt = 64, 114, "yuv420p"
+        context = stream.codec_context
+        context.colorspace, context.color_primaries, context.color_trc, context.color_range = 6, 6, 6, 1
+        for number in range(video.frames):
+            picture = footage.render(
+                video.footage_frame(number), camera.pose_at(video.moves, float(number / video.fps))
+            )
+            frame = av.VideoFrame.from_ndarray(picture, format="yuv420p")
+            frame.pts, frame.time_base = number, 1 / video.fps
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    assert again.read_bytes() == (made / video.file).read_bytes()
+    again.unlink()
 
 
 def test_another_seed_gives_other_csvs(made: Path, tmp_path: Path, source: camera.Source) -> None:
@@ -323,13 +357,14 @@ def test_two_pieces_of_footage_share_the_work(tmp_path: Path, source: camera.Sou
 
 
 def test_nothing_half_made_is_left(tmp_path: Path, source: camera.Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(videos: list[camera.Video], out: Path, *, workers: int) -> None:
+    def fail(renderings: list[Rendering], out: Path, *, workers: int) -> None:
         assert (out / "annotations/EPIC_100_train.csv").exists()
         raise camera.SampleError("the disk is full")
 
     monkeypatch.setattr(tool, "render_all", fail)
     with pytest.raises(camera.SampleError):
-        tool.make(plan(source), tmp_path / "out", {}, workers=1)
+        sample = Sample(videos=plan(source), seed=0, chunk_seconds=300)
+        tool.make(sample, tmp_path / "out", {}, forms=["ek100"], workers=1)
     assert list(tmp_path.iterdir()) == []
 
 

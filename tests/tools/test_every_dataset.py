@@ -1,0 +1,347 @@
+"""Every dataset the whole way: published files -> tools/shard_videos.py -> shard set -> batches with the right words.
+
+What the batches must say is read here from the annotation files with nothing but csv, json and pickle. Takes about a
+minute: a dozen shard sets are made by the commands that make_sample_dataset.py prints, each in processes of its own.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import json
+import os
+import pickle
+import shlex
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from _sample_forms import FORMS, commands
+
+from lavila import load_config
+from lavila.annotations.epic_retrieval import relevancy
+from lavila.data.host_decode import decode_frames
+from lavila.data.loader import ClipLoader
+from lavila.data.shards import ShardSet, open_shard_set
+from lavila.engine.build import training_loader, view_loader
+from lavila.engine.distributed import Process
+from lavila.records import VideoBatch
+
+ROOT = Path(__file__).parents[2]
+FOOTAGE = ROOT / "assets/bigbuckbunny.mp4"
+QUICK = ["--short-side", "64", "--speed", "8", "--workers", "1"]
+CPU = Process(rank=0, world=1, local_world=1, device=torch.device("cpu"))
+CLIPS = {"train": 12, "val": 12}
+
+Words = tuple[str, ...]
+Place = tuple[str, float]  # video id, start in seconds
+Told = Counter[tuple[Place, Words, tuple[tuple[str, str], ...]]]  # place, narrations, (kind of label, class name) ...
+
+
+def call(command: list[str]) -> str:
+    """Run a Python script of the repository and give back what it printed."""
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("every") / "sample"
+    small = ["--train-clips", str(CLIPS["train"]), "--val-clips", str(CLIPS["val"]), "--videos", "4", "--height", "64"]
+    script = ["tools/make_sample_dataset.py", "--footage", str(FOOTAGE), "--out", str(out), *small]
+    printed = call([*script, "--chunk-seconds", "2", "--form", *FORMS])
+    for name in FORMS:
+        for command in commands(name, str(out)):
+            assert f"  {command}\n" in printed
+    return out
+
+
+@pytest.fixture(scope="module")
+def stored(sample: Path) -> dict[str, ShardSet]:
+    """The shard sets of all datasets, by "<dataset>/<split>"; ego4d's once more from chunk files and into chunks."""
+    wanted: dict[str, list[str]] = {}
+    for name, form in FORMS.items():
+        for split, command in zip(form.splits, commands(name, str(sample)), strict=True):
+            wanted[f"{form.dataset}/{split}"] = shlex.split(command)[1:]
+    whole = wanted["ego4d/train"][:-2]  # without --out
+    parts = [part.replace("ego4d/videos", "ego4d/video_chunks") for part in whole]
+    chunks = ["--layout", "chunks", "--chunk-seconds", "3"]
+    for name, command in (("from_parts", parts), ("into_chunks", [*whole, *chunks]), ("both", [*parts, *chunks])):
+        wanted[f"ego4d/{name}"] = [*command, "--out", f"{sample}-shards/ego4d/{name}"]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(call, ([*command, *QUICK] for command in wanted.values())))
+    return {name: open_shard_set(command[command.index("--out") + 1]) for name, command in wanted.items()}
+
+
+# ---------------------------------------------------------------- what the published files say
+
+
+def read_csv(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def seconds(timestamp: str) -> float:
+    hours, minutes, rest = timestamp.split(":")
+    return int(hours) * 3600 + int(minutes) * 60 + float(rest)
+
+
+def entry(video: str, start: float, words: Iterable[str], **labels: str) -> tuple[Place, Words, Any]:
+    return (video, round(start, 4)), tuple(words), tuple(sorted(labels.items()))
+
+
+def told_by_epic(file: Path, *, actions: bool) -> Told:
+    told: Told = Counter()
+    for row in read_csv(file):
+        labels = {"verb": row["verb"], "noun": row["noun"]}
+        labels |= {"action": f"{row['verb']} {row['noun']}"} if actions else {}
+        told[entry(row["video_id"], seconds(row["start_timestamp"]), [row["narration"]], **labels)] += 1
+    return told
+
+
+def told_by_pickle(file: Path) -> Told:
+    return Counter(entry(video, start, [words]) for video, start, _, words in pickle.loads(file.read_bytes()))
+
+
+def told_by_questions(file: Path) -> Told:
+    """Each clip that is a choice of some question, once."""
+    choices = [choice for question in json.loads(file.read_text()).values() for choice in question["choices"].values()]
+    return Counter({entry(c["video_uid"], float(c["clip_start"]), [c["clip_text"]]) for c in choices})
+
+
+def told_by_egtea(folder: Path, name: str) -> Told:
+    lines = [line.rsplit(" ", 1) for line in (folder / "action_idx.txt").read_text().splitlines()]
+    actions = {index: text.replace("_", " ").lower() for text, index in lines}
+    told: Told = Counter()
+    for line in (folder / name).read_text().splitlines():
+        clip, action = line.split(" ")[:2]
+        told[entry(clip, 0.0, [actions[action]], action=actions[action])] += 1
+    return told
+
+
+def said(shards: ShardSet, batches: Iterable[VideoBatch]) -> Told:
+    """What batches say of their clips, in the same terms."""
+    found: Told = Counter()
+    videos, starts = shards.clips.column("video_id"), shards.clips.column("start_second")
+    for batch in batches:
+        for k, row in enumerate(batch.rows.tolist()):
+            labels = {kind: int(batch.labels[kind][k]) for kind in ("verb", "noun", "action")}
+            names = {kind: shards.classes[kind][index] for kind, index in labels.items() if index >= 0}
+            found[entry(videos[row].as_py(), starts[row].as_py(), batch.narrations[k], **names)] += 1
+            assert set(batch.sources[k]) <= {"human"}
+    return found
+
+
+# ---------------------------------------------------------------- batches
+
+
+def loader_of(shards: ShardSet, dataset: str, *, training: bool) -> ClipLoader:
+    """As `train.py` and `evaluate.py` would make it from the dataset's part of a config."""
+    settings = ["data.image_size=32", "data.batch_size=4", "views.clips=2", "views.crops=three", "views.batch_size=5"]
+    config = load_config(f"data/{dataset}", settings)
+    return (training_loader if training else view_loader)(config, shards, CPU)
+
+
+def check_pictures(batches: list[VideoBatch], *, views: int, frames: int) -> None:
+    for batch in batches:
+        assert batch.video.shape == (len(batch), views, 3, frames, 32, 32)
+        assert torch.isfinite(batch.video).all()
+        assert (batch.video.flatten(1).std(dim=1) > 0.1).all()
+
+
+def all_batches(stored: dict[str, ShardSet], name: str, *, frames: int) -> Told:
+    """What a training epoch and a multi-view evaluation say of a shard set: the same."""
+    shards, dataset = stored[name], name.split("/")[0]
+    training = list(loader_of(shards, dataset, training=True))
+    check_pictures(training, views=1, frames=frames)
+    evaluation = list(loader_of(shards, dataset, training=False))
+    check_pictures(evaluation, views=6, frames=frames)
+    told = said(shards, evaluation)
+    assert len(shards) % 4 or said(shards, training) == told
+    return told
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_epic_kitchens(sample: Path, stored: dict[str, ShardSet], split: str) -> None:
+    name = {"train": "train", "val": "validation"}[split]
+    told = told_by_epic(sample / f"annotations/EPIC_100_{name}.csv", actions=True)
+    assert told.total() == CLIPS[split]
+    assert all_batches(stored, f"ek100_cls/{split}", frames=16) == told
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_epic_kitchens_retrieval(sample: Path, stored: dict[str, ShardSet], split: str) -> None:
+    """Clips and sentences; from their classes follows what the published pickle says."""
+    name = {"train": "train", "val": "test"}[split]
+    file, shards = sample / f"annotations/EPIC_100_retrieval_{name}.csv", stored[f"ek100_mir/{split}"]
+    assert all_batches(stored, f"ek100_mir/{split}", frames=16) == told_by_epic(file, actions=False)
+    rows = read_csv(file)
+    published = read_csv(file.with_name(f"EPIC_100_retrieval_{name}_sentence.csv"))
+    sentences = shards.table("sentences").to_pylist()
+    assert [(s["sentence_id"], s["narration"]) for s in sentences] == [
+        (row["narration_id"], row["narration"]) for row in published
+    ]
+    clips = {row["clip_id"]: (row["verb"], row["labels"]) for row in shards.clips.to_pylist()}
+    in_order = [clips[row["narration_id"]] for row in rows]
+    rebuilt = relevancy(in_order, [(sentence["verb"], sentence["nouns"]) for sentence in sentences])
+    pickled = file.parent / f"relevancy/caption_relevancy_EPIC_100_retrieval_{name}.pkl"
+    assert np.array_equal(rebuilt, pickle.loads(pickled.read_bytes()))
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_ego4d(sample: Path, stored: dict[str, ShardSet], split: str) -> None:
+    told = told_by_pickle(sample / f"ego4d/ego4d_{split}.pkl")
+    assert told.total() == CLIPS[split]
+    assert all_batches(stored, f"ego4d/{split}", frames=4) == told
+
+
+@pytest.mark.parametrize("name", ["from_parts", "into_chunks", "both"])
+def test_ego4d_in_chunks_says_the_same(sample: Path, stored: dict[str, ShardSet], name: str) -> None:
+    """Videos that come as chunk files, and videos that are stored in chunks."""
+    assert all_batches(stored, f"ego4d/{name}", frames=4) == told_by_pickle(sample / "ego4d/ego4d_train.pkl")
+    ids = [set(stored[f"ego4d/{key}"].clips.column("clip_id").to_pylist()) for key in ("train", name)]
+    assert ids[0] == ids[1]
+
+
+def test_ego4d_with_other_words(sample: Path, stored: dict[str, ShardSet], tmp_path: Path) -> None:
+    """Rephrased and machine narrations laid over the stored clips."""
+    said_of: dict[Place, list[tuple[str, str]]] = {}
+    tables = []
+    for source, name in (("rephrased", "rephraser.no_punkt_top3"), ("machine", "narrator_63690737.return_10")):
+        file, table = sample / f"ego4d/ego4d_train.{name}.pkl", tmp_path / f"{source}.parquet"
+        call(["tools/make_captions.py", "--ego4d", str(file), "--source", source, "--out", str(table)])
+        tables.append(table)
+        for video, start, _, texts, *_ in pickle.loads(file.read_bytes()):
+            said_of.setdefault((video, start), []).extend((text, source) for text in texts)
+    shards = stored["ego4d/train"]
+    settings = ["data.image_size=32", "data.batch_size=4", f"data.captions=[{tables[0]},{tables[1]}]"]
+    videos, starts = shards.clips.column("video_id"), shards.clips.column("start_second")
+    seen = 0
+    for batch in training_loader(load_config("data/ego4d", settings), shards, CPU):
+        for row, texts, sources in zip(batch.rows.tolist(), batch.narrations, batch.sources, strict=True):
+            assert list(zip(texts, sources, strict=True)) == said_of[videos[row].as_py(), starts[row].as_py()]
+            seen += 1
+    assert seen == CLIPS["train"]
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_egtea(sample: Path, stored: dict[str, ShardSet], split: str) -> None:
+    told = told_by_egtea(sample / "egtea", {"train": "train_split1.txt", "val": "test_split1.txt"}[split])
+    assert told.total() == CLIPS[split]
+    assert all_batches(stored, f"egtea/{split}", frames=16) == told
+    assert len(stored[f"egtea/{split}"].classes["action"]) == 36
+
+
+def test_charades_ego_trimmed(sample: Path, stored: dict[str, ShardSet]) -> None:
+    told = told_by_pickle(sample / "charades_ego/CharadesEgo/metadata_filtered_train.pkl")
+    assert told.total() == CLIPS["train"]
+    assert all_batches(stored, "charades_ego/train", frames=16) == told
+
+
+def test_charades_ego_whole_videos(sample: Path, stored: dict[str, ShardSet]) -> None:
+    folder, shards = sample / "charades_ego/CharadesEgo", stored["charades_ego/val"]
+    rows = read_csv(folder / "CharadesEgo_v1_test_only1st.csv")
+    assert all_batches(stored, "charades_ego/val", frames=16) == Counter(entry(row["id"], 0.0, []) for row in rows)
+    texts = dict(line.split(" ", 1) for line in (folder / "Charades_v1_classes.txt").read_text().splitlines())
+    assert shards.classes["labels"] == list(texts.values())
+    wanted = {row["id"]: {texts[action[:4]] for action in row["actions"].split(";") if action} for row in rows}
+    found = {row["clip_id"]: {shards.classes["labels"][k] for k in row["labels"]} for row in shards.clips.to_pylist()}
+    assert found == wanted
+    assert sorted(len(labels) for labels in found.values()) == [0, 3, 3, 3, 3]
+
+
+def test_egomcq(sample: Path, stored: dict[str, ShardSet]) -> None:
+    file, shards = sample / "ego4d/egomcq.json", stored["egomcq/val"]
+    assert all_batches(stored, "egomcq/val", frames=4) == told_by_questions(file)
+    clips = {row["clip_id"]: row for row in shards.clips.to_pylist()}
+    found = shards.table("questions").to_pylist()
+    for question, (key, asked) in zip(found, json.loads(file.read_text()).items(), strict=True):
+        assert (question["question_id"], question["text"]) == (key, asked["query"]["clip_text"])
+        assert (question["answer"], question["kind"]) == (asked["answer"], {1: "inter", 2: "intra"}[asked["types"]])
+        chosen = [clips[clip_id] for clip_id in question["choices"]]
+        wanted = [(c["video_uid"], float(c["clip_start"]), float(c["clip_end"])) for c in asked["choices"].values()]
+        assert [(c["video_id"], c["start_second"], c["stop_second"]) for c in chosen] == wanted
+
+
+SOURCES = {
+    "ek100_cls/val": "videos/{participant}/{video}.MP4",
+    "ego4d/train": "ego4d/videos/{video}.mp4",
+    "ego4d/from_parts": "ego4d/videos/{video}.mp4",
+    "ego4d/into_chunks": "ego4d/videos/{video}.mp4",
+    "ego4d/both": "ego4d/videos/{video}.mp4",
+    "egomcq/val": "ego4d/videos/{video}.mp4",
+    "egtea/val": "egtea/cropped_clips/{session}/{video}.mp4",
+    "charades_ego/train": "charades_ego/CharadesEgo_v1_480/{video}.mp4",
+    "charades_ego/val": "charades_ego/CharadesEgo_v1_480/{video}.mp4",
+}
+
+
+@pytest.mark.parametrize("name", list(SOURCES))
+def test_stored_clips_show_their_moment(sample: Path, stored: dict[str, ShardSet], name: str) -> None:
+    """No frame of the video within half a second is nearer to a stored one than the frame that it should be."""
+    shards = stored[name]
+    moved = 0
+    for row, clip in enumerate(shards.clips.to_pylist()):
+        video = clip["video_id"]
+        places = {"participant": video[:3], "session": "-".join(video.split("-")[:3]), "video": video}
+        original = whole_video(sample / SOURCES[name].format(**places))
+        first, count = round(clip["start_second"] * clip["source_fps"]), clip["num_frames"]
+        assert abs(count - (clip["stop_second"] - clip["start_second"]) * clip["fps"]) < 1.5
+        wanted = np.array([0, count // 2, count - 1], np.int32)
+        found = decode_frames(*shards.read_frames(row, wanted)).astype(np.float32)
+        for frame, picture in zip((wanted + first).tolist(), found, strict=True):
+            near = range(max(0, frame - 15), min(len(original), frame + 16))
+            far = {k: float(np.abs(picture - original[k]).mean()) for k in near}
+            assert far[frame] <= min(far.values()) + 1.0, (clip["clip_id"], frame)
+            moved += max(far.values()) > far[frame] + 5.0
+    assert moved > len(shards)  # most pictures do move in that time, so that a wrong frame would show
+
+
+@functools.cache
+def whole_video(file: Path) -> npt.NDArray[np.uint8]:
+    """All frames, uint8 RGB [T, H, W, 3], cut to sides that are multiples of 16 as they are stored."""
+    frames = []
+    with av.open(str(file)) as container:
+        for frame in container.decode(video=0):
+            picture = frame.to_ndarray(format="rgb24")
+            spare = picture.shape[1] % 16
+            frames.append(picture[:, spare // 2 : picture.shape[1] - (spare - spare // 2)])
+    return np.stack(frames)
+
+
+def test_egtea_is_learnt_and_scored(tmp_path: Path, stored: dict[str, ShardSet]) -> None:
+    """One epoch of a tiny model on the published head, "action", and its evaluation."""
+    config = tmp_path / "egtea.yaml"
+    config.write_text(
+        "base: [data/egtea, model/tiny]\n"
+        f"run_dir: {tmp_path}/run\n"
+        "device: cpu\n"
+        "task: {heads: [action]}\n"
+        f"data: {{train: {stored['egtea/train'].path}, val: {stored['egtea/val'].path}, batch_size: 4}}\n"
+        "optim: {epochs: 1, warmup_epochs: 0}\n"
+        "views: {clips: 2, crops: three}\n"
+    )
+    call(["train.py", "--config", str(config)])
+    call(["evaluate.py", "--config", str(config)])
+    report = json.loads((tmp_path / "run/report.json").read_text())
+    assert 0 <= report["metrics"]["action_top1"] <= 100
+    assert report["clips"]["evaluated"] == CLIPS["val"]
+    assert report["views"]["total"] == 6

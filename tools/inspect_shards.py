@@ -1,0 +1,164 @@
+"""Tells what a shard set holds, whether it is sound, and shows some of its clips.
+
+    python tools/inspect_shards.py data/ek100/train
+    python tools/inspect_shards.py data/ek100/train --verify
+    python tools/inspect_shards.py data/ek100/train --preview 12 --out sheet.png
+
+Without options only the tables are read. --verify reads every byte: checksums, tar members, indexes, tables; and
+decodes every clip, all of its frames, with the decoder that training uses on this machine. Clips that cannot be used go
+to quarantine.jsonl, which training and evaluation leave out; an earlier quarantine.jsonl is replaced, or removed when
+nothing is wrong with any clip. A worker needs about 1 GiB, whatever the length of a clip.
+
+Exit status: 0 sound, 1 problems found, 2 wrong arguments, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from _inspect_facts import SHOWN, describe, shard_set_facts
+from tqdm import tqdm
+
+from lavila.data.shard_format import QUARANTINE, ShardSetError
+from lavila.data.shards import ShardSet, open_shard_set
+from lavila.data.workers import Progress, WorkerDied
+
+NVDEC_WORKERS = 8  # each has a CUDA context of its own on the GPU, and the decoding units are fewer than that
+
+
+def parse_count(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    description, epilog = (__doc__ or "").split("\n\n", 1)
+    p = argparse.ArgumentParser(
+        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = p.add_argument
+    add("folder", type=Path, metavar="DIR", help="a shard set made by tools/shard_videos.py")
+    add("--verify", action="store_true", help="check every byte and decode every clip; writes quarantine.jsonl")
+    add("--workers", default=0, type=int, metavar="N", help="processes of --verify; 0 = one for each core (0)")
+    add("--preview", type=parse_count, metavar="N", help="draw a contact sheet of N clips; needs --out")
+    add("--out", type=Path, metavar="PNG", help="the picture that --preview makes")
+    add("--json", action="store_true", help="print the figures as JSON instead of text")
+    return p
+
+
+def check_arguments(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End with status 2 for arguments that do not go together."""
+    if (args.preview is None) != (args.out is None):
+        p.error("--preview N and --out PNG go together: give both or neither")
+    if args.out is not None and args.out.suffix.lower() != ".png":
+        p.error(f"--out {args.out}: the picture is a PNG; give a name that ends in .png")
+    if args.out is not None and not args.out.absolute().parent.is_dir():
+        p.error(f"--out {args.out}: no such folder {args.out.absolute().parent}; make it first")
+    if args.workers < 0:
+        p.error(f"--workers {args.workers}: give 0 or more")
+
+
+def verify(shard_set: ShardSet, *, workers: int) -> dict[str, object]:
+    """Check all of it, write the quarantine and tell what was found."""
+    import torch
+
+    from lavila.data.loader import choose_decoder
+    from lavila.data.verify import verify_shard_set, write_quarantine
+    from lavila.data.verify_videos import TrainingDecoder
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    decoder = choose_decoder("auto", codec=shard_set.codec, device=device)
+    cores = len(os.sched_getaffinity(0))
+    workers = workers or (min(cores, NVDEC_WORKERS) if decoder == "nvdec" else cores)
+    stored = shard_set.clips if shard_set.chunks is None else shard_set.chunks
+    total = stored.num_rows + len(shard_set.shards)
+    with tqdm(total=total, unit="item", desc=f"tars and videos, {decoder}", dynamic_ncols=True) as bar:
+
+        def show(progress: Progress) -> None:
+            bar.set_postfix(bad=progress.failed, refresh=False)
+            bar.update(progress.stored + progress.failed - bar.n)
+
+        verdict = verify_shard_set(shard_set, TrainingDecoder(decoder=decoder), workers=workers, on_progress=show)
+    write_quarantine(shard_set.path, verdict.bad)
+    return {"decoder": decoder, "problems": verdict.problems, "quarantine": [asdict(one) for one in verdict.bad]}
+
+
+def verdict_text(shard_set: ShardSet, found: dict[str, object]) -> str:
+    """What a verification found, some lines of it."""
+    problems, bad = found["problems"], found["quarantine"]
+    assert isinstance(problems, list) and isinstance(bad, list)
+    clips = f"{len(shard_set):,} clips"
+    if not problems and not bad:
+        return f"sound: checksums, members, indexes and tables agree; all {clips} decode with {found['decoder']}"
+    lines = [f"problem: {text}" for text in problems[:SHOWN]]
+    lines += [f"problem: and {len(problems) - SHOWN} more; --json lists all"] if len(problems) > SHOWN else []
+    lines += [f"bad clip: {one['clip_id']} in {one['shard']}: {one['reason']}" for one in bad[:SHOWN]]
+    lines += [f"bad clip: and {len(bad) - SHOWN:,} more"] if len(bad) > SHOWN else []
+    if bad:
+        where = shard_set.path / QUARANTINE
+        lines.append(f"{len(bad):,} of {clips} are listed in {where} and left out of training and evaluation")
+    else:
+        lines.append(f"all {clips} decode with {found['decoder']}")
+    return "\n".join(lines)
+
+
+def work(args: argparse.Namespace) -> int:
+    """Do what is asked for; returns the exit status."""
+    shard_set = open_shard_set(args.folder)
+    facts = shard_set_facts(shard_set)
+    plain = "utf" not in (sys.stdout.encoding or "").lower()
+    if not args.json:
+        print(describe(facts, plain=plain), flush=True)
+    sound = True
+    if args.verify:
+        found = verify(shard_set, workers=args.workers)
+        sound = not found["problems"] and not found["quarantine"]
+        facts |= {"verified": found, "quarantine": len(found["quarantine"])}  # type: ignore[arg-type]
+        if not args.json:
+            print("\n" + verdict_text(shard_set, found))
+            shard_set = open_shard_set(args.folder)  # with the new quarantine
+    if args.preview is not None:
+        from _inspect_preview import write_preview
+
+        width, height = write_preview(shard_set, args.preview, args.out)
+        facts["preview"] = {"path": str(args.out), "width": width, "height": height}
+        if not args.json:
+            print(f"\ncontact sheet: {args.out} ({width}x{height} pixels)")
+    if args.json:
+        print(json.dumps(facts, indent=1))
+    return 0 if sound else 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool; returns the exit status."""
+    p = parser()
+    args = p.parse_args(argv)
+    check_arguments(p, args)
+    try:
+        return work(args)
+    except KeyboardInterrupt:
+        before = (
+            f": {QUARANTINE} is as it was before, and no clip is left out because of this run" if args.verify else ""
+        )
+        print(f"\ninspect_shards: interrupted{before}", file=sys.stderr)
+        return 130
+    except WorkerDied as error:
+        cause = str(error).partition(";")[0]
+        problem = f"{cause}; {QUARANTINE} is as it was before: run again, with fewer --workers if memory is short"
+    except (ShardSetError, OSError) as error:
+        problem = str(error)
+    print(f"inspect_shards: error: {problem}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
