@@ -1,0 +1,107 @@
+"""Whether DALI decodes a video, every frame of it, in bounded memory.
+
+Pictures are the only thing that grows with a video's length. A video whose pictures fit into HELD_BYTES is decoded
+whole. A longer one is still decoded in every frame, but fewer pictures are kept: the CPU decoder reads through all
+frames up to one that is asked for, and NVDEC through all that lie no further apart than SEEK_FRAMES.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from nvidia.dali import fn, types
+from nvidia.dali.pipeline import Pipeline
+
+from lavila.data.dali_pipelines.graph import DecoderName
+from lavila.data.dali_pipelines.runner import _DECODE_ERRORS, _first_reason
+
+HELD_BYTES = 256 << 20  # decoded pictures at a time; encoded bytes and the decoder's own references come on top
+SEEK_FRAMES = 8  # NVDEC may skip a group of pictures when the next frame asked for is further ahead than about ten
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ask:
+    """Frames start, start + stride, ...: `length` of them, or as many as there are."""
+
+    start: int
+    stride: int
+    length: int
+    expected: int  # how many a video with the right number of frames gives
+
+
+def asks(frames: int, *, frame_bytes: int, reads_through: bool) -> list[Ask]:
+    """What to ask for, so that every one of `frames` frames is decoded, and one more would be noticed."""
+    fit = max(HELD_BYTES // frame_bytes, 2)
+    if frames < fit:
+        return [Ask(start=0, stride=1, length=frames + 1, expected=frames)]
+    end = Ask(start=frames - 1, stride=1, length=2, expected=1)
+    if reads_through:
+        return [end]
+    pieces = []
+    for start in range(0, frames, fit * SEEK_FRAMES):
+        length = math.ceil(min(frames - start, fit * SEEK_FRAMES) / SEEK_FRAMES)
+        pieces.append(Ask(start=start, stride=SEEK_FRAMES, length=length, expected=length))
+    return [*pieces, end]
+
+
+class VideoCheck:
+    """Decodes one video at a time with the operator that training uses."""
+
+    def __init__(self, decoder: DecoderName, *, device_id: int | None = None) -> None:
+        assert decoder != "host", "the host decoder is not DALI's"
+        self._device = "mixed" if decoder == "nvdec" else "cpu"
+        self._device_id = device_id
+        self._pipeline: Pipeline | None = None
+        self._sample: tuple[npt.NDArray[np.uint8], Ask] | None = None
+
+    def problem(self, data: bytes, *, frames: int, height: int, width: int) -> str | None:
+        """Why `data` is not an mp4 of so many frames of that size in pixels, in one line; None where it is one."""
+        for ask in asks(frames, frame_bytes=height * width * 3, reads_through=self._device == "cpu"):
+            try:
+                found = self._decode(data, ask)
+            except _DECODE_ERRORS as error:
+                self._pipeline = None  # a pipeline that has failed is dead
+                return _first_reason(str(error))
+            if found[1:] != (height, width, 3):
+                return f"pictures of {found[2]}x{found[1]}, the table says {width}x{height}"
+            if found[0] != ask.expected:
+                more = "more than " if found[0] > ask.expected else f"{ask.start + found[0] * ask.stride} frames, not "
+                return f"{more}the {frames} frames that the table says"
+        return None
+
+    def _decode(self, data: bytes, ask: Ask) -> tuple[int, ...]:
+        """Shape of the pictures, [F, H, W, 3]."""
+        self._sample = (np.frombuffer(data, np.uint8), ask)
+        if self._pipeline is None:
+            self._pipeline = self._build()
+        (pictures,) = self._pipeline.run()
+        return tuple(pictures.shape()[0])
+
+    def _build(self) -> Pipeline:
+        # Nothing is prefetched: the source gives the sample that is asked about, not the one after it.
+        pipeline = Pipeline(
+            batch_size=1, num_threads=1, device_id=self._device_id, prefetch_queue_depth=1, exec_pipelined=False
+        )
+        with pipeline:
+            payload, start, stride, length = fn.external_source(
+                source=self._feed,
+                num_outputs=4,
+                dtype=[types.UINT8, types.INT32, types.INT32, types.INT32],
+                ndim=[1, 0, 0, 0],
+                batch=True,
+            )
+            pictures = fn.decoders.video(
+                payload, device=self._device, start_frame=start, stride=stride, sequence_length=length, pad_mode="none"
+            )
+            pipeline.set_outputs(pictures)
+        pipeline.build()
+        return pipeline
+
+    def _feed(self) -> tuple[list[Any], ...]:
+        assert self._sample is not None
+        data, ask = self._sample
+        return [data], *([np.array(value, np.int32)] for value in (ask.start, ask.stride, ask.length))

@@ -1,0 +1,116 @@
+"""Whether one stored video is what its row of the tables says, by the decoder that training uses."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from lavila.data.dali_pipelines.check import VideoCheck
+from lavila.data.dali_pipelines.graph import DecoderName
+from lavila.data.host_decode import DecodeError, decode_frames
+from lavila.data.plan import FrameChoice, Frames, Span, interval_frames, protocol_frames
+
+Row = dict[str, Any]
+
+PIECE_FRAMES = 256  # of a chunk, decoded at a time
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Picture:
+    """What the table says of a video's pictures."""
+
+    frames: int
+    height: int  # pixels
+    width: int  # pixels
+
+
+class VideoTest(Protocol):
+    """Tells why an mp4 is not what the table says, in one line, or None. Goes to worker processes by pickle."""
+
+    def __call__(self, data: bytes, told: Picture) -> str | None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingDecoder:
+    """`VideoTest` by one of the loader's decoders."""
+
+    decoder: DecoderName
+
+    def __call__(self, data: bytes, told: Picture) -> str | None:
+        if self.decoder == "host":
+            return _host_problem(data, told)
+        return _dali_check(self.decoder).problem(data, frames=told.frames, height=told.height, width=told.width)
+
+
+@functools.cache
+def _dali_check(decoder: DecoderName) -> VideoCheck:
+    return VideoCheck(decoder, device_id=0 if decoder == "nvdec" else None)
+
+
+def _host_problem(data: bytes, told: Picture) -> str | None:
+    try:
+        last = decode_frames(data, [told.frames - 1])  # reads through all frames before it
+    except DecodeError as error:
+        return str(error)
+    if last.shape[1:3] != (told.height, told.width):
+        return f"pictures of {last.shape[2]}x{last.shape[1]}, the table says {told.width}x{told.height}"
+    try:
+        decode_frames(data, [told.frames])
+    except DecodeError:
+        return None  # as it should be: there is no such frame
+    return f"more than the {told.frames} frames that the table says"
+
+
+def readable_frames(row: Row, manifest: Mapping[str, Any]) -> Frames:
+    """The frames of a clip's interval that are stored, 0-based and ascending: all but in a set for one protocol."""
+    if not manifest.get("frames_for"):
+        return np.arange(row["num_frames"], dtype=np.int32)
+    protocol = dict(manifest["frames_for"])
+    clips = protocol.pop("clips")
+    frames, after = interval_frames(
+        manifest.get("span_rule", "edges"),
+        stored=np.array([row["num_frames"]]),
+        after=np.array([row["frames_after"]]),
+        fps=np.array([row["fps"]]),
+        seconds=np.array([row["stop_second"] - row["start_second"]]),
+    )
+    return protocol_frames(Span(frames=float(frames[0]), after=int(after[0])), FrameChoice(**protocol), clips=clips)
+
+
+def stored_frames(row: Row, manifest: Mapping[str, Any]) -> int:
+    """Frames of the mp4 of a row of clips.parquet, layout "clips"."""
+    if manifest.get("frames_for"):
+        return len(readable_frames(row, manifest))
+    return int(row["first_frame"] + row["num_frames"] + row["frames_after"])
+
+
+def bad_groups(data: bytes, row: Row, test: VideoTest) -> Iterator[tuple[str, int, int]]:
+    """Reason, first frame and the one past the last of what cannot be decoded of a chunk.
+
+    A chunk is read as training reads it: its header and some of its groups of pictures.
+    """
+    frames, gop, offsets = row["num_frames"], row["gop"], row["gop_offsets"]
+    groups = -(-frames // gop)
+    if len(offsets) != groups + 1 or not 0 < offsets[0] < offsets[-1] <= len(data) or min(np.diff(offsets)) <= 0:
+        yield f"{frames} frames in groups of {gop}, but gop_offsets has {len(offsets) - 1} groups", 0, frames
+        return
+
+    def problem(first: int, stop: int) -> str | None:
+        piece = data[: offsets[0]] + data[offsets[first] : offsets[stop]]
+        wanted = min(stop * gop, frames) - first * gop
+        return test(piece, Picture(frames=wanted, height=row["height"], width=row["width"]))
+
+    step = max(PIECE_FRAMES // gop, 1)
+    for first in range(0, groups, step):
+        stop = min(first + step, groups)
+        reason = problem(first, stop)
+        if reason is None:
+            continue
+        single = [(group, problem(group, group + 1)) for group in range(first, stop)]
+        found = [(why, group, group + 1) for group, why in single if why is not None] or [(reason, first, stop)]
+        for why, start, end in found:
+            yield why, start * gop, min(end * gop, frames)
