@@ -100,6 +100,7 @@ def parser() -> argparse.ArgumentParser:
     add("--layout", default="clips", choices=["clips", "chunks"], help="a file a clip, or each video once (clips)")
     add("--chunk-seconds", default=60.0, type=float, metavar="S", help="length of a chunk of --layout chunks (60)")
     add("--margin", default=0.0, type=float, metavar="S", help="seconds kept before and after each clip (0)")
+    add("--narrations-source", default="human", metavar="WHO", help="human, machine ... (human)")
     add("--frames-for", nargs="+", metavar="CONFIG", help="only the frames that this config's evaluation asks for; "
         "key=value settings may follow the name")  # fmt: skip
 
@@ -164,6 +165,7 @@ def read_plan(args: argparse.Namespace) -> Plan:
         layout=args.layout,
         chunk_seconds=args.chunk_seconds,
         frames_for=read_protocol(args.frames_for) if args.frames_for else None,
+        narrations_source=args.narrations_source,
     )
 
 

@@ -33,6 +33,8 @@ class Encoder:
     speed: str  # default speed
     speeds: tuple[str, ...]  # what the encoder takes
     options: dict[str, str]  # what makes groups closed, threads one and decoding cheap
+    fast: dict[str, str] = field(default_factory=dict)  # further options of `fast_speeds`
+    fast_speeds: tuple[str, ...] = ()
     regular: dict[str, str] = field(default_factory=dict)  # what keeps keyframes at fixed distances, scene cuts or not
     quality_option: str = "crf"
     crf_range: tuple[int, int] = (0, 63)  # best and smallest
@@ -51,6 +53,9 @@ ENCODERS = {
         speed="5",
         speeds=tuple(map(str, range(9))),
         options={"deadline": "good", "b": "0", "lag-in-frames": "25", "auto-alt-ref": "1", "row-mt": "0"},
+        # Above 5 libvpx has another speed in realtime mode only, which looks at no frame ahead.
+        fast={"deadline": "realtime", "lag-in-frames": "0", "auto-alt-ref": "0"},
+        fast_speeds=("6", "7", "8"),
     ),
     "h264": Encoder(
         name="libx264",
@@ -190,6 +195,8 @@ def add_encoder(output: Any, settings: EncodeSettings, coding: Coding) -> Any:
     os.environ.setdefault("SVT_LOG", "1")  # errors only; SVT-AV1 writes to the terminal past every other log level
     coder = settings.coder
     options = {**coder.options, coder.speed_option: settings.speed, coder.quality_option: str(settings.crf)}
+    if settings.speed in coder.fast_speeds:
+        options |= coder.fast
     if coding.regular:
         options |= {**coder.regular, "keyint_min": str(coding.gop)}
     stream = output.add_stream(coder.name, rate=coding.fps, options=options)

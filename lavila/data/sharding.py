@@ -76,6 +76,7 @@ class Plan:
     layout: Layout = "clips"
     chunk_seconds: float = 60.0  # of layout "chunks"
     frames_for: Protocol | None = None  # store the frames of this evaluation only
+    narrations_source: str = "human"  # who wrote the annotations' narrations
 
     def settings(self, annotations: AnnotationSet) -> dict[str, Any]:
         """As JSON: what two runs must agree on to give the same bytes."""
@@ -86,6 +87,7 @@ class Plan:
             "chunk_seconds": self.chunk_seconds if self.layout == "chunks" else None,
             "frames_for": self.frames_for.settings() if self.frames_for else None,
             "span_rule": annotations.span_rule,
+            "narrations_source": self.narrations_source,
             "encoder": asdict(self.encoder),
             "shard_bytes": self.shard_bytes,
             "seed": self.seed,
@@ -348,7 +350,7 @@ def read_result(out: Path, number: int, *, full: bool = True) -> ShardResult | N
     path = _record_path(out, number)
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         return None
     entry = record.pop("file")
     file = None if entry is None else ShardFile(**entry)

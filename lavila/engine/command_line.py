@@ -55,6 +55,7 @@ def run(work: Callable[[RunConfig], object], config: RunConfig) -> None:
 
 def user_errors() -> tuple[type[Exception], ...]:
     """The errors whose message alone says what is wrong and what to do."""
+    from lavila.data.captions import CaptionError
     from lavila.data.loader import LoaderError
     from lavila.data.plan import PlanError
     from lavila.data.shard_format import ShardSetError
@@ -67,6 +68,7 @@ def user_errors() -> tuple[type[Exception], ...]:
     return (
         ConfigError,
         PlanError,
+        CaptionError,
         ShardSetError,
         LoaderError,
         CheckpointError,

@@ -82,12 +82,13 @@ def worker_ids(out: Path) -> list[int]:
     return [int(path.name.split(".")[-2]) for path in out.glob("shard-*.tar.*.tmp")]
 
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+ADDED = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {**os.environ, **ADDED}
 
 
 def run(annotations: Path, videos: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(annotations, videos, out, *more), env=ENVIRONMENT, capture_output=True, text=True, timeout=120
+        command(annotations, videos, out, *more), env={**os.environ, **ADDED}, capture_output=True, text=True, timeout=120
     )
 
 
