@@ -284,13 +284,12 @@ class _SlurmArrays:
 
     def cancel(self) -> None:
         """Cancel every array of this folder, and wait until no element runs any more."""
-        # Killed at once, for SLURM's first signal is not heeded: nothing is lost, and no one waits for KillWait.
-        for how in (["--state=PENDING"], ["--state=RUNNING", "--signal=KILL"], []):
-            _ask("scancel", "--quiet", f"--name={self.name}", *how)
+        _ask("scancel", "--quiet", f"--name={self.name}")
         deadline = time.monotonic() + CANCEL_SECONDS
-        while any(state not in ENDED for state in (self.states([]) or {}).values()):
+        while left := [name for name, state in (self.states([]) or {}).items() if state not in ENDED]:
             if time.monotonic() > deadline:
-                raise ClusterError(f"SLURM jobs named {self.name} do not end; see squeue --name={self.name}")
+                raise ClusterError(f"SLURM jobs {', '.join(left)} do not end; cancel them, then run again")
+            logger.info("waiting for %d cancelled elements to end", len(left))
             time.sleep(0.5)
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lavila.data.shard_format import FAILURES, ShardSetError
+from lavila.data.shard_format import CHUNKS, CLIPS, FAILURES, ShardSetError
 from lavila.data.shards import ShardSet
 
 Floats = npt.NDArray[np.float64]
@@ -165,7 +165,8 @@ def _lines(facts: Facts) -> Iterator[tuple[str, str]]:
     classes = {kind: f" of {facts['classes'][kind]} classes" if kind in facts["classes"] else "" for kind in kinds}
     labels = [_share(kind, facts["labelled"][kind], clips) + classes[kind] for kind in kinds]
     yield "with labels", ", ".join(labels) or "none"
-    yield "tables", ", ".join(f"{name} ({rows:,} rows)" for name, rows in facts["tables"].items())
+    further = {name: rows for name, rows in facts["tables"].items() if name not in (CLIPS, CHUNKS)}
+    yield "more tables", ", ".join(f"{name} ({rows:,} rows)" for name, rows in further.items()) or "none"
     failed = sum(group["count"] for group in facts["failures"])
     yield "failures", f"{failed:,} clips could not be stored" if failed else "none"
     quarantine = f"{facts['quarantine']:,} clips are left out of training and evaluation"

@@ -7,7 +7,7 @@
 Without options only the tables are read. --verify reads every byte: checksums, tar members, indexes, tables; and
 decodes every clip, all of its frames, with the decoder that training uses on this machine. Clips that cannot be used go
 to quarantine.jsonl, which training and evaluation leave out; an earlier quarantine.jsonl is replaced, or removed when
-nothing is wrong with any clip. A worker needs about 1 GiB, whatever the length of a clip.
+nothing is wrong with any clip. A worker needs about 200 MiB, whatever the length of a clip.
 
 Exit status: 0 sound, 1 problems found, 2 wrong arguments, 130 interrupted.
 """

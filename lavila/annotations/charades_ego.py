@@ -102,10 +102,11 @@ def _usable(rows: list[Row]) -> tuple[list[Row], Failures]:
     for row in rows:
         name = row.cells["id"]
         problem = video_path_problem(_video_path(row))
-        if not problem:
-            problem = clip_id_problem(name)
-            if problem:
-                raise row.error("id", f"{problem}; rename it")
+        if problem:
+            problem = f"{problem}; correct id"
+        else:
+            if id_problem := clip_id_problem(name):
+                raise row.error("id", f"{id_problem}; rename it")
             if first_line.setdefault(name, row.line) != row.line:
                 raise row.error("id", f"{name!r} was already on line {first_line[name]}; remove one")
             if row.cells.get("egocentric", "").strip().lower() == "no":

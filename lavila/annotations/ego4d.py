@@ -101,8 +101,8 @@ def _entries(file: Path) -> Iterator[Narrated]:
             problem = video_path_problem(video_path)
             videos[name] = name, video_path, f"{problem}; correct the video's name" if problem else ""
         video, video_path, problem = videos[name]
-        if not problem:
-            problem = interval_problem(start, stop)
+        if not problem and (problem := interval_problem(start, stop)):
+            problem = f"{problem}; correct the times"
         try:
             narrations, scores = _words(entry[3], entry[4] if len(entry) == 5 else None)
         except ValueError as error:

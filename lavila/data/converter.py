@@ -10,7 +10,8 @@ from typing import Any
 import av
 import av.filter
 
-from lavila.data.source_video import EncodeError, PictureHeader
+from lavila.data.source_video import PictureHeader
+from lavila.data.video_files import EncodeError
 
 SIDE_MULTIPLE = 16  # pixels
 MAX_DISTORTION = 0.01  # share by which the long side may be stretched to reach a multiple of 16

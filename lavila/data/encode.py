@@ -32,7 +32,8 @@ from lavila.data.codecs import (
     encoder_versions,
 )
 from lavila.data.converter import Converter, Sizes, stored_size
-from lavila.data.source_video import MAX_SECONDS, EncodeError, Limits, SourceVideo, VideoFacts, probe_video
+from lavila.data.source_video import MAX_SECONDS, SourceVideo, VideoFacts, probe_video
+from lavila.data.video_files import EncodeError, Limits
 
 __all__ = [
     "ENCODERS",

@@ -6,7 +6,7 @@ The colours are bit-identical to DALI's CPU decoder: BT.601, limited range, cent
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import av
@@ -40,20 +40,37 @@ def decode_frames(
     assert wanted and all(a < b for a, b in pairwise(wanted)), wanted
     pictures: list[npt.NDArray[np.uint8]] = []
     number = -1
+    for number, frame in enumerate(_decoded(data)):
+        if number == wanted[len(pictures)]:
+            pictures.append(_rgb(frame))
+            if len(pictures) == len(wanted):
+                return np.stack(pictures)
+    raise DecodeError(f"frame {wanted[len(pictures)]} is wanted, but the clip has only {number + 1} frames")
+
+
+def count_frames(data: bytes | npt.NDArray[np.uint8]) -> tuple[int, int, int]:
+    """Number, height and width in pixels of the frames of an encoded clip. Raises as `decode_frames` does."""
+    number, frame = 0, None
+    for number, frame in enumerate(_decoded(data), start=1):  # noqa: B007
+        pass
+    if frame is None:
+        raise DecodeError("no frame")
+    return number, frame.height, frame.width
+
+
+def _decoded(data: bytes | npt.NDArray[np.uint8]) -> Iterator[av.VideoFrame]:
+    number = 0
     try:
         with av.open(io.BytesIO(bytes(data))) as container:
             if not container.streams.video:
                 raise DecodeError("no video stream")
             # One thread a clip: the loader decodes several clips at once, and threads inside one gain nothing.
             container.streams.video[0].codec_context.thread_count = 1
-            for number, frame in enumerate(container.decode(video=0)):
-                if number == wanted[len(pictures)]:
-                    pictures.append(_rgb(frame))
-                    if len(pictures) == len(wanted):
-                        return np.stack(pictures)
+            for frame in container.decode(video=0):
+                yield frame
+                number += 1
     except av.FFmpegError as error:
-        raise DecodeError(f"{error.strerror} (after {number + 1} frames)") from error
-    raise DecodeError(f"frame {wanted[len(pictures)]} is wanted, but the clip has only {number + 1} frames")
+        raise DecodeError(f"{error.strerror} (after {number} frames)") from error
 
 
 def _rgb(frame: av.VideoFrame) -> npt.NDArray[np.uint8]:

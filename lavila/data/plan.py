@@ -11,8 +11,9 @@ RandomResizedCrop; the spatial crops of an evaluation follow SlowFast (Feichtenh
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -178,6 +179,21 @@ def protocol_frames(span: Span, choice: FrameChoice, *, clips: int) -> Frames:
     frames = np.unique(choose_frames(span.reach(choice), choice, clips=clips))
     stored: Frames = frames[frames != BLACK_FRAME].astype(np.int32)
     return stored
+
+
+def chosen_frames(
+    protocol: Mapping[str, Any], rule: SpanRule, *, stored: int, after: int, fps: float, seconds: float
+) -> Frames:
+    """The frames of one clip that a shard set made for an evaluation holds: ascending, each once.
+
+    `protocol`: the fields of a `FrameChoice`, and "clips", as the set's manifest tells them under "frames_for"; the
+    rest as in `interval_frames`.
+    """
+    settings = dict(protocol)
+    clips = settings.pop("clips")
+    one = {"stored": np.array([stored]), "after": np.array([after]), "fps": np.array([fps])}
+    frames, usable = interval_frames(rule, **one, seconds=np.array([seconds]))
+    return protocol_frames(Span(frames=float(frames[0]), after=int(usable[0])), FrameChoice(**settings), clips=clips)
 
 
 def draw_frames(num_frames: float, choice: FrameChoice, random: np.random.Generator) -> Frames:

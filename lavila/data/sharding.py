@@ -33,7 +33,7 @@ from lavila.data.encode import (
     encoder_versions,
     probe_video,
 )
-from lavila.data.plan import FrameChoice, Span, interval_frames, protocol_frames
+from lavila.data.plan import FrameChoice, chosen_frames
 from lavila.data.shard_format import KEY, WORK, ShardFile, ShardSetError, file_sha256, shard_name, verify_shard
 from lavila.data.shard_writer import ShardWriter
 from lavila.data.workers import ItemEvent
@@ -206,16 +206,13 @@ class ShardJob:
         return clip.data, clip_row(item, clip)
 
     def _chooser(self, clip: Clip) -> Chooser:
-        protocol = self.plan.frames_for
-        assert protocol is not None
+        assert self.plan.frames_for is not None
+        protocol, rule = self.plan.frames_for.settings(), self.span_rule
 
         def choose(num_frames: int, frames_after: int, fps: float) -> list[int]:
             seconds = num_frames / fps if clip.stop_second is None else clip.stop_second - clip.start_second
-            stored, after = np.array([num_frames]), np.array([frames_after])
-            of = {"stored": stored, "after": after, "fps": np.array([fps]), "seconds": np.array([seconds])}
-            frames, usable = interval_frames(self.span_rule, **of)
-            span = Span(frames=float(frames[0]), after=int(usable[0]))
-            wanted: list[int] = protocol_frames(span, protocol.choice, clips=protocol.clips).tolist()
+            of_clip = {"stored": num_frames, "after": frames_after}
+            wanted: list[int] = chosen_frames(protocol, rule, **of_clip, fps=fps, seconds=seconds).tolist()
             return wanted
 
         return choose

@@ -6,7 +6,7 @@ import json
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lavila.data.chunks import ByteRange, ChunkTable
-from lavila.data.plan import FrameChoice, Span, interval_frames, protocol_frames
+from lavila.data.plan import chosen_frames, interval_frames
 from lavila.data.shard_format import (
     CHUNKS,
     CHUNKS_SCHEMA,
@@ -143,11 +143,7 @@ class ShardSet:
 
     def _places_of_chosen(self, row: int, wanted: Frames) -> Frames:
         """Where frames lie in a set made with --frames-for, which holds only those of one protocol."""
-        protocol = dict(self.manifest["frames_for"])
-        clips = protocol.pop("clips")
-        lengths, after = clip_spans(self, np.array([row]))
-        span = Span(frames=float(lengths[0]), after=int(after[0]))
-        stored = protocol_frames(span, FrameChoice(**protocol), clips=clips)
+        stored = stored_of_protocol(self.clips.slice(row, 1).to_pylist()[0], self.manifest)
         places = np.searchsorted(stored, wanted)
         if not np.isin(wanted, stored).all():
             raise ShardSetError(
@@ -212,6 +208,18 @@ def clip_spans(shard_set: ShardSet, rows: Ints) -> tuple[npt.NDArray[np.float64]
     stored, after, fps, start, stop = (np.asarray(clips.column(name).to_numpy()) for name in clips.schema.names)
     rule = shard_set.manifest.get("span_rule", "edges")
     return interval_frames(rule, stored=stored, after=after.astype(np.int64), fps=fps, seconds=stop - start)
+
+
+def stored_of_protocol(row: Mapping[str, Any], manifest: Mapping[str, Any]) -> Frames:
+    """The frames of a clip, a row of clips.parquet, that a set made with --frames-for holds: ascending, 0-based."""
+    return chosen_frames(
+        manifest["frames_for"],
+        manifest.get("span_rule", "edges"),
+        stored=row["num_frames"],
+        after=row["frames_after"],
+        fps=row["fps"],
+        seconds=row["stop_second"] - row["start_second"],
+    )
 
 
 def read_quarantine(folder: Path) -> dict[str, str]:

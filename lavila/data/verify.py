@@ -4,8 +4,8 @@ The work is cut into stretches of a tar, which supervised worker processes take 
 that a clip that crashes or stalls the decoder is found like any other. Workers read the rows of their tar from the
 tables and write what they find to a scratch folder; nothing in the shard set changes until all of it is checked.
 
-Memory of a worker, beside its libraries: one encoded clip or chunk and at most `dali_pipelines.check.HELD_BYTES` of
-decoded pictures, whatever the clip's length; the host decoder keeps one picture.
+Memory of a worker, beside its libraries and the tables' rows for its tar: one encoded clip or chunk and, whatever the
+clip's length, two decoded pictures; with NVDEC, `dali_pipelines.check.HELD_BYTES` of them on the GPU.
 """
 
 from __future__ import annotations

@@ -11,8 +11,9 @@ import numpy as np
 
 from lavila.data.dali_pipelines.check import VideoCheck
 from lavila.data.dali_pipelines.graph import DecoderName
-from lavila.data.host_decode import DecodeError, decode_frames
-from lavila.data.plan import FrameChoice, Frames, Span, interval_frames, protocol_frames
+from lavila.data.host_decode import DecodeError, count_frames
+from lavila.data.plan import Frames
+from lavila.data.shards import stored_of_protocol
 
 Row = dict[str, Any]
 
@@ -53,32 +54,22 @@ def _dali_check(decoder: DecoderName) -> VideoCheck:
 
 def _host_problem(data: bytes, told: Picture) -> str | None:
     try:
-        last = decode_frames(data, [told.frames - 1])  # reads through all frames before it
+        frames, height, width = count_frames(data)
     except DecodeError as error:
         return str(error)
-    if last.shape[1:3] != (told.height, told.width):
-        return f"pictures of {last.shape[2]}x{last.shape[1]}, the table says {told.width}x{told.height}"
-    try:
-        decode_frames(data, [told.frames])
-    except DecodeError:
-        return None  # as it should be: there is no such frame
-    return f"more than the {told.frames} frames that the table says"
+    if (height, width) != (told.height, told.width):
+        return f"pictures of {width}x{height}, the table says {told.width}x{told.height}"
+    if frames != told.frames:
+        more = "more than" if frames > told.frames else f"{frames} frames, not"
+        return f"{more} the {told.frames} frames that the table says"
+    return None
 
 
 def readable_frames(row: Row, manifest: Mapping[str, Any]) -> Frames:
     """The frames of a clip's interval that are stored, 0-based and ascending: all but in a set for one protocol."""
-    if not manifest.get("frames_for"):
-        return np.arange(row["num_frames"], dtype=np.int32)
-    protocol = dict(manifest["frames_for"])
-    clips = protocol.pop("clips")
-    frames, after = interval_frames(
-        manifest.get("span_rule", "edges"),
-        stored=np.array([row["num_frames"]]),
-        after=np.array([row["frames_after"]]),
-        fps=np.array([row["fps"]]),
-        seconds=np.array([row["stop_second"] - row["start_second"]]),
-    )
-    return protocol_frames(Span(frames=float(frames[0]), after=int(after[0])), FrameChoice(**protocol), clips=clips)
+    if manifest.get("frames_for"):
+        return stored_of_protocol(row, manifest)
+    return np.arange(row["num_frames"], dtype=np.int32)
 
 
 def stored_frames(row: Row, manifest: Mapping[str, Any]) -> int:

@@ -97,6 +97,47 @@ def test_transport_streams_and_avi_are_cut_exactly(tmp_path: Path) -> None:
             assert read_numbers(clip.data) == list(range(start, min(start + 4, 300))), (video.name, start)
 
 
+def remuxed(source: Path, path: Path, *, skip: int = 0, shift: int = 0) -> Path:
+    """The packets of a video without the first `skip`, their timestamps moved by `shift` seconds, even below 0."""
+    with av.open(str(source)) as container:
+        kept = {"avoid_negative_ts": "disabled"}
+        with av.open(str(path), "w", container_options=kept) as output:
+            copy: Any = output.add_stream_from_template(container.streams.video[0])
+            for packet in [packet for packet in container.demux(video=0) if packet.size][skip:]:
+                moved = round(shift / packet.time_base)
+                packet.pts, packet.dts, packet.stream = packet.pts + moved, packet.dts + moved, copy
+                output.mux(packet)
+    return path
+
+
+def test_timestamps_below_zero_are_timestamps(tmp_path: Path) -> None:
+    video = small_video(tmp_path / "a.mp4", 60, Coding(gop=10))
+    below = remuxed(video, tmp_path / "b.ts", shift=-5)
+    assert read_numbers(cut(below, 1.0, 1.19).data) == list(range(25, 30))
+    hidden = remuxed(video, tmp_path / "b.mp4", shift=-1)  # an edit list hides what lies before 0
+    assert read_numbers(cut(hidden, 0.0, 0.19).data) == list(range(25, 30))
+    assert read_numbers(cut(hidden, 1.0, 1.19).data) == list(range(50, 55))
+
+
+def test_a_video_with_one_keyframe_or_none(tmp_path: Path, decoded: list[int]) -> None:
+    one = small_video(tmp_path / "a.mp4", 200, Coding(gop=100_000))
+    assert read_numbers(cut(one, 7.0, 7.19).data) == list(range(175, 180))
+    assert len(decoded) <= 200, "decodes the whole video for each step of the search"
+    none = remuxed(one, tmp_path / "b.mkv", skip=1)
+    with pytest.raises(EncodeError, match=r"damaged|no frame could be decoded"):
+        cut(none, 7.0, 7.19)
+
+
+def test_a_bare_stream_is_cut_by_the_rate_it_states(tmp_path: Path) -> None:
+    coded = small_video(tmp_path / "a.avi", 50, Coding(codec="mpeg4", b_frames=0))
+    raw = tmp_path / "raw.m4v"
+    with av.open(str(coded)) as container:
+        stream = container.streams.video[0]
+        packets = [bytes(packet) for packet in container.demux(stream) if packet.size]
+        raw.write_bytes((stream.codec_context.extradata or b"") + b"".join(packets))
+    assert read_numbers(cut(raw, 1.0, 1.19).data) == list(range(25, 30))
+
+
 def test_irregular_times_become_a_constant_rate(tmp_path: Path) -> None:
     """Gaps, frames almost at the same time, and a slow stretch: each output frame is the nearest one shown."""
     shown = [0, 40, 41, 42, 80, 1500, 1501, 1540, 1600, 1640, 1680, 4000, 4040, 4041, 4080, 4900, 5000]

@@ -40,9 +40,16 @@ def outcome(toy: Toy) -> dict[str, str]:
 
 
 def children() -> list[str]:
-    """Worker processes of this one, zombies included."""
+    """Worker processes of this one. (A test run has other children as well, and zombies have no command line.)"""
     found = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
-    return [pid for pid in found if "resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_text()]
+    return [pid for pid in found if not command_line(pid) or "spawn_main" in command_line(pid)]
+
+
+def command_line(pid: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return "gone"
 
 
 def test_all_jobs_are_run_and_counted(tmp_path: Path) -> None:

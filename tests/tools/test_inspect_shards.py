@@ -118,6 +118,7 @@ def test_the_text_says_the_same(clips: ShardSet, capsys: pytest.CaptureFixture[s
         "frame rates 25 fps (8 clips)",
         "with words narrations 5 (62 %)",
         "with labels labels 4 (50 %) of 2 classes, verb 8 (100 %) of 2 classes, noun 7 (88 %) of 1 classes",
+        "more tables sentences.parquet (1 rows)",
         "failures 3 clips could not be stored",
         "quarantine 1 clips are left out of training and evaluation",
         "2 begins at 1.50 s; for example x0 of P/0.MP4",

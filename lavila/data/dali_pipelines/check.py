@@ -1,8 +1,8 @@
 """Whether DALI decodes a video, every frame of it, in bounded memory.
 
-Pictures are the only thing that grows with a video's length. A video whose pictures fit into HELD_BYTES is decoded
-whole. A longer one is still decoded in every frame, but fewer pictures are kept: the CPU decoder reads through all
-frames up to one that is asked for, and NVDEC through all that lie no further apart than SEEK_FRAMES.
+Pictures are the only thing that grows with a video's length, and most of the time goes into making them. The CPU
+decoder decodes all frames up to one that is asked for: the last is enough. NVDEC may skip groups of pictures on its
+way, so it is asked for pictures no further apart than SEEK_FRAMES, and for so many at a time as fit into HELD_BYTES.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from nvidia.dali.pipeline import Pipeline
 from lavila.data.dali_pipelines.graph import DecoderName
 from lavila.data.dali_pipelines.runner import _DECODE_ERRORS, _first_reason
 
-HELD_BYTES = 256 << 20  # decoded pictures at a time; encoded bytes and the decoder's own references come on top
+HELD_BYTES = 256 << 20  # of pictures from NVDEC at a time, on the GPU
+BEYOND = "is out of bounds"  # in DALI's message about a frame after the last
 SEEK_FRAMES = 8  # NVDEC may skip a group of pictures when the next frame asked for is further ahead than about ten
 
 
@@ -36,11 +37,11 @@ class Ask:
 def asks(frames: int, *, frame_bytes: int, reads_through: bool) -> list[Ask]:
     """What to ask for, so that every one of `frames` frames is decoded, and one more would be noticed."""
     fit = max(HELD_BYTES // frame_bytes, 2)
-    if frames < fit:
-        return [Ask(start=0, stride=1, length=frames + 1, expected=frames)]
     end = Ask(start=frames - 1, stride=1, length=2, expected=1)
     if reads_through:
         return [end]
+    if frames < fit:
+        return [Ask(start=0, stride=1, length=frames + 1, expected=frames)]
     pieces = []
     for start in range(0, frames, fit * SEEK_FRAMES):
         length = math.ceil(min(frames - start, fit * SEEK_FRAMES) / SEEK_FRAMES)
@@ -65,7 +66,8 @@ class VideoCheck:
                 found = self._decode(data, ask)
             except _DECODE_ERRORS as error:
                 self._pipeline = None  # a pipeline that has failed is dead
-                return _first_reason(str(error))
+                reason = _first_reason(str(error))
+                return f"not the {frames} frames that the table says ({reason})" if BEYOND in reason else reason
             if found[1:] != (height, width, 3):
                 return f"pictures of {found[2]}x{found[1]}, the table says {width}x{height}"
             if found[0] != ask.expected:
