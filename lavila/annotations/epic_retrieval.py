@@ -1,11 +1,12 @@
 """EPIC-KITCHENS-100 multi-instance retrieval (Damen et al., IJCV 2022): clips, sentences and their relevancy.
 
 How relevant a sentence is to a clip follows from their verb and noun classes, so that it is computed when needed; the
-published pickles hold the same numbers (8.6 GB for training) and the one for evaluation is checked when it is there.
+published pickles hold such numbers (8.6 GB for training); the one for evaluation is read when it is there, and counts.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ from lavila.annotations.epic_kitchens import NOUN_CLASSES, VERB_CLASSES, read_cl
 from lavila.annotations.epic_kitchens import USED_COLUMNS as CLASSIFICATION_COLUMNS
 from lavila.annotations.safe_pickle import read_pickle
 from lavila.annotations.tables import Row, read_csv, whole_number
+
+log = logging.getLogger(__name__)
 
 SPLITS = {"train": "EPIC_100_retrieval_train.csv", "val": "EPIC_100_retrieval_test.csv"}
 SENTENCES = {"train": "EPIC_100_retrieval_train_sentence.csv", "val": "EPIC_100_retrieval_test_sentence.csv"}
@@ -38,8 +41,9 @@ def read_retrieval(path: Path, split: str) -> AnnotationSet:
 
     `path` is the folder of the csv files, or the csv of the split with the others beside it. A clip's `labels` are its
     noun classes, sorted. `tables["sentences"]`, in the order of their file: sentence_id str, narration str, verb int,
-    nouns list of int. Of split val the relevancy pickle, if it lies there, must say what the csvs say; that of training
-    is never read, `relevancy` gives any part of it.
+    nouns list of int. Where the relevancy pickle of split val lies there and says something else than the csvs,
+    `tables["relevancy"]` holds it: clip_id str, relevancy [sentences] float32. That of training (8.6 GB) is never read,
+    `relevancy` gives any part of it.
     Raises AnnotationError, naming file, line and column. A row whose stop is not after its start, or whose video lies
     outside the video root, goes to `failures`.
     """
@@ -60,9 +64,11 @@ def read_retrieval(path: Path, split: str) -> AnnotationSet:
         _sentence(row, meanings, verbs=len(verb_keys), nouns=len(noun_keys))
         for row in read_csv(sentences_file, ("narration_id", "narration"))
     ]
+    tables = {"sentences": sentences}
     files = [file, sentences_file, folder / VERB_CLASSES, folder / NOUN_CLASSES]
     if file.name == SPLITS["val"] and (folder / RELEVANCY).exists():
-        _compare_relevancy(folder / RELEVANCY, meanings, sentences)
+        published = _where_published_differs(folder / RELEVANCY, meanings, sentences)
+        tables |= {"relevancy": published} if published else {}
         files.append(folder / RELEVANCY)
     return AnnotationSet(
         clips=clips,
@@ -70,7 +76,7 @@ def read_retrieval(path: Path, split: str) -> AnnotationSet:
         class_texts={"verb": [[key] for key in verb_keys], "noun": [[key] for key in noun_keys]},
         files=files,
         failures=failures,
-        tables={"sentences": sentences},
+        tables=tables,
     )
 
 
@@ -143,23 +149,35 @@ def _nouns(row: Row, column: str, count: int) -> list[int]:
     return found
 
 
-def _compare_relevancy(
+def _where_published_differs(
     file: Path, meanings: dict[str, tuple[int, list[int]]], sentences: Sequence[dict[str, Any]]
-) -> None:
-    """Raises AnnotationError, naming the first cell, where the published relevancy is not that of the csvs."""
-    fix = "use csvs and pickle of one release, or remove the pickle: it is not needed"
+) -> list[dict[str, Any]]:
+    """Rows of the table "relevancy" where the published matrix is not that of the csvs; none where it is.
+
+    The authors' script has some chance in it, so a published matrix counts where it differs. AnnotationError where it
+    is of other clips or sentences.
+    """
     published = read_relevancy(file)
     if published.shape != (len(meanings), len(sentences)):
         raise AnnotationError(
             f"{file}: {published.shape[0]} x {published.shape[1]} relevancies, but the csvs hold {len(meanings)} clips "
-            f"and {len(sentences)} sentences; {fix}"
+            f"and {len(sentences)} sentences; use csvs and pickle of one release, or remove the pickle: without it "
+            "relevancies follow from the csvs"
         )
     rebuilt = relevancy(list(meanings.values()), [(sentence["verb"], sentence["nouns"]) for sentence in sentences])
     wrong = np.abs(published - rebuilt) > _ROUNDING
-    if wrong.any():
-        row, column = (int(place) for place in np.unravel_index(int(wrong.argmax()), wrong.shape))
-        raise AnnotationError(
-            f"{file}: row {row}, column {column} is {published[row, column]:g}, but by the csvs clip "
-            f"{list(meanings)[row]!r} and sentence {sentences[column]['sentence_id']!r} have {rebuilt[row, column]:g}; "
-            f"{fix}"
-        )
+    if not wrong.any():
+        return []
+    row, column = (int(place) for place in np.unravel_index(int(wrong.argmax()), wrong.shape))
+    log.warning(
+        "%s: %d of %d relevancies are not those of the csvs and are kept as published; the first: clip %s and sentence "
+        "%s have %g, by the csvs %g",
+        file,
+        int(wrong.sum()),
+        wrong.size,
+        list(meanings)[row],
+        sentences[column]["sentence_id"],
+        published[row, column],
+        rebuilt[row, column],
+    )
+    return [{"clip_id": name, "relevancy": values} for name, values in zip(meanings, published, strict=True)]

@@ -32,7 +32,7 @@ FORMAT = 2
 MANIFEST, CLIPS, CHUNKS = "shard_set.json", "clips.parquet", "chunks.parquet"
 FAILURES, QUARANTINE = "failures.jsonl", "quarantine.jsonl"
 WORK = ".work"  # what a run of tools/shard_videos.py needs to go on; gone once the set is whole
-KEY = re.compile(r"[^\s./\\]+")  # WebDataset ends a key at its first dot; DALI's index separates by spaces
+KEY = re.compile(r"[^\s./\\\x00-\x1f\x7f]+")  # WebDataset ends a key at its first dot; DALI's index separates by spaces
 
 _PLACE = [
     pa.field("shard", pa.int32(), nullable=False),  # n of shard-n.tar

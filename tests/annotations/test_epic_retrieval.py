@@ -128,20 +128,25 @@ def test_published_relevancy_is_compared(tmp_path: Path, dtype: type) -> None:
     assert read_annotations("ek100_mir", tmp_path, split="val").files[-1] == path
     assert path not in read_annotations("ek100_mir", tmp_path, split="train").files
 
-    other = rebuilt.copy()
-    other[1, 2] = other[3, 0] = 0.125
-    save_relevancy(tmp_path, other)
-    with pytest.raises(AnnotationError) as caught:
-        read_annotations("ek100_mir", tmp_path, split="val")
-    assert str(caught.value) == (
-        f"{path}: row 1, column 2 is 0.125, but by the csvs clip 'b' and sentence 'b' have 1; "
-        "use csvs and pickle of one release, or remove the pickle: it is not needed"
-    )
+    assert list(read_annotations("ek100_mir", tmp_path, split="val").tables) == ["sentences"]  # nothing to add
     save_relevancy(tmp_path, rebuilt[:, :2])
     with pytest.raises(AnnotationError, match="4 x 2 relevancies, but the csvs hold 4 clips and 3 sentences; use csvs"):
         read_annotations("ek100_mir", tmp_path, split="val")
     write_csv(tmp_path / "mine.csv", COLUMNS, ROWS)  # a csv of another name need not be what the pickle is about
     assert len(read_annotations("ek100_mir", tmp_path / "mine.csv", split="val").clips) == 4
+
+
+def test_a_published_relevancy_that_differs_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    other = relevancy(*meanings(read_annotations("ek100_mir", write(tmp_path), split="val")))
+    other[1, 2] = other[3, 0] = 0.125
+    path = save_relevancy(tmp_path, other)
+    kept = read_annotations("ek100_mir", tmp_path, split="val").tables["relevancy"]
+    assert [row["clip_id"] for row in kept] == ["a", "b", "c", "d"]
+    assert np.array_equal(np.stack([row["relevancy"] for row in kept]), other)
+    assert caplog.messages == [
+        f"{path}: 2 of 12 relevancies are not those of the csvs and are kept as published; the first: clip b and "
+        "sentence b have 0.125, by the csvs 1"
+    ]
 
 
 def test_rows_that_cannot_be_clips_keep_their_place_in_the_relevancy(tmp_path: Path) -> None:

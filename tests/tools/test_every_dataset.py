@@ -1,7 +1,7 @@
 """Every dataset the whole way: published files -> tools/shard_videos.py -> shard set -> batches with the right words.
 
-What the batches must say is read here from the annotation files with nothing but csv, json and pickle. Takes about a
-minute: a dozen shard sets are made by the commands that make_sample_dataset.py prints, each in processes of its own.
+What the batches must say is read here from the annotation files with nothing but csv, json and pickle. Takes one to two
+minutes: 14 shard sets are made by the commands that make_sample_dataset.py prints, each in processes of its own.
 """
 
 from __future__ import annotations

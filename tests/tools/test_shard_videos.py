@@ -87,8 +87,9 @@ ENVIRONMENT = {**os.environ, **ADDED}
 
 
 def run(annotations: Path, videos: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, **ADDED}  # of this moment: a fixture may have added a cluster
     return subprocess.run(
-        command(annotations, videos, out, *more), env={**os.environ, **ADDED}, capture_output=True, text=True, timeout=120
+        command(annotations, videos, out, *more), env=environment, capture_output=True, text=True, timeout=120
     )
 
 
