@@ -27,6 +27,7 @@ from lavila.data.workers import Job, Progress, run_jobs
 
 logger = logging.getLogger(__name__)
 
+MEMORY = 4 << 30  # bytes a worker may have; a 1080p video takes it 0.2 GiB, a header that lies could ask for anything
 POLL_SECONDS = {"slurm": 5.0, "local": 0.5}  # between two questions to the scheduler
 SETTLE_SECONDS = 15.0  # until files written on a node must be seen here
 CANCEL_SECONDS = 60.0  # SLURM kills what does not heed its first signal after KillWait, 30 s by default
@@ -95,6 +96,7 @@ def run_on_cluster(
             on_progress(watch.progress())
     finally:
         if watch.active or waiting:
+            print("cancelling what is in the queue; this can take half a minute", file=sys.stderr)
             array.cancel()
     if watch.failed:
         first = watch.failed[0]
@@ -191,7 +193,7 @@ class _Element:
                 _write(path, progress)
                 due = time.monotonic() + TELL_SECONDS
 
-        run_jobs([job], workers=1, item_seconds=self.item_seconds, on_progress=tell)
+        run_jobs([job], workers=1, item_seconds=self.item_seconds, memory=MEMORY, on_progress=tell)
         _write(path, latest)
 
     def checkpoint(self, job: ClusterJob) -> Any:

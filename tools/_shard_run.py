@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from _cluster import ClusterOptions, run_on_cluster
+from _cluster import MEMORY, ClusterOptions, run_on_cluster
 from tqdm import tqdm
 
 from lavila.annotations import AnnotationSet
@@ -110,6 +110,7 @@ def _to_make(run: Run, jobs: Sequence[ShardJob], clips_of: Counter[str] | None, 
         result = read_result(run.out, job.number)
         if result is None:
             missing.append(job)
+            job.forget(lost=False)  # a tar that is damaged must not be taken for done
         elif result.failures:
             failed[job.number] = sum(1 if clips_of is None else clips_of[key] for key in result.failures)
     print(f"{len(jobs) - len(missing)} of {len(jobs)} shards are whole already")
@@ -117,7 +118,7 @@ def _to_make(run: Run, jobs: Sequence[ShardJob], clips_of: Counter[str] | None, 
         return missing
     again = [job for job in jobs if job.number in failed]
     for job in again:  # what took a process down gets another chance as well: its video may have been put right
-        job.forget()
+        job.forget(lost=True)
     return sorted([*missing, *again], key=lambda job: job.number)
 
 
@@ -133,7 +134,8 @@ def _make(run: Run, jobs: Sequence[ShardJob], *, done: int) -> None:
 
         machines = run.machines
         if machines.cluster == "none":
-            run_jobs(jobs, workers=machines.workers, item_seconds=run.limits.seconds, on_progress=show)
+            seconds = run.limits.seconds
+            run_jobs(jobs, workers=machines.workers, item_seconds=seconds, memory=MEMORY, on_progress=show)
         else:
             run_on_cluster(
                 jobs,

@@ -178,9 +178,11 @@ class ShardJob:
         with whole_file(self._loss_path()) as file:
             file.write(json.dumps({**self._remembered(), item: reason}).encode())
 
-    def forget(self) -> None:
-        """Try again what an earlier run lost."""
-        self._loss_path().unlink(missing_ok=True)
+    def forget(self, *, lost: bool) -> None:
+        """Make the tar anew. `lost`: trying again also what took a process down."""
+        _record_path(self.out, self.number).unlink(missing_ok=True)
+        if lost:
+            self._loss_path().unlink(missing_ok=True)
 
     def _remembered(self) -> dict[int, str]:
         path = self._loss_path()

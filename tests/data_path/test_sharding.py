@@ -86,7 +86,11 @@ def test_a_loss_can_be_forgotten(videos: Path, tmp_path: Path) -> None:
     mended = ShardJob(number=0, items=job.items, videos=videos, out=tmp_path, plan=PLAN)
     make(mended, seconds=60)
     assert read_result(tmp_path, 0).failures.keys() == {"crash"}  # type: ignore[union-attr]
-    mended.forget()
+    mended.forget(lost=False)
+    assert not mended.is_done()
+    make(mended, seconds=60)
+    assert read_result(tmp_path, 0).failures.keys() == {"crash"}  # type: ignore[union-attr]
+    mended.forget(lost=True)
     make(mended, seconds=60)
     assert read_result(tmp_path, 0).failures == {}  # type: ignore[union-attr]
 
