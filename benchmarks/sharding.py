@@ -4,7 +4,8 @@
 
 Makes one hour of video out of the footage in assets/ (small pictures, so that the machinery weighs more than the
 encoder) and annotations of overlapping one-second clips in the form of EPIC-KITCHENS-100; then stores them clip by
-clip and in chunks, each in a run of its own. Writes benchmarks/results/sharding.json and prints a table.
+clip and in chunks, each in a run of its own. Writes benchmarks/results/sharding.json
+and the table of docs/SHARDS.md between its markers.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ FOOTAGE, SCRATCH, RESULTS = (
     ROOT / "data/benchmark/sharding",
     ROOT / "benchmarks/results",
 )
+DOCS, BEGIN, END = ROOT / "docs/SHARDS.md", "<!-- sharding: begin -->", "<!-- sharding: end -->"
 SECONDS, HEIGHT, WIDTH = 3600, 96, 160
 COLUMNS = ["narration_id", "participant_id", "video_id", "start_timestamp", "stop_timestamp", "narration", "verb_class"]
 
@@ -63,9 +65,10 @@ def make_video(path: Path) -> None:
     once.unlink()
 
 
-def stamp(second: float) -> str:
-    """Seconds as the published csv writes them."""
-    return f"{int(second) // 3600:02}:{int(second) // 60 % 60:02}:{second % 60:05.2f}"
+def stamp(hundredths: int) -> str:
+    """A time as the published csv writes it."""
+    seconds, rest = divmod(hundredths, 100)
+    return f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}.{rest:02}"
 
 
 def write_annotations(folder: Path, clips: int) -> None:
@@ -73,8 +76,8 @@ def write_annotations(folder: Path, clips: int) -> None:
     folder.mkdir(parents=True)
     rows = []
     for number in range(clips):
-        start = number * (SECONDS - 2) / clips
-        rows.append([f"P01_01_{number}", "P01", "P01_01", stamp(start), stamp(start + 1), f"take plate {number}", 0])
+        start = number * 100 * (SECONDS - 2) // clips
+        rows.append([f"P01_01_{number}", "P01", "P01_01", stamp(start), stamp(start + 100), f"take plate {number}", 0])
     for name in ("train", "validation"):
         with (folder / f"EPIC_100_{name}.csv").open("w", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([[*COLUMNS, "noun_class"], *([*row, 0] for row in rows)])
@@ -112,6 +115,25 @@ def measure(layout: str, clips: int, workers: int) -> dict[str, Any]:
     }
 
 
+def write_table(rows: list[dict[str, Any]], *, cores: int) -> None:
+    """The table of docs/SHARDS.md."""
+    lines = [
+        f"`python benchmarks/sharding.py`, {cores} workers, one-second clips of {WIDTH}x{HEIGHT} from one hour of video:",
+        "",
+        "| layout | clips | seconds | clips/s | tars | tars and indexes | tables | largest process |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {row['layout']} | {row['clips']} | {row['seconds']:.0f} | {row['clips_per_second']:.0f} | {row['tars']} "
+        f"| {row['set_bytes'] / 1e6:.1f} MB | {row['table_bytes'] / 1e3:.0f} KB "
+        f"| {row['largest_process_mib']:.0f} MiB |"
+        for row in rows
+    ]
+    before, _, rest = DOCS.read_text(encoding="utf-8").partition(BEGIN)
+    assert rest, f"{DOCS} has no {BEGIN}"
+    DOCS.write_text(f"{before}{BEGIN}\n{chr(10).join(lines)}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=10_000, help="number of clips (10000)")
@@ -136,7 +158,8 @@ def main() -> int:
     machine |= {name: version(name) for name in ("lavila", "av", "pyarrow")}
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "sharding.json").write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
-    print(f"written: {(RESULTS / 'sharding.json').relative_to(ROOT)}")
+    write_table(rows, cores=args.workers)
+    print(f"written: {(RESULTS / 'sharding.json').relative_to(ROOT)}, and the table of {DOCS.relative_to(ROOT)}")
     return 0
 
 

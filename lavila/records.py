@@ -84,6 +84,7 @@ class VideoBatch:
     positions: npt.NDArray[np.int64]  # [B] places in the epoch's global order
     clip_ids: tuple[str, ...]  # B
     labels: dict[str, torch.Tensor]  # "verb", "noun", "action" -> [B] int64 on the device; -1 = not labelled
+    label_sets: tuple[tuple[int, ...], ...]  # B x (any number) class indices of a multi-label dataset
     narrations: tuple[tuple[str, ...], ...]  # B x (any number)
     sources: tuple[tuple[str, ...], ...]  # of each narration: "human", "rephrased", "machine" ...
     chosen: npt.NDArray[np.int64]  # [B] place of the plan's narration in the clip's; -1 = the clip has none
@@ -91,7 +92,7 @@ class VideoBatch:
     def __post_init__(self) -> None:
         assert self.video.ndim == 6, self.video.shape
         sizes = {len(self.video), len(self.rows), len(self.positions), len(self.clip_ids), len(self.narrations)}
-        sizes |= {len(self.sources), len(self.chosen)}
+        sizes |= {len(self.label_sets), len(self.sources), len(self.chosen)}
         assert len(sizes) == 1, sizes
         for narrations, sources, chosen in zip(self.narrations, self.sources, self.chosen, strict=True):
             assert len(narrations) == len(sources), (narrations, sources)

@@ -153,6 +153,7 @@ class ClipLoader:
         )
         self._clip_ids = shard_set.clips.column("clip_id")
         self.captions = captions or Captions(shard_set)
+        self._label_sets = shard_set.clips.column("labels")
         self._labels = {name: _integers(shard_set, name) for name in LABELS}
         self._epoch, self._step = 0, 0
         self.wait_seconds = 0.0  # time callers spent waiting in next(), since the start
@@ -238,6 +239,7 @@ class ClipLoader:
             positions=np.array([plan.position for plan in loaded.plans], np.int64),
             clip_ids=tuple(self._clip_ids[row].as_py() for row in rows.tolist()),
             labels={name: torch.from_numpy(values[rows]).to(self.device) for name, values in self._labels.items()},
+            label_sets=tuple(tuple(self._label_sets[row].as_py()) for row in rows.tolist()),
             narrations=tuple(texts for texts, _ in words),
             sources=tuple(sources for _, sources in words),
             chosen=np.array(chosen, np.int64),

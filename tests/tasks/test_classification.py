@@ -43,6 +43,7 @@ def batch(values: Any, **labels: list[int]) -> VideoBatch:
         rows=np.arange(clips),
         positions=np.arange(clips),
         clip_ids=tuple(f"c{i}" for i in range(clips)),
+        label_sets=((),) * clips,
         labels={name: torch.tensor(values, dtype=torch.int64) for name, values in labels.items()},
         narrations=((),) * clips,
         sources=((),) * clips,

@@ -147,6 +147,7 @@ def said(shards: ShardSet, batches: Iterable[VideoBatch]) -> Told:
             names = {kind: shards.classes[kind][index] for kind, index in labels.items() if index >= 0}
             found[entry(videos[row].as_py(), starts[row].as_py(), batch.narrations[k], **names)] += 1
             assert set(batch.sources[k]) <= {"human"}
+            assert list(batch.label_sets[k]) == shards.clips["labels"][row].as_py()
     return found
 
 
