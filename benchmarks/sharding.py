@@ -118,7 +118,7 @@ def measure(layout: str, clips: int, workers: int) -> dict[str, Any]:
 def write_table(rows: list[dict[str, Any]], *, cores: int) -> None:
     """The table of docs/SHARDS.md."""
     lines = [
-        f"`python benchmarks/sharding.py`, {cores} workers, one-second clips of {WIDTH}x{HEIGHT} from one hour of video:",
+        f"`python benchmarks/sharding.py`, {cores} workers, one-second clips of {WIDTH}x{HEIGHT} out of one hour:",
         "",
         "| layout | clips | seconds | clips/s | tars | tars and indexes | tables | largest process |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
