@@ -208,7 +208,20 @@ def add_encoder(output: Any, settings: EncodeSettings, coding: Coding) -> Any:
     context.colorspace = context.color_primaries = context.color_trc = SMPTE170M
     context.color_range = LIMITED_RANGE
     context.open()
+    _no_realtime()
     return stream
+
+
+def _no_realtime() -> None:
+    """Take back what SVT-AV1 does where it may, as root may: it gives its threads, and the one that opens it, real-time
+    priority, which every later process of theirs inherits. Two busy ones then stop a machine of two cores altogether.
+    """
+    for thread in map(int, os.listdir("/proc/self/task")):  # noqa: PTH208
+        try:
+            if os.sched_getscheduler(thread) in (os.SCHED_FIFO, os.SCHED_RR):
+                os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
+        except ProcessLookupError:  # it has ended meanwhile
+            continue
 
 
 def check_encoder(settings: EncodeSettings) -> None:

@@ -78,9 +78,7 @@ CHUNKS_SCHEMA = pa.schema(
         pa.field("num_frames", pa.int32(), nullable=False),
         *_PICTURE,
         pa.field("gop", pa.int32(), nullable=False),  # frames of each group of pictures; the last may have fewer
-        pa.field(
-            "gop_offsets", pa.list_(pa.int32()), nullable=False
-        ),  # bytes to each, and the last's end
+        pa.field("gop_offsets", pa.list_(pa.int32()), nullable=False),  # bytes to each, and the last's end
     ]
 )
 

@@ -210,3 +210,20 @@ def test_a_video_cut_short_is_not_taken_for_a_short_video(tmp_path: Path) -> Non
 def test_settings_say_what_is_allowed(wrong: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EncodeSettings(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("codec", ["vp9", "h264", "hevc", "av1"])
+def test_no_thread_is_left_with_real_time_priority(codec: str, tmp_path: Path) -> None:
+    """As root, SVT-AV1 takes it, and a busy child that inherits it stops the machine."""
+    video = write_numbered_video(tmp_path / "v.mp4", 12, height=64, width=64)
+    seen: set[int] = set()
+
+    def look(num_frames: int, frames_after: int, fps: float) -> list[int]:
+        seen.update(os.sched_getscheduler(int(thread.name)) for thread in Path("/proc/self/task").iterdir())
+        return list(range(num_frames))
+
+    settings = EncodeSettings(codec=codec, short_side=64)
+    for choose in (None, look, look):
+        encode_clip(video, interval=Interval(start_second=0.0, stop_second=None), settings=settings, choose=choose)
+    seen.add(os.sched_getscheduler(0))
+    assert seen == {os.SCHED_OTHER}
