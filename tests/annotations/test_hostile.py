@@ -130,7 +130,9 @@ def read_changed(name: str, file: str, content: bytes) -> AnnotationSet | None:
         assert clip.stop_second is None or clip.stop_second > clip.start_second
         assert all(0 <= label < len(found.classes[label_kind]) for label in clip.labels)
     assert len({clip.clip_id for clip in found.clips}) == len(found.clips)
-    json.dumps([found.failures, found.tables, [clip.narrations for clip in found.clips]], ensure_ascii=False).encode()
+    json.dumps(
+        [found.failures, found.tables, [clip.narrations for clip in found.clips]], ensure_ascii=False, default=repr
+    ).encode()
     return found
 
 
