@@ -282,19 +282,21 @@ class GatedGpt2(nn.Module):
 def load_gpt2(decoder: GatedGpt2, source: str | Path) -> None:
     """Fill the decoder with GPT-2's weights; cross-attention keeps its start.
 
-    source: a folder written by transformers' `save_pretrained`, or a hub name. ValueError where nothing is found or
-    the sizes are not the decoder's.
+    source: a folder written by transformers' `save_pretrained`, or a hub name. ValueError where nothing is found,
+    weights are missing or the sizes are not the decoder's.
     """
     from transformers import GPT2LMHeadModel  # slow to import
 
     try:
-        stored = GPT2LMHeadModel.from_pretrained(str(source)).state_dict()
+        stored, info = GPT2LMHeadModel.from_pretrained(str(source), output_loading_info=True)
     except OSError as error:
         message = " ".join(str(error).split())
         raise ValueError(f"GPT-2 weights {str(source)!r}: expected a local folder or a hub name; {message}") from error
-    state = {name: tensor for name, tensor in stored.items() if not MASK_BUFFERS.search(name)}
+    state = {name: tensor for name, tensor in stored.state_dict().items() if not MASK_BUFFERS.search(name)}
     ours = {name: tensor for name, tensor in decoder.state_dict().items() if not decoder.is_cross_attention(name)}
-    wrong = sorted(state.keys() ^ ours.keys()) + [
+    # transformers gives weights that a file lacks a random start, with no more than a warning.
+    wrong = [f"no {name}" for name in sorted(info["missing_keys"]) if not MASK_BUFFERS.search(name)]
+    wrong += sorted(state.keys() ^ ours.keys()) + [
         f"{name} {list(state[name].shape)} instead of {list(ours[name].shape)}"
         for name in ours
         if name in state and state[name].shape != ours[name].shape

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -80,6 +81,17 @@ def test_gpt2_of_other_sizes_is_refused(tmp_path: Path, change: dict[str, int], 
     with pytest.raises(ValueError, match=message):
         load_gpt2(decoder, tmp_path)
     assert torch.equal(decoder.lm_head.weight, before)
+
+
+def test_gpt2_without_some_weights_is_refused(tmp_path: Path) -> None:
+    saved_gpt2(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    gone = next(name for name in weights if name.endswith("h.1.mlp.c_fc.weight"))
+    save_file(
+        {name: w for name, w in weights.items() if name != gone}, tmp_path / "model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(ValueError, match=r"do not fit the decoder: no transformer\.h\.1\.mlp\.c_fc\.weight"):
+        load_gpt2(GatedGpt2(TINY), tmp_path)
 
 
 def test_gpt2_that_is_not_there_is_told_in_one_line(tmp_path: Path) -> None:
