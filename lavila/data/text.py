@@ -1,0 +1,233 @@
+"""Text to token ids: the tokenizers of CLIP, BERT and GPT-2 behind one call, `tokenizer(texts) -> Tokens`.
+
+CLIP's byte-pair merges come with the open_clip_torch package. BERT's and GPT-2's vocabularies are in no package: give a
+folder that holds them, or their name on the Hugging Face hub, from where transformers fetches them once.
+"""
+
+from __future__ import annotations
+
+import gzip
+import html
+import importlib.util
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+CONTEXT = 77  # tokens of a text as all published models take them
+CLIP_MERGES = 49152 - 256 - 2
+CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
+CLIP_WORD = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+WORD_END = "</w>"
+
+# reference: a text that is too long loses its end, the end token included, as in LaViLa; its feature is then read at
+# the start token and is the same for all such texts. keep_end: the last token of a text that is too long is the end.
+Truncation = Literal["reference", "keep_end"]
+
+
+class TokenizerError(ValueError):
+    """A vocabulary that is not there or not whole, told in one line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """Texts as a text tower takes them."""
+
+    ids: Tensor  # int64 [B, L], 0 after the end of a text
+    mask: Tensor  # bool [B, L], True at the tokens of a text, special ones included
+
+
+class Tokenizer(Protocol):
+    """What all tokenizers offer."""
+
+    context: int  # L: every text is cut or padded to this many tokens
+    vocab_size: int  # ids are below this
+
+    def __call__(self, texts: Sequence[str]) -> Tokens: ...
+
+
+class ClipTokenizer:
+    """CLIP's lower-cased byte-pair encoding. mode: see `Truncation`. ValueError for another mode or context < 2."""
+
+    def __init__(self, mode: Truncation = "reference", *, context: int = CONTEXT) -> None:
+        if mode not in get_args(Truncation):
+            raise ValueError(f"mode={mode!r}: expected one of {sorted(get_args(Truncation))}")
+        self.mode = mode
+        self.context = _checked(context)
+        merges = _clip_merges()
+        self._byte_letters = _byte_letters()
+        letters = list(self._byte_letters.values())
+        pieces = [*letters, *(letter + WORD_END for letter in letters), *map("".join, merges), CLIP_START, CLIP_END]
+        self._ids = {piece: number for number, piece in enumerate(pieces)}
+        self._ranks = {pair: rank for rank, pair in enumerate(merges)}
+        self._words: dict[str, list[int]] = {special: [self._ids[special]] for special in (CLIP_START, CLIP_END)}
+        self.vocab_size = len(pieces)
+
+    def __call__(self, texts: Sequence[str]) -> Tokens:
+        """Token ids of each text, start and end token included."""
+        start, end = self._ids[CLIP_START], self._ids[CLIP_END]
+        rows = [[start, *self._encode(text), end][: self.context] for text in _checked_texts(texts)]
+        if self.mode == "keep_end":
+            rows = [[*row[:-1], end] for row in rows]
+        return _padded(rows, self.context)
+
+    @staticmethod
+    def clean(text: str) -> str:
+        """Text with broken encodings and HTML escapes repaired, single spaces, in lower case."""
+        import ftfy
+
+        repaired: str = ftfy.fix_text(text)
+        # Twice, as CLIP does: captions scraped from the web are often escaped twice.
+        return " ".join(html.unescape(html.unescape(repaired)).split()).lower()
+
+    def _encode(self, text: str) -> list[int]:
+        import regex
+
+        ids: list[int] = []
+        for word in regex.findall(CLIP_WORD, self.clean(text), regex.IGNORECASE):
+            if word not in self._words:
+                self._words[word] = self._merge(word)
+            ids += self._words[word]
+        return ids
+
+    def _merge(self, word: str) -> list[int]:
+        """Ids of the pieces of a word: neighbours are joined, the pair that training joined first before the others."""
+        pieces = [self._byte_letters[byte] for byte in word.encode()]
+        pieces[-1] += WORD_END
+        while len(pieces) > 1:
+            pair = min(itertools.pairwise(pieces), key=lambda pair: self._ranks.get(pair, len(self._ranks)))
+            if pair not in self._ranks:
+                break
+            joined: list[str] = []
+            place = 0
+            while place < len(pieces):
+                found = tuple(pieces[place : place + 2]) == pair
+                joined.append("".join(pair) if found else pieces[place])
+                place += 2 if found else 1
+            pieces = joined
+        return [self._ids[piece] for piece in pieces]
+
+
+class BertTokenizer:
+    """BERT's word pieces, lower-cased, between [CLS] and [SEP]; a text that is too long keeps its [SEP].
+
+    source: a folder with vocab.txt or tokenizer.json, or a name on the hub (DistilBERT has BERT's vocabulary).
+    TokenizerError where there is no vocabulary.
+    """
+
+    def __init__(self, source: str | Path = "distilbert-base-uncased", *, context: int = CONTEXT) -> None:
+        import transformers
+
+        self.context = _checked(context)
+        folder = _vocabulary_folder(source, ("vocab.txt",))
+        self._tokenizer: Any = transformers.BertTokenizer.from_pretrained(folder)
+        self.vocab_size = len(self._tokenizer)
+
+    def __call__(self, texts: Sequence[str]) -> Tokens:
+        """Token ids of each text, [CLS] and [SEP] included."""
+        encoded = self._tokenizer(_checked_texts(texts), truncation=True, max_length=self.context)
+        return _padded(encoded["input_ids"], self.context)
+
+
+class Gpt2Tokenizer:
+    """GPT-2's byte pairs between two end-of-text tokens; a text that is too long loses its end, as in LaViLa.
+
+    source: a folder with vocab.json and merges.txt or with tokenizer.json, or a name on the hub. TokenizerError where
+    there is no vocabulary.
+    """
+
+    def __init__(self, source: str | Path = "gpt2", *, context: int = CONTEXT) -> None:
+        import transformers
+
+        self.context = _checked(context)
+        folder = _vocabulary_folder(source, ("vocab.json", "merges.txt"))
+        self._tokenizer: Any = transformers.GPT2Tokenizer.from_pretrained(folder)
+        self.vocab_size = len(self._tokenizer)
+        self.end_id: int = self._tokenizer.eos_token_id  # begins a text as well
+
+    def __call__(self, texts: Sequence[str]) -> Tokens:
+        """Token ids of each text, both end-of-text tokens included. Padding is 0, which is an ordinary id as well."""
+        encoded = self._tokenizer(_checked_texts(texts), add_special_tokens=False)["input_ids"]
+        return _padded([[self.end_id, *ids, self.end_id][: self.context] for ids in encoded], self.context)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of one row of ids: from after the begin token, where there is one, to the next end token."""
+        words = list(ids)
+        if words[:1] == [self.end_id]:
+            del words[0]
+        if self.end_id in words:
+            words = words[: words.index(self.end_id)]
+        text: str = self._tokenizer.decode(words, clean_up_tokenization_spaces=False)
+        return text
+
+
+def _padded(rows: Sequence[Sequence[int]], context: int) -> Tokens:
+    ids = torch.zeros(len(rows), context, dtype=torch.int64)
+    mask = torch.zeros(len(rows), context, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+        mask[i, : len(row)] = True
+    return Tokens(ids=ids, mask=mask)
+
+
+def _checked(context: int) -> int:
+    if context < 2:
+        raise ValueError(f"context={context}: a text has at least its start and its end token; give 2 or more")
+    return context
+
+
+def _checked_texts(texts: Sequence[str]) -> list[str]:
+    if isinstance(texts, str):
+        raise TypeError(f"texts={texts!r}: expected a list of texts; for one text give [text]")
+    return list(texts)
+
+
+def _byte_letters() -> dict[int, str]:
+    """A visible character for each byte, in the order of CLIP's vocabulary: those that print are themselves."""
+    printing = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printing]
+    return {byte: chr(byte) for byte in printing} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+
+
+def _clip_merges() -> list[tuple[str, str]]:
+    """Pairs of pieces in the order in which they are joined, from open_clip's package, which is not imported."""
+    spec = importlib.util.find_spec("open_clip")
+    if spec is None or spec.origin is None:
+        raise TokenizerError("CLIP's vocabulary comes with open_clip, which is missing: pip install open_clip_torch")
+    path = Path(spec.origin).with_name("bpe_simple_vocab_16e6.txt.gz")
+    if not path.is_file():
+        raise TokenizerError(f"{path} is missing: install open_clip_torch again")
+    lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")[1 : CLIP_MERGES + 1]
+    merges = [(first, second) for first, second in (line.split() for line in lines)]
+    if len(merges) != CLIP_MERGES:
+        raise TokenizerError(f"{path}: {len(merges)} merges instead of {CLIP_MERGES}; install open_clip_torch again")
+    return merges
+
+
+def _vocabulary_folder(source: str | Path, files: tuple[str, ...]) -> Path:
+    """The folder of the vocabulary that a user's path or hub name means.
+
+    Looked for here, because transformers may make a vocabulary of the special tokens alone where it finds none.
+    """
+    wanted = f"{' and '.join(files)}, or tokenizer.json"
+    folder = Path(source)
+    if folder.is_dir():
+        if (folder / "tokenizer.json").is_file() or all((folder / name).is_file() for name in files):
+            return folder
+        raise TokenizerError(f"{folder} holds no vocabulary: expected {wanted}; copy them there")
+    from transformers.utils import cached_file
+
+    try:
+        found = [Path(str(cached_file(str(source), name))) for name in files]
+    except OSError as error:
+        why = " ".join(str(error).split())
+        raise TokenizerError(
+            f"no vocabulary at {str(source)!r}: not a folder, not in the cache of transformers, and not to be had from "
+            f"the hub ({why}). Where there is a network, run 'hf download {source} {' '.join(files)} --local-dir DIR', "
+            "copy DIR here and give its path"
+        ) from error
+    return found[0].parent

@@ -1,0 +1,337 @@
+"""GPT-2 that also attends to visual tokens: cross-attention in every k-th block, opened by learnt tanh gates.
+
+Papers: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"; the gated blocks are those of
+Alayrac et al. 2022, "Flamingo", in the form LaViLa (Zhao et al. 2023) gave them. Parameter names are those of LaViLa's
+published narrators, which are those of transformers' GPT-2 where the two share a module.
+
+Shape suffixes of names: B clips, N sequences (N is a multiple of B; a clip's sequences lie next to each other), L
+tokens of a sequence, M visual tokens of a clip, D width, H attention heads, E channels of a head, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout, gelu, relu, scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
+
+NORM_EPS = 1e-5
+INIT_STD = 0.02
+# Causal masks and the number put in their place, stored by older versions of transformers beside the weights.
+MASK_BUFFERS = re.compile(r"transformer\.h\.\d+\.(attn|crossattention)\.(bias|masked_bias)$")
+MASKED_BIAS = -1e4
+CROSS_ATTENTION = ("alpha_cattn", "alpha_dense", "crossattention", "ln_cross_attn", "ln_2_crossattention")
+
+KeyValue = tuple[Tensor, Tensor]  # both [.., H, tokens, E]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatedGpt2Config:
+    """Everything that decides the shape of a decoder. The defaults are GPT-2's. ValueError for what cannot be built."""
+
+    vocab_size: int = 50257
+    positions: int = 1024  # longest sequence, tokens
+    width: int = 768  # channels of a token
+    depth: int = 12  # blocks
+    heads: int = 12  # attention heads; divides width
+    cross_attention_every: int = 1  # blocks 0, k, 2k ... attend to the visual tokens
+    gated: bool = True  # learnt tanh gates on the cross-attention and its MLP, closed at first
+    end_token: int = 50256  # begins and ends every sequence
+    pad_token: int = 0  # fills up targets; an ordinary token of the vocabulary, as in the reference
+    dropout: float = 0.1  # chance of zeroing a channel while training, wherever GPT-2 has it
+    gradient_checkpointing: bool = False  # recompute blocks in the backward pass to save memory
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "positions", "width", "depth", "heads", "cross_attention_every"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must be greater than 0")
+        if self.width % self.heads:
+            raise ValueError(f"width={self.width} is not a multiple of heads={self.heads}; change one of them")
+        for name in ("end_token", "pad_token"):
+            if not 0 <= getattr(self, name) < self.vocab_size:
+                raise ValueError(f"{name}={getattr(self, name)}: expected an id from 0 to {self.vocab_size - 1}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout={self.dropout}: a chance of zeroing must be at least 0 and below 1")
+
+
+@dataclass
+class TokenCache:
+    """Keys and values of the tokens a decoder has seen, so that each step computes one token."""
+
+    blocks: list[KeyValue] = field(default_factory=list)  # of self-attention, [N,H,L,E] with room for L = capacity
+    length: int = 0  # tokens seen
+
+    def reorder(self, rows_N: Tensor) -> None:
+        """Let sequence i go on from what sequence rows_N[i] has seen."""
+        self.blocks = [(keys[rows_N], values[rows_N]) for keys, values in self.blocks]
+
+
+class Conv1D(nn.Module):
+    """A linear layer whose weight is stored [in, out], as GPT-2's are."""
+
+    def __init__(self, width_in: int, width_out: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width_in, width_out))
+        self.bias = nn.Parameter(torch.zeros(width_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.linear(x, self.weight.t(), self.bias)
+
+
+class SelfAttention(nn.Module):
+    """Causal multi-head attention among the tokens of a sequence."""
+
+    def __init__(self, config: GatedGpt2Config) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.dropout = config.dropout
+        self.c_attn = Conv1D(config.width, 3 * config.width)
+        self.c_proj = Conv1D(config.width, config.width)
+
+    def forward(self, x_NLD: Tensor, *, past: KeyValue | None, length: int) -> Tensor:
+        """[N,L,D] -> [N,L,D]. past: keys and values of `length` earlier tokens; those of the new ones are added."""
+        q, k, v = split_heads(self.c_attn(x_NLD), 3, self.heads)
+        if past is not None:
+            seen = length + x_NLD.shape[1]
+            past[0][:, :, length:seen], past[1][:, :, length:seen] = k, v
+            k, v = past[0][:, :, :seen], past[1][:, :, :seen]
+        chance = self.dropout if self.training else 0.0
+        out = scaled_dot_product_attention(q, k, v, dropout_p=chance, is_causal=length == 0)
+        out = self.c_proj(out.transpose(1, 2).flatten(2))
+        return dropout(out, self.dropout, self.training)
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from the tokens of every sequence to the visual tokens of its clip."""
+
+    def __init__(self, config: GatedGpt2Config) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.dropout = config.dropout
+        self.c_attn = Conv1D(config.width, 2 * config.width)
+        self.q_attn = Conv1D(config.width, config.width)
+        self.c_proj = Conv1D(config.width, config.width)
+
+    def look(self, visual_BMD: Tensor) -> KeyValue:
+        """Keys and values [B,H,M,E] of a clip, the same for all its tokens and sequences."""
+        k, v = split_heads(self.c_attn(visual_BMD), 2, self.heads)
+        return k, v
+
+    def forward(self, x_NLD: Tensor, seen: KeyValue) -> Tensor:
+        """[N,L,D] -> [N,L,D]. seen: what `look` gave for the B clips."""
+        clips = len(seen[0])
+        # The sequences of a clip stand in one row of queries, so that its keys and values are not copied for each.
+        (q,) = split_heads(self.q_attn(x_NLD).view(clips, -1, x_NLD.shape[2]), 1, self.heads)
+        out = scaled_dot_product_attention(q, *seen, dropout_p=self.dropout if self.training else 0.0)
+        out = self.c_proj(out.transpose(1, 2).reshape(x_NLD.shape))
+        return dropout(out, self.dropout, self.training)
+
+
+class GptMlp(nn.Module):
+    """Two linear layers with GPT-2's GELU, or a squared ReLU, in between."""
+
+    def __init__(self, config: GatedGpt2Config, *, squared_relu: bool = False) -> None:
+        super().__init__()
+        self.squared_relu = squared_relu
+        self.dropout = config.dropout
+        self.c_fc = Conv1D(config.width, 4 * config.width)
+        self.c_proj = Conv1D(4 * config.width, config.width)
+
+    def forward(self, x_NLD: Tensor) -> Tensor:
+        x = self.c_fc(x_NLD)
+        x = relu(x).square() if self.squared_relu else gelu(x, approximate="tanh")
+        return dropout(self.c_proj(x), self.dropout, self.training)
+
+
+class GptBlock(nn.Module):
+    """Cross-attention with its own MLP in some blocks, then self-attention and MLP, each on a layer-normed input."""
+
+    alpha_cattn: nn.Parameter | None
+    alpha_dense: nn.Parameter | None
+
+    def __init__(self, config: GatedGpt2Config, *, cross: bool) -> None:
+        super().__init__()
+        gates = (
+            (nn.Parameter(torch.zeros([])), nn.Parameter(torch.zeros([]))) if cross and config.gated else (None, None)
+        )
+        self.register_parameter("alpha_cattn", gates[0])
+        self.register_parameter("alpha_dense", gates[1])
+        self.ln_1 = nn.LayerNorm(config.width, eps=NORM_EPS)
+        self.attn = SelfAttention(config)
+        self.ln_2 = nn.LayerNorm(config.width, eps=NORM_EPS)
+        self.cross = cross
+        if cross:
+            self.crossattention = CrossAttention(config)
+            self.ln_cross_attn = nn.LayerNorm(config.width, eps=NORM_EPS)
+            self.mlp_crossattention = GptMlp(config, squared_relu=True)
+            self.ln_2_crossattention = nn.LayerNorm(config.width, eps=NORM_EPS)
+        self.mlp = GptMlp(config)
+
+    def forward(self, x_NLD: Tensor, seen: KeyValue | None, past: KeyValue | None = None, length: int = 0) -> Tensor:
+        """[N,L,D] -> [N,L,D]. seen: the clips' keys and values for cross-attention; past, length: see SelfAttention."""
+        if self.cross:
+            assert seen is not None
+            x_NLD = x_NLD + gate(self.alpha_cattn, self.crossattention(self.ln_cross_attn(x_NLD), seen))
+            x_NLD = x_NLD + gate(self.alpha_dense, self.mlp_crossattention(self.ln_2_crossattention(x_NLD)))
+        x_NLD = x_NLD + self.attn(self.ln_1(x_NLD), past=past, length=length)
+        out_NLD: Tensor = x_NLD + self.mlp(self.ln_2(x_NLD))
+        return out_NLD
+
+
+class GptBody(nn.Module):
+    """Embeddings, blocks, final layer norm: what transformers calls `transformer`."""
+
+    def __init__(self, config: GatedGpt2Config) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(config.vocab_size, config.width)
+        self.wpe = nn.Embedding(config.positions, config.width)
+        self.h = nn.ModuleList(
+            GptBlock(config, cross=block % config.cross_attention_every == 0) for block in range(config.depth)
+        )
+        self.ln_f = nn.LayerNorm(config.width, eps=NORM_EPS)
+
+
+class GatedGpt2(nn.Module):
+    """Scores of the next token, given the tokens before it and the visual tokens of the clip."""
+
+    def __init__(self, config: GatedGpt2Config) -> None:
+        super().__init__()
+        self.config = config
+        self.transformer = GptBody(config)
+        self.lm_head = nn.Linear(config.width, config.vocab_size, bias=False)
+        self._initialise()
+        self.lm_head.weight = self.transformer.wte.weight
+        self.register_load_state_dict_pre_hook(_refuse_two_embeddings)
+        self.register_load_state_dict_post_hook(_tie)
+
+    def look(self, visual_BMD: Tensor) -> list[KeyValue | None]:
+        """Visual tokens [B,M,D] -> keys and values of each block's cross-attention, None where it has none."""
+        return [block.crossattention.look(visual_BMD) if block.cross else None for block in self.blocks]
+
+    def forward(self, tokens_NL: Tensor, seen: list[KeyValue | None], cache: TokenCache | None = None) -> Tensor:
+        """Token ids int64 [N,L] -> logits [N,L,V].
+
+        seen: what `look` gave for B clips; N is a multiple of B. cache: earlier tokens of the same sequences; without
+        any yet, L may be more than 1. ValueError for sequences longer than the decoder or the cache can hold.
+        """
+        length = 0 if cache is None else cache.length
+        room = self.config.positions if cache is None else cache.blocks[0][0].shape[2]
+        assert seen[0] is not None  # block 0 always attends to the visual tokens
+        clips = len(seen[0][0])
+        if tokens_NL.ndim != 2 or not 1 <= length + tokens_NL.shape[1] <= room or len(tokens_NL) % clips:
+            raise ValueError(
+                f"tokens of shape {tuple(tokens_NL.shape)} after {length} others, for {clips} clips: "
+                f"expected [N, L] with N a multiple of the clips and at most {room} tokens in all"
+            )
+        wanted = length + tokens_NL.shape[1]
+        assert length == 0 or tokens_NL.shape[1] == 1
+        body = self.transformer
+        places_L = torch.arange(length, wanted, device=tokens_NL.device)
+        x_NLD = dropout(body.wte(tokens_NL) + body.wpe(places_L), self.config.dropout, self.training)
+        for index, block in enumerate(body.h):
+            if cache is not None:
+                x_NLD = block(x_NLD, seen[index], cache.blocks[index], length)
+            elif self.config.gradient_checkpointing and torch.is_grad_enabled():
+                x_NLD = checkpoint(block, x_NLD, seen[index], use_reentrant=False)
+            else:
+                x_NLD = block(x_NLD, seen[index])
+        if cache is not None:
+            cache.length = wanted
+        logits_NLV: Tensor = self.lm_head(body.ln_f(x_NLD))
+        return logits_NLV
+
+    def new_cache(self, sequences: int, capacity: int) -> TokenCache:
+        """An empty cache for `sequences` sequences of up to `capacity` tokens, of the weights' type and device."""
+        config, weight = self.config, self.lm_head.weight
+        shape = (sequences, config.heads, min(capacity, config.positions), config.width // config.heads)
+        return TokenCache(blocks=[(weight.new_empty(shape), weight.new_empty(shape)) for _ in range(config.depth)])
+
+    @property
+    def blocks(self) -> list[GptBlock]:
+        return [block for block in self.transformer.h if isinstance(block, GptBlock)]
+
+    def is_cross_attention(self, name: str) -> bool:
+        """Whether a parameter (its name in this module's state dict) is one that plain GPT-2 lacks."""
+        return any(part.endswith(CROSS_ATTENTION) for part in name.split("."))
+
+    def mask_buffers(self) -> dict[str, Tensor]:
+        """The constant buffers that the reference stores and this module does without, by their names there."""
+        size = self.config.positions
+        causal = torch.ones(size, size, dtype=torch.uint8).tril().view(1, 1, size, size)
+        found = {}
+        for index, block in enumerate(self.blocks):
+            for attention in ("attn", "crossattention") if block.cross else ("attn",):
+                found[f"transformer.h.{index}.{attention}.bias"] = causal
+                found[f"transformer.h.{index}.{attention}.masked_bias"] = torch.tensor(MASKED_BIAS)
+        return found
+
+    def _initialise(self) -> None:
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear | nn.Embedding | Conv1D):
+                # GPT-2 scales what is added to the residual stream down by the number of additions.
+                shrink = (2 * self.config.depth) ** -0.5 if name.endswith("c_proj") else 1.0
+                nn.init.normal_(module.weight, std=INIT_STD * shrink)
+
+
+def load_gpt2(decoder: GatedGpt2, source: str | Path) -> None:
+    """Fill the decoder with GPT-2's weights; cross-attention keeps its start.
+
+    source: a folder written by transformers' `save_pretrained`, or a hub name. ValueError where nothing is found or
+    the sizes are not the decoder's.
+    """
+    from transformers import GPT2LMHeadModel  # slow to import
+
+    try:
+        stored = GPT2LMHeadModel.from_pretrained(str(source)).state_dict()
+    except OSError as error:
+        message = " ".join(str(error).split())
+        raise ValueError(f"GPT-2 weights {str(source)!r}: expected a local folder or a hub name; {message}") from error
+    state = {name: tensor for name, tensor in stored.items() if not MASK_BUFFERS.search(name)}
+    ours = {name: tensor for name, tensor in decoder.state_dict().items() if not decoder.is_cross_attention(name)}
+    wrong = sorted(state.keys() ^ ours.keys()) + [
+        f"{name} {list(state[name].shape)} instead of {list(ours[name].shape)}"
+        for name in ours
+        if name in state and state[name].shape != ours[name].shape
+    ]
+    if wrong:
+        raise ValueError(f"GPT-2 weights {str(source)!r} do not fit the decoder: {', '.join(wrong[:8])}; set its sizes")
+    decoder.load_state_dict(state, strict=False)
+
+
+def split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
+    """[N,L,parts*H*E] -> `parts` tensors [N,H,L,E]."""
+    return torch.unflatten(x, -1, (parts, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def gate(alpha: Tensor | None, x: Tensor) -> Tensor:
+    return x if alpha is None else alpha.tanh() * x
+
+
+def _tie(decoder: nn.Module, _incompatible: Any) -> None:
+    """Loading with assign=True puts two tensors where there was one."""
+    assert isinstance(decoder, GatedGpt2)
+    decoder.lm_head.weight = decoder.transformer.wte.weight
+
+
+def _refuse_two_embeddings(
+    decoder: nn.Module,
+    state: Mapping[str, Tensor],
+    prefix: str,
+    _metadata: Any,
+    _strict: bool,
+    _missing: list[str],
+    _unexpected: list[str],
+    errors: list[str],
+) -> None:
+    head, embedding = (state.get(prefix + name) for name in ("lm_head.weight", "transformer.wte.weight"))
+    if head is not None and embedding is not None and head.shape == embedding.shape and not head.is_meta:
+        if head is not embedding and not torch.equal(head, embedding):
+            errors.append(
+                f"{prefix}lm_head.weight and {prefix}transformer.wte.weight differ: expected one tensor, twice"
+            )

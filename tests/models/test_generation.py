@@ -1,0 +1,195 @@
+"""How texts are chosen: the filters against figures of the reference, the draws, the work that each step does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn.functional import log_softmax, softmax
+
+from lavila.models.gated_gpt2 import GatedGpt2, GatedGpt2Config
+from lavila.models.generation import (
+    GenerationConfig,
+    beam_search,
+    draw,
+    filter_logits,
+    keep_nucleus,
+    keep_top_k,
+    sample,
+)
+from lavila.models.generation import score as score_texts
+from tests.golden import GOLDEN, golden_json
+
+TIED_ROW = 5  # logits with equals: which of them a nucleus cuts off depends on how the reference's sort left them
+VOCABULARY, END = 12, 11
+
+
+def decoder_of(*, end_bias: float = 0.0) -> GatedGpt2:
+    torch.manual_seed(0)
+    config = GatedGpt2Config(vocab_size=VOCABULARY, positions=32, width=16, depth=2, heads=2, end_token=END)
+    decoder = GatedGpt2(config).eval()
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+        # A constant channel after the last norm, through which the end token is made likelier.
+        decoder.transformer.ln_f.weight[0], decoder.transformer.ln_f.bias[0] = 0.0, 1.0
+        decoder.lm_head.weight[:, 0] = 0.0
+        decoder.lm_head.weight[END, 0] = end_bias
+    return decoder
+
+
+@pytest.mark.parametrize("case", sorted(golden_json("models/sampling_filters")))
+def test_filters_equal_the_reference(case: str) -> None:
+    golden, options = (
+        load_file(GOLDEN / "models/sampling_filters.safetensors"),
+        golden_json("models/sampling_filters")[case],
+    )
+    at_least = 2 if options["num_beams"] > 1 else 1
+    logits = golden["in.logits"] / options.get("temperature", 1.0)
+    if "top_k" in options:
+        logits = keep_top_k(logits, options["top_k"], at_least=at_least)
+    if "top_p" in options:
+        logits = keep_nucleus(logits, options["top_p"], at_least=at_least)
+    theirs, probabilities = golden[f"out.{case}.logits"], golden[f"out.{case}.probs"]
+    assert logits.isfinite().sum(1).tolist() == options["kept"]
+    assert torch.equal(logits[:TIED_ROW], theirs[:TIED_ROW])
+    assert torch.equal(logits[TIED_ROW].sort().values, theirs[TIED_ROW].sort().values)
+    torch.testing.assert_close(softmax(logits, -1)[:TIED_ROW], probabilities[:TIED_ROW], rtol=1e-6, atol=1e-7)
+    if at_least == 1:
+        chosen = {name: options[name] for name in ("temperature", "top_k", "top_p") if name in options}
+        assert torch.equal(filter_logits(golden["in.logits"], GenerationConfig(**chosen)), logits)
+
+
+def test_draws_follow_the_probabilities_and_never_take_what_is_removed() -> None:
+    probability = torch.tensor([0.0, 0.5, 0.0, 0.3, 0.2, 0.0])
+    uniform = torch.rand(20000, generator=torch.Generator().manual_seed(0))
+    tokens = draw(probability.expand(len(uniform), -1), uniform)
+    shares = torch.bincount(tokens, minlength=6) / len(uniform)
+    torch.testing.assert_close(shares, probability, rtol=0, atol=0.02)
+    edges = torch.tensor([0.0, 0.49999, 0.5, 0.79999, 0.8, 1 - 2.0**-24])
+    assert draw(probability.expand(6, -1), edges).tolist() == [1, 1, 3, 3, 4, 4]
+
+
+def test_sampled_tokens_follow_the_decoder() -> None:
+    decoder, visual = decoder_of(), torch.randn(1, 3, 16)
+    config = GenerationConfig(max_length=2, num_return_sequences=4000, temperature=0.7, top_p=0.9, early_stopping=False)
+    with torch.no_grad():
+        found = sample(decoder, visual, config, generator=torch.Generator().manual_seed(0))
+        logits = decoder(torch.tensor([[END]]), decoder.look(visual))[:, 0]
+    wanted = softmax(filter_logits(logits, config), -1)[0]
+    assert 2 < (wanted > 0).sum() < VOCABULARY
+    shares = torch.bincount(found.tokens[0, :, 1], minlength=VOCABULARY) / 4000
+    torch.testing.assert_close(shares, wanted, rtol=0, atol=0.03)
+    assert not shares[wanted == 0].any()
+    entropy = -(softmax(logits, -1) * log_softmax(logits, -1)).sum()
+    torch.testing.assert_close(found.nll, entropy.expand(1, 4000))
+
+
+def test_a_seed_gives_the_same_texts_and_one_for_each_clip_frees_them_of_their_neighbours() -> None:
+    decoder, visual = decoder_of(), torch.randn(3, 3, 16)
+    config = GenerationConfig(max_length=20, num_return_sequences=4, early_stopping=False)
+
+    def texts(clips: list[int], seeds: int | list[int]) -> Tensor:
+        one = torch.Generator
+        generator = one().manual_seed(seeds) if isinstance(seeds, int) else [one().manual_seed(seed) for seed in seeds]
+        with torch.no_grad():
+            return sample(decoder, visual[clips], config, generator=generator).tokens
+
+    assert torch.equal(texts([0, 1, 2], 5), texts([0, 1, 2], 5))
+    assert not torch.equal(texts([0, 1, 2], 5), texts([0, 1, 2], 6))
+    together = texts([0, 1, 2], [7, 8, 9])
+    assert torch.equal(texts([2, 0], [9, 7]), together[[2, 0]])
+    assert not torch.equal(together[0, 0], together[0, 1])
+    with pytest.raises(ValueError, match="2 generators for 3 clips"):
+        texts([0, 1, 2], [7, 8])
+
+
+def test_early_stopping_leaves_the_texts_and_scores_as_they_were() -> None:
+    decoder, visual = decoder_of(end_bias=2.0), torch.randn(2, 3, 16)
+    with torch.no_grad():
+        long, short = (
+            sample(
+                decoder,
+                visual,
+                GenerationConfig(max_length=32, num_return_sequences=3, early_stopping=stop),
+                generator=torch.Generator().manual_seed(1),
+            )
+            for stop in (False, True)
+        )
+    length = short.tokens.shape[2]
+    assert long.tokens.shape[2] == 32 > length
+    assert torch.equal(long.tokens[..., :length], short.tokens)
+    torch.testing.assert_close(long.nll, short.nll)
+
+
+def test_a_step_computes_one_token_and_a_clip_is_looked_at_once() -> None:
+    decoder, visual = decoder_of(), torch.randn(2, 3, 16)
+    steps: list[tuple[int, ...]] = []
+    looks: list[tuple[int, ...]] = []
+    decoder.transformer.wte.register_forward_hook(lambda _, inputs, __: steps.append(tuple(inputs[0].shape)))
+    for block in decoder.blocks:
+        block.crossattention.c_attn.register_forward_hook(lambda _, inputs, __: looks.append(tuple(inputs[0].shape)))
+    with torch.no_grad():
+        sample(decoder, visual, GenerationConfig(max_length=9, num_return_sequences=5, early_stopping=False))
+        assert steps == [(10, 1)] * 8
+        assert looks == [(2, 3, 16)] * 2
+        steps.clear(), looks.clear()
+        beam_search(decoder, visual, GenerationConfig(max_length=9, num_beams=4))
+        assert set(steps) == {(8, 1)}
+        assert looks == [(2, 3, 16)] * 2
+
+
+def test_wide_enough_beams_find_the_likeliest_text() -> None:
+    decoder, visual = decoder_of(end_bias=1.0), torch.randn(1, 3, 16)
+    words = torch.arange(VOCABULARY - 1)
+    texts = torch.cartesian_prod(torch.tensor([END]), words, words, words)
+    with torch.no_grad():
+        nll = score_all(decoder, visual, texts)
+        config = GenerationConfig(max_length=4, num_beams=VOCABULARY**2, num_return_sequences=2, length_penalty=0.0)
+        found = beam_search(decoder, visual, config)
+    ended = found.tokens[0] == END
+    for tokens, ends, value in zip(found.tokens[0], ended, found.nll[0], strict=True):
+        if ends.sum() == 1:  # a text of full length
+            row = (texts == tokens).all(1).nonzero().item()
+            assert value.item() == pytest.approx(nll[int(row)].item(), rel=1e-5)
+    assert found.nll[0, 0] <= found.nll[0, 1]
+    assert found.nll[0, 0] <= nll.min() + 1e-5
+
+
+def score_all(decoder: GatedGpt2, visual: Tensor, texts: Tensor) -> Tensor:
+    """Minus the log-probability of whole texts, without the library's own scoring."""
+    logits = log_softmax(decoder(texts[:, :-1], decoder.look(visual)), -1)
+    return -logits.gather(-1, texts[:, 1:, None])[..., 0].sum(1)
+
+
+def test_padding_is_left_out_of_scores() -> None:
+    decoder, visual = decoder_of(), torch.randn(2, 3, 16)
+    target = torch.tensor([[END, 3, 4, END, 0, 0], [END, 3, 4, 5, 6, END]])
+    with torch.no_grad():
+        found = score_texts(decoder, visual, target, teacher_forcing=True)
+        alone = score_texts(decoder, visual[:1], target[:1, :4], teacher_forcing=True)
+    assert found.step_nll is not None
+    assert found.step_nll[0, 0, 3:].tolist() == [0, 0]
+    torch.testing.assert_close(found.nll[:1], alone.nll)
+    torch.testing.assert_close(alone.nll[0, 0] * 3, score_all(decoder, visual[:1], target[:1, :4])[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": 0.0}, "temperature=0.0: .* top_k=1 is greedy"),
+        ({"top_k": 0}, "top_k=0"),
+        ({"top_p": 1.5}, "top_p=1.5"),
+        ({"max_length": 1}, "max_length=1: must be at least 2"),
+        ({"num_return_sequences": 0}, "num_return_sequences=0"),
+        ({"num_beams": 4, "num_beam_groups": 3}, "num_beams=4 is not a multiple of num_beam_groups=3"),
+        ({"num_beams": 2, "num_return_sequences": 3}, "2 beams give at most as many texts"),
+        ({"num_beams": 2, "top_p": 0.9}, "beam search does not sample"),
+    ],
+)
+def test_options_that_exclude_one_another_are_told(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GenerationConfig(**options)
