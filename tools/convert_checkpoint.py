@@ -100,7 +100,8 @@ def to_ours(file: Path, model: nn.Module, out: Path) -> list[Path]:
 
 def to_lavila(file: Path, model: nn.Module, out: Path) -> list[Path]:
     """Write a .pth file that LaViLa's scripts and `load_model` read. CheckpointError where it cannot say all."""
-    constants = getattr(model, "constant_buffers", dict)()  # without which LaViLa does not load a narrator
+    # Without its constants LaViLa does not load a narrator.
+    constants: dict[str, torch.Tensor] = getattr(model, "constant_buffers", dict)()
     tensors = {**model.state_dict(), **constants}
     check_readable(model, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
     architecture, extra = model.architecture(), read_extra(file)  # type: ignore[operator]

@@ -131,6 +131,8 @@ def load_model(
     """
     file = find_model(path)
     architecture, state = _read(file)
+    if not isinstance(architecture.get("tower", architecture), dict):
+        raise CheckpointError(f"{file}: names an architecture that is none (its tower is no table)")
     tower, prefix = (architecture["tower"], "visual.") if "tower" in architecture else (architecture, "")
     stored_frames, stored_size = tower.get("num_frames"), tower.get("image_size")
     tower["num_frames"] = stored_frames if num_frames is None else num_frames
@@ -140,6 +142,8 @@ def load_model(
             model = build_model(architecture)
     except ValueError as error:
         raise CheckpointError(f"{file}: {error}") from error
+    except (TypeError, KeyError, AttributeError) as error:  # parts of other types than ours
+        raise CheckpointError(f"{file}: names an architecture that is none ({error})") from error
     for name, resized, resize in (
         (f"{prefix}temporal_embed", tower["num_frames"] != stored_frames, inflate_temporal_embed),
         (f"{prefix}pos_embed", tower["image_size"] != stored_size, resize_pos_embed),
@@ -229,7 +233,13 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         published = read_published(file)
         architecture, state = published.architecture, published.state()
     else:
-        architecture, state = json.loads(_read_metadata(file)[f"{RESERVED}architecture"]), load_file(file)
+        text = _read_metadata(file)[f"{RESERVED}architecture"]
+        try:
+            architecture, state = json.loads(text), load_file(file)
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{file}: names an architecture that is no JSON ({error})") from error
+        if not isinstance(architecture, dict):
+            raise CheckpointError(f"{file}: names an architecture that is none (it is no table)")
     return architecture, {n: tensor.float() if tensor.is_floating_point() else tensor for n, tensor in state.items()}
 
 

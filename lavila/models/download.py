@@ -51,10 +51,6 @@ def download(
     """
     if target.is_file():
         return target
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"{target.parent}: cannot be made ({error.strerror}); set LAVILA_HOME") from None
     with _lock(target):
         if target.is_file():  # another process was first
             return target
@@ -139,7 +135,12 @@ def _go_on(url: str, part: Path, on_progress: Progress, timeout: float) -> bool:
 
 @contextmanager
 def _lock(target: Path) -> Iterator[None]:
-    with target.with_name(f"{target.name}.lock").open("w") as file:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file = target.with_name(f"{target.name}.lock").open("w")
+    except OSError as error:
+        raise CheckpointError(f"{target.parent}: cannot be written ({error.strerror}); set LAVILA_HOME") from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

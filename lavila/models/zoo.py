@@ -293,7 +293,10 @@ def home() -> Path:
 
 def fetch(model: ZooModel, *, on_progress: Progress | None = None) -> Path:
     """The model's file, downloaded unless it is there. CheckpointError as `download` raises it."""
-    return download(model.url, model.file, md5=model.md5, on_progress=on_progress)
+    try:
+        return download(model.url, model.file, md5=model.md5, on_progress=on_progress)
+    except CheckpointError as error:
+        raise CheckpointError(f"{model.name}: {error}") from None
 
 
 def zoo_name(file: str | Path) -> str:

@@ -352,7 +352,7 @@ def test_damage_of_the_old_format_is_told(tmp_path: Path) -> None:
         (whole[:-100], "not a whole checkpoint"),
         (whole[:60], "not a whole checkpoint"),
         (whole.replace(struct.pack("<q", 1000), struct.pack("<q", 999)), UNFIT),
-        (re.sub(rb"(little_endianq.)\x88", rb"\1\x89", whole), "was written on a big-endian machine"),
+        (re.sub(rb"(little_endianq.)\x88", b"\\1\x89", whole), "was written on a big-endian machine"),
     ):
         assert content != whole
         path.write_bytes(content)

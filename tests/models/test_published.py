@@ -152,7 +152,7 @@ def test_arguments_that_would_fill_all_memory_are_left_out(tmp_path: Path) -> No
     for _ in range(40):
         many = [many, many]
     deep: Any = []
-    for _ in range(900):
+    for _ in range(100):
         deep = [deep]
     args = {"many": many, "deep": deep, "numbered": {1: 2}, "project_embed_dim": [24] * 9999, "kept": {"a": (1, None)}}
     path = write(tmp_path / "m.pth", published_state(tiny("one head")), **args)
