@@ -1,11 +1,15 @@
-"""Models in files: safetensors whose metadata holds the architecture, so that a file alone is enough to load it.
+"""Models in files: our own form, and those that LaViLa and EgoVLP published.
 
-Metadata keys: `lavila.format` (version of this layout), `lavila.architecture` (JSON), and whatever the writer adds.
-Nothing here unpickles: a checkpoint from a stranger cannot run code.
+Ours is safetensors whose metadata holds the architecture, so that a file alone is enough to load it. Metadata keys:
+`lavila.format` (version of this layout), `lavila.architecture` (JSON), and whatever the writer adds. Published files
+are recognised in `published`. Nothing in a file is executed: a checkpoint from a stranger cannot run code.
 """
 
 from __future__ import annotations
 
+import difflib
+import importlib
+import itertools
 import json
 import logging
 from collections.abc import Mapping
@@ -19,8 +23,24 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from lavila.files import whole_path
-from lavila.models.classifier import VideoClassifier
-from lavila.models.timesformer import TimeSformer
+from lavila.models.errors import CheckpointError
+from lavila.models.pickles import SUFFIXES
+from lavila.models.published import constants_of, read_published
+from lavila.models.zoo import ZOO, fetch
+
+__all__ = [
+    "LATEST",
+    "WEIGHTS",
+    "CheckpointError",
+    "Inflation",
+    "build_model",
+    "find_model",
+    "inflate_temporal_embed",
+    "load_model",
+    "read_extra",
+    "resize_pos_embed",
+    "save_model",
+]
 
 log = logging.getLogger(__name__)
 
@@ -28,15 +48,13 @@ FORMAT_VERSION = "1"
 WEIGHTS = "model.safetensors"
 LATEST = "latest"
 RESERVED = "lavila."
-PICKLES = {".pth", ".pt", ".ckpt", ".bin", ".pkl"}
-READABLE = f"a .safetensors file, a step folder with {WEIGHTS}, or a checkpoints folder with the file '{LATEST}'"
+READABLE = (
+    f"a .safetensors file, a step folder with {WEIGHTS}, a checkpoints folder with the file '{LATEST}', a .pth file of "
+    "LaViLa or EgoVLP, or a name that `python -m lavila.models.zoo` lists"
+)
 NAMES_SHOWN = 8
 
 Inflation = Literal["bilinear", "zeros", "interp"]
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that is not there, is damaged, or does not fit, told in one line."""
 
 
 class Describable(Protocol):
@@ -45,10 +63,13 @@ class Describable(Protocol):
     def architecture(self) -> dict[str, Any]: ...
 
 
-BUILDERS: dict[str, type[TimeSformer] | type[VideoClassifier]] = {
-    "timesformer": TimeSformer,
-    "classifier": VideoClassifier,
-}
+BUILDERS = {
+    "timesformer": ("timesformer", "TimeSformer"),
+    "classifier": ("classifier", "VideoClassifier"),
+    "dual_encoder": ("dual_encoder", "ClipDualEncoder"),
+    "dual_encoder_distilbert": ("dual_encoder", "DistilBertDualEncoder"),
+    "narrator": ("narrator", "Narrator"),
+}  # kind of architecture -> module here, class
 
 
 def build_model(architecture: Mapping[str, Any]) -> nn.Module:
@@ -56,7 +77,10 @@ def build_model(architecture: Mapping[str, Any]) -> nn.Module:
     kind = architecture.get("kind")
     if kind not in BUILDERS:
         raise ValueError(f"architecture kind {kind!r}: expected one of {sorted(BUILDERS)}")
-    return BUILDERS[kind].from_architecture(architecture)
+    module, name = BUILDERS[kind]
+    builder = getattr(importlib.import_module(f"lavila.models.{module}"), name)
+    model: nn.Module = builder.from_architecture(architecture)
+    return model
 
 
 def save_model(model: nn.Module, path: str | Path, *, extra: Mapping[str, str] | None = None) -> None:
@@ -79,7 +103,8 @@ def save_model(model: nn.Module, path: str | Path, *, extra: Mapping[str, str] |
         f"{RESERVED}format": FORMAT_VERSION,
         f"{RESERVED}architecture": json.dumps(describe()),
     }
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    tied = _tied(model)  # is stored once
+    tensors = {n: tensor.detach().cpu().contiguous() for n, tensor in model.state_dict().items() if n not in tied}
     with whole_path(path) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode  # as the umask has it; safetensors makes files that only their owner can read
@@ -94,29 +119,31 @@ def load_model(
     image_size: int | None = None,
     device: str | torch.device = "cpu",
 ) -> nn.Module:
-    """Read a model written by `save_model`, float32, in eval mode, on `device`.
+    """Read a model of ours or a published one, float32, in eval mode, on `device`.
 
-    path: a .safetensors file, a `step-*` folder that holds model.safetensors, or a run's `checkpoints` folder, whose
-    file `latest` names the newest step folder.
+    path: a .safetensors file written by `save_model`, a `step-*` folder that holds model.safetensors, a run's
+    `checkpoints` folder, whose file `latest` names the newest step folder, a .pth file of LaViLa or EgoVLP, or a name
+    of the zoo, whose file is downloaded unless it has been before.
     num_frames: longest clip the model shall take. More than stored: the temporal embedding is resampled linearly;
     fewer: its first ones are kept (both as the reference does).
     image_size: side in pixels. The spatial embedding is resampled bicubically (the reference refuses this).
-    CheckpointError where nothing is found, the file is damaged, or names or shapes of tensors do not fit.
+    CheckpointError where nothing is found or downloaded, the file is damaged, or names or shapes of tensors do not fit.
     """
-    file = _find(Path(path))
-    metadata = _read_metadata(file)
-    architecture = json.loads(metadata[f"{RESERVED}architecture"])
+    file = find_model(path)
+    architecture, state = _read(file)
+    if not isinstance(architecture.get("tower", architecture), dict):
+        raise CheckpointError(f"{file}: names an architecture that is none (its tower is no table)")
     tower, prefix = (architecture["tower"], "visual.") if "tower" in architecture else (architecture, "")
     stored_frames, stored_size = tower.get("num_frames"), tower.get("image_size")
     tower["num_frames"] = stored_frames if num_frames is None else num_frames
     tower["image_size"] = stored_size if image_size is None else image_size
-    with torch.device("meta"):  # shapes only: the weights come from the file
-        try:
+    try:
+        with torch.device("meta"):  # shapes only: the weights come from the file
             model = build_model(architecture)
-        except ValueError as error:
-            raise CheckpointError(f"{file}: {error}") from error
-    state = load_file(file, device=str(device))
-    state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    except ValueError as error:
+        raise CheckpointError(f"{file}: {error}") from error
+    except (TypeError, KeyError, AttributeError) as error:  # parts of other types than ours
+        raise CheckpointError(f"{file}: names an architecture that is none ({error})") from error
     for name, resized, resize in (
         (f"{prefix}temporal_embed", tower["num_frames"] != stored_frames, inflate_temporal_embed),
         (f"{prefix}pos_embed", tower["image_size"] != stored_size, resize_pos_embed),
@@ -125,15 +152,19 @@ def load_model(
             wanted = model.get_parameter(name).shape[1]
             log.info("%s: %s resampled from %d to %d positions", file, name, state[name].shape[1], wanted)
             state[name] = resize(state[name], wanted)
-    _check_fit(state, model.state_dict(), file=file)
-    model.load_state_dict(state, assign=True)
-    return model.eval()
+    _fill(model, state, file=file)
+    return model.to(device).eval()
 
 
 def read_extra(path: str | Path) -> dict[str, str]:
-    """What `save_model` was given as `extra`, from anything `load_model` can read."""
-    metadata = _read_metadata(_find(Path(path)))
-    return {name: value for name, value in metadata.items() if not name.startswith(RESERVED)}
+    """What `save_model` was given as `extra`, from anything `load_model` can read.
+
+    Of a published file: `pictures`, the JSON of mean and std of 0..255 RGB and of the frames of a clip.
+    """
+    file = find_model(path)
+    if file.suffix in SUFFIXES:
+        return {"pictures": json.dumps(read_published(file).pictures())}
+    return {name: value for name, value in _read_metadata(file).items() if not name.startswith(RESERVED)}
 
 
 def inflate_temporal_embed(embed: Tensor, frames: int, mode: Inflation = "bilinear") -> Tensor:
@@ -168,16 +199,12 @@ def resize_pos_embed(embed: Tensor, positions: int) -> Tensor:
     return torch.cat([embed[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
 
 
-def _find(path: Path) -> Path:
-    """The .safetensors file that a user's path means."""
+def find_model(path: str | Path) -> Path:
+    """The file that a user's path or zoo name means, downloaded if need be. CheckpointError where there is none."""
+    path = Path(path)
     if path.is_file():
-        if path.suffix == ".safetensors":
+        if path.suffix == ".safetensors" or path.suffix in SUFFIXES:
             return path
-        if path.suffix in PICKLES:
-            raise CheckpointError(
-                f"{path}: pickled checkpoints ({path.suffix}) cannot be read yet, published ones included; "
-                f"can be read: {READABLE}"
-            )
         raise CheckpointError(f"{path}: not a model file; can be read: {READABLE}")
     if (path / WEIGHTS).is_file():
         return path / WEIGHTS
@@ -190,10 +217,30 @@ def _find(path: Path) -> Path:
         raise CheckpointError(
             f"{path / LATEST} names {step!r}, but there is no {path / step / WEIGHTS}; give another step folder"
         )
+    if str(path) in ZOO:
+        return fetch(ZOO[str(path)])
+    near = difflib.get_close_matches(path.name.lower(), ZOO, n=3, cutoff=0.6)
     raise CheckpointError(
-        f"no model at {str(path)!r}: looked for the file {path}, {path / WEIGHTS} and {path / LATEST}; "
-        f"can be read: {READABLE}"
+        f"no model at {str(path)!r}: looked for the file {path}, {path / WEIGHTS} and {path / LATEST}"
+        + (f"; did you mean the published {' or '.join(near)}?" if near else "")
+        + f"; can be read: {READABLE}"
     )
+
+
+def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Architecture and tensors, floats as float32."""
+    if file.suffix in SUFFIXES:
+        published = read_published(file)
+        architecture, state = published.architecture, published.state()
+    else:
+        text = _read_metadata(file)[f"{RESERVED}architecture"]
+        try:
+            architecture, state = json.loads(text), load_file(file)
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{file}: names an architecture that is no JSON ({error})") from error
+        if not isinstance(architecture, dict):
+            raise CheckpointError(f"{file}: names an architecture that is none (it is no table)")
+    return architecture, {n: tensor.float() if tensor.is_floating_point() else tensor for n, tensor in state.items()}
 
 
 def _read_metadata(file: Path) -> dict[str, str]:
@@ -210,18 +257,47 @@ def _read_metadata(file: Path) -> dict[str, str]:
     return dict(metadata)
 
 
-def _check_fit(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, file: Path) -> None:
-    missing = [name for name in wanted if name not in state]
-    unexpected = [name for name in state if name not in wanted]
-    misshapen = [
-        f"{name} {list(state[name].shape)} instead of {list(wanted[name].shape)}"
-        for name in wanted
-        if name in state and state[name].shape != wanted[name].shape
-    ]
-    found = {"missing": missing, "left over": unexpected, "misshapen": misshapen}
+def _fill(model: nn.Module, state: dict[str, Tensor], *, file: Path) -> None:
+    """Give a model on the meta device its weights. CheckpointError lists what is missing, left over or misshapen."""
+    wanted = model.state_dict()
+    for name, twin in _tied(model).items():
+        if name not in state and twin in state:
+            state[name] = state[twin]
+    constants = {name: value for name, value in constants_of(model).items() if name in state and name not in wanted}
+    for name, value in constants.items():
+        if state[name].shape == value.shape and torch.equal(state[name].to(value.dtype), value):
+            del state[name]
+    if dropped := [name for name in constants if name not in state]:
+        log.info("%s: constant buffers dropped: %s", file, ", ".join(dropped))
+    _check_fit(state, wanted, changed=[name for name in constants if name in state], file=file)
+    try:
+        model.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{file}: {' '.join(str(error).split())}") from error
+    assert not any(tensor.is_meta for tensor in itertools.chain(model.parameters(), model.buffers()))
+
+
+def _tied(model: nn.Module) -> dict[str, str]:
+    """Names of parameters that are one tensor with an earlier one -> the name of that."""
+    first: dict[int, str] = {}
+    names = ((name, first.setdefault(id(p), name)) for name, p in model.named_parameters(remove_duplicate=False))
+    return {name: twin for name, twin in names if name != twin}
+
+
+def _check_fit(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, changed: list[str], file: Path) -> None:
+    found = {
+        "missing": [name for name in wanted if name not in state],
+        "left over": [name for name in state if name not in wanted and name not in changed],
+        "misshapen": [
+            f"{name} {list(state[name].shape)} instead of {list(wanted[name].shape)}"
+            for name in wanted
+            if name in state and state[name].shape != wanted[name].shape
+        ],
+        "of other values than the constants they should be": changed,
+    }
     if any(found.values()):
         problems = "; ".join(f"{what}: {_shorten(names)}" for what, names in found.items() if names)
-        raise CheckpointError(f"{file}: tensors do not fit the architecture it names: {problems}; save the model again")
+        raise CheckpointError(f"{file}: tensors do not fit the architecture: {problems}; get or save the file again")
 
 
 def _shorten(names: list[str]) -> str:

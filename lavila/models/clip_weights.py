@@ -6,15 +6,16 @@ What CLIP has no counterpart for (attention over time, `temporal_embed`) keeps t
 from __future__ import annotations
 
 import logging
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lavila.models.dual_encoder import ClipDualEncoder
+from lavila.models.errors import CheckpointError
+from lavila.models.pickles import read_tensors
 from lavila.models.timesformer import TimeSformer, TimeSformerConfig
 
 log = logging.getLogger(__name__)
@@ -48,9 +49,9 @@ class ClipWeightsError(ValueError):
 def read_clip_weights(source: str | Path) -> dict[str, Tensor]:
     """OpenAI's CLIP as name -> tensor, float32, on the CPU.
 
-    source: a .safetensors file; a .pt file, either a plain state dict or OpenAI's own TorchScript archive (which torch
-    runs to read it: give only those you trust); or open_clip's name of a model, such as ViT-B-16, whose weights it
-    fetches once. ClipWeightsError where there is nothing of the kind.
+    source: a .safetensors file; a .pt file, either a plain state dict or OpenAI's own TorchScript archive, of which
+    nothing is executed; or open_clip's name of a model, such as ViT-B-16, whose weights it fetches once.
+    ClipWeightsError where there is nothing of the kind.
     """
     path = Path(source)
     state = _read_file(path) if path.is_file() else _from_open_clip(str(source))
@@ -130,25 +131,10 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor], *, keep: Callable[[str]
 
 def _read_file(path: Path) -> Mapping[str, Tensor]:
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        if _is_torchscript(path):
-            archive: dict[str, Tensor] = torch.jit.load(path, map_location="cpu").state_dict()
-            return archive
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what damaged bytes raise is anyone's guess, struct.error and KeyError among them
-        why = " ".join(str(error).split())
-        raise ClipWeightsError(f"{path}: neither safetensors, a state dict nor TorchScript ({why[:200]})") from error
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise ClipWeightsError(f"{path}: expected names and tensors, nothing else; save model.state_dict()")
-    return state
-
-
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+        return load_file(path) if path.suffix == ".safetensors" else read_tensors(path)
+    except (SafetensorError, CheckpointError) as error:
+        told = " ".join(str(error).split()).removeprefix(f"{path}: ")
+        raise ClipWeightsError(f"{path}: no weights of CLIP: {told[:200]}") from error
 
 
 def _from_open_clip(name: str) -> Mapping[str, Tensor]:

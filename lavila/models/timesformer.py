@@ -10,17 +10,25 @@ the class token, then frame by frame), D width, H attention heads, E channels of
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 import torch
-from timm.layers import DropPath, Mlp, QuickGELU, trunc_normal_
+from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import gelu, scaled_dot_product_attention, silu
 from torch.utils.checkpoint import checkpoint
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """x * sigmoid(1.702 x), any shape. Where no gradient is wanted, `x` is overwritten and returned."""
+    if torch.is_grad_enabled():
+        return silu(1.702 * x) / 1.702
+    return silu(x.mul_(1.702), inplace=True).div_(1.702)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": gelu}
 # Position embeddings start on the scale of the patch tokens they are added to. At the usual 0.02 a small model sees
 # neither place nor time at first: telling left from right pans took it over 300 steps instead of under 50.
 EMBED_INIT_STD = 0.5
@@ -83,6 +91,25 @@ class PatchEmbed(nn.Module):
         return torch.unflatten(patches.flatten(2).transpose(1, 2), 0, (-1, frames))
 
 
+def kept_by_input(function: Callable[..., Tensor], x: Tensor, *args: Any) -> Tensor:
+    """function(x, *args), of which only `x` is kept for the backward pass.
+
+    What `function` needs besides is made again there, up to the input of its last matrix product: for functions that
+    are cheap but for that product. They may draw no random numbers.
+    """
+    if torch.is_grad_enabled():
+        out: Tensor = checkpoint(function, x, *args, use_reentrant=False, preserve_rng_state=False)
+        return out
+    return function(x, *args)
+
+
+def attention(q_BSHE: Tensor, k_BSHE: Tensor, v_BSHE: Tensor) -> Tensor:
+    """softmax(q k / sqrt(E)) v over the tokens S, which may be others for q than for k and v."""
+    return scaled_dot_product_attention(
+        q_BSHE.transpose(1, 2), k_BSHE.transpose(1, 2), v_BSHE.transpose(1, 2)
+    ).transpose(1, 2)
+
+
 class DividedAttention(nn.Module):
     """Multi-head attention over one axis of a clip.
 
@@ -97,42 +124,59 @@ class DividedAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x_BSD: Tensor, *, frames: int) -> Tensor:
-        """[B,S,D] -> [B,S,D], both with the class token first."""
-        q_BSHE, k_BSHE, v_BSHE = torch.unflatten(self.qkv(x_BSD), -1, (3, self.heads, -1)).unbind(2)
-        cls = scaled_dot_product_attention(
-            q_BSHE[:, :1].transpose(1, 2), k_BSHE.transpose(1, 2), v_BSHE.transpose(1, 2)
-        ).transpose(1, 2)
-        attend = self._over_space if self.over == "space" else self._over_time
-        patches = attend(q_BSHE, k_BSHE, v_BSHE, frames)
-        out: Tensor = self.proj(torch.cat([cls.flatten(2), patches], dim=1))
+    def forward(self, x_BSD: Tensor, norm: nn.Module, *, frames: int, cls_only: bool = False) -> Tensor:
+        """[B,S,D] -> [B,S,D], both with the class token first; or [B,1,D], that of the class token only.
+
+        `norm` is applied to the input. It is done in here so that its output is gone before the attention takes memory.
+        """
+        return kept_by_input(self._attend, self.qkv(norm(x_BSD)), frames, cls_only)
+
+    def _attend(self, qkv_BSK: Tensor, frames: int, cls_only: bool) -> Tensor:
+        # Split, unlike sliced, tensors get their gradients put together in one piece.
+        q_BSHE, k_BSHE, v_BSHE = torch.unflatten(qkv_BSK, -1, (3, self.heads, -1)).unbind(2)
+        q_cls, q_patches = q_BSHE.split([1, q_BSHE.shape[1] - 1], dim=1)
+        out_BSHE = attention(q_cls, k_BSHE, v_BSHE)
+        if not cls_only:
+            q_BTNHE = torch.unflatten(q_patches, 1, (frames, -1))
+            # Places are folded into the heads, not the batch: tokens then keep their order in memory, and B*N (which
+            # passes 65535, the largest second dimension of a CUDA grid, for large batches) is no dimension of the call.
+            fold = (0, 1) if self.over == "space" else (2, 3)
+            patches = attention(
+                q_BTNHE.flatten(*fold),
+                self._with_cls(k_BSHE, frames).flatten(*fold),
+                self._with_cls(v_BSHE, frames).flatten(*fold),
+            )
+            out_BSHE = torch.cat([out_BSHE, patches.reshape(q_patches.shape)], dim=1)
+            del patches
+        out: Tensor = self.proj(out_BSHE.flatten(2))
         return out
 
-    def _over_space(self, q_BSHE: Tensor, k_BSHE: Tensor, v_BSHE: Tensor, frames: int) -> Tensor:
-        def rows(x_BSHE: Tensor, *, with_cls: bool) -> Tensor:
-            x_BTNHE = torch.unflatten(x_BSHE[:, 1:], 1, (frames, -1))
-            if with_cls:
-                cls_BTNHE = x_BSHE[:, None, :1].expand(-1, frames, -1, -1, -1)
-                x_BTNHE = torch.cat([cls_BTNHE, x_BTNHE], dim=2)
-            return x_BTNHE.flatten(0, 1).transpose(1, 2)
+    def _with_cls(self, x_BSHE: Tensor, frames: int) -> Tensor:
+        """Patches [B,T,N,H,E] with the class token put in front: of the places of every frame, or of the frames."""
+        cls, patches = x_BSHE.split([1, x_BSHE.shape[1] - 1], dim=1)
+        patches = torch.unflatten(patches, 1, (frames, -1))
+        if self.over == "space":
+            return torch.cat([cls[:, None].expand(-1, frames, -1, -1, -1), patches], dim=2)
+        return torch.cat([cls[:, None].expand(-1, -1, patches.shape[2], -1, -1), patches], dim=1)
 
-        q, k, v = rows(q_BSHE, with_cls=False), rows(k_BSHE, with_cls=True), rows(v_BSHE, with_cls=True)
-        out = scaled_dot_product_attention(q, k, v)  # [B*T, H, N, E]
-        return torch.unflatten(out.transpose(1, 2), 0, (-1, frames)).flatten(1, 2).flatten(2)
 
-    def _over_time(self, q_BSHE: Tensor, k_BSHE: Tensor, v_BSHE: Tensor, frames: int) -> Tensor:
-        # Places are folded into the heads, not the batch: tokens then keep their order in memory, and B*N (which passes
-        # 65535, the largest second dimension of a CUDA grid, for large batches) is no dimension of the call.
-        def columns(x_BSHE: Tensor, *, with_cls: bool) -> Tensor:
-            x_BTNHE = torch.unflatten(x_BSHE[:, 1:], 1, (frames, -1))
-            if with_cls:
-                cls_BTNHE = x_BSHE[:, None, :1].expand(-1, -1, x_BTNHE.shape[2], -1, -1)
-                x_BTNHE = torch.cat([cls_BTNHE, x_BTNHE], dim=1)
-            return x_BTNHE.flatten(2, 3).transpose(1, 2)
+class Mlp(nn.Module):
+    """Two linear maps with an activation between."""
 
-        q, k, v = columns(q_BSHE, with_cls=False), columns(k_BSHE, with_cls=True), columns(v_BSHE, with_cls=True)
-        out = scaled_dot_product_attention(q, k, v)  # [B, N*H, T, E]
-        return torch.unflatten(out.transpose(1, 2), 2, (-1, self.heads)).flatten(1, 2).flatten(2)
+    def __init__(self, config: TimeSformerConfig) -> None:
+        super().__init__()
+        hidden = int(config.width * config.mlp_ratio)
+        self.fc1 = nn.Linear(config.width, hidden)
+        self.fc2 = nn.Linear(hidden, config.width)
+        self.activation = config.activation
+
+    def forward(self, x_BSD: Tensor, norm: nn.Module) -> Tensor:
+        """[B,S,D] -> [B,S,D]; `norm` is applied to the input, in here for the same reason as in DividedAttention."""
+        return kept_by_input(self._finish, self.fc1(norm(x_BSD)))
+
+    def _finish(self, hidden: Tensor) -> Tensor:
+        out: Tensor = self.fc2(ACTIVATIONS[self.activation](hidden))
+        return out
 
 
 class Block(nn.Module):
@@ -145,21 +189,27 @@ class Block(nn.Module):
         self.attn = DividedAttention(width, heads=config.heads, over="space")
         self.timeattn = DividedAttention(width, heads=config.heads, over="time")
         self.norm2 = nn.LayerNorm(width, eps=BLOCK_NORM_EPS)
-        self.mlp = Mlp(width, int(width * config.mlp_ratio), act_layer=ACTIVATIONS[config.activation])
+        self.mlp = Mlp(config)
         self.norm3 = nn.LayerNorm(width, eps=BLOCK_NORM_EPS)
         self.alpha_timeattn = nn.Parameter(torch.zeros([])) if config.gated_time_attention else None
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x_BSD: Tensor, frames: int) -> Tensor:
-        """[B,S,D] -> [B,S,D], both with the class token first."""
-        time_BSD = self.timeattn(self.norm3(x_BSD), frames=frames)
-        if self.alpha_timeattn is not None:
-            time_BSD = self.alpha_timeattn.tanh() * time_BSD
-        space_BSD = self.attn(self.norm1(x_BSD + time_BSD), frames=frames)
+    def forward(self, x_BSD: Tensor, frames: int, cls_only: bool = False) -> Tensor:
+        """[B,S,D] -> [B,S,D], both with the class token first; or [B,1,D], that of the class token only."""
+        summed_BSD = x_BSD + self._time(x_BSD, frames)
+        space_BSD = self.attn(summed_BSD, self.norm1, frames=frames, cls_only=cls_only)
+        del summed_BSD
+        if cls_only:
+            x_BSD = x_BSD[:, :1]
         # Frozen in Time: what space attention finds is added to the block's input; the temporal sum only feeds it.
         x_BSD = x_BSD + self.drop_path(space_BSD)
-        out_BSD: Tensor = x_BSD + self.drop_path(self.mlp(self.norm2(x_BSD)))
+        del space_BSD
+        out_BSD: Tensor = x_BSD + self.drop_path(self.mlp(x_BSD, self.norm2))
         return out_BSD
+
+    def _time(self, x_BSD: Tensor, frames: int) -> Tensor:
+        time_BSD: Tensor = self.timeattn(x_BSD, self.norm3, frames=frames)
+        return time_BSD if self.alpha_timeattn is None else self.alpha_timeattn.tanh() * time_BSD
 
 
 class TimeSformer(nn.Module):
@@ -189,7 +239,7 @@ class TimeSformer(nn.Module):
 
         A clip of T < num_frames frames uses the first T temporal embeddings. ValueError for any other wrong shape.
         """
-        cls_BD: Tensor = self.norm(self._tokens(video_BCTYX)[:, 0])
+        cls_BD: Tensor = self.norm(self._tokens(video_BCTYX, cls_only=True)[:, 0])
         return cls_BD
 
     def forward_features(self, video_BCTYX: Tensor) -> Tensor:
@@ -213,15 +263,17 @@ class TimeSformer(nn.Module):
             )
         return cls(TimeSformerConfig(**{name: architecture[name] for name in known}))
 
-    def _tokens(self, video_BCTYX: Tensor) -> Tensor:
+    def _tokens(self, video_BCTYX: Tensor, *, cls_only: bool = False) -> Tensor:
         self._check(video_BCTYX)
         frames = video_BCTYX.shape[2]
         x_BSD = self._embed(video_BCTYX)
-        for block in self.blocks:
+        for place, block in enumerate(self.blocks, start=1):
+            # Nothing looks at the other tokens behind the last space attention.
+            args = (x_BSD, frames, cls_only and place == len(self.blocks))
             if self.config.gradient_checkpointing and torch.is_grad_enabled():
-                x_BSD = checkpoint(block, x_BSD, frames, use_reentrant=False)
+                x_BSD = checkpoint(block, *args, use_reentrant=False)
             else:
-                x_BSD = block(x_BSD, frames)
+                x_BSD = block(*args)
         return x_BSD
 
     def _embed(self, video_BCTYX: Tensor) -> Tensor:

@@ -329,7 +329,11 @@ def test_weights_from_another_run_start_the_tower(config: RunConfig, tmp_path: P
         ("train.py", ["--config", "quickstrat"], "no config named 'quickstrat'. Did you mean 'quickstart'?"),
         ("train.py", ["--config", "model/tiny"], "data.train is empty: give the folder of a shard set"),
         ("train.py", ["--config", "model/tiny", "data.train=/nowhere"], "/nowhere"),
-        ("evaluate.py", ["--config", "model/tiny", "checkpoint=lavila_tsf_l_ep3"], "lavila_tsf_l_ep3"),
+        (
+            "evaluate.py",
+            ["--config", "model/tiny", "checkpoint=lavila_tsf_l_ep2"],
+            "did you mean the published lavila_tsf_l_ep3",
+        ),
         ("evaluate.py", ["--config", "model/tiny", "run_dir=/nowhere"], "/nowhere/checkpoints"),
     ],
 )

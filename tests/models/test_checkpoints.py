@@ -26,6 +26,7 @@ from lavila.models import (
 from lavila.models import checkpoints as checkpoints_module
 from lavila.models.checkpoints import Inflation, inflate_temporal_embed, resize_pos_embed
 from tests.golden import GOLDEN
+from tests.models.published_files import ARCHITECTURES, outputs, tiny
 
 TINY = TimeSformerConfig(image_size=16, patch_size=8, width=24, depth=1, heads=2, num_frames=2, drop_path=0.1)
 
@@ -64,6 +65,27 @@ def test_round_trip(model: nn.Module, tmp_path: Path) -> None:
         assert torch.equal(loaded.state_dict()[name], tensor), name
     assert read_extra(path) == {"step": "12"}
     assert os.listdir(tmp_path) == ["m.safetensors"]  # noqa: PTH208 - hidden files too
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_round_trip_of_every_kind(kind: str, tmp_path: Path) -> None:
+    model = tiny(kind)
+    save_model(model, tmp_path / "m.safetensors")
+    loaded = load_model(tmp_path / "m.safetensors")
+    assert loaded.architecture() == ARCHITECTURES[kind]  # type: ignore[operator]
+    for ours, theirs in zip(outputs(loaded), outputs(model), strict=True):
+        assert torch.equal(ours, theirs)
+    assert list(loaded.state_dict()) == list(model.state_dict())
+
+
+def test_what_is_one_tensor_is_stored_once_and_is_one_again(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    save_model(tiny("narrator"), path)
+    assert "text_decoder.transformer.wte.weight" in load_file(path)
+    assert "text_decoder.lm_head.weight" not in load_file(path)
+    model = load_model(path)
+    head, embedding = (f"text_decoder.{name}.weight" for name in ("lm_head", "transformer.wte"))
+    assert model.get_parameter(head) is model.get_parameter(embedding)
 
 
 def test_architecture_is_plain_json_and_builds_the_same_shapes() -> None:
@@ -116,12 +138,22 @@ def test_what_is_not_a_model_is_told(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no model at 'tsf_b'.*model\.safetensors.*latest.*can be read"):
         load_model("tsf_b")
     for name, message in (
-        ("clip_openai.pth", r"pickled checkpoints \(\.pth\) cannot be read"),
+        ("clip_openai.pth", r"clip_openai\.pth: is no file of torch\.save: it begins with b'x'"),
         ("a.txt", "not a model"),
     ):
         (tmp_path / name).write_bytes(b"x")
         with pytest.raises(CheckpointError, match=message):
             load_model(tmp_path / name)
+
+
+def test_names_near_those_of_the_zoo_are_told(tmp_path: Path) -> None:
+    told = r"did you mean the published lavila_tsf_l_ep3 or .*\?; can be read"
+    for name in ("lavila_tsf_l_ep2", "LaViLa_TSF_L_ep3", str(tmp_path / "lavila_tsf_l_ep3.pth")):
+        with pytest.raises(CheckpointError, match=told):
+            load_model(name)
+    with pytest.raises(CheckpointError) as error:
+        load_model(tmp_path / "mine.pth")
+    assert "did you mean" not in str(error.value)
 
 
 def test_damaged_files_are_told(saved: Path) -> None:
@@ -140,7 +172,11 @@ def test_foreign_files_and_formats_are_told(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=r"model format .* expected '1'"):
             load_model(path)
     for wrong, message in (
-        ({"kind": "mamba"}, r"kind 'mamba': expected one of \['classifier', 'timesformer'\]"),
+        ({"kind": "mamba"}, r"kind 'mamba': expected one of \['classifier', 'dual_encoder', .*'timesformer'\]"),
+        ([], "an architecture that is none"),
+        ({"kind": "classifier", "tower": 1}, "an architecture that is none"),
+        ({"kind": ["classifier"]}, "an architecture that is none"),
+        ({**ARCHITECTURES["clip"], "embed_dim": "9"}, "an architecture that is none"),
         ({"kind": "timesformer", "color": 1}, r"missing fields \['activation'.*unknown fields \['color'"),
     ):
         save_file(

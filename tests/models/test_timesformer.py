@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lavila.models import TimeSformer, TimeSformerConfig, VideoClassifier
+from lavila.models import TimeSformer, TimeSformerConfig
 from lavila.models.timesformer import Block
 from tests.golden import GOLDEN, golden_json
 
@@ -196,34 +196,6 @@ def test_without_zero_time_attention_order_matters_from_the_start(gated: bool) -
     assert blocks_of(model)[0].timeattn.proj.weight.std().item() == pytest.approx(24**-0.5, rel=0.2)
 
 
-@pytest.mark.parametrize(
-    ("layout", "config", "num_classes"),
-    [
-        ("VideoClassifier.TSF-B.106.f16", TimeSformerConfig(), (106,)),
-        (
-            "VideoClassifierMultiHead.TSF-L.97_300_3806.f16",
-            TimeSformerConfig(patch_size=14, width=1024, depth=24, heads=16),
-            (97, 300, 3806),
-        ),
-        (
-            "CLIP_HF_EGOVLP_DISTILBERT_BASE.f4 visual.",
-            TimeSformerConfig(activation="gelu", pre_norm=False, num_frames=4),
-            None,
-        ),
-    ],
-)
-def test_names_shapes_and_order_of_published_layouts(
-    layout: str, config: TimeSformerConfig, num_classes: tuple[int, ...] | None
-) -> None:
-    with torch.device("meta"):
-        tower = TimeSformer(config)
-        model = VideoClassifier(tower, num_classes=num_classes or (1,), dropout=0.0)
-    ours = [[name, list(tensor.shape)] for name, tensor in model.state_dict().items()]
-    if num_classes is None:
-        ours = [entry for entry in ours if str(entry[0]).startswith("visual.")]
-    assert ours == [list(entry) for entry in golden_json("models/layouts")[layout].items()]
-
-
 def test_compiles_into_one_graph() -> None:
     model = TimeSformer(TINY).eval()
     video = torch.randn(2, 3, 2, 16, 16)
@@ -269,3 +241,63 @@ def test_wrong_video_shapes_are_told(shape: tuple[int, ...], message: str) -> No
 def test_impossible_configs_are_told(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(TINY, **change)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_class_token_alone_is_that_of_all_tokens(case: str) -> None:
+    # forward() leaves out what nothing looks at in the last block; outcome, gradients and drops are the same.
+    video = as_video(golden_case(case)["in.x"]).double()
+    results = []
+    for only in (True, False):
+        model = golden_model(case, drop_path=0.5).double().train()
+        torch.manual_seed(0)
+        cls = model(video) if only else model.forward_features(video)[:, 0]
+        cls.square().sum().backward()
+        results.append((cls.detach(), {name: p.grad for name, p in model.named_parameters()}))
+    (cls, grads), (cls_of_all, grads_of_all) = results
+    assert difference(cls, cls_of_all) < 1e-12
+    for name, grad in grads.items():
+        assert grad is not None
+        torch.testing.assert_close(grad, grads_of_all[name], rtol=1e-9, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize(("output", "tokens"), [("forward", 1), ("forward_features", 13)])
+def test_the_last_block_works_on_the_tokens_asked_for(output: str, tokens: int) -> None:
+    model = TimeSformer(TINY)
+    seen: list[int] = []
+    for block in blocks_of(model):
+        block.mlp.register_forward_hook(lambda _module, _args, out: seen.append(out.shape[1]))
+    getattr(model, output)(torch.randn(1, 3, 3, 16, 16))
+    assert seen == [13, tokens]
+
+
+def test_what_a_block_keeps_for_the_backward_pass() -> None:
+    # In token sequences [B,S,D]: its input, both attentions' normed input and qkv (1 + 3 each), both sums, the MLP's
+    # normed input, and what its first map gives (4). Not: keys and values with class tokens, softmaxes, activations.
+    config = dataclasses.replace(TINY, image_size=64, width=32)
+    block, x = Block(config, drop_path=0.0), torch.randn(2, 1 + 3 * 64, 32, requires_grad=True)
+    parameters = {parameter.data_ptr() for parameter in block.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.data_ptr() not in parameters:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = block(x, 3)
+    sequences = sum(kept.values()) / (x.numel() * 4)
+    print(sequences)
+    out.sum().backward()
+
+
+def test_compiles_into_one_graph_with_its_gradients() -> None:
+    torch.manual_seed(0)
+    model = TimeSformer(dataclasses.replace(TINY, zero_time_attention=False))
+    video = torch.randn(2, 3, 3, 16, 16)
+    model(video).square().sum().backward()
+    grads = {name: parameter.grad for name, parameter in model.named_parameters()}
+    model.zero_grad(set_to_none=True)
+    torch.compile(model, backend="aot_eager", fullgraph=True)(video).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, grads[name], rtol=1e-4, atol=1e-5, msg=name)
