@@ -272,7 +272,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     header = "| model | step | precision | checkpointing | compiled | on | times as fast | at the limit | peak memory"
     lines = [f"{header} | with weights |", "| --- " * 10 + "|"]
     for row in rows:
-        cells = [f"{row['model']}, {row['batch']} x {row['frames']} frames", row["step"], row["precision"]]
+        full = SIZES[row["model"]].depth
+        size = row["model"] + (f", {row['depth']} of {full} blocks" if row["depth"] != full else "")
+        cells = [f"{size}, {row['batch']} x {row['frames']} frames", row["step"], row["precision"]]
         cells += ["yes" if row[name] else "no" for name in ("checkpointing", "compiled")]
         cells += [row["machine"].get("gpu") or f"CPU, {row['threads']} thread{'s' * (row['threads'] > 1)}"]
         cells += [f"{row[name]:.2f}" for name in ("time_ratio", "limit_ratio", "peak_ratio", "peak_ratio_with_weights")]
