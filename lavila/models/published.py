@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from lavila.models.errors import CheckpointError
-from lavila.models.layouts import architecture_of
+from lavila.models.gated_gpt2 import GatedGpt2Config
+from lavila.models.layouts import HEAD_WIDTH, architecture_of
 from lavila.models.pickles import PickledFile, Record, StoredTensor, read_pickled
-from lavila.models.text_tower import DISTILBERT_CONSTANTS, DistilBertTextConfig
+from lavila.models.text_tower import DISTILBERT_CONSTANTS, ClipTextConfig, DistilBertTextConfig
+from lavila.models.timesformer import TimeSformerConfig
 from lavila.models.zoo import CLIP_PICTURES, IMAGENET_PICTURES
 
 log = logging.getLogger(__name__)
@@ -138,6 +140,24 @@ def published_name(architecture: Mapping[str, Any]) -> str | None:
     """LaViLa's name of an architecture, from PUBLISHED; None where it has none, as classifiers do."""
     fits = (name for name, expected in PUBLISHED.items() if not list(_differences(expected, architecture)))
     return next(fits, None)
+
+
+def published_architecture(name: str, *, num_frames: int = 4, embed_dim: int = 256) -> dict[str, Any]:
+    """The whole architecture behind one of LaViLa's model names, for `build_model`; gated in the decoder, not in time.
+
+    num_frames: longest clip. embed_dim: of a dual encoder, as in all published ones. ValueError for another name.
+    """
+    if name not in PUBLISHED:
+        raise ValueError(f"no published model {name!r}; there are {', '.join(PUBLISHED)}")
+    known = PUBLISHED[name]
+    activation = "quick_gelu" if known["tower"]["pre_norm"] else "gelu"
+    tower = TimeSformerConfig(**known["tower"], activation=activation, num_frames=num_frames)
+    whole = {**known, "tower": {"kind": "timesformer", **asdict(tower)}}
+    if known["kind"] == "narrator":
+        decoder = GatedGpt2Config(**known["decoder"])
+        return {**whole, "decoder": asdict(decoder), "pooler_heads": decoder.heads, "pooler_head_width": HEAD_WIDTH}
+    texts = {"dual_encoder": ClipTextConfig, "dual_encoder_distilbert": DistilBertTextConfig}
+    return {**whole, "text": asdict(texts[known["kind"]](**known["text"])), "embed_dim": embed_dim}
 
 
 def constants_of(model: nn.Module) -> dict[str, Tensor]:

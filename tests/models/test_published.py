@@ -15,7 +15,14 @@ from lavila.models import CheckpointError, build_model, load_model, read_extra
 from lavila.models.clip_weights import NOT_WEIGHTS, OF_TIME, visual_name
 from lavila.models.layouts import architecture_of
 from lavila.models.narrator import Narrator
-from lavila.models.published import PUBLISHED, _check_arguments, constants_of, published_name, read_published
+from lavila.models.published import (
+    PUBLISHED,
+    _check_arguments,
+    constants_of,
+    published_architecture,
+    published_name,
+    read_published,
+)
 from tests.models.published_files import ARCHITECTURES, layouts, outputs, published_state, tiny, write
 
 OPENAI = [name for name in layouts() if name.startswith("OPENAI_CLIP")]
@@ -49,6 +56,21 @@ def test_a_layout_alone_tells_the_model_that_has_it(layout: str) -> None:
     assert published_name(architecture) == (None if name.startswith("VideoClassifier") else name)
     assert f".f{architecture['tower']['num_frames']}" in layout
     _check_arguments(architecture, {"model": name, "project_embed_dim": 256, "gated_xattn": "gated" in layout})
+
+
+@pytest.mark.parametrize("layout", [name for name in MODELS if layouts()[name]["model"] in PUBLISHED])
+def test_a_published_name_alone_tells_the_model_too(layout: str) -> None:
+    found = architecture_of(shapes_of(layout))
+    named = published_architecture(layouts()[layout]["model"], num_frames=found["tower"]["num_frames"])
+    for part, gate in (("tower", "gated_time_attention"), ("decoder", "gated")):
+        if part in found:
+            named[part][gate] = found[part][gate]  # an argument of its own, not part of the name
+    assert named == found
+
+
+def test_an_unknown_published_name_is_told() -> None:
+    with pytest.raises(ValueError, match=r"no published model 'VCLM'; there are CLIP_OPENAI_TIMESFORMER_BASE, "):
+        published_architecture("VCLM")
 
 
 @pytest.mark.parametrize("layout", OPENAI)
