@@ -27,7 +27,6 @@ import itertools
 import json
 import multiprocessing
 import os
-import platform
 import shutil
 import statistics
 import sys
@@ -37,20 +36,19 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import common
 import torch
+from common import fill_docs, machine
 from reference_timesformer import reference_of
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from lavila.models.timesformer import TimeSformer, TimeSformerConfig
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS, DOCS = ROOT / "benchmarks/results/model.json", ROOT / "docs/PERFORMANCE.md"
-BEGIN, END = "<!-- model: begin -->", "<!-- model: end -->"
+RESULTS = common.RESULTS / "model.json"
 M_MMAP_THRESHOLD = -3  # of mallopt, malloc.h
 SIDES = ("ours", "reference")
 
@@ -245,18 +243,12 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
         "limit_seconds": limit,
         "limit_ratio": theirs["cpu_seconds" if case.device == "cpu" else "wall_seconds"] / limit,
         "rounds": rounds,
-        "machine": machine(case),
+        "machine": machine_of(case),
     }
 
 
-def machine(case: Case) -> dict[str, Any]:
-    processor = platform.machine()
-    if Path("/proc/cpuinfo").is_file():
-        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-        processor = names[0].partition(":")[2].strip() if names else processor
-    about = {"processor": processor, "cores": len(os.sched_getaffinity(0)), "python": platform.python_version()}
-    about |= {"gpu": torch.cuda.get_device_name()} if case.device != "cpu" else {}
-    return about | {name: version(name) for name in ("lavila", "torch", "timm")}
+def machine_of(case: Case) -> dict[str, Any]:
+    return machine("torch", "timm", gpu=torch.cuda.get_device_name() if case.device != "cpu" else None)
 
 
 def shown(row: dict[str, Any]) -> str:
@@ -294,9 +286,7 @@ def store(rows: list[dict[str, Any]], skipped: list[dict[str, Any]]) -> None:
     known = {"rows": sorted(merged.values(), key=lambda row: [str(part) for part in identity(row)]), "skipped": skipped}
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text(json.dumps(known, indent=1) + "\n")
-    before, _, rest = DOCS.read_text(encoding="utf-8").partition(BEGIN)
-    assert rest, f"{DOCS} has no {BEGIN}"
-    DOCS.write_text(f"{before}{BEGIN}\n{table(known['rows'])}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    fill_docs("model", table(known["rows"]))
 
 
 def cases_of(args: argparse.Namespace) -> list[Case]:

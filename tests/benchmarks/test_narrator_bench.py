@@ -1,0 +1,22 @@
+"""The narrator benchmark runs, and its limit is a bound: one pass over the weights takes less than a whole step."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_a_dry_run_times_all_sides_and_writes_nothing() -> None:
+    docs = ROOT / "docs/PERFORMANCE.md"
+    before = docs.read_bytes()
+    command = [sys.executable, "benchmarks/narrator.py", "--dry-run", "--threads", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    row = json.loads(done.stdout.splitlines()[-1])
+    assert 0 < row["limit_seconds"] < row["ours_seconds"]
+    assert list(row["reference_seconds_at"]) == ["1", "2", "4", "5", "7", "8"]
+    assert docs.read_bytes() == before
