@@ -1,6 +1,7 @@
 """ClipLoader: a shard set and a plan -> typed batches on the device.
 
-    shard set --read bytes (threads)--> DALI pipeline --[B,K,S,T,C,H,W]--> VideoBatch
+    shard set --read bytes (threads)--> DALI pipeline        --[B,K,S,T,C,H,W]--> VideoBatch
+    shard set --read, decode, draw (threads, no GPU)------------^
 
 Reading runs a few batches ahead of decoding, and decoding a few ahead of the model. The state of the loader is two
 integers, (epoch, step): everything else follows from the plan.
@@ -12,7 +13,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,7 @@ from lavila.data.dali_pipelines.graph import DecoderName, Execution, PictureSpec
 from lavila.data.dali_pipelines.runner import LoadedBatch, PipelineRunner
 from lavila.data.dali_pipelines.sources import Payload
 from lavila.data.host_decode import DecodeError, decode_frames
+from lavila.data.host_runner import HostRunner
 from lavila.data.plan import ClipSizes, Plan
 from lavila.data.shard_format import QUARANTINE
 from lavila.data.shards import ShardSet, clip_spans
@@ -79,9 +81,7 @@ def choose_decoder(decoder: str, *, codec: str, device: torch.device) -> Decoder
         LoaderError: naming what to use instead.
     """
     if decoder == "auto":
-        if device.type == "cuda":
-            return "nvdec"
-        return "dali_cpu" if codec in DALI_CPU_CODECS else "host"
+        return "nvdec" if device.type == "cuda" else "host"
     if decoder == "nvdec" and device.type != "cuda":
         driver = "" if torch.cuda.is_available() else " and this machine has no usable NVIDIA driver"
         raise LoaderError(
@@ -179,15 +179,8 @@ class ClipLoader:
 
     def __iter__(self) -> Iterator[VideoBatch]:
         """The batches from the current place to the end of the epoch. The place moves with each batch handed out."""
-        with ThreadPoolExecutor(self._threads, thread_name_prefix="clip-reader") as pool:
-            execution = Execution(
-                decoder=self.decoder,
-                device_id=self.device.index or 0 if self.device.type == "cuda" else None,
-                batch_size=self.plan.largest_batch,
-                threads=self._threads,
-                prefetch=self._prefetch,
-            )
-            results = PipelineRunner(self._spec, execution).run(self._loaded(pool))
+        results = self._results()
+        try:
             while True:
                 waited = time.perf_counter()
                 try:
@@ -199,15 +192,30 @@ class ClipLoader:
                 self._step += 1
                 self._count_bad_clips(loaded)
                 yield batch
+        finally:
+            results.close()
 
-    def _loaded(self, pool: ThreadPoolExecutor) -> Iterator[LoadedBatch]:
-        """The batches of the epoch with their bytes, read (and host-decoded) a few batches ahead."""
+    def _results(self) -> Generator[tuple[LoadedBatch, Any]]:
+        """The batches of the epoch from the current place on, with their pictures."""
+        plans = (self.plan.batch(self._epoch, step) for step in range(self._step, len(self)))
+        if self.decoder == "host" and self.device.type == "cpu":
+            yield from HostRunner(self._spec, self._read, threads=self._threads, prefetch=self._prefetch).run(plans)
+            return
+        execution = Execution(
+            decoder=self.decoder,
+            device_id=self.device.index or 0 if self.device.type == "cuda" else None,
+            batch_size=self.plan.largest_batch,
+            threads=self._threads,
+            prefetch=self._prefetch,
+        )
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="clip-reader") as pool:
+            yield from PipelineRunner(self._spec, execution).run(self._loaded(pool, plans))
+
+    def _loaded(self, pool: ThreadPoolExecutor, batches: Iterator[list[ClipPlan]]) -> Iterator[LoadedBatch]:
+        """The batches with their bytes, read (and host-decoded) a few batches ahead."""
         ahead: deque[tuple[list[ClipPlan], list[Future[Any]]]] = deque()
-        steps = iter(range(self._step, len(self)))
-        epoch = self._epoch
         while True:
-            while len(ahead) <= self._prefetch and (step := next(steps, None)) is not None:
-                plans = self.plan.batch(epoch, step)
+            while len(ahead) <= self._prefetch and (plans := next(batches, None)) is not None:
                 ahead.append((plans, [pool.submit(self._payload, plan) for plan in plans]))
             if not ahead:
                 return
@@ -220,8 +228,11 @@ class ClipLoader:
                 bad=tuple((plan, str(result)) for plan, result in results if isinstance(result, DecodeError)),
             )
 
+    def _read(self, plan: ClipPlan) -> tuple[bytes, npt.NDArray[np.int32]]:
+        return self.shard_set.read_frames(plan.row, plan.distinct_frames())
+
     def _payload(self, plan: ClipPlan) -> Payload | DecodeError:
-        data, frames = self.shard_set.read_frames(plan.row, plan.distinct_frames())
+        data, frames = self._read(plan)
         if self.decoder != "host":
             return Payload(data=np.frombuffer(data, np.uint8), frames=frames)
         try:
@@ -246,7 +257,7 @@ class ClipLoader:
         )
 
     def _video(self, pictures: Any) -> torch.Tensor:
-        """[B, V, C, T, H, W] without a copy: DALI's buffer is [B, K, S, T, C, H, W]."""
+        """[B, V, C, T, H, W] without a copy: the buffer is [B, K, S, T, C, H, W]."""
         if pictures is None:
             views = self.plan.view_grid[0] * self.plan.view_grid[1]
             shape = (0, views, 3, self.plan.frames, self.plan.size, self.plan.size)

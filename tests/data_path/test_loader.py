@@ -18,6 +18,7 @@ from lavila.data.plan import CropChoice, FrameChoice, Ranks, TrainingPlan, ViewC
 from lavila.data.shard_format import ShardSetError
 from lavila.data.shards import ShardSet, open_shard_set
 from tests.footage import decode
+from tests.tolerance import assert_same_pictures
 
 PICTURES = Pictures(mean=(120.0, 110.0, 100.0), std=(60.0, 60.0, 60.0))
 
@@ -139,11 +140,12 @@ def test_evaluation_shows_every_clip_once(vp9_shards: ShardSet, world: int) -> N
 
 
 @pytest.mark.parametrize("make", [training, viewing])
-def test_host_and_dali_decoding_give_the_same_bits(vp9_shards: ShardSet, make: Any) -> None:
+def test_host_and_dali_give_the_same_pictures(vp9_shards: ShardSet, make: Any) -> None:
     dali, host = make(vp9_shards, decoder="dali_cpu"), make(vp9_shards, decoder="host")
     assert (dali.decoder, host.decoder) == ("dali_cpu", "host")
     for a, b in zip(dali, host, strict=True):
-        assert torch.equal(a.video, b.video) and a.clip_ids == b.clip_ids
+        assert a.clip_ids == b.clip_ids
+        assert_same_pictures(a.video, b.video, std=PICTURES.std)
 
 
 def test_h264_takes_the_host_decoder(h264_shards: ShardSet, vp9_shards: ShardSet) -> None:
@@ -185,7 +187,8 @@ def test_a_bad_clip_is_named_counted_and_left_out(
 ) -> None:
     shards = damaged(vp9_shards, tmp_path, 1, 4, 5)
     bad = {shards.clips.column("clip_id")[row].as_py() for row in (1, 4, 5)}
-    clean = {name: video for b in training(vp9_shards) for name, video in zip(b.clip_ids, b.video, strict=True)}
+    whole = training(vp9_shards, decoder=decoder)
+    clean = {name: video for b in whole for name, video in zip(b.clip_ids, b.video, strict=True)}
     loader = training(shards, decoder=decoder)
     with caplog.at_level(logging.WARNING):
         batches = list(loader)

@@ -1,0 +1,101 @@
+"""Planes of a decoded frame -> RGB: BT.601, limited range, centred bilinear chroma, rounded. On the CPU, compiled.
+
+DALI converts in this way on the CPU, whatever a stream says of where its chroma lies, and so we do for every codec. The
+result is bit for bit DALI's, which is FFmpeg's with its flags for accuracy: factors have 13 bits after the point, and
+the interpolation of chroma, whose weights are 9, 3, 3 and 1 sixteenths, is exact.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+F32, I32 = np.float32, np.int32
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int32]
+Bytes = npt.NDArray[np.uint8]
+
+# 8192 times what a level of luma or chroma gives (ITU-R BT.601, 219 and 224 levels).
+LIGHT, RED_OF_RED, GREEN_OF_BLUE, GREEN_OF_RED, BLUE_OF_BLUE = 9539, 13075, -3209, -6660, 16525
+
+# Compiled on first use and kept on disk. The GIL is released. Multiply-add may be fused and nothing is NaN, but sums
+# keep their order: the result does not depend on the width of the machine's vectors.
+compiled: Any = numba.njit(nogil=True, cache=True, fastmath={"contract", "nnan", "nsz"})
+
+
+@dataclass(frozen=True, slots=True)
+class Planes:
+    """A frame as decoders have it, colour at half the size. Lines may be longer than the frame.
+
+    The arrays look into the decoder's memory: whoever is done with a frame goes on to the next.
+    """
+
+    luma: Bytes  # [H, >= W]
+    blue: Bytes  # [H/2, >= W/2] chroma, rounded up, 128 = none
+    red: Bytes
+    width: int  # W, pixels
+
+
+def rgb_picture(planes: Planes, out: Bytes) -> None:
+    """Write a frame as uint8 RGB to [H, W, 3]."""
+    _rgb_picture(planes.luma, planes.blue, planes.red, out)
+
+
+@compiled
+def _rgb_picture(luma: Bytes, blue: Bytes, red: Bytes, out: Bytes) -> None:
+    high, wide = out.shape[0], out.shape[1]
+    rgb, scratch = np.empty((3, wide), np.float32), chroma_scratch(wide)
+    for y in range(high):
+        rgb_line(luma, blue, red, y, 0, wide, rgb, scratch)
+        for x in range(wide):
+            for channel in range(3):
+                out[y, x, channel] = np.uint8(rgb[channel, x])
+
+
+@compiled
+def chroma_scratch(wide: int) -> tuple[Ints, Ints]:
+    """Where `rgb_line` puts a line's colour: at half the width with one more at either end, and at the full width."""
+    pairs = (wide + 1) // 2
+    return np.empty((2, pairs + 2), np.int32), np.empty((2, 2 * pairs), np.int32)
+
+
+@compiled
+def rgb_line(
+    luma: Bytes, blue: Bytes, red: Bytes, y: int, start: int, stop: int, rgb: Floats, scratch: tuple[Ints, Ints]
+) -> None:
+    """Pixels start .. stop - 1 of line y, rounded, to rgb[:, start:stop] of [3, W] float32."""
+    half, full = scratch
+    near = y // 2
+    far = min(max(near - 1 if y % 2 == 0 else near + 1, 0), blue.shape[0] - 1)
+    _chroma_line(blue[near], blue[far], half[0], full[0], start // 2, (stop + 1) // 2)
+    _chroma_line(red[near], red[far], half[1], full[1], start // 2, (stop + 1) // 2)
+    _mix_line(luma[y], full[0], full[1], rgb, start, stop)
+
+
+@compiled
+def _chroma_line(near: Bytes, far: Bytes, half: Ints, full: Ints, start: int, stop: int) -> None:
+    """Colour of pairs start .. stop - 1 of a line, in sixteenths less 128, from the two lines of colour around it."""
+    pairs = half.shape[0] - 2
+    for x in range(max(start - 1, 0), min(stop + 1, pairs)):
+        half[x + 1] = 3 * I32(near[x]) + I32(far[x])
+    half[0], half[pairs + 1] = half[1], half[pairs]
+    for x in range(start, stop):
+        full[2 * x] = 3 * half[x + 1] + half[x] - I32(16 * 128)
+        full[2 * x + 1] = 3 * half[x + 1] + half[x + 2] - I32(16 * 128)
+
+
+@compiled
+def _mix_line(luma: Bytes, blue: Ints, red: Ints, rgb: Floats, start: int, stop: int) -> None:
+    """RGB 0 .. 255 from luma, and colour in sixteenths, of the same width."""
+    for x in range(start, stop):
+        light = (I32(luma[x]) - I32(16)) * I32(16 * LIGHT) + I32(1 << 16)
+        r = light + I32(RED_OF_RED) * red[x]
+        g = light + I32(GREEN_OF_BLUE) * blue[x] + I32(GREEN_OF_RED) * red[x]
+        b = light + I32(BLUE_OF_BLUE) * blue[x]
+        rgb[0, x] = F32(min(max(r >> 17, I32(0)), I32(255)))
+        rgb[1, x] = F32(min(max(g >> 17, I32(0)), I32(255)))
+        rgb[2, x] = F32(min(max(b >> 17, I32(0)), I32(255)))

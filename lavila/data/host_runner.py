@@ -1,0 +1,88 @@
+"""The CPU's own way from plans to pictures: threads that read, decode and draw one clip each, into the batch itself.
+
+The counterpart of `dali_pipelines.runner.PipelineRunner`, with the same outcome. A clip that cannot be decoded is known
+at once and costs nothing but its place in the batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lavila.data.dali_pipelines.graph import PictureSpec
+from lavila.data.dali_pipelines.runner import LoadedBatch
+from lavila.data.host_decode import DecodeError, decode_planes
+from lavila.data.host_render import ClipRenderer
+from lavila.records import ClipPlan
+
+Read = Callable[[ClipPlan], tuple[bytes, npt.NDArray[np.int32]]]  # a video, and the numbers in it of the plan's frames
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Drawing:
+    """A batch that is being made."""
+
+    plans: list[ClipPlan]
+    pictures: npt.NDArray[Any]  # [B, K, S, T, 3, size, size]
+    reasons: list[Future[str | None]]  # why a clip cannot be decoded, once its place in `pictures` is done
+
+
+class HostRunner:
+    """Turns batches of plans into batches of pictures on `threads` CPU threads."""
+
+    def __init__(self, spec: PictureSpec, read: Read, *, threads: int, prefetch: int) -> None:
+        self._spec, self._read, self._threads, self._prefetch = spec, read, threads, prefetch
+        self._renderer = ClipRenderer(spec)
+
+    def run(self, batches: Iterable[list[ClipPlan]]) -> Iterator[tuple[LoadedBatch, npt.NDArray[Any] | None]]:
+        """Every batch in order, with pictures [B, K, S, T, 3, size, size], or None where no clip is left of it."""
+        ahead: deque[_Drawing] = deque()
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="clip") as pool:
+            try:
+                for plans in batches:
+                    ahead.append(self._begin(pool, plans))
+                    # Small batches: enough of them at once that no thread is idle.
+                    if len(ahead) > max(self._prefetch, math.ceil(self._threads / max(len(plans), 1))):
+                        yield _finished(ahead.popleft())
+                while ahead:
+                    yield _finished(ahead.popleft())
+            finally:  # whoever stops in mid-epoch does not wait for what was begun
+                for drawing in ahead:
+                    for reason in drawing.reasons:
+                        reason.cancel()
+
+    def _begin(self, pool: ThreadPoolExecutor, plans: list[ClipPlan]) -> _Drawing:
+        spec = self._spec
+        shape = (len(plans), *spec.view_grid, spec.frames, 3, spec.size, spec.size)
+        # numpy's large arrays take huge pages: a page fault for every 4 KiB would cost as much as drawing.
+        pictures = np.empty(shape, np.float16 if spec.half else np.float32)
+        reasons = [pool.submit(self._draw, plan, pictures[place]) for place, plan in enumerate(plans)]
+        return _Drawing(plans=plans, pictures=pictures, reasons=reasons)
+
+    def _draw(self, plan: ClipPlan, out: npt.NDArray[Any]) -> str | None:
+        data, frames = self._read(plan)
+        try:
+            self._renderer.render(plan, decode_planes(data, frames), out)
+        except DecodeError as error:
+            return str(error)
+        return None
+
+
+def _finished(drawing: _Drawing) -> tuple[LoadedBatch, npt.NDArray[Any] | None]:
+    reasons = [reason.result() for reason in drawing.reasons]
+    good = [place for place, reason in enumerate(reasons) if reason is None]
+    batch = LoadedBatch(
+        plans=tuple(drawing.plans[place] for place in good),
+        payloads=(),
+        bad=tuple((plan, reason) for plan, reason in zip(drawing.plans, reasons, strict=True) if reason is not None),
+    )
+    if not good:
+        return batch, None
+    return batch, drawing.pictures if len(good) == len(reasons) else drawing.pictures[good]
