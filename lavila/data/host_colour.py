@@ -24,6 +24,8 @@ LIGHT, RED_OF_RED, GREEN_OF_BLUE, GREEN_OF_RED, BLUE_OF_BLUE = 9539, 13075, -320
 
 # Compiled on first use and kept on disk. The GIL is released. Multiply-add may be fused and nothing is NaN, but sums
 # keep their order: the result does not depend on the width of the machine's vectors.
+# What lets loops become vector instructions: slices and loops from 0, so that no index can be negative (those count
+# from the end); unsigned numbers where an index is data; arrays of one axis, cut out of arrays that are whole.
 compiled: Any = numba.njit(nogil=True, cache=True, fastmath={"contract", "nnan", "nsz"})
 
 
@@ -48,12 +50,13 @@ def rgb_picture(planes: Planes, out: Bytes) -> None:
 @compiled
 def _rgb_picture(luma: Bytes, blue: Bytes, red: Bytes, out: Bytes) -> None:
     high, wide = out.shape[0], out.shape[1]
-    rgb, scratch = np.empty((3, wide), np.float32), chroma_scratch(wide)
+    rgb, scratch = np.empty((3, 1, wide), np.float32), chroma_scratch(wide)
     for y in range(high):
-        rgb_line(luma, blue, red, y, 0, wide, rgb, scratch)
+        rgb_line((luma, blue, red), y, (0, wide), rgb, 0, scratch)
+        red_line, green_line, blue_line, line = rgb[0, 0], rgb[1, 0], rgb[2, 0], out[y]
         for x in range(wide):
-            for channel in range(3):
-                out[y, x, channel] = np.uint8(rgb[channel, x])
+            line[x, 0], line[x, 1] = np.uint8(red_line[x]), np.uint8(green_line[x])
+            line[x, 2] = np.uint8(blue_line[x])
 
 
 @compiled
@@ -65,37 +68,45 @@ def chroma_scratch(wide: int) -> tuple[Ints, Ints]:
 
 @compiled
 def rgb_line(
-    luma: Bytes, blue: Bytes, red: Bytes, y: int, start: int, stop: int, rgb: Floats, scratch: tuple[Ints, Ints]
+    planes: tuple[Bytes, Bytes, Bytes], y: int, pixels: tuple[int, int], rgb: Floats, slot: int, scratch: Any
 ) -> None:
-    """Pixels start .. stop - 1 of line y, rounded, to rgb[:, start:stop] of [3, W] float32."""
+    """Pixels first .. last - 1 of line y to the same places of rgb[:, slot], float32 [3, slots, W]."""
+    luma, blue, red = planes
     half, full = scratch
+    start, stop = pixels
     near = y // 2
     far = min(max(near - 1 if y % 2 == 0 else near + 1, 0), blue.shape[0] - 1)
     _chroma_line(blue[near], blue[far], half[0], full[0], start // 2, (stop + 1) // 2)
     _chroma_line(red[near], red[far], half[1], full[1], start // 2, (stop + 1) // 2)
-    _mix_line(luma[y], full[0], full[1], rgb, start, stop)
+    out = (rgb[0, slot, start:stop], rgb[1, slot, start:stop], rgb[2, slot, start:stop])
+    _mix_line(luma[y, start:stop], full[0, start:stop], full[1, start:stop], out)
 
 
 @compiled
 def _chroma_line(near: Bytes, far: Bytes, half: Ints, full: Ints, start: int, stop: int) -> None:
     """Colour of pairs start .. stop - 1 of a line, in sixteenths less 128, from the two lines of colour around it."""
     pairs = half.shape[0] - 2
-    for x in range(max(start - 1, 0), min(stop + 1, pairs)):
-        half[x + 1] = 3 * I32(near[x]) + I32(far[x])
+    low, high = max(start - 1, 0), min(stop + 1, pairs)
+    near, far, between = near[low:high], far[low:high], half[low + 1 : high + 1]
+    for x in range(between.shape[0]):
+        between[x] = 3 * I32(near[x]) + I32(far[x])
     half[0], half[pairs + 1] = half[1], half[pairs]
-    for x in range(start, stop):
-        full[2 * x] = 3 * half[x + 1] + half[x] - I32(16 * 128)
-        full[2 * x + 1] = 3 * half[x + 1] + half[x + 2] - I32(16 * 128)
+    around, out = half[start : stop + 2], full[2 * start : 2 * stop]
+    for x in range(stop - start):
+        middle = 3 * around[x + 1] - I32(16 * 128)
+        out[2 * x] = middle + around[x]
+        out[2 * x + 1] = middle + around[x + 2]
 
 
 @compiled
-def _mix_line(luma: Bytes, blue: Ints, red: Ints, rgb: Floats, start: int, stop: int) -> None:
-    """RGB 0 .. 255 from luma, and colour in sixteenths, of the same width."""
-    for x in range(start, stop):
+def _mix_line(luma: Bytes, of_blue: Ints, of_red: Ints, out: tuple[Floats, Floats, Floats]) -> None:
+    """RGB 0 .. 255 from luma, and chroma in sixteenths, of the same width."""
+    red, green, blue = out
+    for x in range(luma.shape[0]):
         light = (I32(luma[x]) - I32(16)) * I32(16 * LIGHT) + I32(1 << 16)
-        r = light + I32(RED_OF_RED) * red[x]
-        g = light + I32(GREEN_OF_BLUE) * blue[x] + I32(GREEN_OF_RED) * red[x]
-        b = light + I32(BLUE_OF_BLUE) * blue[x]
-        rgb[0, x] = F32(min(max(r >> 17, I32(0)), I32(255)))
-        rgb[1, x] = F32(min(max(g >> 17, I32(0)), I32(255)))
-        rgb[2, x] = F32(min(max(b >> 17, I32(0)), I32(255)))
+        r = light + I32(RED_OF_RED) * of_red[x]
+        g = light + I32(GREEN_OF_BLUE) * of_blue[x] + I32(GREEN_OF_RED) * of_red[x]
+        b = light + I32(BLUE_OF_BLUE) * of_blue[x]
+        red[x] = F32(min(max(r >> I32(17), I32(0)), I32(255)))
+        green[x] = F32(min(max(g >> I32(17), I32(0)), I32(255)))
+        blue[x] = F32(min(max(b >> I32(17), I32(0)), I32(255)))

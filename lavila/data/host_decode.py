@@ -8,7 +8,8 @@ comes out bit for bit as if everything had been decoded.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -117,56 +118,69 @@ def _decoded(context: Any, packets: Sequence[Any]) -> Iterator[av.VideoFrame]:
 
 def _needed(packets: Sequence[Any], at: set[int], stream: Any) -> list[Any]:
     """The packets, in decoding order, that the frames at the given times are made of."""
+    units = _UNITS.get(stream.codec_context.name, lambda _: None)(bytes(stream.codec_context.extradata or b""))
     needed: list[Any] = []
-    keys = [i for i, packet in enumerate(packets) if packet.is_keyframe] or [0]
-    referred = _referred_of(stream)
-    previous: list[Any] = []  # the group before, where it was left out
-    for start, stop in pairwise([*keys, len(packets)]):
+    starts = [i for i, packet in enumerate(packets) if packet.is_keyframe and (units is None or units.begins(packet))]
+    for start, stop in pairwise(sorted({0, *starts, len(packets)})):
         last = max((i for i in range(start, stop) if packets[i].pts in at), default=-1)
-        group = list(packets[start : last + 1])
-        if any(packet.pts in at and packet.pts < packets[start].pts for packet in group):
-            needed += previous  # an open group: its first frames in display order refer to the group before
-        needed += [packet for packet in group if packet.pts in at or referred(packet)]
-        previous = [] if group else [packet for packet in packets[start:stop] if referred(packet)]
+        group = packets[start : last + 1]
+        needed += [packet for packet in group if packet.pts in at or units is None or units.refers(packet)]
     return needed
 
 
-def _referred_of(stream: Any) -> Any:
-    """Says of a packet whether another frame may be made from its frame."""
-    name, about = stream.codec_context.name, bytes(stream.codec_context.extradata or b"")
-    if name == "h264" and len(about) > 4 and about[0] == 1:
-        return lambda packet: _refers(packet, (about[4] & 3) + 1, _h264_kept)
-    if name == "hevc" and len(about) > 21 and about[0] == 1:
-        return lambda packet: _refers(packet, (about[21] & 3) + 1, _hevc_kept)
-    return lambda packet: True
+@dataclass(frozen=True)
+class _Units:
+    """How to tell a frame's part in its group from the first of its coded slices."""
 
+    prefix: int  # bytes of the length before each unit
+    kind: Callable[[int], int]  # first byte of a unit -> its type
+    slices: range  # types that are coded slices
+    starts: tuple[int, ...]  # of frames at which decoding may begin, with none after them that refers to one before
+    unreferenced: Callable[[int], bool]  # first byte of a slice -> nothing refers to its frame
 
-def _refers(packet: Any, prefix: int, kept: Any) -> bool:
-    """Whether the first coded slice of a packet belongs to a frame that is kept; True where none is recognised.
+    def begins(self, packet: Any) -> bool:
+        first = self._first_slice(packet)
+        return first is not None and self.kind(first) in self.starts
 
-    prefix: bytes of the length before each unit.
-    """
-    content, place = memoryview(packet), 0
-    while place + prefix + 2 <= len(content):
-        verdict = kept(content[place + prefix], content[place + prefix + 1])
-        if verdict is not None:
-            return bool(verdict)
-        place += prefix + int.from_bytes(content[place : place + prefix], "big")
-    return True
+    def refers(self, packet: Any) -> bool:
+        """Whether another frame may be made from this one; True where no slice is recognised."""
+        first = self._first_slice(packet)
+        return first is None or not self.unreferenced(first)
 
-
-def _h264_kept(first: int, second: int) -> bool | None:
-    """nal_ref_idc of a slice (ITU-T H.264, 7.4.1); None for other units."""
-    del second
-    return first >> 5 != 0 if first & 31 in (1, 5) else None
-
-
-def _hevc_kept(first: int, second: int) -> bool | None:
-    """Whether a slice is no sub-layer non-reference picture (ITU-T H.265, 7.4.2.2); None for other units.
-
-    In a stream with sub-layers such a picture may still serve a higher one, so there all are kept.
-    """
-    kind = first >> 1 & 63
-    if kind >= 32:
+    def _first_slice(self, packet: Any) -> int | None:
+        content, place = memoryview(packet), 0
+        while place + self.prefix < len(content):
+            if self.kind(content[place + self.prefix]) in self.slices:
+                return int(content[place + self.prefix])
+            place += self.prefix + int.from_bytes(content[place : place + self.prefix], "big")
         return None
-    return kind > 14 or kind % 2 == 1 or second & 7 != 1
+
+
+def _h264_units(about: bytes) -> _Units | None:
+    """about: avcC (ISO/IEC 14496-15). Types and nal_ref_idc: ITU-T H.264, 7.4.1. None for streams without lengths."""
+    if len(about) < 5 or about[0] != 1:
+        return None
+    return _Units(
+        prefix=(about[4] & 3) + 1,
+        kind=lambda first: first & 31,
+        slices=range(1, 6),
+        starts=(5,),
+        unreferenced=lambda first: first >> 5 == 0,
+    )
+
+
+def _hevc_units(about: bytes) -> _Units | None:
+    """about: hvcC. Types: ITU-T H.265, table 7-1. In a stream of several sub-layers every frame may be referred to."""
+    if len(about) < 22 or about[0] != 1:
+        return None
+    layers = about[21] >> 3 & 7
+    return _Units(
+        prefix=(about[21] & 3) + 1,
+        kind=lambda first: first >> 1 & 63,
+        slices=range(32),
+        starts=(16, 17, 18, 19, 20),
+        unreferenced=lambda first: layers == 1 and first >> 1 & 63 < 15 and first >> 1 & 1 == 0,
+    )
+
+
+_UNITS: dict[str, Callable[[bytes], _Units | None]] = {"h264": _h264_units, "hevc": _hevc_units}

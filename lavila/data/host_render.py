@@ -27,7 +27,7 @@ from lavila.records import BLACK_FRAME, ClipPlan
 class Taps:
     """A resize along one axis: output i is the sum over k of weights[k, i] * input[first[i] + k]."""
 
-    first: npt.NDArray[np.int64]  # [S]
+    first: npt.NDArray[np.int32]  # [S] ascending, or descending where mirrored
     weights: Floats  # [K, S]
 
     def part(self, start: int, size: int, *, mirrored: bool = False) -> Taps:
@@ -36,11 +36,6 @@ class Taps:
         if mirrored:
             first, weights = first[::-1], weights[:, ::-1]
         return Taps(first=np.ascontiguousarray(first), weights=np.ascontiguousarray(weights))
-
-    @property
-    def span(self) -> tuple[int, int]:
-        """The first input that is needed, and the one after the last."""
-        return int(self.first.min()), int(self.first.max()) + len(self.weights)
 
 
 def linear_taps(start: int, length: int, size: int, *, antialias: bool) -> Taps:
@@ -55,10 +50,10 @@ def linear_taps(start: int, length: int, size: int, *, antialias: bool) -> Taps:
     if reach == 1.0:
         centre = np.clip(centre, 0, length - 1)
     count = min(math.ceil(reach) * 2, length)
-    first = np.clip(np.floor(centre - reach).astype(np.int64) + 1, 0, length - count)
+    first = np.clip(np.floor(centre - reach).astype(np.int32) + 1, 0, length - count)
     weights = np.maximum(1.0 - np.abs(first + np.arange(count)[:, None] - centre) / reach, 0.0)
     weights /= weights.sum(0)
-    return Taps(first=first + start, weights=weights.astype(F32))
+    return Taps(first=(first + start).astype(np.int32), weights=weights.astype(F32))
 
 
 class ClipRenderer:
@@ -66,8 +61,8 @@ class ClipRenderer:
 
     def __init__(self, spec: PictureSpec) -> None:
         self._spec = spec
-        self._scale = (1.0 / np.array(spec.std)).astype(F32)
-        self._bias = (-np.array(spec.mean) / np.array(spec.std)).astype(F32)
+        mean, std = np.array(spec.mean), np.array(spec.std)
+        self._scale = np.stack([1 / std, -mean / std]).astype(F32)  # factor and summand of each channel
 
     def render(self, plan: ClipPlan, frames: Iterable[Planes], out: npt.NDArray[Any]) -> None:
         """Write every view of a clip.
@@ -89,24 +84,26 @@ class ClipRenderer:
             columns = columns.part(int(crops[0, 1]), self._spec.size, mirrored=plan.flip)
             crops = np.zeros_like(crops)
         assert len(crops) == 1 or not plan.flip, plan
+        # One for all frames: fresh memory costs page faults, and those of several threads wait for one another.
         picture = np.empty((3, len(rows.first), len(columns.first)), F32)
         places = plan.gather()
         for place, planes in enumerate(frames):
             _check_size(planes, plan)
             slots = np.argwhere(places == place)
             straight = len(slots) == len(crops) == 1 and out.dtype == F32
-            self._draw(planes, rows, columns, out[slots[0, 0], 0, slots[0, 1]] if straight else picture)
+            target = out[slots[0, 0], 0, slots[0, 1]] if straight else picture
+            _draw(
+                (planes.luma, planes.blue, planes.red),
+                planes.width,
+                (rows.first, rows.weights),
+                (columns.first, columns.weights),
+                self._scale,
+                target,
+            )
             if not straight:
                 _hand_out(picture, slots, crops, out)
         for k, t in np.argwhere(plan.frames == BLACK_FRAME):
-            out[k, :, t] = self._bias[:, None, None]
-
-    def _draw(self, planes: Planes, rows: Taps, columns: Taps, out: Floats) -> None:
-        """One frame, [3, rows, columns]."""
-        start, stop = rows.span
-        lines = np.empty((stop - start, 3, len(columns.first)), F32)
-        _resize_lines(planes.luma, planes.blue, planes.red, planes.width, start, columns.first, columns.weights, lines)
-        _blend_lines(lines, rows.first - start, rows.weights, self._scale, self._bias, out)
+            out[k, :, t] = self._scale[1][:, None, None]
 
 
 def _hand_out(picture: Floats, slots: npt.NDArray[Any], crops: npt.NDArray[np.int32], out: npt.NDArray[Any]) -> None:
@@ -126,45 +123,59 @@ def _check_size(planes: Planes, plan: ClipPlan) -> None:
 
 
 @compiled
-def _resize_lines(
-    luma: Bytes, blue: Bytes, red: Bytes, wide: int, start: int, first: Any, weights: Floats, lines: Floats
+def _draw(
+    planes: tuple[Bytes, Bytes, Bytes],
+    wide: int,
+    rows: tuple[Any, Floats],
+    columns: tuple[Any, Floats],
+    scale: Any,
+    out: Any,
 ) -> None:
-    """Lines start, start + 1, ... of a frame as RGB, resized along x: lines [rows, 3, S]."""
-    left, right = first.min(), first.max() + weights.shape[0]
-    rgb, scratch = np.empty((3, wide), np.float32), chroma_scratch(wide)
-    for row in range(lines.shape[0]):
-        rgb_line(luma, blue, red, start + row, left, right, rgb, scratch)
+    """One frame, [3, rows, columns]: RGB, resized along y, then along x, times scale[0] and plus scale[1].
+
+    Line by line, so that what is in work stays in the processor's nearest cache.
+    """
+    first, weights = rows
+    taps = weights.shape[0]
+    left, right = columns[0].min(), columns[0].max() + columns[1].shape[0]
+    places = (columns[0] - left).astype(np.uint32)
+    lines = np.empty((3, taps, wide), np.float32)  # RGB of line y is in lines[:, y % taps]
+    blended, scratch = np.empty(right - left, np.float32), chroma_scratch(wide)
+    following = first[0]  # the line to be converted next
+    for i in range(out.shape[1]):
+        for y in range(max(following, first[i]), first[i] + taps):
+            rgb_line(planes, y, (left, right), lines, y % taps, scratch)
+            following = y + 1
         for channel in range(3):
-            _resize_line(rgb[channel], first, weights, lines[row, channel])
+            _blend(lines[channel], left, first[i] % taps, weights[:, i], blended)
+            _resize_line(blended, places, columns[1], scale[0, channel], scale[1, channel], out[channel, i])
 
 
 @compiled
-def _resize_line(values: Floats, first: Any, weights: Floats, out: Floats) -> None:
-    if weights.shape[0] == 2:  # all but shrinking with antialiasing; a loop of known length is three times as fast
+def _blend(lines: Floats, left: int, first: int, weights: Any, out: Floats) -> None:
+    """Weighted sum of all lines from pixel `left` on; weight 0 is that of line `first`, the others follow round."""
+    taps, right = weights.shape[0], left + out.shape[0]
+    if taps == 2:  # all but shrinking with antialiasing; a sum of known length is several times as fast
+        below, above, low, high = lines[first, left:right], lines[1 - first, left:right], weights[0], weights[1]
+        for x in range(out.shape[0]):
+            out[x] = low * below[x] + high * above[x]
+        return
+    out[:] = 0
+    for k in range(taps):
+        line, weight = lines[(first + k) % taps, left:right], weights[k]
+        for x in range(out.shape[0]):
+            out[x] += weight * line[x]
+
+
+@compiled
+def _resize_line(values: Floats, first: Any, weights: Floats, scale: float, shift: float, out: Floats) -> None:
+    if weights.shape[0] == 2:
+        low, high = weights[0], weights[1]
         for i in range(out.shape[0]):
-            out[i] = weights[0, i] * values[first[i]] + weights[1, i] * values[first[i] + 1]
+            out[i] = (low[i] * values[first[i]] + high[i] * values[first[i] + np.uint32(1)]) * scale + shift
         return
     for i in range(out.shape[0]):
         total = F32(0)
         for k in range(weights.shape[0]):
-            total += weights[k, i] * values[first[i] + k]
-        out[i] = total
-
-
-@compiled
-def _blend_lines(lines: Floats, first: Any, weights: Floats, scale: Floats, bias: Floats, out: Floats) -> None:
-    """The resize along y, and the normalisation: [rows, 3, S] -> [3, S', S]."""
-    for channel in range(3):
-        for i in range(out.shape[1]):
-            target = out[channel, i]
-            if weights.shape[0] == 2:
-                low, high = weights[0, i] * scale[channel], weights[1, i] * scale[channel]
-                below, above = lines[first[i], channel], lines[first[i] + 1, channel]
-                for x in range(target.shape[0]):
-                    target[x] = low * below[x] + high * above[x] + bias[channel]
-                continue
-            target[:] = bias[channel]
-            for k in range(weights.shape[0]):
-                weight, line = weights[k, i] * scale[channel], lines[first[i] + k, channel]
-                for x in range(target.shape[0]):
-                    target[x] += weight * line[x]
+            total += weights[k, i] * values[first[i] + np.uint32(k)]
+        out[i] = total * scale + shift

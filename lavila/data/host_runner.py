@@ -7,6 +7,7 @@ at once and costs nothing but its place in the batch.
 from __future__ import annotations
 
 import math
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -34,12 +35,30 @@ class _Drawing:
     reasons: list[Future[str | None]]  # why a clip cannot be decoded, once its place in `pictures` is done
 
 
+class _Buffers:
+    """Memory for batches, used again once nobody holds a batch any more: fresh memory costs page faults."""
+
+    def __init__(self, clip_shape: tuple[int, ...], *, half: bool) -> None:
+        self._clip_shape, self._dtype = clip_shape, np.float16 if half else np.float32
+        self._free: list[npt.NDArray[Any]] = []
+
+    def take(self, clips: int) -> npt.NDArray[Any]:
+        """[clips, *clip_shape], taken back when the returned array and every tensor made of it are gone."""
+        whole = self._free.pop() if self._free else np.empty((clips, *self._clip_shape), self._dtype)
+        if len(whole) < clips:
+            whole = np.empty((clips, *self._clip_shape), self._dtype)
+        pictures = whole[:clips]
+        weakref.finalize(pictures, self._free.append, whole).atexit = False
+        return pictures
+
+
 class HostRunner:
     """Turns batches of plans into batches of pictures on `threads` CPU threads."""
 
     def __init__(self, spec: PictureSpec, read: Read, *, threads: int, prefetch: int) -> None:
-        self._spec, self._read, self._threads, self._prefetch = spec, read, threads, prefetch
+        self._read, self._threads, self._prefetch = read, threads, prefetch
         self._renderer = ClipRenderer(spec)
+        self._buffers = _Buffers((*spec.view_grid, spec.frames, 3, spec.size, spec.size), half=spec.half)
 
     def run(self, batches: Iterable[list[ClipPlan]]) -> Iterator[tuple[LoadedBatch, npt.NDArray[Any] | None]]:
         """Every batch in order, with pictures [B, K, S, T, 3, size, size], or None where no clip is left of it."""
@@ -59,10 +78,7 @@ class HostRunner:
                         reason.cancel()
 
     def _begin(self, pool: ThreadPoolExecutor, plans: list[ClipPlan]) -> _Drawing:
-        spec = self._spec
-        shape = (len(plans), *spec.view_grid, spec.frames, 3, spec.size, spec.size)
-        # numpy's large arrays take huge pages: a page fault for every 4 KiB would cost as much as drawing.
-        pictures = np.empty(shape, np.float16 if spec.half else np.float32)
+        pictures = self._buffers.take(len(plans))
         reasons = [pool.submit(self._draw, plan, pictures[place]) for place, plan in enumerate(plans)]
         return _Drawing(plans=plans, pictures=pictures, reasons=reasons)
 
