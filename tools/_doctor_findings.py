@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 Status = Literal["ok", "note", "missing", "broken"]
 SEVERITY: dict[Status, int] = {"broken": 0, "missing": 1, "note": 2, "ok": 3}
+OPTIONAL = ("java", "slurm", "vocabularies", "cache")  # findings that only some work needs
 WIDTH = 118  # columns of the text
 
 
@@ -115,6 +116,8 @@ def checked(name: str, check: Callable[[], Finding]) -> Finding:
         )
     except Exception as error:  # whatever a probe of a strange machine meets
         reason = " ".join(str(error).split())[:300]
+        if isinstance(error, ValueError) and type(error) is not ValueError:  # the house's own, which tell all in a line
+            return Finding(name=name, status="broken", found=reason)
         return Finding(name=name, status="broken", found=f"the check failed: {type(error).__name__}: {reason}")
 
 
@@ -126,12 +129,13 @@ def exit_status(findings: Sequence[Finding]) -> int:
 def verdict(findings: Sequence[Finding]) -> str:
     """The first line: what matters most."""
     named = {status: ", ".join(one.name for one in findings if one.status == status) for status in SEVERITY}
-    rest = [f"missing, goes on without: {named['missing']}"] if named["missing"] else []
+    rest = [one.found for one in findings if one.name == "step" and one.status != "broken"]
+    rest += [f"missing, goes on without: {named['missing']}"] if named["missing"] else []
     rest += [f"slower than need be, or to know: {named['note']}"] if named["note"] else []
-    rest += [one.found for one in findings if one.name == "step" and one.status != "broken"]
     cpu_only = any(one.name == "gpu" and one.status == "missing" for one in findings)
     works = "works, on the CPU only" if cpu_only else "works"
-    return "; ".join([f"BROKEN: {named['broken']}" if named["broken"] else works, *rest])
+    broken = next((f"BROKEN: {named['broken']} ({one.found})" for one in findings if one.status == "broken"), works)
+    return "; ".join([broken, *rest])
 
 
 def table(findings: Sequence[Finding]) -> list[str]:
@@ -153,8 +157,15 @@ def table(findings: Sequence[Finding]) -> list[str]:
 
 
 def fixes(findings: Sequence[Finding]) -> list[str]:
-    """What to type, the most effective first: what is broken, then what is missing, then what is slow."""
-    ordered = sorted(findings, key=lambda one: SEVERITY[one.status])
+    """What to type, the most effective first: what is broken, the training step, what is missing, what is slow.
+
+    What only some work needs comes last.
+    """
+
+    def order(one: Finding) -> tuple[bool, bool, bool, int]:
+        return one.status != "broken", one.name in OPTIONAL, one.name != "step", SEVERITY[one.status]
+
+    ordered = sorted(findings, key=order)
     told: dict[str, str] = {}
     for one in ordered:
         for text in one.fix:

@@ -65,7 +65,9 @@ class ModelBench:
                 break
             size = min(2 * size, share)
         if best < share and not notes:
-            notes.append(f"the model was measured with {best} clips at once, the config has {share}: for want of time")
+            notes.append(
+                f"the model was measured with {best} clip(s) at once, the config has {share}: for want of time"
+            )
         part = tiled(batch, best)
         times: list[float] = []
         while sum(times) < seconds or len(times) < 3:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from _doctor_decode import cpu_decoders, decode_rate
+from _doctor_findings import Finding
 from _doctor_model import ModelBench
 from _doctor_rate import CacheState, drop_cache, medians, rate
 from tqdm import tqdm
@@ -66,13 +67,30 @@ class _Data:
     frames: list[list[np.ndarray]]  # decoded, [U, H, W, 3] uint8
 
 
-def measure_step(config: RunConfig, shards: ShardSet, *, seconds: float, bar: tqdm[None]) -> StepFacts:
-    """Measure all stages, about `seconds` for each; a model that is slow here takes longer. `bar` tells which.
+def check_config(config: RunConfig, shards: ShardSet) -> Finding:
+    """Whether training as the config says can start on this machine, as one process; measures nothing.
 
     Raises what building a run raises: ConfigError, PlanError, LoaderError ...
     """
     with join(config.device.value) as process:
-        bench = _Bench(config, shards, process)
+        loader = build.training_loader(config, shards, process)
+        classes = build.head_classes(config, shards)
+    heads = ", ".join(f"{head} {len(names)}" for head, names in classes.items())
+    found = f"{config.name} can start: {len(loader)} steps an epoch of {loader.plan.largest_batch} clips on "
+    found += f"{process.device.type}, decoder {loader.decoder}, classes: {heads}"
+    facts = {"name": config.name, "device": process.device.type, "decoder": loader.decoder, "steps": len(loader)}
+    return Finding(name="config", status="ok", found=found, facts=facts)
+
+
+def measure_step(config: RunConfig, shards: ShardSet, *, nvdec: bool, seconds: float, bar: tqdm[None]) -> StepFacts:
+    """Measure all stages, about `seconds` for each; a model that is slow here takes longer. `bar` tells which.
+
+    `nvdec`: the GPU decodes the shards' codec, and is compared with the CPU also where the config does not use it.
+
+    Raises what building a run raises: ConfigError, PlanError, LoaderError ...
+    """
+    with join(config.device.value) as process:
+        bench = _Bench(config, shards, process, nvdec=nvdec)
         bar.set_postfix_str("read, decode, augment, loader")
         rates = medians(bench.slices(), seconds=seconds)
         decoders = {name: rates.pop(f"decode {name}", rates["decode"]) for name in bench.decoders}
@@ -99,7 +117,8 @@ def _with_model(facts: StepFacts, bench: _Bench, *, seconds: float, bar: tqdm[No
 class _Bench:
     """The data stages of a config."""
 
-    def __init__(self, config: RunConfig, shards: ShardSet, process: Process) -> None:
+    def __init__(self, config: RunConfig, shards: ShardSet, process: Process, *, nvdec: bool = False) -> None:
+        self._nvdec = nvdec
         self.config, self.shards, self.process = config, shards, process
         self.share = config.data.batch_size // config.optim.accumulate
         cores = len(os.sched_getaffinity(0))
@@ -183,7 +202,7 @@ class _Bench:
     @property
     def decoders(self) -> list[DecoderName]:
         """Those that take the codec here."""
-        on_gpu: list[DecoderName] = ["nvdec"] if self.loader.decoder == "nvdec" else []
+        on_gpu: list[DecoderName] = ["nvdec"] if self._nvdec or self.loader.decoder == "nvdec" else []
         return on_gpu + cpu_decoders(self.shards.codec)
 
     def _decode_slice(self, decoder: DecoderName, seconds: float) -> float:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from _doctor_findings import Finding, Machine
 from _doctor_rate import drop_cache
+from _inspect_facts import amount
 
 from lavila.data.shards import ShardSet
 
@@ -47,7 +48,7 @@ def check_storage(machine: Machine, shard_set: ShardSet | None, *, threads: int,
         return Finding(name=name, status="ok", found="not measured: give --shards DIR")
     kind, layout = file_system(machine, shard_set.path), shard_set.manifest.get("layout", "clips")
     size = sum(shard.bytes for shard in shard_set.shards)
-    told = f"{shard_set.path}: {len(shard_set):,} clips, {size / 1e9:.2f} GB, {shard_set.codec}, layout {layout}"
+    told = f"{shard_set.path}: {len(shard_set):,} clips, {amount(size)}, {shard_set.codec}, layout {layout}"
     told += f", on {kind}"
     facts = {"folder": str(shard_set.path), "file_system": kind, "clips": len(shard_set), "bytes": size}
     if not seconds:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 
 from _doctor_findings import Finding, Status
@@ -63,9 +64,12 @@ def _notes(facts: StepFacts) -> list[str]:
         f"{facts.passed_frames:.0f} passed through"
         + (f"; other decoders: {', '.join(others)} clips/s" if others else ""),
         memory,
-        f"data stages in batches of {facts.data_batch}; model: forward and backward of {facts.model_batch} clips at "
-        "once, random weights, no optimiser step",
+        f"data stages in batches of {facts.data_batch}",
     ]
+    if facts.model_batch:
+        lines.append(
+            f"model: forward and backward of {facts.model_batch} clip(s) at once, random weights, no optimiser step"
+        )
     if facts.device == "cuda":
         lines.append("augment: on the GPU, and with a copy of the frames to it, which NVDEC does without")
     if facts.data_wait_percent is not None:
@@ -105,19 +109,15 @@ def advice(facts: StepFacts, slowest: str) -> list[str]:
             "copy the shards to a disk of this node and set data.train to the copy",
             f"shards with fewer bytes a clip (now {facts.clip_bytes / 1e3:,.0f} kB): --short-side, --crf",
         ]
-    told: list[tuple[float, str]] = []
-    if slowest == "decode":
-        told += [*_other_decoders(facts), *_fewer_frames(facts)]
-    told += _smaller_pictures(facts)
-    if "model" in facts.rates and facts.device == "cuda":
+    told = [*_other_decoders(facts)] if slowest == "decode" else []
+    estimates = [*(_fewer_frames(facts) if slowest == "decode" else []), *_smaller_pictures(facts)]
+    told += [text for _, text in sorted(estimates, key=lambda one: -one[0])]
+    if facts.device == "cpu":
+        return [*told, "more CPU cores, or a GPU: all stages share the cores here", *_polite_threads()]
+    if "model" in facts.rates and facts.decoder != "nvdec":
         cores = facts.threads * facts.rates["model"] / facts.rates["loader"]
-        if facts.decoder != "nvdec":
-            told.append(
-                (1.0, f"more CPU cores: about {cores:.0f} would keep up with the model (estimate; now {facts.threads})")
-            )
-    elif facts.device == "cpu":
-        told.append((1.0, "more CPU cores, or a GPU: all stages share the cores here"))
-    return [text for _, text in sorted(told, key=lambda one: -one[0])]
+        told.append(f"more CPU cores: about {cores:.0f} would keep up with the model (estimate; now {facts.threads})")
+    return told
 
 
 def _smaller_pictures(facts: StepFacts) -> list[tuple[float, str]]:
@@ -126,7 +126,7 @@ def _smaller_pictures(facts: StepFacts) -> list[tuple[float, str]]:
     if short <= enough:
         return []
     gain = (short / enough) ** 2
-    text = f"shards made with --short-side {enough} (now {short}): up to {gain:.1f}x as fast (estimate from the pixels)"
+    text = f"shards made with --short-side {enough} (now {short}) have 1/{gain:.1f} of the pixels (gain not measured)"
     return [(gain, f"{text}; random crops are then enlarged, which costs sharpness")]
 
 
@@ -137,16 +137,16 @@ def _fewer_frames(facts: StepFacts) -> list[tuple[float, str]]:
     text = (
         f"{facts.passed_frames:.0f} frames are decoded for {facts.wanted_frames:.0f} wanted: shards made with a lower "
     )
-    text += f"--fps, or with --layout chunks and a short --gop: up to {gain:.1f}x as fast (estimate from the frames)"
+    text += "--fps, or with --layout chunks and a short --gop, need fewer (gain not measured)"
     return [(gain, text)]
 
 
-def _other_decoders(facts: StepFacts) -> list[tuple[float, str]]:
+def _other_decoders(facts: StepFacts) -> list[str]:
+    """Those that are faster here, the fastest first."""
     chosen = facts.decoders[facts.decoder]
+    faster = sorted((-rate, name) for name, rate in facts.decoders.items() if rate > MUCH * chosen)
     return [
-        (rate / chosen, f"train.py ... data.decoder={name}: decodes {rate / chosen:.1f}x as fast (measured)")
-        for name, rate in facts.decoders.items()
-        if rate > MUCH * chosen
+        f"train.py ... data.decoder={name}: decodes {-rate / chosen:.1f}x as fast (measured)" for rate, name in faster
     ]
 
 
@@ -154,8 +154,17 @@ def _beside_the_model(facts: StepFacts) -> list[str]:
     """What helps where the model bounds: on a GPU nothing of the data path does, on the CPU it shares the cores."""
     if facts.device == "cuda":
         return []
-    decoders = [text for _, text in _other_decoders(facts)]
-    return ["a GPU: the model takes the larger part of the time", *decoders]
+    return ["a GPU: the model takes the larger part of the time", *_polite_threads(), *_other_decoders(facts)]
+
+
+def _polite_threads() -> list[str]:
+    """OpenMP's threads wait for each other in a busy loop: dear on cores that others want, too."""
+    if os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive":
+        return []
+    return [
+        "OMP_WAIT_POLICY=passive python train.py ...: PyTorch's waiting threads then leave the cores to the loader and "
+        "to others (not measured in this run: start the doctor with it, too)"
+    ]
 
 
 def _number(value: float) -> str:

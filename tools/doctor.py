@@ -130,17 +130,25 @@ class Doctor:
         self.add("cache", lambda: machine_checks.check_cache(machine))
 
     def step_check(self, config: Any, shards: Any, *, bar: Any, plain: bool) -> None:
-        """What bounds a training step."""
+        """Whether the config can run, and what bounds a training step."""
+
+        def can_start() -> Finding:
+            from _doctor_step import check_config
+
+            return check_config(config, shards)
 
         def step() -> Finding:
             from _doctor_step import measure_step
             from _doctor_verdict import stage_lines, step_finding
 
-            facts = measure_step(config, shards, seconds=STEP_SECONDS, bar=bar)
+            nvdec = bool(self.machine.torch().devices) and shards.codec in gpu.nvdec_codecs(self.findings)
+            facts = measure_step(config, shards, nvdec=nvdec, seconds=STEP_SECONDS, bar=bar)
             self.stage_lines = stage_lines(facts, plain=plain)
             return step_finding(facts)
 
-        self.add("step", step)
+        self.add("config", can_start)
+        if not self.quick:
+            self.add("step", step)
 
 
 def examine(args: argparse.Namespace, config: Any | None, shards: Any | None, machine: Machine) -> Doctor:
@@ -154,7 +162,7 @@ def examine(args: argparse.Namespace, config: Any | None, shards: Any | None, ma
         if not args.quick:
             stages.append(("decoders", lambda: doctor.decoder_checks(Path(folder))))
         stages.append(("machine", lambda: doctor.machine_checks(shards)))
-        if config is not None and shards is not None and not args.quick:
+        if config is not None and shards is not None:
             stages.append(("training step", lambda: doctor.step_check(config, shards, bar=bar, plain=plain)))
         bar.reset(total=len(stages))
         for name, stage in stages:

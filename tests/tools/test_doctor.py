@@ -60,7 +60,7 @@ def test_without_a_gpu_nothing_is_broken(fake: Fake, capsys: pytest.CaptureFixtu
 def test_something_broken_is_the_first_line_and_the_status(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
     fake.commands["nvidia-smi"] = hanging("nvidia-smi")
     assert doctor.main(["--quick"], machine=fake.machine()) == 1
-    assert capsys.readouterr().out.startswith("BROKEN: driver; missing")
+    assert capsys.readouterr().out.startswith("BROKEN: driver (nvidia-smi did not answer within 30 s); missing")
 
 
 @pytest.mark.parametrize(
@@ -105,9 +105,10 @@ def finding(name: str, status: str, *fix: str) -> Finding:
 
 def test_cures_come_in_order_of_effect_and_once() -> None:
     found = [finding("a", "note", "slow"), finding("b", "missing", "get"), finding("c", "broken", "mend", "get")]
-    assert fixes(found) == ["1. c: mend", "2. c: get", "3. a: slow"]
+    others = [finding("slurm", "missing", "join"), finding("step", "note", "run")]
+    assert fixes([*others, *found]) == ["1. c: mend", "2. c: get", "3. step: run", "4. a: slow", "5. slurm: join"]
     assert exit_status(found) == 1 and exit_status(found[:2]) == 0
-    assert verdict(found) == "BROKEN: c; missing, goes on without: b; slower than need be, or to know: a"
+    assert verdict(found) == "BROKEN: c (c is broken); missing, goes on without: b; slower than need be, or to know: a"
     text = report([*found, Finding(name="long", status="ok", found="word " * 60)])
     assert all(len(line) <= 118 for line in text.splitlines())
     assert as_json(found)["broken"] == ["c"]
@@ -363,3 +364,12 @@ def test_a_slow_gpu_decoder_is_said(samples: decode.Samples, monkeypatch: pytest
     )
     quick = {name: value / 2 for name, value in cpu.items()}
     assert decode.check_nvdec_rate(samples, ["vp9"], cpu=quick, threads=2, seconds=1.0).status == "ok"
+
+
+def test_interrupted(fake: Fake, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(self: object, shards: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(doctor.Doctor, "gpu_checks", interrupted)
+    assert doctor.main(["--quick"], machine=fake.machine()) == 130
+    assert capsys.readouterr().out == ""

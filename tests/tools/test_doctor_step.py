@@ -52,7 +52,7 @@ def process() -> Process:
 def test_a_step_is_measured(vp9_shards: ShardSet, tmp_path: Path) -> None:
     config = load_config(config_file(tmp_path, vp9_shards))
     with tqdm(disable=True) as bar:
-        facts = step.measure_step(config, vp9_shards, seconds=0.3, bar=bar)
+        facts = step.measure_step(config, vp9_shards, nvdec=False, seconds=0.1, bar=bar)
     # A busy machine may leave no time for the last one, which has a test of its own.
     assert set(facts.rates) | {"together"} == STAGES and min(facts.rates.values()) > 0
     assert set(facts.decoders) == {"dali_cpu", "host"} and facts.decoders["dali_cpu"] == facts.rates["decode"]
@@ -99,9 +99,27 @@ def test_a_model_that_cannot_be_built_is_a_finding(
     examined = doctor.Doctor(doctor.Machine(), quick=False)
     with tqdm(disable=True) as bar:
         examined.step_check(broken, vp9_shards, bar=bar, plain=True)
-    found = examined.findings[0]
+    start, found = examined.findings
+    assert (start.name, start.status) == ("config", "broken") and start.found.startswith("task.heads: ")
     assert found.status == "broken" and "could not be measured: task.heads" in found.found
     assert set(found.facts["rates"]) == {"read", "decode", "augment", "loader"}  # which do not need it
+
+
+@pytest.mark.parametrize(
+    ("setting", "status", "said"),
+    [
+        ("seed=1", "ok", "tiny can start: 3 steps an epoch of 4 clips on cpu, decoder dali_cpu, classes: verb 3"),
+        ("data.batch_size=512", "broken", "data.batch_size=512 is more than the 12 clip(s)"),
+        ("data.decoder=nvdec", "broken", "data.decoder=nvdec decodes on a GPU, but device is cpu"),
+    ],
+)
+def test_whether_a_config_can_start(vp9_shards: ShardSet, tmp_path: Path, setting: str, status: str, said: str) -> None:
+    examined = doctor.Doctor(doctor.Machine(), quick=True)
+    config = load_config(config_file(tmp_path, vp9_shards), [setting])
+    with tqdm(disable=True) as bar:
+        examined.step_check(config, vp9_shards, bar=bar, plain=True)
+    (found,) = examined.findings
+    assert found.status == status and found.found.startswith(said)
 
 
 def test_a_clip_that_cannot_be_decoded_is_named(vp9_shards: ShardSet, tmp_path: Path) -> None:
@@ -154,6 +172,13 @@ def test_the_model_takes_what_fits(vp9_shards: ShardSet, tmp_path: Path, monkeyp
     assert model.measure(batch, share=24, seconds=0.001)[1:] == (24, [])
 
 
+def test_nvdec_is_compared_where_the_gpu_has_it(vp9_shards: ShardSet, tmp_path: Path) -> None:
+    config = load_config(config_file(tmp_path, vp9_shards))
+    without, with_it = (step._Bench(config, vp9_shards, process(), nvdec=nvdec) for nvdec in (False, True))
+    assert without.decoders == ["dali_cpu", "host"] and with_it.decoders == ["nvdec", "dali_cpu", "host"]
+    assert "decode nvdec" in with_it.slices() and "decode nvdec" not in without.slices()
+
+
 def test_tiled_batches_are_whole(vp9_shards: ShardSet, tmp_path: Path) -> None:
     config = load_config(config_file(tmp_path, vp9_shards))
     batch = step._Bench(config, vp9_shards, process()).one_batch()
@@ -171,9 +196,9 @@ def test_decoding_bounds_a_gpu() -> None:
         "decode bounds: 21.0 clips/s, the whole loader 18.0; the model could take 80.0; "
         "expect 18.0 clips/s of training on this cuda (estimate)"
     )
-    assert "up to 15.0x as fast (estimate from the frames)" in found.fix[0]
-    assert found.fix[1] == "train.py ... data.decoder=host: decodes 2.0x as fast (measured)"
-    assert "--short-side 224 (now 288): up to 1.7x" in found.fix[2]
+    assert found.fix[0] == "train.py ... data.decoder=host: decodes 2.0x as fast (measured)"
+    assert found.fix[1].startswith("60 frames are decoded for 4 wanted: shards made with a lower --fps")
+    assert found.fix[2].startswith("shards made with --short-side 224 (now 288) have 1/1.7 of the pixels")
     assert "about 36 would keep up with the model (estimate; now 8)" in found.fix[3]
 
 
@@ -189,7 +214,8 @@ def test_a_loader_slower_than_each_of_its_stages_bounds() -> None:
     assert bound(tight) == "decode"
 
 
-def test_stages_share_the_cores_of_a_cpu() -> None:
+def test_stages_share_the_cores_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     assert bound(ON_THE_CPU) == "model"
     clips, measured = expected(ON_THE_CPU)
     assert clips == pytest.approx(1 / (1 / 18 + 1 / 10)) and not measured
@@ -197,6 +223,8 @@ def test_stages_share_the_cores_of_a_cpu() -> None:
         "a GPU: the model takes the larger part of the time",
         "train.py ... data.decoder=host: decodes 2.0x as fast (measured)",
     )
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    assert "OMP_WAIT_POLICY=passive" in step_finding(ON_THE_CPU).fix[1]
     both = replace(ON_THE_CPU, rates=ON_THE_CPU.rates | {"together": 6.5}, data_wait_percent=40.0)
     assert expected(both) == (6.5, True) and "40 % of the time waiting" in "\n".join(stage_lines(both, plain=True))
 
