@@ -20,6 +20,7 @@ from lavila.config.load import load_config
 from lavila.data.host_decode import DecodeError
 from lavila.data.plan import PlanError
 from lavila.data.shards import ShardSet
+from lavila.engine import build
 from lavila.engine.distributed import Process
 from tests.data_path.test_loader import damaged
 from tests.engine.test_runs import config_file
@@ -145,7 +146,7 @@ def test_a_batch_larger_than_the_shard_set_still_measures_the_data(vp9_shards: S
 def test_the_measured_clips_are_those_of_the_plan(vp9_shards: ShardSet, tmp_path: Path) -> None:
     config = load_config(config_file(tmp_path, vp9_shards), ["data.batch_size=12"])
     bench = step._Bench(config, vp9_shards, process())
-    real = bench._loader(12).plan.batch(0, 0)
+    real = build.training_loader(config, vp9_shards, process()).plan.batch(0, 0)
     flat = [plan for batch in bench.data.plans for plan in batch]
     assert [plan.row for plan in flat] == [plan.row for plan in real[: len(flat)]]
     assert all(np.array_equal(one.frames, two.frames) for one, two in zip(flat, real, strict=False))
