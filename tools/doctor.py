@@ -23,6 +23,7 @@ import argparse
 import importlib.util
 import json
 import logging
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -35,6 +36,7 @@ from _doctor_findings import Finding, Machine, as_json, checked, exit_status, re
 from _doctor_versions import check_versions
 
 NEEDED = ("lavila", "omegaconf", "tqdm", "yaml")  # without which not even the checks can start
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 DECODE_SECONDS = 1.0  # for each decoder and codec
 READ_SECONDS = 2.0  # for each way of reading
 STEP_SECONDS = 6.0  # for each stage of a training step
@@ -209,6 +211,8 @@ def main(argv: Sequence[str] | None = None, *, machine: Machine | None = None) -
         except ShardSetError as error:
             fix = (f"python tools/inspect_shards.py {folder} --verify",)
             broken.append(Finding(name="shards", status="broken", found=str(error), fix=fix))
+    for name in RANK_VARIABLES:  # one process is looked at; with these it would wait for others
+        os.environ.pop(name, None)
     try:
         doctor = examine(args, config, shards, machine or Machine())
     except KeyboardInterrupt:

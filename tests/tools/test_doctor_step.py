@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from lavila.engine import build
 from lavila.engine.distributed import Process
 from tests.data_path.test_loader import damaged
 from tests.engine.test_runs import config_file
+from tests.tools.doctor_fakes import Fake
 
 STAGES = {"read", "decode", "augment", "loader", "model", "together"}
 ON_A_GPU = step.StepFacts(
@@ -121,6 +123,17 @@ def test_whether_a_config_can_start(vp9_shards: ShardSet, tmp_path: Path, settin
         examined.step_check(config, vp9_shards, bar=bar, plain=True)
     (found,) = examined.findings
     assert found.status == status and found.found.startswith(said)
+
+
+def test_one_rank_of_a_larger_job_does_not_wait_for_the_others(
+    vp9_shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    path = config_file(tmp_path, vp9_shards)
+    assert doctor.main(["--quick", "--json", "--config", str(path)], machine=Fake(tmp_path).machine()) == 0
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    assert findings[-1]["name"] == "config" and findings[-1]["facts"]["steps"] == 3
 
 
 def test_a_clip_that_cannot_be_decoded_is_named(vp9_shards: ShardSet, tmp_path: Path) -> None:
