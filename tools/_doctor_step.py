@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,9 @@ from lavila.config.schema import PictureType, RunConfig
 from lavila.data.dali_pipelines.graph import DecoderName, Execution, PictureSpec
 from lavila.data.dali_pipelines.probe import augmented
 from lavila.data.dali_pipelines.sources import Payload
-from lavila.data.host_decode import DecodeError, decode_frames
+from lavila.data.host_colour import Planes
+from lavila.data.host_decode import DecodeError, decode_frames, decode_planes
+from lavila.data.host_render import ClipRenderer
 from lavila.data.loader import ClipLoader
 from lavila.data.shards import ShardSet
 from lavila.engine import build
@@ -64,7 +67,8 @@ class _Data:
 
     plans: list[list[ClipPlan]]  # batches of one size
     payloads: list[list[Payload]]
-    frames: list[list[np.ndarray]]  # decoded, [U, H, W, 3] uint8
+    frames: list[list[np.ndarray]]  # decoded, [U, H, W, 3] uint8; empty where the CPU draws from planes
+    planes: list[list[list[Planes]]]  # decoded, U of each clip; empty where DALI augments
 
 
 def check_config(config: RunConfig, shards: ShardSet) -> Finding:
@@ -162,12 +166,21 @@ class _Bench:
         plans = self._planned(0)[: max(1, fit // self.batch)]
         with ThreadPoolExecutor(self.threads) as pool:
             payloads = [list(pool.map(self._read, batch)) for batch in plans]
-            frames = [list(pool.map(self._pictures, batch, ones)) for batch, ones in zip(plans, payloads, strict=True)]
-        return _Data(plans=plans, payloads=payloads, frames=frames)
+            decoded = [list(pool.map(self._decode, batch, ones)) for batch, ones in zip(plans, payloads, strict=True)]
+        frames, planes = ([], decoded) if self._draws else (decoded, [])
+        return _Data(plans=plans, payloads=payloads, frames=frames, planes=planes)  # type: ignore[arg-type]
 
-    def _pictures(self, plan: ClipPlan, payload: Payload) -> np.ndarray:
+    @property
+    def _draws(self) -> bool:
+        """Whether the loader makes pictures from decoded planes on the CPU, without DALI."""
+        return self.loader.decoder == "host" and self.process.device.type == "cpu"
+
+    def _decode(self, plan: ClipPlan, payload: Payload) -> np.ndarray | list[Planes]:
         try:
-            return decode_frames(payload.data, payload.frames)
+            if not self._draws:
+                return decode_frames(payload.data, payload.frames)
+            frames = decode_planes(payload.data, payload.frames)
+            return [Planes(one.luma.copy(), one.blue.copy(), one.red.copy(), one.width) for one in frames]
         except DecodeError as error:
             clip = self.shards.clips.column("clip_id")[plan.row].as_py()
             again = f"run tools/inspect_shards.py {self.shards.path} --verify"
@@ -221,6 +234,8 @@ class _Bench:
             antialias=settings.antialias,
             half=settings.picture_type is PictureType.float16,
         )
+        if self._draws:
+            return self._draw_slice(spec, seconds)
         device = self.process.device
         execution = Execution(
             decoder="host",
@@ -231,6 +246,13 @@ class _Bench:
         )
         batches = augmented(list(zip(self.data.plans, self.data.frames, strict=True)), spec, execution)
         return rate(lambda: next(batches), seconds=seconds, warm=settings.prefetch + 1)
+
+    def _draw_slice(self, spec: PictureSpec, seconds: float) -> float:
+        renderer = ClipRenderer(spec)
+        plans, planes = (list(itertools.chain(*batches)) for batches in (self.data.plans, self.data.planes))
+        pictures = np.empty((len(plans), *spec.view_grid, spec.frames, 3, spec.size, spec.size), np.float32)
+        with ThreadPoolExecutor(self.threads) as pool:
+            return rate(lambda: len(list(pool.map(renderer.render, plans, planes, pictures))), seconds=seconds, warm=1)
 
     def _batches(self, loader: ClipLoader) -> Iterator[VideoBatch]:
         """Batches without end, from an epoch that no earlier call has used."""

@@ -349,8 +349,8 @@ def test_cpu_decoders_and_their_pictures(samples: decode.Samples) -> None:
 
 
 def test_pictures_that_differ_are_broken(samples: decode.Samples, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = decode._decode
-    monkeypatch.setattr(decode, "_decode", lambda payload: right(payload) ^ 1)
+    right = decode.decode_frames
+    monkeypatch.setattr(decode, "decode_frames", lambda data, frames: right(data, frames) ^ 1)
     found = decode.check_pictures(samples, nvdec=[])
     assert found.status == "broken" and "decoders disagree: vp9 dali_cpu" in found.found
 
