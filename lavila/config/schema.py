@@ -89,7 +89,7 @@ class DataConfig:
     std: tuple[float, float, float] = (68.5005327, 66.6321579, 70.32316305)  # R, G, B on 0..255, divided by
     antialias: bool = False  # low-pass before shrinking; published weights were trained without
     picture_type: PictureType = PictureType.float32  # number type of the pictures; float16 halves the traffic on a GPU
-    decoder: Decoder = Decoder.auto  # auto: nvdec on a GPU; else dali_cpu for VP8/VP9/MJPEG, host (PyAV) for others
+    decoder: Decoder = Decoder.auto  # auto: nvdec on a GPU, else host (PyAV, every codec); dali_cpu: VP9
     threads: int = 0  # CPU threads of the loader on each rank; 0 = this rank's share of the cores
     prefetch: int = 2  # batches in flight between decoder and model
     max_bad_clips: int = 100  # stop when more clips than this could not be decoded in one epoch

@@ -218,14 +218,14 @@ def test_verify_tells_and_quarantines_and_forgets(clips: ShardSet) -> None:
     again = run(clips.path, "--verify", "--json", "--workers", 1)
     assert again.returncode == 0, again.stderr
     told = json.loads(again.stdout)
-    assert told["verified"] == {"decoder": "dali_cpu", "problems": [], "quarantine": []}
+    assert told["verified"] == {"decoder": "host", "problems": [], "quarantine": []}
     assert told["quarantine"] == 0 and not (clips.path / "quarantine.jsonl").exists()
 
 
 def test_verify_of_a_sound_set_with_chunks(chunks: ShardSet) -> None:
     done = run(chunks.path, "--verify")
     assert done.returncode == 0, done.stderr
-    assert "sound: checksums, members, indexes and tables agree; all 5 clips decode with dali_cpu" in done.stdout
+    assert "sound: checksums, members, indexes and tables agree; all 5 clips decode with host" in done.stdout
 
 
 def test_interrupting_leaves_the_quarantine_as_it_was(clips: ShardSet) -> None:
