@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.utils.dlpack import from_dlpack
 
@@ -27,9 +26,10 @@ from lavila.data.dali_pipelines.graph import DecoderName, Execution, PictureSpec
 from lavila.data.dali_pipelines.runner import LoadedBatch, PipelineRunner
 from lavila.data.dali_pipelines.sources import Payload
 from lavila.data.host_decode import DecodeError, decode_frames
-from lavila.data.plan import ClipSizes, Plan
-from lavila.data.shard_format import QUARANTINE
-from lavila.data.shards import ShardSet, clip_spans
+from lavila.data.mapped import Column
+from lavila.data.plan import Plan
+from lavila.data.shards import ShardSet
+from lavila.data.stored_sizes import StoredSizes
 from lavila.records import ClipPlan, VideoBatch
 
 log = logging.getLogger(__name__)
@@ -61,15 +61,9 @@ class BadClip:
     reason: str
 
 
-def clip_sizes(shard_set: ShardSet) -> ClipSizes:
+def clip_sizes(shard_set: ShardSet) -> StoredSizes:
     """What a plan needs to know of the clips of a shard set. Clips in quarantine are left out."""
-    rows = shard_set.usable_rows()
-    if len(rows) < len(shard_set):
-        left_out = len(shard_set) - len(rows)
-        log.warning("%s: %d clip(s) in %s are left out", shard_set.path, left_out, QUARANTINE)
-    frames, after = clip_spans(shard_set, rows)
-    height, width = (_integers(shard_set, name)[rows] for name in ("height", "width"))
-    return ClipSizes(num_frames=frames, frames_after=after, height=height, width=width, rows=rows)
+    return StoredSizes(shard_set)
 
 
 def choose_decoder(decoder: str, *, codec: str, device: torch.device) -> DecoderName:
@@ -154,7 +148,7 @@ class ClipLoader:
         self._clip_ids = shard_set.clips.column("clip_id")
         self.captions = captions or Captions(shard_set)
         self._label_sets = shard_set.clips.column("labels")
-        self._labels = {name: _integers(shard_set, name) for name in LABELS}
+        self._labels = {name: Column(shard_set.clips, name, null=-1) for name in LABELS}
         self._epoch, self._step = 0, 0
         self.wait_seconds = 0.0  # time callers spent waiting in next(), since the start
         self.bad_clips: list[BadClip] = []  # of the current epoch, on this rank
@@ -238,7 +232,10 @@ class ClipLoader:
             rows=rows,
             positions=np.array([plan.position for plan in loaded.plans], np.int64),
             clip_ids=tuple(self._clip_ids[row].as_py() for row in rows.tolist()),
-            labels={name: torch.from_numpy(values[rows]).to(self.device) for name, values in self._labels.items()},
+            labels={
+                name: torch.tensor([values[row] for row in rows.tolist()], dtype=torch.int64).to(self.device)
+                for name, values in self._labels.items()
+            },
             label_sets=tuple(tuple(self._label_sets[row].as_py()) for row in rows.tolist()),
             narrations=tuple(texts for texts, _ in words),
             sources=tuple(sources for _, sources in words),
@@ -272,10 +269,3 @@ class ClipLoader:
                 f"{last.clip_id} in {last.shard} ({last.reason}); make the shards again, "
                 f"or allow more with data.max_bad_clips (now {self._max_bad_clips})"
             )
-
-
-def _integers(shard_set: ShardSet, name: str) -> npt.NDArray[np.int64]:
-    """A column as int64, -1 where it is null."""
-    column = shard_set.clips.column(name).combine_chunks()
-    values: npt.NDArray[np.int64] = column.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-    return values

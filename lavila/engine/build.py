@@ -16,6 +16,7 @@ from lavila.data.captions import Captions
 from lavila.data.loader import ClipLoader, Pictures, clip_sizes
 from lavila.data.plan import CropChoice, FrameChoice, Ranks, TrainingPlan, ViewChoice, ViewPlan
 from lavila.data.shards import ShardSet, open_shard_set
+from lavila.data.stored_sizes import shuffle_of
 from lavila.engine.distributed import Process
 from lavila.models.checkpoints import load_model
 from lavila.models.classifier import VideoClassifier
@@ -58,6 +59,7 @@ def training_loader(config: RunConfig, shards: ShardSet, process: Process) -> Cl
         seed=config.seed,
         ranks=Ranks(rank=process.rank, world=process.world),
         passes=config.optim.accumulate,
+        shuffle=shuffle_of(shards, window=config.data.shuffle_window),
     )
     return _loader(config, shards, plan, process, Captions(shards, config.data.captions))
 
