@@ -54,9 +54,7 @@ def write_mapped(table: Path) -> None:
         whole_path(mapped_path(table)) as temporary,
         pq.ParquetFile(table) as source,
         pa.OSFile(str(temporary), "wb") as sink,
-        pa.ipc.new_file(
-            sink, source.schema_arrow.with_metadata(made_from)
-        ) as out,  # not compressed: that could not be read in place
+        pa.ipc.new_file(sink, source.schema_arrow.with_metadata(made_from), options=plain) as out,
     ):
         for batch in source.iter_batches(batch_size=ROW_GROUP):
             out.write_batch(batch)

@@ -1,4 +1,4 @@
-"""The order of an epoch: every clip once, whole stretches in a window, mixed within it, at a cost that stays bounded."""
+"""The order of an epoch: every clip once, whole stretches in a window, mixed within it, at a bounded cost."""
 
 from __future__ import annotations
 
