@@ -10,12 +10,13 @@ A captions table is a Parquet file with one row per clip:
 Any number of tables can be laid over a set, with or without the set's own narrations, and no tar is touched. Beside a
 table that lavila writes lies its mapped form (see `mapped`), which is read in place: words are looked up when a batch
 needs them, and all processes of a machine share what has been read. A table without one is read and checked as a whole.
-What joins a table to a set is one number for each clip.
+Rows are found by bisection of the sorted clip ids, so that nothing has to be made for each clip of a set.
 """
 
 from __future__ import annotations
 
 import logging
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pyarrow.types as kinds
 
-from lavila.data.mapped import Column, current_mapped, mapped_path, write_mapped
+from lavila.data.mapped import Column, current_mapped, mapped_path, sorted_rows, write_mapped
 from lavila.data.shard_format import ShardSetError
 from lavila.data.shard_writer import write_table
 from lavila.data.shards import ShardSet
@@ -56,6 +57,8 @@ Words = tuple[str, Sequence[str], Sequence[float] | None]
 
 Rows = npt.NDArray[np.int32]
 
+LOOKED_AT = (10_000, 1_000)  # clips that tell whether tables fit a set: all of them up to so many, else so many
+
 
 class CaptionError(ValueError):
     """A captions table that cannot be read, written or laid over a shard set, told in one line."""
@@ -75,7 +78,7 @@ def write_captions(path: Path | str, rows: Iterable[Words], *, source: str) -> i
     if not source:
         raise CaptionError(f"{path}: source is empty; give for example {HUMAN}, rephrased or machine")
     count = write_table(Path(path), _checked(Path(path), rows, source), CAPTIONS_SCHEMA)
-    write_mapped(Path(path))
+    write_mapped(Path(path), sort_by="clip_id")
     return count
 
 
@@ -105,7 +108,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def read_captions(path: Path | str) -> pa.Table:
-    """A captions table, checked, with the columns of CAPTIONS_SCHEMA.
+    """A captions table, checked, with the columns of CAPTIONS_SCHEMA, sorted by clip id.
 
     Large, fixed-size and dictionary-coded kinds of strings and lists are taken too, and scores in any number type.
 
@@ -139,7 +142,7 @@ def read_captions(path: Path | str) -> pa.Table:
         raise CaptionError(f"{path}: cannot be read ({_line(error)}); copy or make the file again") from None
     table = pa.table(columns, names=CAPTIONS_SCHEMA.names)
     _check_rows(path, table)
-    return table.cast(CAPTIONS_SCHEMA)
+    return sorted_rows(table.cast(CAPTIONS_SCHEMA), "clip_id")
 
 
 def _line(error: BaseException) -> str:
@@ -238,11 +241,18 @@ class _Layer:
     """The narrations of one table."""
 
     narrations: Column  # lists of strings
-    rows: Rows | None  # [clips of the set] row of this table, -1 = the clip is not in it; None = the same row
     source: Column | str  # of each row, or of all
+    ids: Column | None = None  # sorted clip ids; None: a row for each clip of the set, in the same order
 
-    def of(self, clip: int) -> tuple[list[str], str]:
-        row = clip if self.rows is None else int(self.rows[clip])
+    def row(self, clip: int, clip_id: str) -> int:
+        """Row of the table for the clip in a row of the set; -1 where there is none."""
+        if self.ids is None:
+            return clip
+        row = bisect_left(self.ids, clip_id)
+        return row if row < len(self.ids) and self.ids[row] == clip_id else -1
+
+    def of(self, clip: int, clip_id: str) -> tuple[list[str], str]:
+        row = self.row(clip, clip_id)
         if row < 0:
             return [], ""
         return self.narrations[row], self.source if isinstance(self.source, str) else self.source[row]
@@ -268,52 +278,64 @@ class Captions:
         if twice is not None:
             raise CaptionError(f"data.captions names {twice} twice; every table gives its narrations once")
         self._path, self._ids = shard_set.path, shard_set.clips.column("clip_id")
-        own = _Layer(
-            narrations=Column(shard_set.clips, "narrations", null=[]),
-            rows=None,
-            source=str(shard_set.manifest.get("narrations_source", HUMAN)),
-        )
-        layers = {name: own if name == OWN else self._overlay(name) for name in names}
+        source = str(shard_set.manifest.get("narrations_source", HUMAN))
+        own = _Layer(narrations=Column(shard_set.clips, "narrations", null=[]), source=source)
+        layers = {name: own if name == OWN else _overlay(name) for name in names}
         self._layers = list(layers.values())
         if names != [OWN]:
             self._check_use(layers, need_every_table=need_every_table)
-
-    def _check_use(self, layers: Mapping[str, _Layer], *, need_every_table: bool) -> None:
-        worded = np.zeros(len(self._ids), np.bool_)
-        for layer in layers.values():
-            worded |= _has_words(layer)
-        for name, layer in layers.items():
-            if layer.rows is not None and not (layer.rows >= 0).any():
-                if need_every_table or not worded.any():
-                    raise CaptionError(self._strangers(name))
-                log.warning("%s: none of its clips is in %s; its narrations are not used here", name, self._path)
-        without, names = len(worded) - np.count_nonzero(worded), ", ".join(layers)
-        log.info("%s: %d of %d clips have no narrations in %s", self._path, without, len(worded), names)
 
     def of(self, row: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """The narrations of the clip in a row of the set, and the source of each."""
         narrations: list[str] = []
         sources: list[str] = []
+        clip_id = self._ids[row].as_py()
         for layer in self._layers:
-            words, source = layer.of(row)
+            words, source = layer.of(row, clip_id)
             narrations += words
             sources += [source] * len(words)
         return tuple(narrations), tuple(sources)
 
-    def _overlay(self, name: str) -> _Layer:
-        table = read_captions(name)
-        rows = rows_of(self._ids, among=table.column("clip_id"))
-        covered = np.count_nonzero(rows >= 0)
+    def _check_use(self, layers: Mapping[str, _Layer], *, need_every_table: bool) -> None:
+        """Refuse tables that do not fit the set, and tell how the others do. Of a large set, some are looked at."""
+        count = len(self._ids)
+        few = count if count <= LOOKED_AT[0] else LOOKED_AT[1]
+        clips = {row: self._ids[row].as_py() for row in (np.arange(few) * count // max(few, 1)).tolist()}
+        bare = self._without_words(clips)
+        if bare == few < count:  # rare words: they may be those of other clips
+            clips = dict(enumerate(self._ids.to_pylist()))
+            bare = self._without_words(clips)
+        for name, layer in layers.items():
+            if layer.ids is not None and not self._tell_use(name, layer, clips):
+                if need_every_table or bare == len(clips):
+                    raise CaptionError(self._strangers(name))
+                log.warning("%s: none of its clips is in %s; its narrations are not used here", name, self._path)
+        looked = f"{bare} of {len(clips)} clips" + (f" looked at, of {count}," if len(clips) < count else "")
+        log.info("%s: %s have no narrations in %s", self._path, looked, ", ".join(layers))
+
+    def _without_words(self, clips: Mapping[int, str]) -> int:
+        return sum(not any(layer.of(*clip)[0] for layer in self._layers) for clip in clips.items())
+
+    def _tell_use(self, name: str, layer: _Layer, clips: Mapping[int, str]) -> bool:
+        """Whether the set has any clip of a table, which is told."""
+        assert layer.ids is not None
+        rows, count = len(layer.ids), len(self._ids)
+        covered = sum(layer.row(*clip) >= 0 for clip in clips.items())
+        if len(clips) < count and covered:
+            log.info("%s over %s: %d of %d clips looked at, of %d", name, self._path, covered, len(clips), count)
+            return True
+        if len(clips) < count:
+            covered = int(np.count_nonzero(rows_of(self._ids, among=read_captions(name).column("clip_id")) >= 0))
         log.info(
             "%s over %s: %d of %d clips; %d of its %d rows are for clips that are not in the set",
             name,
             self._path,
             covered,
-            len(rows),
-            len(table) - covered,
-            len(table),
+            count,
+            rows - covered,
+            rows,
         )
-        return _Layer(narrations=Column(table, "narrations", null=[]), rows=rows, source=Column(table, "source"))
+        return covered > 0
 
     def _strangers(self, name: str) -> str:
         """Why a table cannot be laid over the set: with an example of each one's clip ids."""
@@ -326,8 +348,8 @@ class Captions:
         )
 
 
-def _has_words(layer: _Layer) -> npt.NDArray[np.bool_]:
-    """Which clips of the set a layer has a narration for. [clips]"""
-    chunks = [pc.greater(pc.list_value_length(chunk).fill_null(0), 0) for chunk in layer.narrations.chunks()]
-    worded = np.concatenate([*(np.asarray(chunk) for chunk in chunks), np.zeros(1, np.bool_)])
-    return worded[:-1] if layer.rows is None else worded[layer.rows]  # row -1 is that last False
+def _overlay(name: str) -> _Layer:
+    table = read_captions(name)
+    return _Layer(
+        narrations=Column(table, "narrations", null=[]), source=Column(table, "source"), ids=Column(table, "clip_id")
+    )

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import pyarrow.types as kinds
 
 from lavila.data.shard_format import ROW_GROUP, ShardSetError, file_sha256
 from lavila.files import whole_path
@@ -36,18 +38,14 @@ class Column:
         value = self._values[row].as_py()
         return self._null if value is None else value
 
-    def chunks(self) -> list[pa.Array]:
-        """All values, batch by batch."""
-        return list(self._values.chunks)
-
 
 def mapped_path(table: Path) -> Path:
     """The Arrow file that goes with a Parquet file."""
     return table.with_suffix(".arrow")
 
 
-def write_mapped(table: Path) -> None:
-    """Write the Arrow file of a Parquet file. A few thousand rows are held in memory at a time."""
+def write_mapped(table: Path, *, sort_by: str | None = None) -> None:
+    """Write the Arrow file of a Parquet file: a few thousand rows at a time, or sorted by a column, all at once."""
     made_from = {MADE_FROM: file_sha256(table)}
     plain = pa.ipc.IpcWriteOptions(compression=None)  # what is compressed cannot be read in place
     with (
@@ -56,8 +54,26 @@ def write_mapped(table: Path) -> None:
         pa.OSFile(str(temporary), "wb") as sink,
         pa.ipc.new_file(sink, source.schema_arrow.with_metadata(made_from), options=plain) as out,
     ):
+        if sort_by is not None:
+            out.write_table(sorted_rows(source.read(), sort_by))
+            return
         for batch in source.iter_batches(batch_size=ROW_GROUP):
             out.write_batch(batch)
+
+
+def sorted_rows(table: pa.Table, column: str) -> pa.Table:
+    """The rows in the order of a column's values, in batches. All text together may be more than 2 GiB."""
+    wide = table.cast(pa.schema([field.with_type(_wide(field.type)) for field in table.schema])).combine_chunks()
+    order = pc.sort_indices(wide.column(column))
+    pieces = (wide.take(order[first : first + ROW_GROUP]) for first in range(0, len(order), ROW_GROUP))
+    return pa.concat_tables([table.slice(0, 0), *(piece.cast(table.schema) for piece in pieces)])
+
+
+def _wide(kind: pa.DataType) -> pa.DataType:
+    """The same with 64-bit offsets, so that one array can hold all rows."""
+    if kinds.is_list(kind):
+        return pa.large_list(_wide(kind.value_type))
+    return pa.large_string() if kinds.is_string(kind) else kind
 
 
 def open_mapped(path: Path, schema: pa.Schema) -> pa.Table:
