@@ -202,6 +202,8 @@ class ClipLoader:
         while True:
             while len(ahead) <= self._prefetch and (step := next(steps, None)) is not None:
                 plans = self.plan.batch(epoch, step)
+                for stretch in self.plan.ahead(epoch, step):
+                    pool.submit(self.shard_set.read_ahead, *stretch)
                 ahead.append((plans, [pool.submit(self._payload, plan) for plan in plans]))
             if not ahead:
                 return

@@ -26,6 +26,7 @@ class Shuffle:
 
     window: int = 131_072  # clips that are mixed with each other, at the most
     stretch: int = 64  # neighbouring rows that stay in one window
+    read_ahead: bool = False  # the stretches of the next window are read, each as a whole, before their clips are due
 
 
 def random_numbers(seed: int, stream: int, epoch: int, position: int = 0) -> np.random.Generator:
@@ -57,7 +58,7 @@ class EpochOrder:
 
     def __getitem__(self, position: int) -> int:
         assert 0 <= position < self._num_clips, (position, self._num_clips)
-        number = int(np.searchsorted(self._starts, position, side="right")) - 1
+        number = self._window_of(position)
         if self._latest is None or self._latest[0] != number:
             self._latest = (number, self.window(number))
         return int(self._latest[1][position - int(self._starts[number])])
@@ -67,10 +68,30 @@ class EpochOrder:
         """How many windows an epoch has."""
         return len(self._starts) - 1
 
+    def _window_of(self, position: int) -> int:
+        return int(np.searchsorted(self._starts, position, side="right")) - 1
+
+    def _stretches_of(self, number: int) -> Ints:
+        return np.sort(self._stretches[self._bounds[number] : self._bounds[number + 1]])
+
+    def coming(self, start: int, stop: int, *, part: int, parts: int) -> list[tuple[int, int]]:
+        """First and last clip of stretches of the next window that are due while a step uses positions [start, stop).
+
+        The steps of a window share out the stretches of the next one, and `parts` readers share those of a step.
+        """
+        number = self._window_of(start)
+        if number + 1 >= self.windows:
+            return []
+        stretches, begin, end = self._stretches_of(number + 1), int(self._starts[number]), int(self._starts[number + 1])
+        first_step = start - (stop - start) < begin
+        low, high = (len(stretches) * (min(place, end) - begin) // (end - begin) for place in (start, stop))
+        due = (stretches[i] for i in range(0 if first_step else low, high) if i % parts == part)
+        clips = ((int(stretch) * self._stretch, int(stretch + 1) * self._stretch - 1) for stretch in due)
+        return [(first, min(last, self._num_clips - 1)) for first, last in clips]
+
     def window(self, number: int) -> Ints:
         """The clips of a window in their order."""
-        stretches = np.sort(self._stretches[self._bounds[number] : self._bounds[number + 1]])
-        clips = (stretches[:, None] * self._stretch + np.arange(self._stretch)).ravel()
+        clips = (self._stretches_of(number)[:, None] * self._stretch + np.arange(self._stretch)).ravel()
         clips = clips[clips < self._num_clips]
         mixed: Ints = clips[random_numbers(self._seed, ORDER, self._epoch, number).permutation(len(clips))]
         return mixed

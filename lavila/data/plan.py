@@ -31,7 +31,7 @@ DEFAULT_SHUFFLE = Shuffle()
 
 
 class Sizes(Protocol):
-    """What the plan asks about the clips that may be used. It is asked for the clips of a step, never for all."""
+    """What the plan asks about the clips that may be used, N in all: about those of a step, never about all."""
 
     def __len__(self) -> int: ...
 
@@ -46,33 +46,6 @@ class Sizes(Protocol):
     def row(self, index: int) -> int:
         """Row of clips.parquet of clip `index`."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClipSizes:
-    """`Sizes` in arrays, for clips that are not in a shard set; `lavila.data.stored_sizes` has those that are."""
-
-    num_frames: Ints | Floats  # [N] frames; fractional where the dataset counts in seconds
-    height: Ints  # [N] pixels
-    width: Ints  # [N] pixels
-    frames_after: Ints | None = None  # [N] stored frames past the clip that a view may reach into; None = none
-    rows: Ints | None = None  # [N] the clips' rows in clips.parquet; None = 0 .. N - 1
-
-    def __len__(self) -> int:
-        return len(self.num_frames)
-
-    def span(self, index: int) -> Span:
-        """How long clip `index` is."""
-        after = 0 if self.frames_after is None else int(self.frames_after[index])
-        return Span(frames=float(self.num_frames[index]), after=after)
-
-    def picture(self, index: int) -> tuple[int, int]:
-        """Height and width of clip `index`, pixels."""
-        return int(self.height[index]), int(self.width[index])
-
-    def row(self, index: int) -> int:
-        """Row of clips.parquet of clip `index`."""
-        return index if self.rows is None else int(self.rows[index])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +96,7 @@ class Ranks:
 
     rank: int = 0
     world: int = 1
+    local_world: int = 1  # ranks of this machine, whose numbers follow each other
 
 
 class PlanError(ValueError):
@@ -150,6 +124,10 @@ class Plan(Protocol):
 
     def batch(self, epoch: int, step: int) -> list[ClipPlan]:
         """This rank's clips of a step."""
+        ...
+
+    def ahead(self, epoch: int, step: int) -> list[tuple[int, int]]:
+        """First and last rows of stretches of the table that this rank shall read for its machine, during a step."""
         ...
 
 
@@ -318,12 +296,25 @@ class TrainingPlan:
         start = whole * self._batch_size + self._ranks.rank * share + part * self.largest_batch
         return [self.clip(epoch, position) for position in range(start, start + self.largest_batch)]
 
-    def clip(self, epoch: int, position: int) -> ClipPlan:
-        """The clip at a place of an epoch's global order."""
+    def ahead(self, epoch: int, step: int) -> list[tuple[int, int]]:
+        whole, part = divmod(step, self._passes)
+        if part or not self._shuffle.read_ahead:
+            return []
+        start, local = whole * self._batch_size, self._ranks.local_world
+        coming = self._order_of(epoch).coming(
+            start, start + self._batch_size, part=self._ranks.rank % local, parts=local
+        )
+        return [(self._sizes.row(first), self._sizes.row(last)) for first, last in coming]
+
+    def _order_of(self, epoch: int) -> EpochOrder:
         if self._order is None or self._order[0] != epoch:
             order = EpochOrder(len(self._sizes), seed=self._seed, epoch=epoch, shuffle=self._shuffle)
             self._order = (epoch, order)
-        index = self._order[1][position]
+        return self._order[1]
+
+    def clip(self, epoch: int, position: int) -> ClipPlan:
+        """The clip at a place of an epoch's global order."""
+        index = self._order_of(epoch)[position]
         random = random_numbers(self._seed, CLIP, epoch, position)
         return ClipPlan(
             position=position,
@@ -356,6 +347,10 @@ class ViewPlan:
         del epoch  # every pass over an evaluation set is the same
         mine = self._mine[step * self.largest_batch : (step + 1) * self.largest_batch]
         return [self.clip(position) for position in mine]
+
+    def ahead(self, epoch: int, step: int) -> list[tuple[int, int]]:
+        del epoch, step  # storage order is read through as it is
+        return []
 
     def clip(self, position: int) -> ClipPlan:
         """The views of the clip at a place of the set."""

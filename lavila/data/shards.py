@@ -38,7 +38,8 @@ log = logging.getLogger(__name__)
 
 Ints = npt.NDArray[np.int64]
 Frames = npt.NDArray[np.int32]
-MAX_OPEN_TARS = 64
+MAX_OPEN_TARS = 512  # half of the descriptors that a process may have on most systems
+LONGEST_AHEAD = 32 << 20  # bytes; rows that lie further apart than that are not neighbours in a tar
 
 
 class _OpenTar:
@@ -158,6 +159,20 @@ class ShardSet:
             return self.read_video(row), wanted
         pieces, numbers = self._chunk_table.ranges(self._chunk[row], wanted)
         return b"".join(self._read_piece(row, piece) for piece in pieces), numbers.astype(np.int32)
+
+    def read_ahead(self, first: int, last: int) -> None:
+        """Have the system read what lies between two rows' videos, both included, into its cache. Does not wait.
+
+        For rows that are stored one after another, as those of a training set are; others are left alone.
+        """
+        tars = range(self._shard[first], self._shard[last] + 1)
+        stop = self._offset[last] + self._size[last]
+        for number in tars if len(tars) <= 2 else ():
+            tar = self._tar(number)
+            begin = self._offset[first] if number == tars[0] else 0
+            end = stop if number == tars[-1] else os.fstat(tar.descriptor).st_size
+            if 0 < end - begin <= LONGEST_AHEAD:
+                os.posix_fadvise(tar.descriptor, begin, end - begin, os.POSIX_FADV_WILLNEED)
 
     def _places_of_chosen(self, row: int, wanted: Frames) -> Frames:
         """Where frames lie in a set made with --frames-for, which holds only those of one protocol."""

@@ -57,9 +57,9 @@ def training_loader(config: RunConfig, shards: ShardSet, process: Process) -> Cl
         ),
         batch_size=config.data.batch_size,
         seed=config.seed,
-        ranks=Ranks(rank=process.rank, world=process.world),
+        ranks=Ranks(rank=process.rank, world=process.world, local_world=process.local_world),
         passes=config.optim.accumulate,
-        shuffle=shuffle_of(shards, window=config.data.shuffle_window),
+        shuffle=shuffle_of(shards, window=config.data.shuffle_window, read_ahead=config.data.read_ahead),
     )
     return _loader(config, shards, plan, process, Captions(shards, config.data.captions))
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from lavila.data import order as order_module
 from lavila.data.order import EpochOrder, Shuffle, random_numbers
-from lavila.data.plan import ClipSizes, CropChoice, FrameChoice, Ranks, TrainingPlan
+from lavila.data.plan import CropChoice, FrameChoice, Ranks, TrainingPlan
+from lavila.data.stored_sizes import ClipSizes
 
 SMALL = Shuffle(window=64, stretch=4)
 
@@ -157,3 +158,25 @@ def test_a_plan_looks_up_the_clips_of_its_step_only() -> None:
         sys.setprofile(None)
         assert Counting.asked == 16
         assert calls < 16 * 40, calls
+
+
+@given(
+    num_clips=st.integers(1, 3000),
+    stretch=st.integers(1, 30),
+    batch=st.integers(1, 400),
+    parts=st.integers(1, 3),
+    seed=st.integers(0, 3),
+)
+def test_the_next_window_is_read_ahead_once_by_all_readers_together(
+    num_clips: int, stretch: int, batch: int, parts: int, seed: int
+) -> None:
+    order = EpochOrder(num_clips, seed=seed, epoch=1, shuffle=Shuffle(window=500, stretch=stretch))
+    first_window = set(order.window(0).tolist())
+    read: list[int] = []
+    for start in range(0, num_clips - batch + 1, batch):
+        used = {order[position] for position in range(start, start + batch)}
+        coming = [order.coming(start, start + batch, part=part, parts=parts) for part in range(parts)]
+        read += [clip for spans in coming for first, last in spans for clip in range(first, last + 1)]
+        assert batch > 200 or used <= first_window | set(read)
+    assert len(read) == len(set(read))
+    assert not set(read) & first_window

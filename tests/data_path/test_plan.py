@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from lavila.data.order import random_numbers
 from lavila.data.plan import (
-    ClipSizes,
     CropChoice,
     FrameChoice,
     Ranks,
@@ -25,6 +24,7 @@ from lavila.data.plan import (
     resized_size,
     segment_bounds,
 )
+from lavila.data.stored_sizes import ClipSizes
 from lavila.records import BLACK_FRAME
 from tests.golden import golden_json
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 import tarfile
@@ -384,3 +385,31 @@ def test_a_set_pickles_as_its_path(folder: Path) -> None:
     assert isinstance(copy, ShardSet)
     assert copy.read_video(4) == shard_set.read_video(4)
     assert file_sha256(copy.path / "clips.parquet") == copy.manifest["tables"]["clips.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "wanted"),
+    [((0, 1), [(0, 0, 1)]), ((1, 2), [(0, 1, -1), (1, 0, 2)]), ((0, 4), []), ((3, 2), []), ((2, 2), [(1, 2, 2)])],
+)
+def test_neighbouring_rows_are_read_ahead_as_one_piece_of_each_tar(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, rows: tuple[int, int], wanted: list[tuple[int, int, int]]
+) -> None:
+    shard_set = open_shard_set(folder)
+    clips = shard_set.clips.to_pylist()
+    asked: list[tuple[str, int, int, int]] = []
+
+    def advise(descriptor: int, start: int, length: int, advice: int) -> None:
+        asked.append((Path(f"/proc/self/fd/{descriptor}").readlink().name, start, start + length, advice))
+
+    monkeypatch.setattr(shards_module.os, "posix_fadvise", advise)
+    shard_set.read_ahead(*rows)
+    ends = [row["offset"] + row["size"] for row in clips]
+    assert asked == [
+        (
+            f"shard-00000{tar}.tar",
+            clips[first]["offset"] if first or tar == 0 else 0,
+            shard_set.shards[tar].bytes if last < 0 else ends[last],
+            os.POSIX_FADV_WILLNEED,
+        )
+        for tar, first, last in wanted
+    ]
