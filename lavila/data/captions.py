@@ -29,7 +29,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pyarrow.types as kinds
 
-from lavila.data.mapped import Column, current_mapped, mapped_path, sorted_rows, write_mapped
+from lavila.data.mapped import Column, current_mapped, mapped_path, read_rows, sorted_rows, write_mapped
 from lavila.data.shard_format import ShardSetError
 from lavila.data.shard_writer import write_table
 from lavila.data.shards import ShardSet
@@ -132,7 +132,8 @@ def read_captions(path: Path | str) -> pa.Table:
         raise CaptionError(f"{path}: not a Parquet file ({_line(error)}); make one with make_captions.py") from None
     _check_columns(path, schema)
     try:
-        table = pq.read_table(path)
+        with pq.ParquetFile(path) as source:
+            table = read_rows(source)
         table.validate(full=True)  # Parquet does not promise that text is UTF-8
         if "scores" not in schema.names:
             table = table.append_column("scores", pa.nulls(len(table), pa.list_(pa.float64())))

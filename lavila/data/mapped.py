@@ -55,10 +55,15 @@ def write_mapped(table: Path, *, sort_by: str | None = None) -> None:
         pa.ipc.new_file(sink, source.schema_arrow.with_metadata(made_from), options=plain) as out,
     ):
         if sort_by is not None:
-            out.write_table(sorted_rows(source.read(), sort_by))
+            out.write_table(sorted_rows(read_rows(source), sort_by))
             return
         for batch in source.iter_batches(batch_size=ROW_GROUP):
             out.write_batch(batch)
+
+
+def read_rows(source: pq.ParquetFile) -> pa.Table:
+    """All rows of a Parquet file. Arrow cannot read more than 2 GiB of text in lists other than in batches."""
+    return pa.Table.from_batches(source.iter_batches(batch_size=ROW_GROUP), source.schema_arrow)
 
 
 def sorted_rows(table: pa.Table, column: str) -> pa.Table:
