@@ -54,6 +54,7 @@ def simulate(reading: Reading) -> dict[str, Any]:
         "reads_per_second": clips / seconds,
         "bytes_per_second": size / seconds,
         "plan_us_per_clip": 1e6 * sum(one["plan_seconds"] for one in found) / clips,
+        "cpu_us_per_clip": 1e6 * sum(one["cpu_seconds"] for one in found) / clips,
         "tar_opens_per_clip": sum(one["opens"] for one in found) / clips,
         "most_descriptors": max(one["descriptors"] for one in found),
         "disk_requests_per_clip": requests["requests"] / clips,
@@ -75,6 +76,7 @@ def _rank(rank: int, reading: Reading, ready: Any, told: Any) -> None:
     plan = plan_of(shard_set, rank=rank, world=RANKS, batch=BATCH, window=reading.window, read_ahead=reading.read_ahead)
     plan.batch(0, 0)
     ready.wait()
+    busy = time.process_time()
     clips = size = descriptors = 0
     planning = 0.0
     with ThreadPoolExecutor(THREADS) as pool:
@@ -87,7 +89,16 @@ def _rank(rank: int, reading: Reading, ready: Any, told: Any) -> None:
             for data, _ in pool.map(lambda clip: shard_set.read_frames(clip.row, clip.distinct_frames()), plans):
                 clips, size = clips + 1, size + len(data)
             descriptors = max(descriptors, len(os.listdir("/proc/self/fd")))  # noqa: PTH208
-    told.put({"clips": clips, "bytes": size, "plan_seconds": planning, "opens": opens, "descriptors": descriptors})
+    told.put(
+        {
+            "clips": clips,
+            "bytes": size,
+            "plan_seconds": planning,
+            "cpu_seconds": time.process_time() - busy,
+            "opens": opens,
+            "descriptors": descriptors,
+        }
+    )
 
 
 def _disk(folder: Path) -> dict[str, int]:

@@ -33,7 +33,7 @@ from typing import Any
 
 from _scale_child import evict
 from _scale_order import compare
-from _scale_ranks import RANKS, Reading, simulate
+from _scale_ranks import BATCH, RANKS, Reading, simulate
 from _scale_set import Made, make_captions, make_set
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,15 +103,20 @@ def reading(folder: Path, real: Path) -> list[dict[str, Any]]:
         Reading(name="sparse, full shuffle", folder=folder, window=FULL),
         Reading(name="sparse, windows", folder=folder, window=131_072),
     ]
-    window = REAL_CLIPS // 4
+    window, steps = REAL_CLIPS // 8, REAL_CLIPS // BATCH  # all of the set
     for _ in range(3):
         runs += [
-            Reading(name="real bytes, cold, full shuffle", folder=real, window=FULL, cold=True),
-            Reading(name="real bytes, cold, windows", folder=real, window=window, cold=True),
+            Reading(name="real bytes, cold, full shuffle", folder=real, steps=steps, window=FULL, cold=True),
+            Reading(name="real bytes, cold, windows", folder=real, steps=steps, window=window, cold=True),
             Reading(
-                name="real bytes, cold, windows, read_ahead", folder=real, window=window, read_ahead=True, cold=True
+                name="real bytes, cold, windows, read_ahead",
+                folder=real,
+                steps=steps,
+                window=window,
+                read_ahead=True,
+                cold=True,
             ),
-            Reading(name="real bytes, in the page cache, windows", folder=real, window=window),
+            Reading(name="real bytes, in the page cache, windows", folder=real, steps=steps, window=window),
         ]
     found = [simulate(run) for run in runs]
     rows = []
@@ -142,7 +147,7 @@ def print_tables(result: dict[str, Any]) -> None:
     for row in result["reading"]:
         print(
             f"| {row['name']} | {row['reads_per_second']:,.0f} | {row['bytes_per_second'] / 1e6:,.0f} "
-            f"| {row['tar_opens_per_clip']:.2f} | {row['most_descriptors']} "
+            f"| {row['cpu_us_per_clip']:.0f} | {row['tar_opens_per_clip']:.2f} | {row['most_descriptors']} "
             f"| {row['disk_requests_per_clip']:.2f} | {row['disk_bytes_per_request'] / 1e3:.0f} |"
         )
     print("\n| eight H100 need | clips/s a GPU (assumed) | reads/s | MB/s |\n| --- | --- | --- | --- |")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import resource
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +39,7 @@ log = logging.getLogger(__name__)
 
 Ints = npt.NDArray[np.int64]
 Frames = npt.NDArray[np.int32]
-MAX_OPEN_TARS = 512  # half of the descriptors that a process may have on most systems
+MAX_OPEN_TARS = 4096  # and no more than half of the descriptors that the process may have
 LONGEST_AHEAD = 32 << 20  # bytes; rows that lie further apart than that are not neighbours in a tar
 
 
@@ -78,6 +79,8 @@ class ShardSet:
         self._chunk = None if chunks is None else Column(clips, "chunk", null=-1)
         self._tar_bytes: dict[str, int] = {entry["name"]: entry["bytes"] for entry in manifest["shards"]}
         self._open: OrderedDict[int, _OpenTar] = OrderedDict()
+        allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # infinity is -1
+        self._most_open = MAX_OPEN_TARS if allowed < 0 else max(1, min(MAX_OPEN_TARS, allowed // 2))
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -214,7 +217,7 @@ class ShardSet:
                 name = shard_name(number)
                 tar = _OpenTar(self.path / name, size=self._tar_bytes.get(name))
             self._open[number] = tar
-            if len(self._open) > MAX_OPEN_TARS:
+            if len(self._open) > self._most_open:
                 self._open.popitem(last=False)
             return tar
 

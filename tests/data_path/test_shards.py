@@ -387,6 +387,15 @@ def test_a_set_pickles_as_its_path(folder: Path) -> None:
     assert file_sha256(copy.path / "clips.parquet") == copy.manifest["tables"]["clips.parquet"]
 
 
+def test_open_tars_leave_half_of_the_descriptors_to_others(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards_module.resource, "getrlimit", lambda which: (4, 1024))
+    shard_set = open_shard_set(folder)
+    for row in range(CLIPS):
+        shard_set.read_video(row)
+    descriptors = [path.readlink() for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    assert sum(path.parent == folder and path.suffix == ".tar" for path in descriptors) == 2  # of three
+
+
 @pytest.mark.parametrize(
     ("rows", "wanted"),
     [((0, 1), [(0, 0, 1)]), ((1, 2), [(0, 1, -1), (1, 0, 2)]), ((0, 4), []), ((3, 2), []), ((2, 2), [(1, 2, 2)])],
