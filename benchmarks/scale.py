@@ -14,8 +14,8 @@ that are sparse files, and one set of 65,536 clips with real bytes. Then measure
   no bytes) and of real bytes with a cold page cache;
 - how random an epoch is.
 
-Writes benchmarks/results/scale.json with the machine and the versions, and prints tables. Seconds are medians of
---rounds; machines are shared, so compare figures of one run. Disk requests are of the whole disk, others' included.
+Writes benchmarks/results/scale.json with the machine and the versions, and its tables into docs/. Seconds are medians
+of --rounds; machines are shared, so compare figures of one run. Disk requests are of the whole disk, others' included.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def start_up(folder: Path, tenth: Path, rounds: int) -> list[dict[str, Any]]:
     """Ours, the limit and the others, in turn."""
     found: dict[str, list[dict[str, Any]]] = {}
     for _ in range(rounds):
-        evict(folder / "clips.arrow", folder / "shard_set.json")
+        evict(folder / "clips.arrow", folder / "shard_set.json", *folder.glob("*.idx"))
+        found.setdefault("DALI webdataset reader, with .idx, cold page cache", []).append(child("dali", folder, "with"))
         found.setdefault("lavila, cold page cache", []).append(child("start", folder))
         found.setdefault("lavila", []).append(child("start", folder))
         found.setdefault("limit: map table, parse manifest", []).append(child("mapping", folder))
@@ -131,36 +132,52 @@ def reading(folder: Path, real: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def print_tables(result: dict[str, Any]) -> None:
-    """As Markdown, for docs/PERFORMANCE.md."""
-    print("\n| start-up | s | MB resident | MB own | MB resident before |\n| --- | --- | --- | --- | --- |")
+def tables(result: dict[str, Any]) -> dict[str, list[str]]:
+    """Rows of the tables of the documentation, by the names of their places."""
+    start = ["| | s | MB resident | of them own | MB before, by imports |", "| --- | --- | --- | --- | --- |"]
     for row in result["start_up"]:
         memory = (row[name] * 1.048576 for name in ("resident_mib", "own_mib", "resident_before_mib"))
-        print(f"| {row['what']} | {row['seconds']:.2f} | " + " | ".join(f"{mb:.0f}" for mb in memory) + " |")
-    print("\n| clips | plan, us a clip | first clip of an epoch, ms |\n| --- | --- | --- |")
+        start.append(f"| {row['what']} | {row['seconds']:.2f} | " + " | ".join(f"{mb:,.0f}" for mb in memory) + " |")
+    plan = ["| clips | plan of a clip, us | first clip of an epoch, ms |", "| --- | --- | --- |"]
     for clips, cost in result["plan_cost"].items():
-        print(f"| {int(clips):,} | {cost['clip_us']:.0f} | {cost['epoch_ms']:.1f} |")
-    print(
-        f"\n| {RANKS} ranks, plan and read | reads/s | MB/s | opens a clip | descriptors | requests a clip | KB each |"
-    )
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+        plan.append(f"| {int(clips):,} | {cost['clip_us']:.0f} | {cost['epoch_ms']:.1f} |")
+    read = [
+        f"| {RANKS} ranks | reads/s | MB/s | CPU, us | tars opened | descriptors | disk requests | KB of each |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
     for row in result["reading"]:
-        print(
+        disk = f"{row['disk_requests_per_clip']:.2f} | {row['disk_bytes_per_request'] / 1e3:.0f}"
+        read.append(
             f"| {row['name']} | {row['reads_per_second']:,.0f} | {row['bytes_per_second'] / 1e6:,.0f} "
             f"| {row['cpu_us_per_clip']:.0f} | {row['tar_opens_per_clip']:.2f} | {row['most_descriptors']} "
-            f"| {row['disk_requests_per_clip']:.2f} | {row['disk_bytes_per_request'] / 1e3:.0f} |"
+            f"| {disk if row['cold'] else '- | -'} |"
         )
-    print("\n| eight H100 need | clips/s a GPU (assumed) | reads/s | MB/s |\n| --- | --- | --- | --- |")
+    need = ["| TimeSformer-base | clips/s a GPU (assumed) | reads/s | MB/s |", "| --- | --- | --- | --- |"]
     for row in result["needs"]:
-        print(
-            f"| {row['model']} | {row['clips_per_second_per_gpu']} | {row['reads_per_second']:,} "
-            f"| {row['bytes_per_second'] / 1e6:.0f} |"
-        )
-    print("\n| order | autocorrelation at 1, 8, 64 | chi-square of a batch | pairs of one video |")
-    print("| --- | --- | --- | --- |")
+        rates = f"{row['clips_per_second_per_gpu']} | {row['reads_per_second']:,} | {row['bytes_per_second'] / 1e6:.0f}"
+        need.append(f"| {row['model']} | {rates} |")
+    order = ["| order | autocorrelation at 1, 8, 64 | chi-square | pairs of a video |", "| --- | --- | --- | --- |"]
     for row in result["order"]:
         lags = ", ".join(f"{row[f'autocorrelation_{lag}']:.4f}" for lag in (1, 8, 64))
-        print(f"| {row['order']} | {lags} | {row['batch_chi_square']:.3f} | {row['pairs_of_a_video']:.0f} |")
+        order.append(f"| {row['order']} | {lags} | {row['batch_chi_square']:.3f} | {row['pairs_of_a_video']:,.0f} |")
+    return {"start": start, "plan": plan, "read": read, "needs": need, "order": order}
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print the tables, and put them where a file of docs/ has a place for them."""
+    made = tables(result)
+    print("\n\n".join("\n".join(rows) for rows in made.values()))
+    words = result["captions"]
+    print(f"\ntwo captions tables: {words['seconds']:.2f} s, {words['own_mib']:.0f} MiB own")
+    for path in sorted((ROOT / "docs").glob("*.md")):
+        text = path.read_text(encoding="utf-8")
+        for name, rows in made.items():
+            begin, end = f"<!-- scale-{name}: begin -->", f"<!-- scale-{name}: end -->"
+            if begin in text:
+                text = text.partition(begin)[0] + "\n".join([begin, *rows, end]) + text.partition(end)[2]
+        if text != path.read_text(encoding="utf-8"):
+            path.write_text(text, encoding="utf-8")
+            print(f"tables written: {path.relative_to(ROOT)}")
 
 
 def main() -> int:
@@ -168,7 +185,12 @@ def main() -> int:
     parser.add_argument("--clips", type=int, default=4_000_000, help="of the large set (4000000)")
     parser.add_argument("--clip-bytes", type=int, default=65_536, help="of a clip's mp4 (65536)")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"of each start-up ({ROUNDS})")
+    parser.add_argument("--tables", action="store_true", help="measure nothing: tables of the results that are there")
     args = parser.parse_args()
+    path = RESULTS / "scale.json"
+    if args.tables:
+        show(json.loads(path.read_text(encoding="utf-8")))
+        return 0
     sizes = sorted({*(size for size in (10_000, 100_000, 1_000_000) if size < args.clips), args.clips})
 
     def made(name: str, clips: int, content: str = "holes") -> Path:
@@ -195,11 +217,8 @@ def main() -> int:
     }
     about = {"clips": args.clips, "tars": args.clips // PER_TAR, "clip_bytes": args.clip_bytes, "rounds": args.rounds}
     RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / "scale.json"
     path.write_text(json.dumps({"machine": machine, "about": about, **result}, indent=1) + "\n")
-    print_tables(result)
-    words = result["captions"]
-    print(f"\ntwo captions tables: {words['seconds']:.2f} s, {words['own_mib']:.0f} MiB own")
+    show(result)
     print(f"written: {path.relative_to(ROOT)}; {SCRATCH.relative_to(ROOT)} may be removed")
     return 0
 
