@@ -78,6 +78,8 @@ class DataConfig:
     val: str = ""  # shard set to evaluate on
     captions: tuple[str, ...] = ()  # captions tables (.parquet), and `own` for the shard set's narrations; empty = own
     batch_size: int = 64  # clips per optimiser step over all ranks; the same run on 1 or 8 GPUs sees the same batches
+    shuffle_window: int = 131_072  # training clips that are mixed with each other; sets up to this size are mixed fully
+    read_ahead: bool = False  # read the next window in long stretches, for storage that is slow at many small requests
     frames: int = 16  # frames per view (T)
     image_size: int = 224  # side of the square picture a model sees, pixels
     sampling: Sampling = Sampling.segments  # segments: one frame from each of T equal parts; strided: every n-th frame
@@ -178,7 +180,7 @@ class RunConfig:
 
 
 POSITIVE = (
-    ("data", ("batch_size", "frames", "image_size", "stride", "prefetch")),
+    ("data", ("batch_size", "shuffle_window", "frames", "image_size", "stride", "prefetch")),
     ("views", ("clips", "batch_size")),
     ("model", ("patch_size", "width", "depth", "heads")),
     ("optim", ("epochs", "accumulate")),

@@ -77,9 +77,13 @@ def work_folder(out: Path, settings: Mapping[str, Any], *, resume: bool) -> Iter
 def _is_whole(out: Path, settings: Mapping[str, Any]) -> bool:
     if not (out / MANIFEST).exists():
         return False
-    manifest = open_shard_set(out).manifest
+    shard_set = open_shard_set(out)
+    manifest = shard_set.manifest
     # A whole set stays good when an encoder is updated; only an unfinished one would become a mixture.
     _check_same(out, manifest, {name: value for name, value in settings.items() if name != "versions"})
+    problems = shard_set.verify()  # opening a set does not look at the size of every tar
+    if problems:
+        raise ShardSetError(problems[0])
     if (out / WORK).exists():  # killed between the manifest and the clearing up
         shutil.rmtree(out / WORK)
     return True

@@ -7,14 +7,17 @@ A captions table is a Parquet file with one row per clip:
     scores      list<double>    one for each narration; may be null, or the column missing
     source      string          "human" = written by a person; anything else ("rephrased", "machine") = other words
 
-Any number of tables can be laid over a set, with or without the set's own narrations, and no tar is touched. The
-tables stay Arrow columns, joined to the set's rows by numpy arrays: millions of clips cost no Python objects.
+Any number of tables can be laid over a set, with or without the set's own narrations, and no tar is touched. Beside a
+table that lavila writes lies its mapped form (see `mapped`), which is read in place: words are looked up when a batch
+needs them, and all processes of a machine share what has been read. A table without one is read and checked as a whole.
+Rows are found by bisection of the sorted clip ids, so that nothing has to be made for each clip of a set.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pyarrow.types as kinds
 
+from lavila.data.mapped import Column, current_mapped, mapped_path, read_rows, sorted_rows, write_mapped
+from lavila.data.shard_format import ShardSetError
 from lavila.data.shard_writer import write_table
 from lavila.data.shards import ShardSet
 from lavila.records import HUMAN
@@ -52,13 +57,15 @@ Words = tuple[str, Sequence[str], Sequence[float] | None]
 
 Rows = npt.NDArray[np.int32]
 
+LOOKED_AT = (10_000, 1_000)  # clips that tell whether tables fit a set: all of them up to so many, else so many
+
 
 class CaptionError(ValueError):
     """A captions table that cannot be read, written or laid over a shard set, told in one line."""
 
 
 def write_captions(path: Path | str, rows: Iterable[Words], *, source: str) -> int:
-    """Write a captions table as its rows come. Returns their number; on an error there is no file.
+    """Write a captions table and its mapped form, as rows come. Returns their number; on an error there is no file.
 
     Args:
         path: of the Parquet file; one that is there is replaced.
@@ -70,7 +77,9 @@ def write_captions(path: Path | str, rows: Iterable[Words], *, source: str) -> i
     """
     if not source:
         raise CaptionError(f"{path}: source is empty; give for example {HUMAN}, rephrased or machine")
-    return write_table(Path(path), _checked(Path(path), rows, source), CAPTIONS_SCHEMA)
+    count = write_table(Path(path), _checked(Path(path), rows, source), CAPTIONS_SCHEMA)
+    write_mapped(Path(path), sort_by="clip_id")
+    return count
 
 
 def _checked(path: Path, rows: Iterable[Words], source: str) -> Iterator[dict[str, Any]]:
@@ -99,7 +108,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def read_captions(path: Path | str) -> pa.Table:
-    """A captions table, checked, with the columns of CAPTIONS_SCHEMA.
+    """A captions table, checked, with the columns of CAPTIONS_SCHEMA, sorted by clip id.
 
     Large, fixed-size and dictionary-coded kinds of strings and lists are taken too, and scores in any number type.
 
@@ -111,12 +120,20 @@ def read_captions(path: Path | str) -> pa.Table:
     if not path.is_file():
         raise CaptionError(f"{path}: no such file; make a captions table with tools/make_captions.py --out {path}")
     try:
+        mapped = current_mapped(path, CAPTIONS_SCHEMA)
+    except ShardSetError as error:
+        raise CaptionError(f"{error}, or remove it: then {path.name} is read") from None
+    if mapped is not None:  # it was checked when it was written
+        return mapped
+    log.info("%s: has no %s made from it, so each process reads all of it into memory", path, mapped_path(path).name)
+    try:
         schema = pq.read_schema(path)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise CaptionError(f"{path}: not a Parquet file ({_line(error)}); make one with make_captions.py") from None
     _check_columns(path, schema)
     try:
-        table = pq.read_table(path)
+        with pq.ParquetFile(path) as source:
+            table = read_rows(source)
         table.validate(full=True)  # Parquet does not promise that text is UTF-8
         if "scores" not in schema.names:
             table = table.append_column("scores", pa.nulls(len(table), pa.list_(pa.float64())))
@@ -126,7 +143,7 @@ def read_captions(path: Path | str) -> pa.Table:
         raise CaptionError(f"{path}: cannot be read ({_line(error)}); copy or make the file again") from None
     table = pa.table(columns, names=CAPTIONS_SCHEMA.names)
     _check_rows(path, table)
-    return table.cast(CAPTIONS_SCHEMA)
+    return sorted_rows(table.cast(CAPTIONS_SCHEMA), "clip_id")
 
 
 def _line(error: BaseException) -> str:
@@ -203,8 +220,7 @@ def _check_rows(path: Path, table: pa.Table) -> None:
 
 def rows_of(ids: pa.ChunkedArray, *, among: pa.ChunkedArray) -> Rows:
     """For each of `ids` its place in `among`, whose values are distinct; -1 where it has none. [len(ids)] int32."""
-    large = pa.large_string()  # so that more than 2 GiB of ids can be one array
-    found = pc.index_in(ids.cast(large), value_set=among.cast(large).combine_chunks())
+    found = pc.index_in(ids.cast(among.type), value_set=among)
     return np.asarray(found.fill_null(-1), dtype=np.int32)
 
 
@@ -225,24 +241,22 @@ def choose(count: int, caption: float) -> int:
 class _Layer:
     """The narrations of one table."""
 
-    chunks: list[pa.Array]  # of lists of strings
-    starts: npt.NDArray[np.int64]  # [chunks] row that each begins with
-    rows: Rows  # [clips of the set] row of this table, -1 = the clip is not in it
-    sources: list[str]
-    source: Rows  # [rows of this table] place in `sources`
+    narrations: Column  # lists of strings
+    source: Column | str  # of each row, or of all
+    ids: Column | None = None  # sorted clip ids; None: a row for each clip of the set, in the same order
 
-    def of(self, clip: int) -> tuple[list[str], str]:
-        row = int(self.rows[clip])
+    def row(self, clip: int, clip_id: str) -> int:
+        """Row of the table for the clip in a row of the set; -1 where there is none."""
+        if self.ids is None:
+            return clip
+        row = bisect_left(self.ids, clip_id)
+        return row if row < len(self.ids) and self.ids[row] == clip_id else -1
+
+    def of(self, clip: int, clip_id: str) -> tuple[list[str], str]:
+        row = self.row(clip, clip_id)
         if row < 0:
             return [], ""
-        chunk = int(np.searchsorted(self.starts, row, side="right")) - 1
-        return self.chunks[chunk][row - int(self.starts[chunk])].as_py() or [], self.sources[self.source[row]]
-
-
-def _layer(narrations: pa.ChunkedArray, rows: Rows, *, sources: list[str], source: Rows) -> _Layer:
-    chunks = [chunk for chunk in narrations.chunks if len(chunk)]
-    starts = np.cumsum([0, *(len(chunk) for chunk in chunks)])[:-1]
-    return _Layer(chunks=chunks, starts=starts, rows=rows, sources=sources, source=source)
+        return self.narrations[row], self.source if isinstance(self.source, str) else self.source[row]
 
 
 class Captions:
@@ -265,68 +279,78 @@ class Captions:
         if twice is not None:
             raise CaptionError(f"data.captions names {twice} twice; every table gives its narrations once")
         self._path, self._ids = shard_set.path, shard_set.clips.column("clip_id")
-        layers = {name: self._own(shard_set) if name == OWN else self._overlay(name) for name in names}
+        source = str(shard_set.manifest.get("narrations_source", HUMAN))
+        own = _Layer(narrations=Column(shard_set.clips, "narrations", null=[]), source=source)
+        layers = {name: own if name == OWN else _overlay(name) for name in names}
         self._layers = list(layers.values())
-        numbers = sum((_numbers(layer) for layer in self._layers), start=np.zeros(len(shard_set), np.int64))
-        unused = [name for name in names if name != OWN and not (layers[name].rows >= 0).any()]
-        for name in unused:
-            if need_every_table or not numbers.any():
-                raise CaptionError(self._strangers(name, len(layers[name].source)))
-            log.warning("%s: none of its clips is in %s; its narrations are not used here", name, self._path)
         if names != [OWN]:
-            log.info(
-                "%s: %d of %d clips have no narrations in %s",
-                self._path,
-                np.count_nonzero(numbers == 0),
-                len(numbers),
-                ", ".join(names),
-            )
+            self._check_use(layers, need_every_table=need_every_table)
 
     def of(self, row: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """The narrations of the clip in a row of the set, and the source of each."""
         narrations: list[str] = []
         sources: list[str] = []
+        clip_id = self._ids[row].as_py()
         for layer in self._layers:
-            words, source = layer.of(row)
+            words, source = layer.of(row, clip_id)
             narrations += words
             sources += [source] * len(words)
         return tuple(narrations), tuple(sources)
 
-    def _own(self, shard_set: ShardSet) -> _Layer:
-        source = shard_set.manifest.get("narrations_source", HUMAN)
-        every = np.arange(len(shard_set), dtype=np.int32)
-        return _layer(
-            shard_set.clips.column("narrations"), every, sources=[str(source)], source=np.zeros(len(every), np.int32)
-        )
+    def _check_use(self, layers: Mapping[str, _Layer], *, need_every_table: bool) -> None:
+        """Refuse tables that do not fit the set, and tell how the others do. Of a large set, some are looked at."""
+        count = len(self._ids)
+        few = count if count <= LOOKED_AT[0] else LOOKED_AT[1]
+        clips = {row: self._ids[row].as_py() for row in (np.arange(few) * count // max(few, 1)).tolist()}
+        bare = self._without_words(clips)
+        if bare == few < count:  # rare words: they may be those of other clips
+            clips = dict(enumerate(self._ids.to_pylist()))
+            bare = self._without_words(clips)
+        for name, layer in layers.items():
+            if layer.ids is not None and not self._tell_use(name, layer, clips):
+                if need_every_table or bare == len(clips):
+                    raise CaptionError(self._strangers(name))
+                log.warning("%s: none of its clips is in %s; its narrations are not used here", name, self._path)
+        looked = f"{bare} of {len(clips)} clips" + (f" looked at, of {count}," if len(clips) < count else "")
+        log.info("%s: %s have no narrations in %s", self._path, looked, ", ".join(layers))
 
-    def _overlay(self, name: str) -> _Layer:
-        table = read_captions(name)
-        rows = rows_of(self._ids, among=table.column("clip_id"))
-        covered = np.count_nonzero(rows >= 0)
+    def _without_words(self, clips: Mapping[int, str]) -> int:
+        return sum(not any(layer.of(*clip)[0] for layer in self._layers) for clip in clips.items())
+
+    def _tell_use(self, name: str, layer: _Layer, clips: Mapping[int, str]) -> bool:
+        """Whether the set has any clip of a table, which is told."""
+        assert layer.ids is not None
+        rows, count = len(layer.ids), len(self._ids)
+        covered = sum(layer.row(*clip) >= 0 for clip in clips.items())
+        if len(clips) < count and covered:
+            log.info("%s over %s: %d of %d clips looked at, of %d", name, self._path, covered, len(clips), count)
+            return True
+        if len(clips) < count:
+            covered = int(np.count_nonzero(rows_of(self._ids, among=read_captions(name).column("clip_id")) >= 0))
         log.info(
             "%s over %s: %d of %d clips; %d of its %d rows are for clips that are not in the set",
             name,
             self._path,
             covered,
-            len(rows),
-            len(table) - covered,
-            len(table),
+            count,
+            rows - covered,
+            rows,
         )
-        coded = table.column("source").combine_chunks().dictionary_encode()
-        source = np.asarray(coded.indices, dtype=np.int32)
-        return _layer(table.column("narrations"), rows, sources=coded.dictionary.to_pylist(), source=source)
+        return covered > 0
 
-    def _strangers(self, name: str, rows: int) -> str:
+    def _strangers(self, name: str) -> str:
         """Why a table cannot be laid over the set: with an example of each one's clip ids."""
-        theirs = read_captions(name).column("clip_id")[0].as_py() if rows else None
-        like = f"none of its {rows} clips, such as {theirs!r}, is" if rows else "holds no rows: none of its clips is"
+        ids = read_captions(name).column("clip_id")
+        some = f"none of its {len(ids)} clips, such as {ids[0].as_py()!r}, is" if len(ids) else ""
+        like = some or "holds no rows: none of its clips is"
         return (
             f"{name}: {like} in {self._path}, whose clips are named like {self._ids[0].as_py()!r}; "
             f"give a table for the clips of this set, or list {OWN!r} in data.captions for the set's own narrations"
         )
 
 
-def _numbers(layer: _Layer) -> npt.NDArray[np.int64]:
-    """How many narrations a layer has for each clip of the set. [clips]"""
-    lengths = [np.asarray(pc.list_value_length(chunk).fill_null(0), np.int64) for chunk in layer.chunks]
-    return np.concatenate([*lengths, np.zeros(1, np.int64)])[layer.rows]  # row -1 is that last zero
+def _overlay(name: str) -> _Layer:
+    table = read_captions(name)
+    return _Layer(
+        narrations=Column(table, "narrations", null=[]), source=Column(table, "source"), ids=Column(table, "clip_id")
+    )

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from lavila.annotations import SpanRule, frame_span
+from lavila.data.mapped import Column
 from lavila.records import Clip
 
 Ints = npt.NDArray[np.int64]
@@ -37,31 +38,31 @@ class ByteRange:
 
 
 class ChunkTable:
-    """chunks.parquet as arrays. Chunks of a video are consecutive rows, in the order of the video."""
+    """chunks.parquet by row. Chunks of a video are consecutive rows, in the order of the video."""
 
     def __init__(self, table: pa.Table) -> None:
-        self.shard = _column(table, "shard")
-        self.offset = _column(table, "offset")
-        self.num_frames = _column(table, "num_frames")
-        self._gop = _column(table, "gop")
-        lists = table.column("gop_offsets").combine_chunks()
-        self._ends: Ints = np.asarray(lists.offsets, np.int64)  # where each chunk's list begins among the values
-        self._offsets: Ints = np.asarray(lists.values, np.int64)
+        self.shard, self.offset, self.num_frames = (Column(table, name) for name in ("shard", "offset", "num_frames"))
+        self._gop = Column(table, "gop")
+        self._gop_offsets: pa.ChunkedArray = table.column("gop_offsets")
+
+    def gop_offsets(self, chunk: int) -> Ints:
+        """Bytes to each group of pictures of a chunk, and the last one's end."""
+        return np.asarray(self._gop_offsets[chunk].values, np.int64)
 
     def ranges(self, chunk: int, frames: Sequence[int] | npt.NDArray[np.int32]) -> tuple[list[ByteRange], Ints]:
         """The byte ranges that, one after another, are an mp4 with the given frames; and the frames' numbers in it.
 
         `frames` are ascending and counted from the first frame of `chunk`; they may reach into the chunks after it.
         """
-        header = int(self._offsets[self._ends[chunk]])
+        header = int(self.gop_offsets(chunk)[0])
         pieces = [ByteRange(chunk=chunk, start=0, stop=header)]
         numbers: list[Ints] = []
         before = 0  # frames of the mp4 made so far
         for part, local in self._by_chunk(chunk, np.asarray(frames, np.int64)):
-            gop, first = int(self._gop[part]), int(self._ends[part])
+            gop, offsets = self._gop[part], self.gop_offsets(part)
             groups, place = np.unique(local // gop, return_inverse=True)
             for group in groups.tolist():
-                start, stop = int(self._offsets[first + group]), int(self._offsets[first + group + 1])
+                start, stop = int(offsets[group]), int(offsets[group + 1])
                 if pieces[-1].chunk == part and pieces[-1].stop == start:
                     pieces[-1] = ByteRange(chunk=part, start=pieces[-1].start, stop=stop)
                 else:
@@ -75,10 +76,11 @@ class ChunkTable:
     def _by_chunk(self, chunk: int, frames: Ints) -> Iterator[tuple[int, Ints]]:
         """The frames of each chunk from `chunk` on, counted from that chunk's own first frame."""
         while len(frames):
-            inside = frames < self.num_frames[chunk]
+            length = self.num_frames[chunk]
+            inside = frames < length
             if inside.any():
                 yield chunk, frames[inside]
-            frames = frames[~inside] - self.num_frames[chunk]
+            frames = frames[~inside] - length
             chunk += 1
 
 
@@ -161,7 +163,3 @@ def _goes_on(row: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
     """Whether the second chunk begins where the first ends."""
     same_video = row["video_id"] == after["video_id"]
     return bool(same_video and after["first_frame"] == row["first_frame"] + row["num_frames"])
-
-
-def _column(table: pa.Table, name: str) -> Ints:
-    return np.asarray(table.column(name).to_numpy(), dtype=np.int64)

@@ -29,9 +29,10 @@ from lavila.data.dali_pipelines.runner import LoadedBatch, PipelineRunner
 from lavila.data.dali_pipelines.sources import Payload
 from lavila.data.host_decode import DecodeError, decode_frames
 from lavila.data.host_runner import HostRunner
-from lavila.data.plan import ClipSizes, Plan
-from lavila.data.shard_format import QUARANTINE
-from lavila.data.shards import ShardSet, clip_spans
+from lavila.data.mapped import Column
+from lavila.data.plan import Plan
+from lavila.data.shards import ShardSet
+from lavila.data.stored_sizes import StoredSizes
 from lavila.records import ClipPlan, VideoBatch
 
 log = logging.getLogger(__name__)
@@ -63,15 +64,9 @@ class BadClip:
     reason: str
 
 
-def clip_sizes(shard_set: ShardSet) -> ClipSizes:
+def clip_sizes(shard_set: ShardSet) -> StoredSizes:
     """What a plan needs to know of the clips of a shard set. Clips in quarantine are left out."""
-    rows = shard_set.usable_rows()
-    if len(rows) < len(shard_set):
-        left_out = len(shard_set) - len(rows)
-        log.warning("%s: %d clip(s) in %s are left out", shard_set.path, left_out, QUARANTINE)
-    frames, after = clip_spans(shard_set, rows)
-    height, width = (_integers(shard_set, name)[rows] for name in ("height", "width"))
-    return ClipSizes(num_frames=frames, frames_after=after, height=height, width=width, rows=rows)
+    return StoredSizes(shard_set)
 
 
 def choose_decoder(decoder: str, *, codec: str, device: torch.device) -> DecoderName:
@@ -154,7 +149,7 @@ class ClipLoader:
         self._clip_ids = shard_set.clips.column("clip_id")
         self.captions = captions or Captions(shard_set)
         self._label_sets = shard_set.clips.column("labels")
-        self._labels = {name: _integers(shard_set, name) for name in LABELS}
+        self._labels = {name: Column(shard_set.clips, name, null=-1) for name in LABELS}
         self._epoch, self._step = 0, 0
         self.wait_seconds = 0.0  # time callers spent waiting in next(), since the start
         self.bad_clips: list[BadClip] = []  # of the current epoch, on this rank
@@ -197,19 +192,27 @@ class ClipLoader:
 
     def _results(self) -> Generator[tuple[LoadedBatch, Any]]:
         """The batches of the epoch from the current place on, with their pictures."""
-        plans = (self.plan.batch(self._epoch, step) for step in range(self._step, len(self)))
-        if self.decoder == "host" and self.device.type == "cpu":
-            yield from HostRunner(self._spec, self._read, threads=self._threads, prefetch=self._prefetch).run(plans)
-            return
-        execution = Execution(
-            decoder=self.decoder,
-            device_id=self.device.index or 0 if self.device.type == "cuda" else None,
-            batch_size=self.plan.largest_batch,
-            threads=self._threads,
-            prefetch=self._prefetch,
-        )
         with ThreadPoolExecutor(self._threads, thread_name_prefix="clip-reader") as pool:
+            plans = self._planned(pool)
+            if self.decoder == "host" and self.device.type == "cpu":
+                yield from HostRunner(self._spec, self._read, threads=self._threads, prefetch=self._prefetch).run(plans)
+                return
+            execution = Execution(
+                decoder=self.decoder,
+                device_id=self.device.index or 0 if self.device.type == "cuda" else None,
+                batch_size=self.plan.largest_batch,
+                threads=self._threads,
+                prefetch=self._prefetch,
+            )
             yield from PipelineRunner(self._spec, execution).run(self._loaded(pool, plans))
+
+    def _planned(self, pool: ThreadPoolExecutor) -> Iterator[list[ClipPlan]]:
+        """The clips of each step from the current place on; has read what the plan wants read ahead of its turn."""
+        epoch = self._epoch
+        for step in range(self._step, len(self)):
+            for stretch in self.plan.ahead(epoch, step):
+                pool.submit(self.shard_set.read_ahead, *stretch)
+            yield self.plan.batch(epoch, step)
 
     def _loaded(self, pool: ThreadPoolExecutor, batches: Iterator[list[ClipPlan]]) -> Iterator[LoadedBatch]:
         """The batches with their bytes, read (and host-decoded) a few batches ahead."""
@@ -249,7 +252,10 @@ class ClipLoader:
             rows=rows,
             positions=np.array([plan.position for plan in loaded.plans], np.int64),
             clip_ids=tuple(self._clip_ids[row].as_py() for row in rows.tolist()),
-            labels={name: torch.from_numpy(values[rows]).to(self.device) for name, values in self._labels.items()},
+            labels={
+                name: torch.tensor([values[row] for row in rows.tolist()], dtype=torch.int64).to(self.device)
+                for name, values in self._labels.items()
+            },
             label_sets=tuple(tuple(self._label_sets[row].as_py()) for row in rows.tolist()),
             narrations=tuple(texts for texts, _ in words),
             sources=tuple(sources for _, sources in words),
@@ -283,10 +289,3 @@ class ClipLoader:
                 f"{last.clip_id} in {last.shard} ({last.reason}); make the shards again, "
                 f"or allow more with data.max_bad_clips (now {self._max_bad_clips})"
             )
-
-
-def _integers(shard_set: ShardSet, name: str) -> npt.NDArray[np.int64]:
-    """A column as int64, -1 where it is null."""
-    column = shard_set.clips.column(name).combine_chunks()
-    values: npt.NDArray[np.int64] = column.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-    return values

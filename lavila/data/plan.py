@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lavila.annotations import SpanRule
+from lavila.data.order import CLIP, EpochOrder, Shuffle, random_numbers
 from lavila.records import BLACK_FRAME, ClipPlan
 
 Ints = npt.NDArray[np.int64]
@@ -26,31 +27,25 @@ Floats = npt.NDArray[np.float64]
 Frames = npt.NDArray[np.int32]
 SamplingName = Literal["segments", "strided"]
 CropsName = Literal["center", "three", "center_repeated"]
+DEFAULT_SHUFFLE = Shuffle()
 
-_ORDER, _CLIP = 1, 2  # streams of random numbers that must not overlap
 
+class Sizes(Protocol):
+    """What the plan asks about the clips that may be used, N in all: about those of a step, never about all."""
 
-@dataclass(frozen=True, kw_only=True)
-class ClipSizes:
-    """What the plan must know of the clips that may be used."""
-
-    num_frames: Ints | Floats  # [N] frames; fractional where the dataset counts in seconds
-    height: Ints  # [N] pixels
-    width: Ints  # [N] pixels
-    frames_after: Ints | None = None  # [N] stored frames past the clip that a view may reach into; None = none
-    rows: Ints | None = None  # [N] the clips' rows in clips.parquet; None = 0 .. N - 1
-
-    def __len__(self) -> int:
-        return len(self.num_frames)
+    def __len__(self) -> int: ...
 
     def span(self, index: int) -> Span:
         """How long clip `index` is."""
-        after = 0 if self.frames_after is None else int(self.frames_after[index])
-        return Span(frames=float(self.num_frames[index]), after=after)
+        ...
+
+    def picture(self, index: int) -> tuple[int, int]:
+        """Height and width of clip `index`, pixels."""
+        ...
 
     def row(self, index: int) -> int:
         """Row of clips.parquet of clip `index`."""
-        return index if self.rows is None else int(self.rows[index])
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +96,7 @@ class Ranks:
 
     rank: int = 0
     world: int = 1
+    local_world: int = 1  # ranks of this machine, whose numbers follow each other
 
 
 class PlanError(ValueError):
@@ -130,26 +126,20 @@ class Plan(Protocol):
         """This rank's clips of a step."""
         ...
 
+    def ahead(self, epoch: int, step: int) -> list[tuple[int, int]]:
+        """First and last rows of stretches of the table that this rank shall read for its machine, during a step."""
+        ...
 
-def interval_frames(rule: SpanRule, *, stored: Ints, after: Ints, fps: Floats, seconds: Floats) -> tuple[Floats, Ints]:
-    """What views choose from, of each clip: frames of its interval, and frames past it that a short clip may use.
+
+def interval_span(rule: SpanRule, *, stored: int, after: int, fps: float, seconds: float) -> Span:
+    """What views of a clip choose from: frames of its interval, and frames past it that a short clip may use.
 
     `stored`, `after`: frames of the interval and past it that are stored; `seconds`: the interval's stated length.
     The rules are those of `lavila.annotations.frame_span`.
     """
     # A video that ends before its stated length has fewer frames than that.
-    frames = np.minimum(stored, fps * seconds) if rule == "fractional" else np.asarray(stored, np.float64)
-    return frames, after if rule == "duration" else np.zeros_like(after)
-
-
-def random_numbers(seed: int, stream: int, epoch: int, position: int = 0) -> np.random.Generator:
-    """A generator of its own for each (seed, stream, epoch, position), counter-based: nothing is drawn to reach it."""
-    return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, position, epoch]))
-
-
-def epoch_order(num_clips: int, *, seed: int, epoch: int) -> Ints:
-    """The clips 0 .. num_clips - 1 in the order of an epoch, [num_clips]."""
-    return random_numbers(seed, _ORDER, epoch).permutation(num_clips)
+    frames = min(stored, fps * seconds) if rule == "fractional" else stored
+    return Span(frames=float(frames), after=after if rule == "duration" else 0)
 
 
 def segment_bounds(start: int, stop: float, frames: int) -> tuple[Ints, Ints]:
@@ -187,13 +177,12 @@ def chosen_frames(
     """The frames of one clip that a shard set made for an evaluation holds: ascending, each once.
 
     `protocol`: the fields of a `FrameChoice`, and "clips", as the set's manifest tells them under "frames_for"; the
-    rest as in `interval_frames`.
+    rest as in `interval_span`.
     """
     settings = dict(protocol)
     clips = settings.pop("clips")
-    one = {"stored": np.array([stored]), "after": np.array([after]), "fps": np.array([fps])}
-    frames, usable = interval_frames(rule, **one, seconds=np.array([seconds]))
-    return protocol_frames(Span(frames=float(frames[0]), after=int(usable[0])), FrameChoice(**settings), clips=clips)
+    span = interval_span(rule, stored=stored, after=after, fps=fps, seconds=seconds)
+    return protocol_frames(span, FrameChoice(**settings), clips=clips)
 
 
 def draw_frames(num_frames: float, choice: FrameChoice, random: np.random.Generator) -> Frames:
@@ -265,7 +254,7 @@ class TrainingPlan:
 
     def __init__(
         self,
-        sizes: ClipSizes,
+        sizes: Sizes,
         *,
         frames: FrameChoice,
         crop: CropChoice,
@@ -273,6 +262,7 @@ class TrainingPlan:
         seed: int,
         ranks: Ranks,
         passes: int = 1,
+        shuffle: Shuffle = DEFAULT_SHUFFLE,
     ):
         if batch_size % (ranks.world * passes):
             fitting = batch_size // (ranks.world * passes) * ranks.world * passes or ranks.world * passes
@@ -286,8 +276,8 @@ class TrainingPlan:
                 "not one step can be made; make it smaller"
             )
         self._sizes, self._frame_choice, self._crop, self._seed = sizes, frames, crop, seed
-        self._ranks, self._passes, self._batch_size = ranks, passes, batch_size
-        self._order: tuple[int, Ints] | None = None
+        self._ranks, self._passes, self._batch_size, self._shuffle = ranks, passes, batch_size, shuffle
+        self._order: tuple[int, EpochOrder] | None = None
         self.frames, self.size, self.view_grid = frames.frames, crop.size, (1, 1)
         self.pads_black, self.cuts_window = frames.sampling == "strided", True
 
@@ -306,17 +296,31 @@ class TrainingPlan:
         start = whole * self._batch_size + self._ranks.rank * share + part * self.largest_batch
         return [self.clip(epoch, position) for position in range(start, start + self.largest_batch)]
 
+    def ahead(self, epoch: int, step: int) -> list[tuple[int, int]]:
+        whole, part = divmod(step, self._passes)
+        if part or not self._shuffle.read_ahead:
+            return []
+        start, local = whole * self._batch_size, self._ranks.local_world
+        coming = self._order_of(epoch).coming(
+            start, start + self._batch_size, part=self._ranks.rank % local, parts=local
+        )
+        return [(self._sizes.row(first), self._sizes.row(last)) for first, last in coming]
+
+    def _order_of(self, epoch: int) -> EpochOrder:
+        if self._order is None or self._order[0] != epoch:
+            order = EpochOrder(len(self._sizes), seed=self._seed, epoch=epoch, shuffle=self._shuffle)
+            self._order = (epoch, order)
+        return self._order[1]
+
     def clip(self, epoch: int, position: int) -> ClipPlan:
         """The clip at a place of an epoch's global order."""
-        if self._order is None or self._order[0] != epoch:
-            self._order = (epoch, epoch_order(len(self._sizes), seed=self._seed, epoch=epoch))
-        index = int(self._order[1][position])
-        random = random_numbers(self._seed, _CLIP, epoch, position)
+        index = self._order_of(epoch)[position]
+        random = random_numbers(self._seed, CLIP, epoch, position)
         return ClipPlan(
             position=position,
             row=self._sizes.row(index),
             frames=draw_frames(self._sizes.span(index).reach(self._frame_choice), self._frame_choice, random),
-            window=draw_window(int(self._sizes.height[index]), int(self._sizes.width[index]), self._crop, random),
+            window=draw_window(*self._sizes.picture(index), self._crop, random),
             resized=(self._crop.size, self._crop.size),
             crops=np.zeros((1, 2), np.int32),
             flip=bool(random.random() < self._crop.flip),
@@ -327,7 +331,7 @@ class TrainingPlan:
 class ViewPlan:
     """Every clip exactly once, in storage order, each with all its views. Rank r takes clips r, r + world, ..."""
 
-    def __init__(self, sizes: ClipSizes, *, frames: FrameChoice, views: ViewChoice, batch_size: int, ranks: Ranks):
+    def __init__(self, sizes: Sizes, *, frames: FrameChoice, views: ViewChoice, batch_size: int, ranks: Ranks):
         self._sizes, self._frame_choice, self._views, self._ranks = sizes, frames, views, ranks
         self.largest_batch = max(1, batch_size // ranks.world)
         self._mine = range(ranks.rank, len(sizes), ranks.world)
@@ -344,9 +348,13 @@ class ViewPlan:
         mine = self._mine[step * self.largest_batch : (step + 1) * self.largest_batch]
         return [self.clip(position) for position in mine]
 
+    def ahead(self, epoch: int, step: int) -> list[tuple[int, int]]:
+        del epoch, step  # storage order is read through as it is
+        return []
+
     def clip(self, position: int) -> ClipPlan:
         """The views of the clip at a place of the set."""
-        height, width = int(self._sizes.height[position]), int(self._sizes.width[position])
+        height, width = self._sizes.picture(position)
         resized = resized_size(height, width, self._views.size)
         frames = self._sizes.span(position).reach(self._frame_choice)
         return ClipPlan(

@@ -2,7 +2,9 @@
 
     shard_set.json     the manifest; written last, so a folder that has it is whole
     clips.parquet      one row per clip, columns as in CLIPS_SCHEMA
-    chunks.parquet     layout "chunks" only: one row per stored stretch of video, columns as in CHUNKS_SCHEMA
+    clips.arrow        the same rows once more, in the form that is read in place (see `mapped`)
+    chunks.parquet     layout "chunks" only: one row per stored stretch of video, columns as in CHUNKS_SCHEMA;
+                       and chunks.arrow
     shard-000000.tar   WebDataset, GNU tar: <id>.mp4, then <id>.json with what was known when it was stored
     shard-000000.idx   DALI's index v1.2 of that tar
     <table>.parquet    what the annotations hold that is not about one clip: sentences, questions
@@ -22,15 +24,18 @@ same video, is again an mp4. So a clip is read as byte ranges, across chunks whe
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 FORMAT = 2
 MANIFEST, CLIPS, CHUNKS = "shard_set.json", "clips.parquet", "chunks.parquet"
 FAILURES, QUARANTINE = "failures.jsonl", "quarantine.jsonl"
+ROW_GROUP = 10_000  # rows of a table that are held in memory at a time
 WORK = ".work"  # what a run of tools/shard_videos.py needs to go on; gone once the set is whole
 KEY = re.compile(r"[^\s./\\\x00-\x1f\x7f]+")  # WebDataset ends a key at its first dot; DALI's index separates by spaces
 
@@ -107,6 +112,32 @@ def file_sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a whole set. ShardSetError for anything but a whole set of this format version."""
+    if not folder.is_dir():
+        raise ShardSetError(f"{folder}: no such folder; make a shard set with tools/shard_videos.py --out {folder}")
+    path = folder / MANIFEST
+    if not path.is_file():
+        if (folder / WORK).exists() or any(folder.glob("shard-*.tar*")):
+            raise ShardSetError(
+                f"{folder}: incomplete: it has no {MANIFEST}; run tools/shard_videos.py again with --resume"
+            )
+        raise ShardSetError(
+            f"{folder}: not a shard set: it has no {MANIFEST}; name a folder made by tools/shard_videos.py"
+        )
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found = manifest["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ShardSetError(f"{path}: not a shard set's manifest ({error}); make the set again") from error
+    if found != FORMAT:
+        raise ShardSetError(
+            f"{folder}: shard-set format {found}, supported is {FORMAT}; make the set again with this version's "
+            "tools/shard_videos.py"
+        )
+    return manifest
 
 
 def verify_shard(folder: Path, shard: ShardFile, *, full: bool) -> None:

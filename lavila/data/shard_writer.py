@@ -16,20 +16,22 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lavila.data.mapped import mapped_path, write_mapped
 from lavila.data.shard_format import (
+    CHUNKS,
     CLIPS,
     CLIPS_SCHEMA,
     FORMAT,
     KEY,
     MANIFEST,
+    ROW_GROUP,
     ShardFile,
     ShardSetError,
     file_sha256,
+    read_manifest,
     shard_name,
 )
 from lavila.files import whole_file, whole_path
-
-ROW_GROUP = 10_000  # rows of a table that are held in memory at a time
 
 
 class ShardWriter:
@@ -146,8 +148,9 @@ def write_manifest(
 ) -> dict[str, Any]:
     """Write clips.parquet, the further tables and, last of all, shard_set.json: then the folder is a shard set.
 
-    `rows` are those of clips.parquet; only some are held in memory at a time. Returns the manifest. Raises
-    ShardSetError for a set without clips or with a clip id twice.
+    Tables whose rows a step looks up are written in their mapped form as well. `rows` are those of clips.parquet; only
+    some are held in memory at a time. Returns the manifest. Raises ShardSetError for a set without clips or with a clip
+    id twice.
     """
     told = _Telling(folder)
     clips = write_table(folder / CLIPS, told.through(rows), CLIPS_SCHEMA)
@@ -163,13 +166,33 @@ def write_manifest(
         "clips": clips,
         "seconds": told.seconds,
         "tables": {path.name: file_sha256(path) for path in sorted(folder.glob("*.parquet"))},
+        "mapped": _write_mapped(folder),
         "shards": [asdict(shard) for shard in shards],
         "classes": {kind: list(names) for kind, names in contents.classes.items()},
         "class_texts": {kind: [list(texts) for texts in all_] for kind, all_ in contents.class_texts.items()},
     }
+    _put_manifest(folder, manifest)
+    return manifest
+
+
+def add_mapped(folder: Path) -> list[str]:
+    """Give a whole set that was made without them the tables that are read in place. Returns their names."""
+    mapped = _write_mapped(folder)
+    _put_manifest(folder, {**read_manifest(folder), "mapped": mapped})
+    return list(mapped)
+
+
+def _write_mapped(folder: Path) -> dict[str, str]:
+    """The Arrow files of the tables whose rows a step looks up; file name -> SHA-256."""
+    tables = [folder / name for name in (CHUNKS, CLIPS) if (folder / name).is_file()]
+    for table in tables:
+        write_mapped(table)
+    return {mapped_path(table).name: file_sha256(mapped_path(table)) for table in tables}
+
+
+def _put_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     with whole_file(folder / MANIFEST) as file:
         file.write((json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
-    return manifest
 
 
 class _Telling:

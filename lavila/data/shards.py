@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import resource
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -17,33 +19,41 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lavila.data.chunks import ByteRange, ChunkTable
-from lavila.data.plan import chosen_frames, interval_frames
+from lavila.data.mapped import Column, mapped_path, mapped_problem, open_mapped
+from lavila.data.plan import chosen_frames
 from lavila.data.shard_format import (
     CHUNKS,
     CHUNKS_SCHEMA,
     CLIPS,
     CLIPS_SCHEMA,
-    FORMAT,
-    MANIFEST,
     QUARANTINE,
-    WORK,
     ShardFile,
     ShardSetError,
     file_sha256,
+    read_manifest,
     shard_name,
     verify_shard,
 )
 
+log = logging.getLogger(__name__)
+
 Ints = npt.NDArray[np.int64]
 Frames = npt.NDArray[np.int32]
-MAX_OPEN_TARS = 64
+MAX_OPEN_TARS = 4096  # and no more than half of the descriptors that the process may have
+LONGEST_AHEAD = 32 << 20  # bytes; rows that lie further apart than that are not neighbours in a tar
 
 
 class _OpenTar:
     """A file descriptor that closes with its last user, so that eviction cannot pull it from under a reader."""
 
-    def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    def __init__(self, path: Path, *, size: int | None) -> None:
+        try:
+            self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise ShardSetError(f"{path}: missing; copy it again, or make the set again") from None
+        found = os.fstat(self.descriptor).st_size
+        if size is not None and found != size:
+            raise ShardSetError(f"{path}: {found} bytes, should be {size}; copy the file again")
 
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):
@@ -62,12 +72,15 @@ class ShardSet:
     def __init__(self, path: Path, manifest: dict[str, Any], clips: pa.Table, chunks: pa.Table | None) -> None:
         self.path, self.manifest, self.clips, self.chunks = path, manifest, clips, chunks
         self.quarantine = read_quarantine(path)
-        self._shard, self._offset, self._size = (_integers(clips, name) for name in ("shard", "offset", "size"))
-        self._first, self._count = _integers(clips, "first_frame"), _integers(clips, "num_frames")
-        self._after = _integers(clips, "frames_after")
+        self._shard, self._offset, self._size = (Column(clips, name) for name in ("shard", "offset", "size"))
+        self._first, self._count = Column(clips, "first_frame"), Column(clips, "num_frames")
+        self._after = Column(clips, "frames_after")
         self._chunk_table = None if chunks is None else ChunkTable(chunks)
-        self._chunk = None if chunks is None else _integers(clips, "chunk")
+        self._chunk = None if chunks is None else Column(clips, "chunk", null=-1)
+        self._tar_bytes: dict[str, int] = {entry["name"]: entry["bytes"] for entry in manifest["shards"]}
         self._open: OrderedDict[int, _OpenTar] = OrderedDict()
+        allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # infinity is -1
+        self._most_open = MAX_OPEN_TARS if allowed < 0 else max(1, min(MAX_OPEN_TARS, allowed // 2))
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -91,12 +104,21 @@ class ShardSet:
         """The tars, as the manifest lists them."""
         return [ShardFile(**entry) for entry in self.manifest["shards"]]
 
+    @property
+    def stored_bytes(self) -> int:
+        """Of all tars."""
+        return sum(self._tar_bytes.values())
+
+    def quarantined_rows(self) -> Ints:
+        """Rows of `clips` that are in quarantine, ascending. Reads all clip ids where there is a quarantine."""
+        if not self.quarantine:
+            return np.zeros(0, np.int64)
+        bad = pc.is_in(self.clips.column("clip_id"), pa.array(self.quarantine, pa.string()))
+        return np.flatnonzero(np.asarray(bad)).astype(np.int64)
+
     def usable_rows(self) -> Ints:
         """Rows of `clips` that are not in quarantine, ascending."""
-        if not self.quarantine:
-            return np.arange(len(self), dtype=np.int64)
-        bad = pc.is_in(self.clips.column("clip_id"), pa.array(self.quarantine, pa.string()))
-        return np.flatnonzero(~np.asarray(bad)).astype(np.int64)
+        return np.delete(np.arange(len(self), dtype=np.int64), self.quarantined_rows())
 
     def table(self, name: str) -> pa.Table:
         """A further table of the annotations, such as "sentences" or "questions"."""
@@ -112,7 +134,7 @@ class ShardSet:
         """
         self._check_row(row)
         if self._chunk_table is None:
-            return self._read(row, int(self._shard[row]), int(self._offset[row]), int(self._size[row]))
+            return self._read(row, self._shard[row], self._offset[row], self._size[row])
         return self.read_frames(row, np.arange(self._count[row], dtype=np.int32))[0]
 
     def read_frames(self, row: int, frames: Sequence[int] | Frames) -> tuple[bytes, Frames]:
@@ -130,7 +152,7 @@ class ShardSet:
         """
         self._check_row(row)
         wanted = np.asarray(frames, np.int32)
-        last = int(self._count[row] + self._after[row]) - 1
+        last = self._count[row] + self._after[row] - 1
         if len(wanted) and not 0 <= wanted[0] <= wanted[-1] <= last:
             raise ShardSetError(f"{self.path}: frames {wanted[0]} to {wanted[-1]} of row {row}, which has 0 to {last}")
         if self.manifest.get("frames_for"):
@@ -138,8 +160,22 @@ class ShardSet:
         wanted = (wanted + self._first[row]).astype(np.int32)
         if self._chunk_table is None or self._chunk is None:
             return self.read_video(row), wanted
-        pieces, numbers = self._chunk_table.ranges(int(self._chunk[row]), wanted)
+        pieces, numbers = self._chunk_table.ranges(self._chunk[row], wanted)
         return b"".join(self._read_piece(row, piece) for piece in pieces), numbers.astype(np.int32)
+
+    def read_ahead(self, first: int, last: int) -> None:
+        """Have the system read what lies between two rows' videos, both included, into its cache. Does not wait.
+
+        For rows that are stored one after another, as those of a training set are; others are left alone.
+        """
+        tars = range(self._shard[first], self._shard[last] + 1)
+        stop = self._offset[last] + self._size[last]
+        for number in tars if len(tars) <= 2 else ():
+            tar = self._tar(number)
+            begin = self._offset[first] if number == tars[0] else 0
+            end = stop if number == tars[-1] else os.fstat(tar.descriptor).st_size
+            if 0 < end - begin <= LONGEST_AHEAD:
+                os.posix_fadvise(tar.descriptor, begin, end - begin, os.POSIX_FADV_WILLNEED)
 
     def _places_of_chosen(self, row: int, wanted: Frames) -> Frames:
         """Where frames lie in a set made with --frames-for, which holds only those of one protocol."""
@@ -161,8 +197,8 @@ class ShardSet:
     def _read_piece(self, row: int, piece: ByteRange) -> bytes:
         table = self._chunk_table
         assert table is not None
-        start = int(table.offset[piece.chunk]) + piece.start
-        return self._read(row, int(table.shard[piece.chunk]), start, piece.stop - piece.start)
+        start = table.offset[piece.chunk] + piece.start
+        return self._read(row, table.shard[piece.chunk], start, piece.stop - piece.start)
 
     def _read(self, row: int, number: int, offset: int, size: int) -> bytes:
         tar = self._tar(number)  # held until it has been read from, so that eviction cannot close it
@@ -178,36 +214,39 @@ class ShardSet:
         with self._lock:
             tar = self._open.pop(number, None)
             if tar is None:
-                tar = _OpenTar(self.path / shard_name(number))
+                name = shard_name(number)
+                tar = _OpenTar(self.path / name, size=self._tar_bytes.get(name))
             self._open[number] = tar
-            if len(self._open) > MAX_OPEN_TARS:
+            if len(self._open) > self._most_open:
                 self._open.popitem(last=False)
             return tar
 
     def verify(self, *, full: bool = False) -> list[str]:
-        """What is wrong with the files, one line each; empty = nothing. `full` reads every byte and compares hashes."""
+        """What is wrong with the files, one line each; empty = nothing. `full` reads every byte and compares hashes.
+
+        Opening a set looks for its files by name only, and a tar's size is compared when it is first read from: ten
+        thousand questions to network storage take longer than all else. Here all are compared.
+        """
         problems = []
         for shard in self.shards:
             try:
                 verify_shard(self.path, shard, full=full)
             except ShardSetError as error:
                 problems.append(str(error))
-        for name, recorded in self.manifest["tables"].items():
-            if full and file_sha256(self.path / name) != recorded:
-                problems.append(f"{self.path / name}: SHA-256 is not the manifest's; copy the file again")
-        return problems
+        return problems + (table_problems(self) if full else [])
 
 
-def _integers(table: pa.Table, name: str) -> Ints:
-    return np.asarray(table.column(name).to_numpy(), dtype=np.int64)
-
-
-def clip_spans(shard_set: ShardSet, rows: Ints) -> tuple[npt.NDArray[np.float64], Ints]:
-    """`lavila.data.plan.interval_frames` of some rows."""
-    clips = shard_set.clips.select(["num_frames", "frames_after", "fps", "start_second", "stop_second"]).take(rows)
-    stored, after, fps, start, stop = (np.asarray(clips.column(name).to_numpy()) for name in clips.schema.names)
-    rule = shard_set.manifest.get("span_rule", "edges")
-    return interval_frames(rule, stored=stored, after=after.astype(np.int64), fps=fps, seconds=stop - start)
+def table_problems(shard_set: ShardSet) -> list[str]:
+    """Tables that are not those the manifest was written for, one line each. Reads them all."""
+    folder, manifest = shard_set.path, shard_set.manifest
+    mapped = manifest.get("mapped", {})
+    problems = [
+        f"{folder / name}: SHA-256 is not the manifest's; copy the file again"
+        for name, recorded in {**manifest["tables"], **mapped}.items()
+        if file_sha256(folder / name) != recorded
+    ]
+    pairs = [folder / name for name in manifest["tables"] if mapped_path(folder / name).name in mapped]
+    return problems + [problem for problem in map(mapped_problem, pairs) if problem is not None]
 
 
 def stored_of_protocol(row: Mapping[str, Any], manifest: Mapping[str, Any]) -> Frames:
@@ -242,38 +281,40 @@ def read_quarantine(folder: Path) -> dict[str, str]:
 def open_shard_set(folder: Path | str) -> ShardSet:
     """Open a folder that tools/shard_videos.py made.
 
-    Reads the manifest and clips.parquet and compares the size of every tar; `ShardSet.verify(full=True)` reads them.
-    Raises ShardSetError for anything but a whole set of this format version.
+    Reads the manifest and maps the table of clips, of which nothing is read yet, and looks whether every file is there;
+    `ShardSet.verify` compares sizes, or all bytes. Raises ShardSetError for anything but a whole set of this format
+    version.
     """
     path = Path(folder)
-    if not path.is_dir():
-        raise ShardSetError(f"{path}: no such folder; make a shard set with tools/shard_videos.py --out {path}")
-    if not (path / MANIFEST).is_file():
-        if (path / WORK).exists() or any(path.glob("shard-*.tar*")):
-            raise ShardSetError(
-                f"{path}: incomplete: it has no {MANIFEST}; run tools/shard_videos.py again with --resume"
-            )
-        raise ShardSetError(
-            f"{path}: not a shard set: it has no {MANIFEST}; name a folder made by tools/shard_videos.py"
-        )
-    try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        found = manifest["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ShardSetError(f"{path / MANIFEST}: not a shard set's manifest ({error}); make the set again") from error
-    if found != FORMAT:
-        raise ShardSetError(
-            f"{path}: shard-set format {found}, supported is {FORMAT}; make the set again with this version's "
-            "tools/shard_videos.py"
-        )
-    clips = _read_table(path / CLIPS, CLIPS_SCHEMA)
-    chunks = _read_table(path / CHUNKS, CHUNKS_SCHEMA) if manifest.get("layout") == "chunks" else None
+    manifest = read_manifest(path)
+    there = {entry.name for entry in os.scandir(path)}
+    tars = (entry["name"] for entry in manifest["shards"])
+    files = (name for tar in tars for name in (tar, f"{tar.removesuffix('.tar')}.idx"))
+    for name in (*manifest["tables"], *manifest.get("mapped", ()), *files):
+        if name not in there:
+            raise ShardSetError(f"{path / name}: missing; copy it again, or make the set again")
+    clips = _open_table(path, CLIPS, manifest, CLIPS_SCHEMA)
+    chunks = _open_table(path, CHUNKS, manifest, CHUNKS_SCHEMA) if manifest.get("layout") == "chunks" else None
     if clips.num_rows != manifest["clips"]:
-        raise ShardSetError(f"{path / CLIPS}: not the table the manifest was written for; copy both again")
-    shard_set = ShardSet(path, manifest, clips, chunks)
-    for shard in shard_set.shards:
-        verify_shard(path, shard, full=False)
-    return shard_set
+        raise ShardSetError(
+            f"{path}: table of {clips.num_rows} clips, its manifest says {manifest['clips']}; "
+            "not the table the manifest was written for; copy both again"
+        )
+    return ShardSet(path, manifest, clips, chunks)
+
+
+def _open_table(folder: Path, name: str, manifest: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
+    mapped = mapped_path(folder / name)
+    if mapped.name in manifest.get("mapped", ()):
+        return open_mapped(mapped, schema)
+    log.info(
+        "%s: has no %s, so each process reads all of %s into memory; tools/inspect_shards.py %s --add-mapped adds it",
+        folder,
+        mapped.name,
+        name,
+        folder,
+    )
+    return _read_table(folder / name, schema)
 
 
 def _read_table(path: Path, schema: pa.Schema) -> pa.Table:

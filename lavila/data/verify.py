@@ -26,8 +26,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lavila.data.chunks import SECONDS_AFTER
-from lavila.data.shard_format import CHUNKS, CLIPS, QUARANTINE, ShardFile, file_sha256, shard_name
-from lavila.data.shards import ShardSet
+from lavila.data.shard_format import CHUNKS, CLIPS, QUARANTINE, ShardFile, shard_name
+from lavila.data.shards import ShardSet, table_problems
 from lavila.data.verify_files import (
     BadFrames,
     Found,
@@ -179,11 +179,7 @@ def verify_shard_set(
     shard_set: ShardSet, test: VideoTest, *, workers: int, on_progress: Callable[[Progress], None]
 ) -> Verdict:
     """Read and decode all of a shard set with `workers` processes. Changes nothing; see `write_quarantine`."""
-    problems = [
-        f"{shard_set.path / name}: SHA-256 is not the manifest's; copy the file again"
-        for name, recorded in shard_set.manifest["tables"].items()
-        if file_sha256(shard_set.path / name) != recorded
-    ]
+    problems = table_problems(shard_set)
     of_tables, bad = check_tables(shard_set)
     with tempfile.TemporaryDirectory(prefix="lavila-verify-") as scratch:
         jobs = verify_jobs(shard_set, test, scratch=Path(scratch), workers=workers)

@@ -16,6 +16,7 @@ from lavila.data.captions import Captions
 from lavila.data.loader import ClipLoader, Pictures, clip_sizes
 from lavila.data.plan import CropChoice, FrameChoice, Ranks, TrainingPlan, ViewChoice, ViewPlan
 from lavila.data.shards import ShardSet, open_shard_set
+from lavila.data.stored_sizes import shuffle_of
 from lavila.engine.distributed import Process
 from lavila.models.checkpoints import load_model
 from lavila.models.classifier import VideoClassifier
@@ -56,8 +57,9 @@ def training_loader(config: RunConfig, shards: ShardSet, process: Process) -> Cl
         ),
         batch_size=config.data.batch_size,
         seed=config.seed,
-        ranks=Ranks(rank=process.rank, world=process.world),
+        ranks=Ranks(rank=process.rank, world=process.world, local_world=process.local_world),
         passes=config.optim.accumulate,
+        shuffle=shuffle_of(shards, window=config.data.shuffle_window, read_ahead=config.data.read_ahead),
     )
     return _loader(config, shards, plan, process, Captions(shards, config.data.captions))
 

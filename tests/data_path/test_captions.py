@@ -81,10 +81,11 @@ def test_what_no_table_can_hold_is_not_written(tmp_path: Path, rows: Any, source
         write_captions(path, rows, source=source)
     assert list(tmp_path.iterdir()) == []
     write_captions(path, [("old", ["x"], None)], source="human")
-    before = path.read_bytes()
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
     with pytest.raises(CaptionError, match=f"^{path}: {message}"):
         write_captions(path, rows, source=source)
-    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+    assert before.keys() == {path, path.with_suffix(".arrow")}
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 def columns(**changes: pa.Array) -> dict[str, pa.Array]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lavila.annotations import SpanRule, frame_span
-from lavila.data.plan import FrameChoice, Span, choose_frames, interval_frames, protocol_frames, segment_bounds
+from lavila.data.plan import FrameChoice, Span, choose_frames, interval_span, protocol_frames, segment_bounds
 from tests.golden import golden_json
 
 SAMPLING = golden_json("sampling")
@@ -64,11 +64,9 @@ def test_whole_files_equal_the_reference(case: dict[str, Any]) -> None:
 
 
 def lengths(fps: float, seconds: float, *, stored: int) -> float:
-    frames, after = interval_frames(
-        "fractional", stored=np.array([stored]), after=np.array([7]), fps=np.array([fps]), seconds=np.array([seconds])
-    )
-    assert after.tolist() == [0]
-    return float(frames[0])
+    of = interval_span("fractional", stored=stored, after=7, fps=fps, seconds=seconds)
+    assert of.after == 0
+    return of.frames
 
 
 @pytest.mark.parametrize("case", SAMPLING["charades_untrimmed_sparse"], ids=lambda c: str(c["duration_frames"]))

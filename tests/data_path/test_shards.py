@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 import tarfile
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import webdataset
 
@@ -97,7 +100,8 @@ def test_what_was_written_is_read(folder: Path, encoded: list[tuple[Clip, Encode
     assert shard_set.manifest["clips"] == CLIPS
     assert shard_set.manifest["seconds"] == pytest.approx(CLIPS * 8 / 25)
     assert sorted(path.name for path in folder.iterdir()) == sorted(
-        ["clips.parquet", "shard_set.json"] + [f"shard-00000{n}.{end}" for n in range(3) for end in ("idx", "tar")]
+        ["clips.arrow", "clips.parquet", "shard_set.json"]
+        + [f"shard-00000{n}.{end}" for n in range(3) for end in ("idx", "tar")]
     )
 
 
@@ -205,6 +209,14 @@ def test_an_interrupted_shard_leaves_nothing(tmp_path: Path, encoded: list[tuple
     assert list(tmp_path.iterdir()) == []
 
 
+def without_mapped(folder: Path) -> None:
+    """As sets were before there were tables that are read in place."""
+    (folder / "clips.arrow").unlink()
+    manifest = json.loads((folder / "shard_set.json").read_text())
+    del manifest["mapped"]
+    (folder / "shard_set.json").write_text(json.dumps(manifest))
+
+
 def _no_folder(folder: Path) -> None:
     shutil.rmtree(folder)
 
@@ -244,7 +256,33 @@ def _no_clips(folder: Path) -> None:
     (folder / "clips.parquet").unlink()
 
 
+def _no_mapped(folder: Path) -> None:
+    (folder / "clips.arrow").unlink()
+
+
+def _damaged_mapped(folder: Path) -> None:
+    (folder / "clips.arrow").write_bytes(b"ARROW1 not really")
+
+
+def _half_mapped(folder: Path) -> None:
+    with (folder / "clips.arrow").open("r+b") as file:
+        file.truncate((folder / "clips.arrow").stat().st_size // 2)
+
+
+def _mapped_of_another_set(folder: Path) -> None:
+    rows = pq.read_table(folder / "clips.parquet").slice(1)
+    with pa.ipc.new_file(str(folder / "clips.arrow"), rows.schema) as file:
+        file.write_table(rows)
+
+
+def _mapped_of_other_columns(folder: Path) -> None:
+    rows = pq.read_table(folder / "clips.parquet").drop_columns(["extra"])
+    with pa.ipc.new_file(str(folder / "clips.arrow"), rows.schema) as file:
+        file.write_table(rows)
+
+
 def _damaged_clips(folder: Path) -> None:
+    without_mapped(folder)
     (folder / "clips.parquet").write_bytes(b"PAR1 not really")
 
 
@@ -258,9 +296,13 @@ def _damaged_clips(folder: Path) -> None:
         (_no_json, "not a shard set's manifest"),
         (_no_tar, "shard-000001.tar: missing"),
         (_no_index, "shard-000002.idx: missing"),
-        (_short_tar, "shard-000001.tar: 1000 bytes, should be"),
         (_no_clips, "clips.parquet: missing"),
         (_damaged_clips, "clips.parquet: not readable"),
+        (_no_mapped, "clips.arrow: missing"),
+        (_damaged_mapped, "clips.arrow: not readable"),
+        (_half_mapped, "clips.arrow: not readable"),
+        (_mapped_of_another_set, "table of 4 clips, its manifest says 5"),
+        (_mapped_of_other_columns, "clips.arrow: not the table the manifest was written for"),
     ],
 )
 def test_what_is_not_whole_is_refused(folder: Path, damage: Any, message: str) -> None:
@@ -270,6 +312,20 @@ def test_what_is_not_whole_is_refused(folder: Path, damage: Any, message: str) -
     assert message in str(caught.value)
     assert str(folder) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_tar_of_another_size_is_found_when_it_is_read_from_or_verified(folder: Path) -> None:
+    _short_tar(folder)
+    shard_set = open_shard_set(folder)
+    wanted = f"{folder}/shard-000001.tar: 1000 bytes, should be {shard_set.shards[1].bytes}; copy the file again"
+    assert shard_set.verify() == [wanted]
+    shard_set.read_video(1)
+    with pytest.raises(ShardSetError) as caught:
+        shard_set.read_video(2)
+    assert str(caught.value) == wanted
+    (folder / "shard-000001.tar").unlink()
+    with pytest.raises(ShardSetError, match=r"shard-000001\.tar: missing; copy it again"):
+        shard_set.read_video(2)
 
 
 def test_hashes_find_what_sizes_do_not(folder: Path) -> None:
@@ -295,6 +351,7 @@ def test_rows_that_are_not_there(folder: Path, row: int) -> None:
 
 def test_a_tar_that_shrinks_under_a_reader_is_named(folder: Path) -> None:
     shard_set = open_shard_set(folder)
+    shard_set.read_video(2)
     _short_tar(folder)
     with pytest.raises(ShardSetError, match=r"shard-000001\.tar: ends before the clip in row 3"):
         shard_set.read_video(3)
@@ -328,3 +385,40 @@ def test_a_set_pickles_as_its_path(folder: Path) -> None:
     assert isinstance(copy, ShardSet)
     assert copy.read_video(4) == shard_set.read_video(4)
     assert file_sha256(copy.path / "clips.parquet") == copy.manifest["tables"]["clips.parquet"]
+
+
+def test_open_tars_leave_half_of_the_descriptors_to_others(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards_module.resource, "getrlimit", lambda which: (4, 1024))
+    shard_set = open_shard_set(folder)
+    for row in range(CLIPS):
+        shard_set.read_video(row)
+    descriptors = [path.readlink() for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    assert sum(path.parent == folder and path.suffix == ".tar" for path in descriptors) == 2  # of three
+
+
+@pytest.mark.parametrize(
+    ("rows", "wanted"),
+    [((0, 1), [(0, 0, 1)]), ((1, 2), [(0, 1, -1), (1, 0, 2)]), ((0, 4), []), ((3, 2), []), ((2, 2), [(1, 2, 2)])],
+)
+def test_neighbouring_rows_are_read_ahead_as_one_piece_of_each_tar(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, rows: tuple[int, int], wanted: list[tuple[int, int, int]]
+) -> None:
+    shard_set = open_shard_set(folder)
+    clips = shard_set.clips.to_pylist()
+    asked: list[tuple[str, int, int, int]] = []
+
+    def advise(descriptor: int, start: int, length: int, advice: int) -> None:
+        asked.append((Path(f"/proc/self/fd/{descriptor}").readlink().name, start, start + length, advice))
+
+    monkeypatch.setattr(shards_module.os, "posix_fadvise", advise)
+    shard_set.read_ahead(*rows)
+    ends = [row["offset"] + row["size"] for row in clips]
+    assert asked == [
+        (
+            f"shard-00000{tar}.tar",
+            clips[first]["offset"] if first or tar == 0 else 0,
+            shard_set.shards[tar].bytes if last < 0 else ends[last],
+            os.POSIX_FADV_WILLNEED,
+        )
+        for tar, first, last in wanted
+    ]

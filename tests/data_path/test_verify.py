@@ -23,7 +23,7 @@ from lavila.data.dali_pipelines.check import SEEK_FRAMES, VideoCheck, asks
 from lavila.data.loader import ClipLoader, Pictures, clip_sizes
 from lavila.data.plan import CropChoice, FrameChoice, Ranks, TrainingPlan, ViewChoice, ViewPlan
 from lavila.data.shard_format import CHUNKS_SCHEMA, CLIPS_SCHEMA, ShardSetError, file_sha256
-from lavila.data.shard_writer import SetContents, ShardWriter, write_manifest, write_table
+from lavila.data.shard_writer import SetContents, ShardWriter, add_mapped, write_manifest, write_table
 from lavila.data.shards import ShardSet, open_shard_set
 from lavila.data.verify import Quarantined, Verdict, verify_shard_set, write_quarantine
 from lavila.data.verify_videos import TrainingDecoder, VideoTest
@@ -177,6 +177,7 @@ def renew_hashes(folder: Path) -> None:
         shard["index_sha256"] = file_sha256((folder / shard["name"]).with_suffix(".idx"))
     manifest["tables"] = {name: file_sha256(folder / name) for name in manifest["tables"]}
     (folder / "shard_set.json").write_text(json.dumps(manifest))
+    add_mapped(folder)
 
 
 def break_frame(shard_set: ShardSet, *, table: pa.Table, row: int, frame: int) -> None:

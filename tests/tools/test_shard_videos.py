@@ -124,7 +124,7 @@ def test_every_clip_is_there_exactly_cut(reference: Path) -> None:
     assert shard_set.classes["noun"] == ["noun-0", "noun-1", "noun-2"]
     assert {path.name for path in reference.iterdir()} == {
         *(f"shard-00000{n}.{end}" for n in range(3) for end in ("tar", "idx")),
-        *("clips.parquet", "shard_set.json", "failures.jsonl"),
+        *("clips.parquet", "clips.arrow", "shard_set.json", "failures.jsonl"),
     }
     manifest = shard_set.manifest
     assert (manifest["dataset"], manifest["split"], manifest["failures"]) == ("ek100_cls", "train", 0)
