@@ -23,8 +23,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import common
 import torch
-from common import RESULTS, fill_docs, machine
+from common import fill_docs, machine
 from torch import Tensor
 from torch.nn.functional import softmax
 
@@ -149,7 +150,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.dry_run:
         print(json.dumps(row))
         return 0
-    path = RESULTS / "narrator.json"
+    path = common.RESULTS / "narrator.json"
     rows = json.loads(path.read_text())["rows"] if path.is_file() else []
     same = ("model", "sequences", "length", "device", "threads")
     rows = [old for old in rows if any(old[name] != row[name] for name in same)] + [row]

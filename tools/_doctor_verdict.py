@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 
 from _doctor_findings import Finding, Status
@@ -113,7 +112,7 @@ def advice(facts: StepFacts, slowest: str) -> list[str]:
     estimates = [*(_fewer_frames(facts) if slowest == "decode" else []), *_smaller_pictures(facts)]
     told += [text for _, text in sorted(estimates, key=lambda one: -one[0])]
     if facts.device == "cpu":
-        return [*told, "more CPU cores, or a GPU: all stages share the cores here", *_polite_threads()]
+        return [*told, "more CPU cores, or a GPU: all stages share the cores here"]
     if "model" in facts.rates and facts.decoder != "nvdec":
         cores = facts.threads * facts.rates["model"] / facts.rates["loader"]
         told.append(f"more CPU cores: about {cores:.0f} would keep up with the model (estimate; now {facts.threads})")
@@ -154,17 +153,7 @@ def _beside_the_model(facts: StepFacts) -> list[str]:
     """What helps where the model bounds: on a GPU nothing of the data path does, on the CPU it shares the cores."""
     if facts.device == "cuda":
         return []
-    return ["a GPU: the model takes the larger part of the time", *_polite_threads(), *_other_decoders(facts)]
-
-
-def _polite_threads() -> list[str]:
-    """OpenMP's threads wait for each other in a busy loop: dear on cores that others want, too."""
-    if os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive":
-        return []
-    return [
-        "OMP_WAIT_POLICY=passive python train.py ...: PyTorch's waiting threads then leave the cores to the loader and "
-        "to others (not measured in this run: start the doctor with it, too)"
-    ]
+    return ["a GPU: the model takes the larger part of the time", *_other_decoders(facts)]
 
 
 def _number(value: float) -> str:

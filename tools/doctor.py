@@ -192,7 +192,9 @@ def main(argv: Sequence[str] | None = None, *, machine: Machine | None = None) -
     from lavila.config.load import load_config
     from lavila.config.schema import ConfigError
     from lavila.data.shard_format import ShardSetError
+    from lavila.engine.command_line import leave_cores_to_others
 
+    leave_cores_to_others()  # as training does
     config = shards = None
     given = [f"data.train={args.shards}"] if args.shards is not None else []
     try:

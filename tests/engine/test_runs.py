@@ -380,3 +380,16 @@ def test_unknown_tasks_and_precisions(tmp_path: Path, vp9_shards: ShardSet) -> N
         train(load_config(config_file(tmp_path, vp9_shards), ["task.name=dance"]))
     assert pick_precision(Precision.auto, torch.device("cpu")) is torch.float32
     assert pick_precision(Precision.bf16, torch.device("cpu")) is torch.bfloat16
+
+
+def test_commands_leave_cores_to_others_before_torch_is_there() -> None:
+    code = (
+        "import os, sys; from lavila.engine.command_line import parse; "
+        "parse('', example='', arguments=['--config', 'quickstart']); "
+        "assert 'torch' not in sys.modules; print(os.environ['OMP_WAIT_POLICY'])"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "PASSIVE", done.stderr

@@ -229,8 +229,7 @@ def test_a_loader_slower_than_each_of_its_stages_bounds() -> None:
     assert bound(tight) == "decode"
 
 
-def test_stages_share_the_cores_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+def test_stages_share_the_cores_of_a_cpu() -> None:
     assert bound(ON_THE_CPU) == "model"
     clips, measured = expected(ON_THE_CPU)
     assert clips == pytest.approx(1 / (1 / 18 + 1 / 10)) and not measured
@@ -238,8 +237,6 @@ def test_stages_share_the_cores_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> Non
         "a GPU: the model takes the larger part of the time",
         "train.py ... data.decoder=host: decodes 2.0x as fast (measured)",
     )
-    monkeypatch.delenv("OMP_WAIT_POLICY")
-    assert "OMP_WAIT_POLICY=passive" in step_finding(ON_THE_CPU).fix[1]
     both = replace(ON_THE_CPU, rates=ON_THE_CPU.rates | {"together": 6.5}, data_wait_percent=40.0)
     assert expected(both) == (6.5, True) and "40 % of the time waiting" in "\n".join(stage_lines(both, plain=True))
 
