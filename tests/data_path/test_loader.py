@@ -14,6 +14,7 @@ import torch
 
 from lavila.data.host_decode import DecodeError, decode_frames
 from lavila.data.loader import ClipLoader, LoaderError, Pictures, choose_decoder, clip_sizes
+from lavila.data.order import Shuffle
 from lavila.data.plan import CropChoice, FrameChoice, Ranks, TrainingPlan, ViewChoice, ViewPlan
 from lavila.data.shard_format import ShardSetError
 from lavila.data.shards import ShardSet, open_shard_set
@@ -242,3 +243,28 @@ def test_host_decoding_tells_what_is_wrong(vp9_shards: ShardSet) -> None:
     for broken in (b"", bytes(1000), data[: len(data) // 2]):
         with pytest.raises(DecodeError, match="Invalid data"):
             decode_frames(broken, [0])
+
+
+def test_reading_ahead_changes_no_batch(vp9_shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def loader(*, read_ahead: bool) -> ClipLoader:
+        plan = TrainingPlan(
+            clip_sizes(vp9_shards),
+            frames=FrameChoice(frames=4),
+            crop=CropChoice(size=32),
+            batch_size=2,
+            seed=3,
+            ranks=Ranks(),
+            shuffle=Shuffle(window=4, stretch=2, read_ahead=read_ahead),
+        )
+        return ClipLoader(vp9_shards, plan, pictures=PICTURES, threads=2)
+
+    monkeypatch.setattr(vp9_shards, "read_ahead", lambda first, last: asked.append((first, last)))
+    plain = list(loader(read_ahead=False))
+    assert asked == []
+    for one, other in zip(plain, loader(read_ahead=True), strict=True):
+        assert one.clip_ids == other.clip_ids and torch.equal(one.video, other.video)
+    rows = [int(row) for batch in plain for row in batch.rows]
+    assert {row // 2 for row in rows[4:]} == {first // 2 for first, _ in asked}  # all but the first window
+    assert all(last == first + 1 for first, last in asked) and len(asked) == 4

@@ -313,3 +313,14 @@ def test_a_preview_copes_with_any_text(clips: ShardSet, tmp_path: Path) -> None:
     with Image.open(tmp_path / "x.png") as sheet:
         sheet.load()
         assert sheet.size == sheet_size(8)
+
+
+def test_a_set_made_before_gets_its_mapped_table(clips: ShardSet) -> None:
+    manifest = json.loads((clips.path / "shard_set.json").read_text())
+    (clips.path / "clips.arrow").unlink()
+    (clips.path / "shard_set.json").write_text(json.dumps({k: v for k, v in manifest.items() if k != "mapped"}))
+    done = run(clips.path, "--add-mapped", "--json")
+    assert done.returncode == 0 and done.stderr.strip() == "written: clips.arrow"
+    assert json.loads(done.stdout)["clips"] == 8
+    assert json.loads((clips.path / "shard_set.json").read_text()) == manifest
+    assert open_shard_set(clips.path).verify(full=True) == []
