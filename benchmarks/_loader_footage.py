@@ -60,12 +60,12 @@ class Material:
     folder: Path
     video_seconds: int = 300
     clips: dict[int, int] = field(default_factory=lambda: {2: 32, 3: 32, 8: 16, 30: 8})  # seconds -> clips of a set
-    code: tuple[str, ...] = ()  # further arguments of tools/shard_videos.py
+    kinds: tuple[str, ...] = tuple(CODE)  # of sets that are made; the first stands for the others
 
     @classmethod
     def tiny(cls, folder: Path) -> Material:
-        """For trying the benchmark out: clips are 2 s long in place of any other length."""
-        return cls(folder=folder, video_seconds=4, clips={2: 8})
+        """For trying the benchmark out: a set is four clips of 2 s, in place of any other length and kind."""
+        return cls(folder=folder, video_seconds=4, clips={2: 4}, kinds=("normal",))
 
     @property
     def chunks(self) -> Path:
@@ -75,7 +75,8 @@ class Material:
     def shard_set(self, spec: SetSpec) -> ShardSet:
         """The set, made first where it is not there."""
         seconds = spec.seconds if spec.seconds in self.clips else min(self.clips)
-        folder = self.folder / f"{spec.codec}-{seconds}s-{spec.kind}"
+        kind = spec.kind if spec.kind in self.kinds else self.kinds[0]
+        folder = self.folder / f"{spec.codec}-{seconds}s-{kind}"
         if not (folder / "shard_set.json").is_file():
             self.make_sources()
             annotations = self.folder / f"annotations-{seconds}s"
@@ -83,7 +84,7 @@ class Material:
             print(f"shard set {folder.name} ...", flush=True)
             command = shard_command(annotations, self.folder / "videos", folder, spec.codec, seconds)
             quiet = {**os.environ, "PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1"}
-            subprocess.run([*command, *CODE[spec.kind]], cwd=ROOT, check=True, env=quiet, stdout=subprocess.DEVNULL)
+            subprocess.run([*command, *CODE[kind]], cwd=ROOT, check=True, env=quiet, stdout=subprocess.DEVNULL)
         return open_shard_set(folder)
 
     def make_sources(self) -> None:

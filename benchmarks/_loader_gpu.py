@@ -29,7 +29,6 @@ from nvidia.dali.pipeline import Pipeline
 from peers import dali_webdataset, decord_chunks
 from peers.common import Epochs, Job
 from torch import Tensor
-from torch.utils.dlpack import from_dlpack
 
 from lavila.data.loader import DALI_CPU_CODECS, clip_sizes
 from lavila.data.plan import ClipSizes, CropChoice, FrameChoice, Ranks, TrainingPlan
@@ -96,7 +95,9 @@ def _repeated(sizes: ClipSizes, turns: int) -> ClipSizes:
 
 def nvdec_alone(job: Job, device_id: int) -> Pipeline:
     """DALI's decoder and nothing behind it, constructed but not built."""
-    pipeline = Pipeline(batch_size=job.batch_size, num_threads=job.workers, device_id=device_id, seed=1)
+    pipeline = Pipeline(
+        batch_size=job.batch_size, num_threads=job.workers, device_id=device_id, prefetch_queue_depth=2, seed=1
+    )
     with pipeline:
         videos = fn.readers.webdataset(
             paths=[str(path) for path in job.tars],
@@ -107,15 +108,12 @@ def nvdec_alone(job: Job, device_id: int) -> Pipeline:
     return pipeline
 
 
-def pipeline_epochs(pipeline: Pipeline, job: Job, *, batches: bool) -> Epochs:
-    """Epochs of a pipeline that reads for itself. `batches`: its output is [B, V, T, C, S, S]; else it is dropped."""
-    pipeline.build()
+def dali_epochs(job: Job, device_id: int) -> Epochs:
+    """Epochs of DALI's own reader: [B, V, C, T, size, size] on the GPU."""
 
     def epochs(number: int) -> Iterator[Tensor]:
-        del number
-        for _ in range(job.plan.steps):
-            (out,) = pipeline.run()
-            yield from_dlpack(out.as_tensor()).transpose(2, 3) if batches else torch.empty(job.batch_size)
+        pipeline = dali_webdataset.build(job, device_id=device_id, seed=number)
+        return (pictures.transpose(2, 3) for pictures in dali_webdataset.batches(pipeline, job))
 
     return epochs
 
@@ -131,8 +129,8 @@ def sides_of(job: Job) -> dict[str, Any]:
     sides: dict[str, Any] = {
         f"ours ({name})": lambda name=name: ours(job, decoder=name, device="cuda:0")[0] for name in decoders
     }
-    sides["dali"] = lambda: pipeline_epochs(dali_webdataset.build(job, device_id=0), job, batches=True)
-    sides["nvdec alone"] = lambda: pipeline_epochs(nvdec_alone(job, 0), job, batches=False)
+    sides["dali"] = lambda: dali_epochs(job, 0)
+    sides["nvdec alone"] = lambda: lambda number: dali_webdataset.batches(nvdec_alone(job, 0), job)
     if decord_chunks.needs(job) is None:
         sides["decord"] = decord
     return sides

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from nvidia.dali import fn, types
 from nvidia.dali.pipeline import Pipeline
 from peers.common import Job, worker_context
-from peers.dali_webdataset import PREFETCH, views
+from peers.dali_webdataset import PREFETCH, batches, views
 from peers.pyav_clips import decode_rgb, to_rgb
 
 from lavila.data.shards import ShardSet
@@ -89,27 +89,18 @@ def augmenting(job: Job) -> Count:
     """Epochs of cutting, resizing and normalising the first batch's frames again and again."""
     plans = job.plan.batch(0, 0)
     frames = [decode_rgb(*job.shards.read_frames(plan.row, plan.distinct_frames())) for plan in plans]
-    pipeline = Pipeline(
-        batch_size=job.batch_size, num_threads=job.workers, device_id=None, prefetch_queue_depth=PREFETCH, seed=1
-    )
-    with pipeline:
-        source: Any = fn.external_source(
-            source=lambda: frames, dtype=types.UINT8, ndim=4, layout="FHWC", batch=True, no_copy=True
+    if job.crop is not None:  # a training clip may have drawn a frame twice; equally many frames make a tensor
+        frames = [pictures[plan.gather()[0]] for pictures, plan in zip(frames, plans, strict=True)]
+
+    def pipeline() -> Pipeline:
+        made = Pipeline(
+            batch_size=job.batch_size, num_threads=job.workers, device_id=None, prefetch_queue_depth=PREFETCH, seed=1
         )
-        pipeline.set_outputs(views(source, job))
-    pipeline.build()
+        with made:
+            source: Any = fn.external_source(
+                source=lambda: frames, dtype=types.UINT8, ndim=4, layout="FHWC", batch=True, no_copy=True
+            )
+            made.set_outputs(views(source, job))
+        return made
 
-    def epoch(number: int) -> int:
-        del number
-        steps = job.plan.steps
-        ahead = min(PREFETCH, steps)
-        for _ in range(ahead):
-            pipeline.schedule_run()
-        for step in range(steps):
-            pipeline.share_outputs()
-            pipeline.release_outputs()
-            if step + ahead < steps:
-                pipeline.schedule_run()
-        return steps * len(plans)
-
-    return epoch
+    return lambda number: sum(len(pictures) for pictures in batches(pipeline(), job))

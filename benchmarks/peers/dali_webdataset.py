@@ -33,27 +33,31 @@ def needs(job: Job) -> str | None:
 
 
 def make(job: Job) -> Epochs:
-    steps = job.plan.steps
-    pipeline = build(job, device_id=None)
-    pipeline.build()
-
     def epochs(number: int) -> Iterator[Tensor]:
-        del number  # the reader goes round by itself
-        # Not one batch more than the epoch has: work left over would be done in another side's time.
-        ahead = min(PREFETCH, steps)
-        for _ in range(ahead):
-            pipeline.schedule_run()
-        for step in range(steps):
-            (pictures,) = pipeline.share_outputs()
-            yield from_dlpack(pictures.as_tensor()).transpose(2, 3)
-            pipeline.release_outputs()
-            if step + ahead < steps:
-                pipeline.schedule_run()
+        return (pictures.transpose(2, 3) for pictures in batches(build(job, device_id=None, seed=number), job))
 
     return epochs
 
 
-def build(job: Job, *, device_id: int | None) -> Pipeline:
+def batches(pipeline: Pipeline, job: Job) -> Iterator[Tensor]:
+    """The outputs of an epoch of a pipeline that is constructed, and ends with it, so that its memory is free again.
+
+    Not one batch more is made than the epoch has: work left over would be done in another side's time.
+    """
+    steps = job.plan.steps
+    ahead = min(PREFETCH, steps)
+    pipeline.build()
+    for _ in range(ahead):
+        pipeline.schedule_run()
+    for step in range(steps):
+        (pictures,) = pipeline.share_outputs()
+        yield from_dlpack(pictures.as_tensor())
+        pipeline.release_outputs()
+        if step + ahead < steps:
+            pipeline.schedule_run()
+
+
+def build(job: Job, *, device_id: int | None, seed: int = 0) -> Pipeline:
     """The pipeline, constructed but not built. Its output is [B, V, T, C, size, size]."""
     tars = [str(path) for path in job.tars]
     indexes = [str(path.with_suffix(".idx")) for path in job.tars]
@@ -62,7 +66,7 @@ def build(job: Job, *, device_id: int | None) -> Pipeline:
         num_threads=job.workers,
         device_id=device_id,
         prefetch_queue_depth=PREFETCH,
-        seed=1,
+        seed=seed + 1,  # of frames, windows and the reader's shuffling
     )
     with pipeline:
         videos = fn.readers.webdataset(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lavila.data.plan import choose_frames, crop_offsets, draw_frames, draw_window, resized_size
 from lavila.records import ClipPlan
-from peers.common import Epochs, Job, missing, one_thread, views_of, worker_context
+from peers.common import Epochs, Job, batches_ahead, missing, one_thread, views_of, worker_context
 from peers.pyav_clips import decode_rgb
 from peers.torchcodec_clips import decode_rgb as torchcodec_rgb
 from peers.torchcodec_clips import needs as torchcodec_needs
@@ -50,6 +50,7 @@ def make(job: Job, decoder: Decoder = "PyAV") -> Epochs:
         num_workers=job.workers,
         multiprocessing_context=worker_context(),
         persistent_workers=True,
+        prefetch_factor=batches_ahead(job),
         worker_init_fn=one_thread,
     )
 
