@@ -24,8 +24,8 @@ import numpy as np
 import numpy.typing as npt
 from nvidia.dali import fn, types
 from nvidia.dali.pipeline import Pipeline
-from peers.common import Job, worker_context
-from peers.dali_webdataset import PREFETCH, batches, views
+from peers.common import Job, batches_ahead, worker_context
+from peers.dali_webdataset import batches, views
 from peers.pyav_clips import decode_rgb, to_rgb
 
 from lavila.data.shards import ShardSet
@@ -93,9 +93,8 @@ def augmenting(job: Job) -> Count:
         frames = [pictures[plan.gather()[0]] for pictures, plan in zip(frames, plans, strict=True)]
 
     def pipeline() -> Pipeline:
-        made = Pipeline(
-            batch_size=job.batch_size, num_threads=job.workers, device_id=None, prefetch_queue_depth=PREFETCH, seed=1
-        )
+        ahead = batches_ahead(job)
+        made = Pipeline(job.batch_size, job.workers, device_id=None, prefetch_queue_depth=ahead, seed=1)
         with made:
             source: Any = fn.external_source(
                 source=lambda: frames, dtype=types.UINT8, ndim=4, layout="FHWC", batch=True, no_copy=True

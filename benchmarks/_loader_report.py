@@ -92,20 +92,23 @@ def by_row(entries: Iterable[Entry]) -> dict[str, dict[str, Entry]]:
 
 
 def rates_table(entries: Iterable[Entry]) -> str:
-    """Clips a second of every side, and how many times faster ours is."""
+    """Clips a second of every side; how many times as many ours gives, and how much less core time it takes."""
 
     def cell(side: str, sides: dict[str, Entry]) -> str:
         entry = sides.get(side, {"absent": ""})
         if "absent" in entry:
             return "-"
         rate = f"{entry['clips_per_second']['median']:.1f}"
-        return f"**{rate}** ({entry['variant']})" if side == "ours" else f"{rate} ({entry['ours_is_times']:.2f}x)"
+        if side == "ours":
+            return f"**{rate}** ({entry['variant']})"
+        cores = entry["core_ms_per_clip"] / max(sides["ours"]["core_ms_per_clip"], 1e-9)
+        return f"{rate} ({entry['ours_is_times']:.2f}x, {cores:.2f}x)"
 
     rows = [
         [name, *(cell(side, sides) for side in SIDES), f"{sides['decode']['clips_per_second']['median']:.1f}"]
         for name, sides in by_row(entries).items()
     ]
-    return markdown(["clips/s (ours is so many times it)", *(TITLES[side] for side in (*SIDES, "decode"))], rows)
+    return markdown(["clips/s (ours: times, in core time)", *(TITLES[side] for side in (*SIDES, "decode"))], rows)
 
 
 def goals_table(entries: Iterable[Entry]) -> str:
@@ -135,6 +138,21 @@ def stages_table(entries: Iterable[Entry]) -> str:
     return markdown(header, rows)
 
 
+def gpu_table(entries: Iterable[Entry]) -> str:
+    """Every side of the rows of a GPU."""
+    rows = [
+        [
+            entry["row"],
+            entry["side"],
+            f"{entry['clips_per_second']['median']:.1f}",
+            f"{entry['gpu_bytes'] / 2**20:.0f} MiB",
+            f"{100 * entry['data_wait']:.1f} %" if "data_wait" in entry else "-",
+        ]
+        for entry in entries
+    ]
+    return markdown(["row", "loader", "clips/s", "GPU memory", "data-wait in a TimeSformer-B step"], rows)
+
+
 def absent_list(entries: Iterable[Entry]) -> str:
     """What was not measured, and why: one line a side and reason."""
     reasons: dict[tuple[str, str], list[str]] = {}
@@ -146,12 +164,18 @@ def absent_list(entries: Iterable[Entry]) -> str:
 
 def section(result: dict[str, Any], *, chart: str) -> str:
     """The text between the markers."""
-    entries, where = result["rows"], result["machine"]
+    entries = [entry for entry in result["rows"] if not on_gpu(entry)]
+    gpu_entries, where = [entry for entry in result["rows"] if on_gpu(entry)], result["machine"]
     versions = ", ".join(f"{name} {where[name]}" for name in PACKAGES if where.get(name))
     gpu = where["gpu"] or "no GPU"
+    rounds = min(entry["rounds"] for entry in result["rows"])
+    head = (
+        f"`python benchmarks/loader.py`, medians of {rounds} rounds, {where['cores']} cores of "
+        f"{where['cpu']}, {gpu}; {versions}. Machines are shared: compare within a row. In brackets: how many times as "
+        "many clips a second ours gives, and how many times less core time it takes for a clip, which other load on "
+        "the machine distorts least."
+    )
     parts = [
-        f"`python benchmarks/loader.py`, medians of {result['rounds']} rounds, {where['cores']} cores of "
-        f"{where['cpu']}, {gpu}; {versions}. Machines are shared: compare within a row.",
         f"![Clips a second of each loader]({chart})",
         rates_table(entries),
         "Limits: *decode* is libavcodec alone, as far as the last wanted frame of each clip; *decode to RGB* adds the "
@@ -161,7 +185,13 @@ def section(result: dict[str, Any], *, chart: str) -> str:
         goals_table(entries),
     ]
     missing = absent_list(entries)
+    parts = [head, *(parts if entries else []), *([gpu_table(gpu_entries)] if gpu_entries else [])]
     return "\n\n".join([*parts, f"Not measured:\n\n{missing}"] if missing else parts)
+
+
+def on_gpu(entry: Entry) -> bool:
+    """Whether an entry is of a GPU row."""
+    return str(entry["row"]).startswith("gpu")
 
 
 def replace_section(text: str, new: str) -> str:
@@ -198,12 +228,21 @@ def draw(entries: Iterable[Entry], path: Path) -> None:
     plt.close(figure)
 
 
+def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """`new` and the rows that only `old` has, if both come from one machine with the same versions."""
+    if old.get("machine") != new["machine"]:
+        return new
+    again = {entry["row"] for entry in new["rows"]}
+    return {**new, "rows": [entry for entry in old["rows"] if entry["row"] not in again] + new["rows"]}
+
+
 def write_results(result: dict[str, Any], *, results: Path, docs: Path) -> None:
-    """JSON, the section of the docs, and the chart beside it."""
+    """JSON, the section of the docs, and the chart beside it. Rows measured before on the same machine are kept."""
+    result = merged(json.loads(results.read_text()) if results.exists() else {}, result)
     chart = docs.with_name(CHART)
     results.parent.mkdir(parents=True, exist_ok=True)
     docs.parent.mkdir(parents=True, exist_ok=True)
     results.write_text(json.dumps(result, indent=1) + "\n")
-    draw(result["rows"], chart)
+    draw([entry for entry in result["rows"] if not on_gpu(entry)], chart)
     text = docs.read_text(encoding="utf-8") if docs.exists() else "# Performance\n"
     docs.write_text(replace_section(text, section(result, chart=chart.name)), encoding="utf-8")

@@ -15,7 +15,7 @@ import torch
 from _loader_limits import Count, augmenting, decoding
 from _loader_rows import OVERHEAD_GOAL, Row
 from peers import dali_webdataset, decord_chunks, pyav_clips, torchcodec_clips, webdataset_clips
-from peers.common import Epochs, Job
+from peers.common import Epochs, Job, batches_ahead
 from torch import Tensor
 
 from lavila.data.loader import ClipLoader, LoaderError
@@ -34,7 +34,13 @@ CPU_DECODERS = ("dali_cpu", "host")
 def ours(job: Job, *, decoder: str, device: str = "cpu") -> tuple[Epochs, str]:
     """Our loader, and which decoder it chose."""
     loader = ClipLoader(
-        job.shards, job.plan, pictures=job.pictures, decoder=decoder, device=device, threads=job.workers
+        job.shards,
+        job.plan,
+        pictures=job.pictures,
+        decoder=decoder,
+        device=device,
+        threads=job.workers,
+        prefetch=batches_ahead(job),
     )
 
     def epochs(number: int) -> Iterator[Tensor]:
@@ -44,12 +50,17 @@ def ours(job: Job, *, decoder: str, device: str = "cpu") -> tuple[Epochs, str]:
     return epochs, loader.decoder
 
 
-def counted(epochs: Epochs, job: Job) -> Count:
-    """Goes through an epoch and counts its clips; what comes must be the batches that were asked for."""
+def shape_of(job: Job) -> tuple[int, ...]:
+    """V, C, T, H, W of a clip's views."""
     choice = job.crop or job.views
     assert choice is not None
-    grid = job.plan.view_grid
-    shape = (grid[0] * grid[1], 3, job.frames.frames, choice.size, choice.size)
+    clips, crops = job.plan.view_grid
+    return clips * crops, 3, job.frames.frames, choice.size, choice.size
+
+
+def counted(epochs: Epochs, job: Job) -> Count:
+    """Goes through an epoch and counts its clips; what comes must be the batches that were asked for."""
+    shape = shape_of(job)
 
     def epoch(number: int) -> int:
         clips = 0
@@ -62,9 +73,9 @@ def counted(epochs: Epochs, job: Job) -> Count:
     return epoch
 
 
-def ideal(epochs: Epochs, job: Job) -> Count:
-    """The same loop over one batch that is there already."""
-    batch = next(iter(epochs(0))).clone()
+def ideal(job: Job) -> Count:
+    """The same loop over one batch that is there already. Nothing reads its numbers, so it takes no memory either."""
+    batch = torch.zeros(()).expand(job.batch_size, *shape_of(job))
     return counted(lambda number: iter([batch] * job.plan.steps), job)
 
 
@@ -130,7 +141,7 @@ def build_sides(row: Row, job: Job, variants: dict[Any, str]) -> Sides:
         sides.epochs[name], close = decoding(job, convert=convert)
         sides.closing.append(close)
     sides.epochs["augment"] = augmenting(job)
-    sides.epochs["ideal"] = ideal(chosen, job)
+    sides.epochs["ideal"] = ideal(job)
     for epoch in sides.epochs.values():
         epoch(0)
     return sides
@@ -166,7 +177,9 @@ def measure(row: Row, job: Job, *, rounds: int, variants: dict[Any, str]) -> lis
             gc.collect()
             spent[name].append(spent_by(sides.epochs[name], number + 1))
     results = [{**result(row, job.clips, name, spent), "variant": sides.about.get(name, "")} for name in names]
-    results += [{"row": row.name, "side": name, "absent": reason} for name, reason in sides.absent.items()]
+    results += [
+        {"row": row.name, "side": name, "rounds": rounds, "absent": reason} for name, reason in sides.absent.items()
+    ]
     for close in sides.closing:
         close()
     sides.epochs.clear()
@@ -184,6 +197,7 @@ def result(row: Row, clips: int, side: str, spent: dict[str, list[Spent]]) -> di
     entry: dict[str, Any] = {
         "row": row.name,
         "side": side,
+        "rounds": len(spent[side]),
         "clips_per_second": {"median": statistics.median(rates), "lowest": min(rates), "highest": max(rates)},
         "core_ms_per_clip": 1000 * statistics.median(each.cores for each in spent[side]) / clips,
         "ours_is_times": ratio(side, "ours"),

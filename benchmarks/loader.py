@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
         results += found
     if gpu and not cuda:
         print(f"no GPU here: {len(gpu)} rows were not measured; run the same command on a GPU machine")
-    report = {"machine": machine(), "rounds": args.rounds, "workers": args.workers, "rows": results}
+    report = {"machine": machine(), "rows": results}
     out = args.out
     if out:
         write_results(report, results=out / "loader.json", docs=out / "PERFORMANCE.md")

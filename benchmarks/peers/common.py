@@ -77,12 +77,12 @@ def crops_of(resized: Tensor, places: npt.NDArray[np.int32], crops: npt.NDArray[
     if places.max() >= len(resized):  # the black frame of a padded clip
         resized = torch.cat([resized, torch.zeros_like(resized[:1])])
     normalised = normalise(resized, job.pictures)
-    views = [
-        normalised[torch.from_numpy(row).long()][..., top : top + size, left : left + size]
-        for row in places
-        for top, left in crops.tolist()
-    ]
-    return torch.stack(views)
+    views = torch.empty(len(places), len(crops), places.shape[1], resized.shape[1], size, size)
+    for place, row in zip(views, places, strict=True):
+        for view, (top, left) in zip(place, crops.tolist(), strict=True):
+            cut = normalised[..., top : top + size, left : left + size]
+            torch.index_select(cut, 0, torch.from_numpy(row).long(), out=view)
+    return views.flatten(0, 1)
 
 
 def normalise(pictures: Tensor, how: Pictures) -> Tensor:
@@ -136,7 +136,7 @@ def planned_loader(job: Job, load: Callable[[Job, ClipPlan], Tensor]) -> Epochs:
 
 
 def batches_ahead(job: Job) -> int:
-    """Batches that each worker holds ready: one of ten clips by three crops is 580 MB, so few of those."""
+    """Batches that a loader or worker holds ready: two clips of ten times three views are 580 MB, so few of those."""
     return 2 if job.crop is not None or job.plan.view_grid == (1, 1) else 1
 
 

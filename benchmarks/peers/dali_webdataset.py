@@ -17,11 +17,10 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from lavila.data.plan import choose_frames
-from peers.common import Epochs, Job
+from peers.common import Epochs, Job, batches_ahead
 
 NAME = "DALI readers.webdataset"
 CPU_CODECS = ("vp8", "vp9", "mjpeg")
-PREFETCH = 2
 
 
 def needs(job: Job) -> str | None:
@@ -45,7 +44,7 @@ def batches(pipeline: Pipeline, job: Job) -> Iterator[Tensor]:
     Not one batch more is made than the epoch has: work left over would be done in another side's time.
     """
     steps = job.plan.steps
-    ahead = min(PREFETCH, steps)
+    ahead = min(batches_ahead(job), steps)
     pipeline.build()
     for _ in range(ahead):
         pipeline.schedule_run()
@@ -65,7 +64,7 @@ def build(job: Job, *, device_id: int | None, seed: int = 0) -> Pipeline:
         batch_size=job.batch_size,
         num_threads=job.workers,
         device_id=device_id,
-        prefetch_queue_depth=PREFETCH,
+        prefetch_queue_depth=batches_ahead(job),
         seed=seed + 1,  # of frames, windows and the reader's shuffling
     )
     with pipeline:

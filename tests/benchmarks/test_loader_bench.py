@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -55,10 +56,12 @@ def test_every_row_and_the_graphs_of_a_gpu_can_be_made(material: Material, capsy
 def test_a_tiny_run_writes_json_table_and_chart(material: Material, tmp_path: Path) -> None:
     command = [sys.executable, "benchmarks/loader.py", "--tiny", "--material", str(material.folder)]
     command += ["--out", str(tmp_path), "--rounds", "1", "--workers", "1", "--only", "train h264 224px"]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    here = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=here)
     assert result.returncode == 0, result.stderr
     found = json.loads((tmp_path / "loader.json").read_text())
-    assert found["rounds"] == 1 and found["machine"]["cores"] and found["machine"]["torch"]
+    assert found["machine"]["cores"] and found["machine"]["torch"]
+    assert {entry["rounds"] for entry in found["rows"]} == {1}
     entries = {entry["side"]: entry for entry in found["rows"]}
     assert {"ours", "pyav", "decode", "rgb", "augment", "ideal"} <= set(entries)
     assert "on a GPU only" in entries["dali"]["absent"]
@@ -178,3 +181,21 @@ def test_core_seconds_count_the_processes_below() -> None:
         assert below.stdout is not None and below.stdout.readline()
         assert 0.25 < sides.core_seconds() - before < 3
         below.communicate(b"\n")
+
+
+def test_rows_measured_before_on_the_same_machine_are_kept() -> None:
+    old = {"machine": {"cpu": "a"}, "rows": [{"row": "1", "side": "ours"}, {"row": "2", "side": "ours"}]}
+    new = {"machine": {"cpu": "a"}, "rows": [{"row": "2", "side": "decord"}]}
+    assert [(entry["row"], entry["side"]) for entry in report.merged(old, new)["rows"]] == [
+        ("1", "ours"),
+        ("2", "decord"),
+    ]
+    assert report.merged(old, {**new, "machine": {"cpu": "b"}})["rows"] == new["rows"]
+
+
+def test_the_rows_of_a_gpu_have_a_table_of_their_own() -> None:
+    rates = {"clips_per_second": {"median": 9.0}, "gpu_bytes": 3 << 20, "rounds": 5, "row": "gpu train vp9"}
+    entries = [{**rates, "side": "ours (nvdec)", "data_wait": 0.004}, {**rates, "side": "nvdec alone"}]
+    where = dict.fromkeys(("cpu", "cores", "gpu"), "x")
+    text = report.section({"machine": where, "rows": entries}, chart="chart.png")
+    assert "| gpu train vp9 | ours (nvdec) | 9.0 | 3 MiB | 0.4 % |" in text and "chart.png" not in text
