@@ -1,0 +1,10 @@
+"""The other ways to load video that the loader benchmark measures, each in a file of its own.
+
+A peer is a module with
+
+    NAME: str                              as the tables call it
+    def needs(job) -> str | None           why it cannot run this row here, in words; None = it can
+    def make(job) -> Epochs                epoch number -> the batches of that epoch
+"""
+
+from __future__ import annotations
