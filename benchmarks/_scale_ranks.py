@@ -47,7 +47,7 @@ def simulate(reading: Reading) -> dict[str, Any]:
         process.join()
     clips, size = (sum(one[name] for one in found) for name in ("clips", "bytes"))
     return {
-        **{name: str(value) if isinstance(value, Path) else value for name, value in asdict(reading).items()},
+        **{name: value.name if isinstance(value, Path) else value for name, value in asdict(reading).items()},
         "ranks": RANKS,
         "clips": clips,
         "seconds": seconds,
