@@ -31,9 +31,10 @@ from peers.common import Epochs, Job
 from torch import Tensor
 
 from lavila.data.loader import DALI_CPU_CODECS, clip_sizes
-from lavila.data.plan import ClipSizes, CropChoice, FrameChoice, Ranks, TrainingPlan
+from lavila.data.plan import CropChoice, FrameChoice, Ranks, TrainingPlan
 from lavila.data.shard_format import shard_name
 from lavila.data.shards import ShardSet
+from lavila.data.stored_sizes import ChosenSizes
 from lavila.models.timesformer import TimeSformer, TimeSformerConfig
 
 BATCH, TURNS = 16, 8  # clips; an epoch goes through the set so many times
@@ -61,7 +62,8 @@ def gpu_rows() -> list[GpuRow]:
 def gpu_job(row: GpuRow, material: Material) -> Job:
     """Long epochs: the clips of the set again and again, with other frames and windows each time."""
     shards = material.shard_set(SetSpec(seconds=row.seconds, codec=row.codec))
-    sizes = _repeated(clip_sizes(shards), TURNS)
+    once = clip_sizes(shards)
+    sizes = ChosenSizes(of=once, indices=np.tile(np.arange(len(once)), TURNS))
     frames, crop = FrameChoice(frames=row.frames), CropChoice(size=row.size, flip=0.0)
     batch = min(BATCH, len(sizes) // 2)
     return Job(
@@ -80,17 +82,6 @@ def gpu_job(row: GpuRow, material: Material) -> Job:
 
 def _tars(shards: ShardSet) -> tuple[Any, ...]:
     return tuple(shards.path / shard_name(number) for number in range(len(shards.shards)))
-
-
-def _repeated(sizes: ClipSizes, turns: int) -> ClipSizes:
-    assert sizes.rows is not None and sizes.frames_after is not None
-    return ClipSizes(
-        num_frames=np.tile(sizes.num_frames.astype(np.float64), turns),
-        height=np.tile(sizes.height, turns),
-        width=np.tile(sizes.width, turns),
-        frames_after=np.tile(sizes.frames_after, turns),
-        rows=np.tile(sizes.rows, turns),
-    )
 
 
 def nvdec_alone(job: Job, device_id: int) -> Pipeline:

@@ -1,33 +1,31 @@
-"""What no loader can be faster than: the stages of the work apart from any loader, and a loader that has no work.
+"""What no loader can be faster than: parts of the work apart from any loader, and a loader that has no work.
 
 * decode: libavcodec alone decodes each clip's bytes as far as its last wanted frame, groups of pictures without a
   wanted frame left out; one process per worker, frames stay in the decoder's form.
-* rgb: the same, and the wanted frames (each once) become RGB.
-* augment: cutting, resizing, normalising and cropping of frames that lie in memory, by DALI with as many threads.
+* work: what our loader has to do for a clip on the CPU and nothing else: decode the frames that are needed and draw
+  them, from bytes that lie in memory into memory that is there; one thread per worker.
 * ideal: the loop over a batch that is there already.
 
-The overhead of a loader is the share of its time that is neither decoding to RGB nor augmenting:
-1 - (seconds of rgb + seconds of augment) / (seconds of the loader), all for the same clips in the same round. It is
-below zero where a loader does less than those stages, such as converting only the cut window.
+The overhead of our loader is the share of its time that is not that work: 1 - seconds of work / seconds of the loader,
+all for the same clips in the same round.
 """
 
 from __future__ import annotations
 
 import io
 import itertools
+import queue
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from typing import Any
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import av
 import numpy as np
 import numpy.typing as npt
-from nvidia.dali import fn, types
-from nvidia.dali.pipeline import Pipeline
-from peers.common import Job, batches_ahead, worker_context
-from peers.dali_webdataset import batches, views
-from peers.pyav_clips import decode_rgb, to_rgb
+from peers.common import Job, worker_context
 
+from lavila.data.dali_pipelines.graph import PictureSpec
+from lavila.data.host_decode import decode_planes
+from lavila.data.host_render import ClipRenderer
 from lavila.data.shards import ShardSet
 from lavila.records import ClipPlan
 
@@ -42,7 +40,7 @@ def _open(shards: ShardSet) -> None:
     _shards = shards
 
 
-def decode_needed(data: bytes, numbers: npt.NDArray[np.int32], *, convert: bool) -> int:
+def decode_needed(data: bytes, numbers: npt.NDArray[np.int32]) -> int:
     """Decode ascending frame numbers of a clip with nothing that can be left out; how many frames were decoded."""
     decoded = 0
     with av.open(io.BytesIO(data)) as container:
@@ -57,10 +55,8 @@ def decode_needed(data: bytes, numbers: npt.NDArray[np.int32], *, convert: bool)
                 continue
             last, number = max(inside), -1
             for packet in [*packets[first:stop], None]:
-                for frame in context.decode(packet):
+                for _ in context.decode(packet):
                     number += 1
-                    if convert and number in inside:
-                        to_rgb(frame)
                 if number >= last:
                     break
             assert number >= last, (number, last)
@@ -69,37 +65,35 @@ def decode_needed(data: bytes, numbers: npt.NDArray[np.int32], *, convert: bool)
     return decoded
 
 
-def _decode(plan: ClipPlan, convert: bool) -> int:
+def _decode(plan: ClipPlan) -> int:
     assert _shards is not None
-    return decode_needed(*_shards.read_frames(plan.row, plan.distinct_frames()), convert=convert)
+    return decode_needed(*_shards.read_frames(plan.row, plan.distinct_frames()))
 
 
-def decoding(job: Job, *, convert: bool) -> tuple[Count, Callable[[], None]]:
+def decoding(job: Job) -> tuple[Count, Callable[[], None]]:
     """Epochs of decoding alone, and what ends its processes."""
     pool = ProcessPoolExecutor(job.workers, worker_context(), initializer=_open, initargs=(job.shards,))
 
     def epoch(number: int) -> int:
         plans = [plan for step in range(job.plan.steps) for plan in job.plan.batch(number, step)]
-        return len(list(pool.map(_decode, plans, itertools.repeat(convert))))
+        return len(list(pool.map(_decode, plans)))
 
     return epoch, pool.shutdown
 
 
-def augmenting(job: Job) -> Count:
-    """Epochs of cutting, resizing and normalising the first batch's frames again and again."""
-    plans = job.plan.batch(0, 0)
-    frames = [decode_rgb(*job.shards.read_frames(plan.row, plan.distinct_frames())) for plan in plans]
-    if job.crop is not None:  # a training clip may have drawn a frame twice; equally many frames make a tensor
-        frames = [pictures[plan.gather()[0]] for pictures, plan in zip(frames, plans, strict=True)]
+def working(job: Job, spec: PictureSpec) -> tuple[Count, Callable[[], None]]:
+    """Epochs of decoding and drawing alone, and what ends its threads."""
+    pool, renderer = ThreadPoolExecutor(job.workers), ClipRenderer(spec)
+    plans = [plan for step in range(job.plan.steps) for plan in job.plan.batch(0, step)]
+    clips = [(plan, job.shards.read_frames(plan.row, plan.distinct_frames())) for plan in plans]
+    memory: queue.SimpleQueue[npt.NDArray[np.float32]] = queue.SimpleQueue()
+    for _ in range(job.workers):
+        memory.put(np.zeros((*spec.view_grid, spec.frames, 3, spec.size, spec.size), np.float32))
 
-    def pipeline() -> Pipeline:
-        ahead = batches_ahead(job)
-        made = Pipeline(job.batch_size, job.workers, device_id=None, prefetch_queue_depth=ahead, seed=1)
-        with made:
-            source: Any = fn.external_source(
-                source=lambda: frames, dtype=types.UINT8, ndim=4, layout="FHWC", batch=True, no_copy=True
-            )
-            made.set_outputs(views(source, job))
-        return made
+    def work(clip: tuple[ClipPlan, tuple[bytes, npt.NDArray[np.int32]]]) -> None:
+        plan, (data, numbers) = clip
+        out = memory.get()
+        renderer.render(plan, decode_planes(data, numbers), out)
+        memory.put(out)
 
-    return lambda number: sum(len(pictures) for pictures in batches(pipeline(), job))
+    return lambda number: len(list(pool.map(work, clips))), pool.shutdown

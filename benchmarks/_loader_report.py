@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 from collections.abc import Iterable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import common
 import matplotlib
 import torch
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS, DOCS, CHART = ROOT / "benchmarks/results/loader.json", ROOT / "docs/PERFORMANCE.md", "performance_loader.png"
-BEGIN, END = "<!-- loader:begin -->", "<!-- loader:end -->"
-PACKAGES = ("lavila", "torch", "torchvision", "nvidia-dali-cuda130", "av", "decord", "torchcodec", "webdataset")
+RESULTS, CHART = common.RESULTS / "loader.json", "performance_loader.png"
+PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda130", "av", "decord", "torchcodec", "webdataset")
 SIDES = ("ours", "decord", "torchcodec", "pyav", "webdataset", "dali")
 TITLES = {
     "ours": "ours",
@@ -28,34 +24,14 @@ TITLES = {
     "pyav": "PyAV + torch",
     "webdataset": "webdataset + DataLoader",
     "dali": "DALI readers.webdataset",
-    "decode": "decoding alone",
+    "decode": "decoding all frames alone",
 }
 Entry = dict[str, Any]
 
 
-def cpu_model() -> str:
-    """What /proc/cpuinfo calls the processor."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
 def machine() -> dict[str, Any]:
     """Where the figures come from."""
-    return {
-        "cpu": cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        **{package: _version(package) for package in PACKAGES},
-    }
+    return common.machine(*PACKAGES, gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None)
 
 
 def row_text(name: str, entries: list[Entry], *, seconds: float) -> str:
@@ -131,10 +107,10 @@ def stages_table(entries: Iterable[Entry]) -> str:
     """Ours beside the limits."""
     rows = []
     for name, sides in by_row(entries).items():
-        shown = [f"{sides[side]['clips_per_second']['median']:.1f}" for side in ("ours", "decode", "rgb", "augment")]
+        shown = [f"{sides[side]['clips_per_second']['median']:.1f}" for side in ("ours", "work", "decode")]
         share, overhead = sides["ours"]["share_of_limit"], sides["ours"]["overhead"]
         rows.append([name, *shown, f"{100 * share:.0f} %", f"{100 * overhead:.0f} %"])
-    header = ["clips/s", "ours", "decode", "decode to RGB", "augment", "ours of decode", "overhead of ours"]
+    header = ["clips/s", "ours", "work alone", "decode all", "ours of decode all", "overhead of ours"]
     return markdown(header, rows)
 
 
@@ -171,16 +147,16 @@ def section(result: dict[str, Any], *, chart: str) -> str:
     rounds = min(entry["rounds"] for entry in result["rows"])
     head = (
         f"`python benchmarks/loader.py`, medians of {rounds} rounds, {where['cores']} cores of "
-        f"{where['cpu']}, {gpu}; {versions}. Machines are shared: compare within a row. In brackets: how many times as "
-        "many clips a second ours gives, and how many times less core time it takes for a clip, which other load on "
-        "the machine distorts least."
+        f"{where['processor']}, {gpu}; {versions}. Machines are shared: compare within a row. In brackets: how many "
+        "times as many clips a second ours gives, and how many times less core time it takes for a clip, which other "
+        "load on the machine distorts least."
     )
     parts = [
         f"![Clips a second of each loader]({chart})",
         rates_table(entries),
-        "Limits: *decode* is libavcodec alone, as far as the last wanted frame of each clip; *decode to RGB* adds the "
-        "conversion of the wanted frames; *augment* is cutting, resizing and normalising frames in memory. Overhead is "
-        "1 - (time of decode to RGB + time of augment) / time of the loader.",
+        "Limits: *decode all* is libavcodec alone, as far as the last wanted frame of each clip, in as many processes; "
+        "ours can be faster, because it leaves out frames that no wanted frame needs. *Work alone* is decoding what is "
+        "needed and drawing it, without a loader around it. Overhead is 1 - time of work alone / time of ours.",
         stages_table(entries),
         goals_table(entries),
     ]
@@ -192,15 +168,6 @@ def section(result: dict[str, Any], *, chart: str) -> str:
 def on_gpu(entry: Entry) -> bool:
     """Whether an entry is of a GPU row."""
     return str(entry["row"]).startswith("gpu")
-
-
-def replace_section(text: str, new: str) -> str:
-    """A document with the text between the markers replaced; they are added at the end where it has none."""
-    if BEGIN not in text:
-        text = f"{text.rstrip()}\n\n## Loader\n\n{BEGIN}\n{END}\n".lstrip()
-    before, _, rest = text.partition(BEGIN)
-    assert END in rest, f"{BEGIN} without {END}"
-    return f"{before}{BEGIN}\n{new}\n{END}{rest.partition(END)[2]}"
 
 
 def draw(entries: Iterable[Entry], path: Path) -> None:
@@ -244,5 +211,6 @@ def write_results(result: dict[str, Any], *, results: Path, docs: Path) -> None:
     docs.parent.mkdir(parents=True, exist_ok=True)
     results.write_text(json.dumps(result, indent=1) + "\n")
     draw([entry for entry in result["rows"] if not on_gpu(entry)], chart)
-    text = docs.read_text(encoding="utf-8") if docs.exists() else "# Performance\n"
-    docs.write_text(replace_section(text, section(result, chart=chart.name)), encoding="utf-8")
+    if not docs.exists():
+        docs.write_text("# Performance\n\n<!-- loader: begin -->\n<!-- loader: end -->\n", encoding="utf-8")
+    common.fill_docs("loader", section(result, chart=chart.name), docs)

@@ -11,9 +11,10 @@ from _loader_footage import CLIPS_PER_TAR, Material, SetSpec
 from peers.common import Job
 
 from lavila.data.loader import Pictures, clip_sizes
-from lavila.data.plan import ClipSizes, CropChoice, FrameChoice, Plan, Ranks, TrainingPlan, ViewChoice, ViewPlan
+from lavila.data.plan import CropChoice, FrameChoice, Plan, Ranks, Sizes, TrainingPlan, ViewChoice, ViewPlan
 from lavila.data.shard_format import shard_name
 from lavila.data.shards import ShardSet
+from lavila.data.stored_sizes import ChosenSizes
 
 What = Literal["train", "multi", "sparse"]
 PICTURES = Pictures(mean=(108.3272985, 116.7460125, 104.09373615), std=(68.5005327, 66.6321579, 70.32316305))
@@ -106,16 +107,10 @@ def job_of(row: Row, material: Material) -> Job:
     )
 
 
-def _clips_in(shards: ShardSet, tars: int) -> ClipSizes:
+def _clips_in(shards: ShardSet, tars: int) -> Sizes:
     """Sizes of the clips that lie in the first tars."""
     sizes = clip_sizes(shards)
-    assert sizes.rows is not None and sizes.frames_after is not None
-    inside = np.asarray(shards.clips.column("shard").to_numpy())[sizes.rows] < tars
-    assert inside.sum() == tars * CLIPS_PER_TAR, (inside.sum(), tars)
-    return ClipSizes(
-        num_frames=sizes.num_frames[inside],
-        height=sizes.height[inside],
-        width=sizes.width[inside],
-        frames_after=sizes.frames_after[inside],
-        rows=sizes.rows[inside],
-    )
+    shard = np.asarray(shards.clips.column("shard").to_numpy())
+    inside = np.array([index for index in range(len(sizes)) if shard[sizes.row(index)] < tars], np.int64)
+    assert len(inside) == tars * CLIPS_PER_TAR, (len(inside), tars)
+    return ChosenSizes(of=sizes, indices=inside)

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _loader_limits import Count, augmenting, decoding
+from _loader_limits import Count, decoding, working
 from _loader_rows import OVERHEAD_GOAL, Row
 from peers import dali_webdataset, decord_chunks, pyav_clips, torchcodec_clips, webdataset_clips
 from peers.common import Epochs, Job, batches_ahead
 from torch import Tensor
 
+from lavila.data.dali_pipelines.graph import PictureSpec
 from lavila.data.loader import ClipLoader, LoaderError
 
 PEERS: dict[str, Any] = {
@@ -27,7 +28,7 @@ PEERS: dict[str, Any] = {
     "webdataset": webdataset_clips,
     "dali": dali_webdataset,
 }
-LIMITS = ("decode", "rgb", "augment", "ideal")
+LIMITS = ("decode", "work", "ideal")
 CPU_DECODERS = ("dali_cpu", "host")
 
 
@@ -48,6 +49,20 @@ def ours(job: Job, *, decoder: str, device: str = "cpu") -> tuple[Epochs, str]:
         return (batch.video for batch in loader)
 
     return epochs, loader.decoder
+
+
+def spec_of(job: Job) -> PictureSpec:
+    """The pictures of a row."""
+    plan, pictures = job.plan, job.pictures
+    return PictureSpec(
+        frames=plan.frames,
+        size=plan.size,
+        view_grid=plan.view_grid,
+        cuts_window=plan.cuts_window,
+        pads_black=plan.pads_black,
+        mean=pictures.mean,
+        std=pictures.std,
+    )
 
 
 def shape_of(job: Job) -> tuple[int, ...]:
@@ -137,10 +152,9 @@ def build_sides(row: Row, job: Job, variants: dict[Any, str]) -> Sides:
             sides.absent[name] = reason
         else:
             sides.epochs[name], sides.about[name] = fastest(peer, job, variants, (name, row.what, row.codec, row.kind))
-    for name, convert in (("decode", False), ("rgb", True)):
-        sides.epochs[name], close = decoding(job, convert=convert)
+    for name, (epoch, close) in (("decode", decoding(job)), ("work", working(job, spec_of(job)))):
+        sides.epochs[name] = epoch
         sides.closing.append(close)
-    sides.epochs["augment"] = augmenting(job)
     sides.epochs["ideal"] = ideal(job)
     for epoch in sides.epochs.values():
         epoch(0)
@@ -203,11 +217,8 @@ def result(row: Row, clips: int, side: str, spent: dict[str, list[Spent]]) -> di
         "ours_is_times": ratio(side, "ours"),
         "share_of_limit": ratio("decode", side),
     }
-    if side not in LIMITS:
-        stages = zip(spent["rgb"], spent["augment"], spent[side], strict=True)
-        entry["overhead"] = statistics.median(
-            1 - (rgb.wall + augment.wall) / all_.wall for rgb, augment, all_ in stages
-        )
+    if side == "ours":
+        entry["overhead"] = 1 - ratio("work", "ours")
     goal = row.goal(side)
     if goal:
         entry |= {"must": goal[0], "aim": goal[1], "reached": grade(entry["ours_is_times"], goal)}

@@ -22,10 +22,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import common
 import torch
 from _loader_footage import ROOT, Material
 from _loader_gpu import dry_run, gpu_job, gpu_rows, measure_gpu
-from _loader_report import DOCS, RESULTS, machine, row_text, write_results
+from _loader_report import RESULTS, machine, row_text, write_results
 from _loader_rows import core_rows, full_rows, job_of
 from _loader_sides import PEERS, measure
 
@@ -109,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
     if out:
         write_results(report, results=out / "loader.json", docs=out / "PERFORMANCE.md")
     else:
-        write_results(report, results=RESULTS, docs=DOCS)
+        write_results(report, results=RESULTS, docs=common.DOCS)
     return 0
 
 
