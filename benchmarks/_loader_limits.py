@@ -8,7 +8,8 @@
 
 The overhead of a loader is the share of its time that is neither decoding to RGB nor augmenting:
 1 - (seconds of rgb + seconds of augment) / (seconds of the loader), all for the same clips in the same round. It is
-below zero where a loader does less than those stages, such as converting only the cut window.
+below zero where a loader does less than those stages, such as converting only the cut window, or converts more
+cheaply than PyAV does. "overhead_strict" has decode in place of rgb, and so counts the conversion to RGB as overhead.
 """
 
 from __future__ import annotations

@@ -204,10 +204,8 @@ def result(row: Row, clips: int, side: str, spent: dict[str, list[Spent]]) -> di
         "share_of_limit": ratio("decode", side),
     }
     if side not in LIMITS:
-        stages = zip(spent["rgb"], spent["augment"], spent[side], strict=True)
-        entry["overhead"] = statistics.median(
-            1 - (rgb.wall + augment.wall) / all_.wall for rgb, augment, all_ in stages
-        )
+        entry["overhead"] = overhead(spent, side, decoding="rgb")
+        entry["overhead_strict"] = overhead(spent, side, decoding="decode")
     goal = row.goal(side)
     if goal:
         entry |= {"must": goal[0], "aim": goal[1], "reached": grade(entry["ours_is_times"], goal)}
@@ -215,6 +213,12 @@ def result(row: Row, clips: int, side: str, spent: dict[str, list[Spent]]) -> di
         least = (-OVERHEAD_GOAL[0], -OVERHEAD_GOAL[1])
         entry |= {"must": OVERHEAD_GOAL[0], "aim": OVERHEAD_GOAL[1], "reached": grade(-entry["overhead"], least)}
     return entry
+
+
+def overhead(spent: dict[str, list[Spent]], side: str, *, decoding: str) -> float:
+    """Share of a side's time that the stages alone do not take, decoding with the conversion to RGB or without."""
+    rounds = zip(spent[decoding], spent["augment"], spent[side], strict=True)
+    return statistics.median(1 - (decoded.wall + augmented.wall) / mine.wall for decoded, augmented, mine in rounds)
 
 
 def grade(value: float, goal: tuple[float, float]) -> str:

@@ -167,6 +167,7 @@ def test_entries_of_a_row() -> None:
     row = rows.Row(what="train", codec="vp9")
     ours, decord = (sides.result(row, 8, side, spent) for side in ("ours", "decord"))
     assert decord["ours_is_times"] == 3.0 and decord["reached"] == "must"
+    assert ours["overhead_strict"] == pytest.approx(0.3)
     assert ours["overhead"] == pytest.approx(0.2) and ours["reached"] == "no"
     assert ours["share_of_limit"] == 0.5 and ours["clips_per_second"]["median"] == 4.0
     assert ours["core_ms_per_clip"] == 500.0
