@@ -27,6 +27,7 @@ TITLES = {
     "decode": "decoding all frames alone",
 }
 Entry = dict[str, Any]
+FORM = 1  # of the JSON; rows of another form are not kept
 
 
 def machine() -> dict[str, Any]:
@@ -196,8 +197,8 @@ def draw(entries: Iterable[Entry], path: Path) -> None:
 
 
 def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """`new` and the rows that only `old` has, if both come from one machine with the same versions."""
-    if old.get("machine") != new["machine"]:
+    """`new` and the rows that only `old` has, if both come from one machine with the same versions of everything."""
+    if old.get("machine") != new["machine"] or old.get("form") != new.get("form"):
         return new
     again = {entry["row"] for entry in new["rows"]}
     return {**new, "rows": [entry for entry in old["rows"] if entry["row"] not in again] + new["rows"]}

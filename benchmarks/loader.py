@@ -26,7 +26,7 @@ import common
 import torch
 from _loader_footage import ROOT, Material
 from _loader_gpu import dry_run, gpu_job, gpu_rows, measure_gpu
-from _loader_report import RESULTS, machine, row_text, write_results
+from _loader_report import FORM, RESULTS, machine, row_text, write_results
 from _loader_rows import core_rows, full_rows, job_of
 from _loader_sides import PEERS, measure
 
@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
         results += found
     if gpu and not cuda:
         print(f"no GPU here: {len(gpu)} rows were not measured; run the same command on a GPU machine")
-    report = {"machine": machine(), "rows": results}
+    report = {"form": FORM, "machine": machine(), "rows": results}
     out = args.out
     if out:
         write_results(report, results=out / "loader.json", docs=out / "PERFORMANCE.md")
