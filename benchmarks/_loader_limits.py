@@ -3,7 +3,8 @@
 * decode: libavcodec alone decodes each clip's bytes as far as its last wanted frame, groups of pictures without a
   wanted frame left out; one process per worker, frames stay in the decoder's form.
 * work: what our loader has to do for a clip on the CPU and nothing else: decode the frames that are needed and draw
-  them, from bytes that lie in memory into memory that is there; one thread per worker.
+  them, from bytes that lie in memory into memory that is there; one thread per worker. The memory is as much as that of
+  the batches a loader has in work: writing to what a cache holds would be no limit for anyone.
 * ideal: the loop over a batch that is there already.
 
 The overhead of our loader is the share of its time that is not that work: 1 - seconds of work / seconds of the loader,
@@ -21,7 +22,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 import av
 import numpy as np
 import numpy.typing as npt
-from peers.common import Job, worker_context
+from peers.common import Job, batches_ahead, worker_context
 
 from lavila.data.dali_pipelines.graph import PictureSpec
 from lavila.data.host_decode import decode_planes
@@ -87,7 +88,7 @@ def working(job: Job, spec: PictureSpec) -> tuple[Count, Callable[[], None]]:
     plans = [plan for step in range(job.plan.steps) for plan in job.plan.batch(0, step)]
     clips = [(plan, job.shards.read_frames(plan.row, plan.distinct_frames())) for plan in plans]
     memory: queue.SimpleQueue[npt.NDArray[np.float32]] = queue.SimpleQueue()
-    for _ in range(job.workers):
+    for _ in range(job.batch_size * (batches_ahead(job) + 2)):
         memory.put(np.zeros((*spec.view_grid, spec.frames, 3, spec.size, spec.size), np.float32))
 
     def work(clip: tuple[ClipPlan, tuple[bytes, npt.NDArray[np.int32]]]) -> None:

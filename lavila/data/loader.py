@@ -146,6 +146,8 @@ class ClipLoader:
             antialias=pictures.antialias,
             half=pictures.half,
         )
+        # One for all epochs: it holds on to the memory of batches.
+        self._host_runner = HostRunner(self._spec, self._read, threads=self._threads, prefetch=prefetch)
         self._clip_ids = shard_set.clips.column("clip_id")
         self.captions = captions or Captions(shard_set)
         self._label_sets = shard_set.clips.column("labels")
@@ -195,7 +197,7 @@ class ClipLoader:
         with ThreadPoolExecutor(self._threads, thread_name_prefix="clip-reader") as pool:
             plans = self._planned(pool)
             if self.decoder == "host" and self.device.type == "cpu":
-                yield from HostRunner(self._spec, self._read, threads=self._threads, prefetch=self._prefetch).run(plans)
+                yield from self._host_runner.run(plans)
                 return
             execution = Execution(
                 decoder=self.decoder,
