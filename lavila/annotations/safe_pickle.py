@@ -25,6 +25,7 @@ import numpy as np
 from lavila.annotations import AnnotationError
 from lavila.annotations.checks import shown
 from lavila.annotations.tables import need_file
+from lavila.checked_pickle import CheckedUnpickler
 
 ALLOWED = "lists, tuples, dicts, sets, text, bytes, numbers, None and numpy arrays"
 _FIX = f"load it where you trust it and save it again as {ALLOWED}, or get it again from its publisher"
@@ -189,11 +190,8 @@ def _makers() -> dict[tuple[str, str], _Maker]:
 _MAKERS = _makers()
 
 
-class _PlainUnpickler(pickle._Unpickler):
+class _PlainUnpickler(CheckedUnpickler):
     """Reads opcodes; those that import, call or set attributes are our own."""
-
-    stack: list[Any]  # what was read since the last mark
-    metastack: list[list[Any]]  # the stacks below it
 
     def find_class(self, module: str, name: str) -> _Maker:
         if (module, name) not in _MAKERS:
@@ -224,43 +222,15 @@ class _PlainUnpickler(pickle._Unpickler):
         size = int.from_bytes(self.read(8), "little")  # type: ignore[attr-defined]
         self.append(bytearray(self.read(size)))  # type: ignore[attr-defined]
 
-    def set_item(self) -> None:
-        self._check_items(self.stack[-3], [self.stack[-2]])
-        self._as_usual(pickle.SETITEM)
-
-    def set_items(self) -> None:
-        self._check_items(self.metastack[-1][-1], self.stack[::2])
-        self._as_usual(pickle.SETITEMS)
-
-    def make_dict(self) -> None:
-        _check_keys(self.stack[::2])
-        self._as_usual(pickle.DICT)
-
-    def add_to_set(self) -> None:
-        _check_keys(self.stack)
-        self._as_usual(pickle.ADDITEMS)
-
-    def make_frozenset(self) -> None:
-        _check_keys(self.stack)
-        self._as_usual(pickle.FROZENSET)
-
-    def _check_items(self, target: object, keys: list[Any]) -> None:
+    def check_items(self, target: object, keys: list[Any]) -> None:
         if type(target) is not dict:
             raise _Refused(f"assigns to items of {shown(target)}")
         _check_keys(keys)
 
-    def _as_usual(self, opcode: bytes) -> None:
-        pickle._Unpickler.dispatch[opcode[0]](self)  # type: ignore[arg-type]
-
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
-        **pickle._Unpickler.dispatch,
+        **CheckedUnpickler.dispatch,
         **dict.fromkeys((opcode[0] for opcode in _REFUSED), refuse),
         pickle.REDUCE[0]: call,
         pickle.BUILD[0]: build,
         pickle.BYTEARRAY8[0]: read_bytearray,
-        pickle.SETITEM[0]: set_item,
-        pickle.SETITEMS[0]: set_items,
-        pickle.DICT[0]: make_dict,
-        pickle.ADDITEMS[0]: add_to_set,
-        pickle.FROZENSET[0]: make_frozenset,
     }

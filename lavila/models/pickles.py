@@ -32,6 +32,7 @@ from typing import Any, ClassVar, NoReturn
 import torch
 from torch import Tensor
 
+from lavila.checked_pickle import CheckedUnpickler
 from lavila.models.errors import CheckpointError
 
 SUFFIXES = {".pth", ".pt", ".ckpt", ".bin", ".pkl"}
@@ -293,11 +294,8 @@ _MAKERS: dict[str, Callable[..., object]] = {
 }
 
 
-class _Inert(pickle._Unpickler):
+class _Inert(CheckedUnpickler):
     """Reads opcodes; those that import, call or set attributes are our own."""
-
-    stack: list[Any]  # what was read since the last mark
-    metastack: list[list[Any]]  # the stacks below it
 
     def __init__(self, file: io.BytesIO | mmap.mmap) -> None:
         super().__init__(file, encoding="latin1")
@@ -344,44 +342,16 @@ class _Inert(pickle._Unpickler):
     def refuse(self) -> NoReturn:
         raise _Refused(f"is pickled in a way that torch.save does not use; {_FIX}")
 
-    def set_item(self) -> None:
-        self._check_items(self.stack[-3], [self.stack[-2]])
-        self._as_usual(pickle.SETITEM)
-
-    def set_items(self) -> None:
-        self._check_items(self.metastack[-1][-1], self.stack[::2])
-        self._as_usual(pickle.SETITEMS)
-
-    def make_dict(self) -> None:
-        self._check_items({}, self.stack[::2])
-        self._as_usual(pickle.DICT)
-
-    def add_to_set(self) -> None:
-        self._check_items({}, self.stack)
-        self._as_usual(pickle.ADDITEMS)
-
-    def make_frozenset(self) -> None:
-        self._check_items({}, self.stack)
-        self._as_usual(pickle.FROZENSET)
-
-    def _check_items(self, target: object, keys: list[Any]) -> None:
+    def check_items(self, target: object, keys: list[Any]) -> None:
         """Nothing nested as a key: Python's hash of a deeply nested tuple overflows the stack."""
         if type(target) not in (dict, Record) or not all(isinstance(key, _PLAIN_KEYS) for key in keys):
             raise _Refused("uses something else than text or numbers as a key, or assigns to what has no items")
 
-    def _as_usual(self, opcode: bytes) -> None:
-        pickle._Unpickler.dispatch[opcode[0]](self)  # type: ignore[arg-type]
-
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
-        **pickle._Unpickler.dispatch,
+        **CheckedUnpickler.dispatch,
         **dict.fromkeys((opcode[0] for opcode in _REFUSED), refuse),
         pickle.REDUCE[0]: call,
         pickle.NEWOBJ[0]: call,
         pickle.NEWOBJ_EX[0]: call_with_names,
         pickle.BUILD[0]: build,
-        pickle.SETITEM[0]: set_item,
-        pickle.SETITEMS[0]: set_items,
-        pickle.DICT[0]: make_dict,
-        pickle.ADDITEMS[0]: add_to_set,
-        pickle.FROZENSET[0]: make_frozenset,
     }
