@@ -130,13 +130,13 @@ class EncodeSettings:
     """How clips are coded. Everything here is written into the shard set's manifest.
 
     The defaults are measured: VP9 at these settings takes 96 KB and 28 ms of decoding for 3 s at 512x288, and one
-    group of pictures as long as the clip is both the smallest and the cheapest to decode on a CPU.
+    group of pictures as long as a short clip is both the smallest and the cheapest to decode on a CPU.
     """
 
     codec: str = "vp9"  # vp9, h264, hevc or av1
     short_side: int = 288  # pixels, a multiple of 16; a smaller video is never enlarged
     fps: float | Literal["native"] = "native"  # frames per second as stored; native = the video's own average
-    gop: int = 0  # frames from one keyframe to the next; 0 = one group as long as the clip, half a second in a chunk
+    gop: int = 0  # frames from one keyframe to the next; 0 = a clip up to 8 s, 2 s of longer ones, 0.5 s in chunks
     crf: int = field(default=-1)  # quality, lower is better; -1 = the codec's default
     speed: str = ""  # cpu-used of VP9, preset of the others; empty = the codec's default
     encoder: str = "cpu"  # cpu or nvenc
@@ -154,7 +154,7 @@ class EncodeSettings:
             near = max(round(self.short_side / SIDE_MULTIPLE), 1) * SIDE_MULTIPLE
             raise ValueError(f"short side {self.short_side} is not a multiple of {SIDE_MULTIPLE} pixels; try {near}")
         if self.gop < 0:
-            raise ValueError(f"gop {self.gop}: give a number of frames, or 0 for one group as long as the clip")
+            raise ValueError(f"gop {self.gop}: give a number of frames, or 0 for groups that suit the clip's length")
         if not (math.isfinite(self.margin) and self.margin >= 0):
             raise ValueError(f"margin {self.margin}: give seconds, 0 or more")
         if self.fit not in ("crop", "pad"):
