@@ -125,7 +125,7 @@ class ModelConfig:
     drop_path: float = 0.1  # stochastic depth of the last block
     dropout: float = 0.5  # before the classification heads
     gradient_checkpointing: bool = False  # recompute blocks in the backward pass: less memory, about a third slower
-    init: str = ""  # weights to start from: a checkpoint folder or file; empty = random
+    init: str = ""  # weights to start from: a checkpoint folder, a file or a name of the zoo; empty = random
 
 
 @dataclass(frozen=True, kw_only=True)

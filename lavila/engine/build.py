@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -106,8 +106,21 @@ def classifier(config: RunConfig, classes: Mapping[str, Sequence[str]]) -> Video
     )
     if model.init:
         start = load_model(model.init, num_frames=config.data.frames, image_size=config.data.image_size)
-        tower.load_state_dict(getattr(start, "visual", start).state_dict())
+        tower.load_state_dict(_tower_of(start, tower, name=model.init).state_dict())
     return VideoClassifier(tower, num_classes=tuple(len(names) for names in classes.values()), dropout=model.dropout)
+
+
+def _tower_of(start: nn.Module, tower: TimeSformer, *, name: str) -> nn.Module:
+    """The video tower of a model to start from. ConfigError unless it computes what `tower` does."""
+    found: nn.Module = getattr(start, "visual", start)
+    if not isinstance(found, TimeSformer):
+        raise ConfigError(f"model.init={name}: holds no TimeSformer to start from")
+    free = ("zero_time_attention", "drop_path", "gradient_checkpointing")  # of training, not of the weights
+    ours, theirs = (asdict(one.config) for one in (tower, found))
+    wrong = [f"model.{field}={theirs[field]}" for field in ours if field not in free and ours[field] != theirs[field]]
+    if wrong:
+        raise ConfigError(f"model.init={name}: its tower is of another kind; it takes {', '.join(wrong)}")
+    return found
 
 
 def build_task(config: RunConfig, model: nn.Module, classes: Classes) -> Task:

@@ -172,7 +172,9 @@ def test_every_codec_gives_closed_groups_and_the_same_bytes_again(tmp_path: Path
 
 
 def test_long_clips_are_coded_in_groups_of_two_seconds(tmp_path: Path) -> None:
-    still = [numbered_picture(0, height=48, width=64)] * 250  # no cut at which an encoder would put a keyframe of its own
+    still = [
+        numbered_picture(0, height=48, width=64)
+    ] * 250  # no cut at which an encoder would put a keyframe of its own
     video = write_video(tmp_path / "a.mp4", still)
 
     def keyframes(stop: float, **settings: Any) -> list[int]:

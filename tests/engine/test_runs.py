@@ -21,12 +21,13 @@ import train as train_command
 from lavila.config.load import load_config
 from lavila.config.schema import ConfigError, Precision, RunConfig
 from lavila.data.shards import ShardSet
-from lavila.engine import checkpoint
+from lavila.engine import build, checkpoint
 from lavila.engine.evaluator import _view_strip, evaluate
 from lavila.engine.reporting import read_metrics, read_stages
 from lavila.engine.trainer import TrainingError, pick_precision, train
 from lavila.models.checkpoints import CheckpointError, load_model
 from tests.data_path.test_loader import damaged
+from tests.models.published_files import published_state, tiny, write
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -321,6 +322,22 @@ def test_weights_from_another_run_start_the_tower(config: RunConfig, tmp_path: P
     old, new = weights(config.run_dir), weights(start.run_dir)
     assert new["visual.temporal_embed"].shape[1] == 8 and set(new) - set(old) == {"fc_cls.weight", "fc_cls.bias"}
     assert torch.allclose(old["visual.pos_embed"], new["visual.pos_embed"])
+
+
+def test_a_published_dual_encoder_starts_the_tower(vp9_shards: ShardSet, tmp_path: Path) -> None:
+    published = tiny("clip")
+    file = write(tmp_path / "published.pth", published_state(published))
+    path = config_file(tmp_path, vp9_shards)
+    same = [f"model.init={file}", "model.width=64", "model.depth=2", "model.heads=1", "model.patch_size=8"]
+    model = build.classifier(
+        load_config(path, [*same, "model.pre_norm=true", "model.activation=quick_gelu"]), {"a": ["b"]}
+    )
+    old, new = published.state_dict(), model.state_dict()
+    resampled = {"visual.pos_embed", "visual.temporal_embed"}
+    for name in {name for name in new if name.startswith("visual.")} - resampled:
+        assert torch.equal(new[name], old[name]), name
+    with pytest.raises(ConfigError, match=r"published\.pth: its tower is of another kind; it takes .*model\.width=64"):
+        build.classifier(load_config(path, [f"model.init={file}", "model.width=32"]), {"a": ["b"]})
 
 
 @pytest.mark.parametrize(
