@@ -62,8 +62,8 @@ FRAGMENTS = "frag_keyframe+empty_moov+default_base_moof+negative_cts_offsets+fra
 Chooser = Callable[[int, int, float], Sequence[int]]
 """(frames of the interval, frames after it, frames per second) -> the ascending, distinct frames to store, from 0."""
 
-# Seconds. Of a clip longer than this few frames are wanted, far apart: in shorter groups half of the others need not be
-# decoded (16 of 30 s twice as fast), for a sixth (H.264) to a quarter (VP9) more bytes.
+# Seconds. Of a clip longer than this few frames are wanted, far apart: in shorter groups fewer of the others need to be
+# decoded (16 of 30 s in VP9 half again as fast), for a sixth (H.264) to a quarter (VP9) more bytes.
 LONG_CLIP, LONG_GROUP = 8, 2
 
 
