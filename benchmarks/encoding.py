@@ -18,7 +18,6 @@ import argparse
 import io
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -28,23 +27,22 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from fractions import Fraction
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import av
 import av.filter
+import common
 import numpy as np
+from common import RESULTS, ROOT, fill_docs
 
 from lavila.data.encode import ENCODERS, EncodedClip, EncodeSettings, Interval, encode_clip
 from lavila.data.host_decode import decode_frames
 
-ROOT = Path(__file__).resolve().parents[1]
-FOOTAGE, RESULTS, DOCS = ROOT / "assets/bigbuckbunny.mp4", ROOT / "benchmarks/results", ROOT / "docs/SHARDS.md"
+FOOTAGE, DOCS = ROOT / "assets/bigbuckbunny.mp4", ROOT / "docs/SHARDS.md"
 START, STOP = 0.2, 5.2
 WHOLE = Interval(start_second=START, stop_second=STOP)
 SPARSE = 16  # frames of a view
-BEGIN, END = "<!-- encoding: begin -->", "<!-- encoding: end -->"
 
 SETTINGS: dict[str, EncodeSettings] = {
     "vp9 crf 28": EncodeSettings(crf=28),
@@ -320,19 +318,11 @@ def main() -> int:
         print(f"{peer['codec']:5} ffmpeg / ours {peer['ratio']:.2f}, bytes {peer['bytes_ratio']:.2f}")
     if not ffmpeg:
         print("no ffmpeg command here: not compared with it (pip install imageio-ffmpeg brings one)")
-    machine = {
-        "cores": len(os.sched_getaffinity(0)),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-    }
-    machine |= {name: version(name) for name in ("lavila", "av")}
+    machine = common.machine("av")
     RESULTS.mkdir(parents=True, exist_ok=True)
     result = {"machine": machine, "rounds": args.rounds, "rows": rows, "sources": sources, "against_ffmpeg": peers}
     (RESULTS / "encoding.json").write_text(json.dumps(result, indent=1) + "\n")
-    before, _, rest = DOCS.read_text(encoding="utf-8").partition(BEGIN)
-    assert rest, f"{DOCS} has no {BEGIN}"
-    after = rest.partition(END)[2]
-    DOCS.write_text(f"{before}{BEGIN}\n{tables(result)}\n{END}{after}", encoding="utf-8")
+    fill_docs("encoding", tables(result), DOCS)
     print(f"written: {(RESULTS / 'encoding.json').relative_to(ROOT)}, and the tables of {DOCS.relative_to(ROOT)}")
     return 0
 

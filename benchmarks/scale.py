@@ -22,22 +22,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import common
 from _scale_child import evict
 from _scale_order import compare
 from _scale_ranks import BATCH, RANKS, Reading, simulate
 from _scale_set import Made, make_captions, make_set
+from common import RESULTS, ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
-SCRATCH, RESULTS = ROOT / "data/benchmark/scale", ROOT / "benchmarks/results"
+SCRATCH = common.SCRATCH / "scale"
 CHILD = Path(__file__).with_name("_scale_child.py")
 PER_TAR, REAL_CLIPS, ROUNDS = 400, 65_536, 5
 FULL = 1 << 62  # a window that holds any set
@@ -164,20 +162,13 @@ def tables(result: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def show(result: dict[str, Any]) -> None:
-    """Print the tables, and put them where a file of docs/ has a place for them."""
+    """Print the tables, and put them into docs/PERFORMANCE.md."""
     made = tables(result)
     print("\n\n".join("\n".join(rows) for rows in made.values()))
     words = result["captions"]
     print(f"\ntwo captions tables: {words['seconds']:.2f} s, {words['own_mib']:.0f} MiB own")
-    for path in sorted((ROOT / "docs").glob("*.md")):
-        text = path.read_text(encoding="utf-8")
-        for name, rows in made.items():
-            begin, end = f"<!-- scale-{name}: begin -->", f"<!-- scale-{name}: end -->"
-            if begin in text:
-                text = text.partition(begin)[0] + "\n".join([begin, *rows, end]) + text.partition(end)[2]
-        if text != path.read_text(encoding="utf-8"):
-            path.write_text(text, encoding="utf-8")
-            print(f"tables written: {path.relative_to(ROOT)}")
+    for name, rows in made.items():
+        common.fill_docs(f"scale-{name}", "\n".join(rows))
 
 
 def main() -> int:
@@ -209,12 +200,7 @@ def main() -> int:
         "needs": needs(args.clip_bytes),
         "order": compare(1_000_000, (4_096, 16_384, 65_536, 131_072), (64, 256)),
     }
-    machine = {
-        "cores": len(os.sched_getaffinity(0)),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("lavila", "torch", "nvidia-dali-cuda130", "pyarrow", "numpy")},
-    }
+    machine = common.machine("torch", "nvidia-dali-cuda130", "pyarrow", "numpy")
     about = {"clips": args.clips, "tars": args.clips // PER_TAR, "clip_bytes": args.clip_bytes, "rounds": args.rounds}
     RESULTS.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"machine": machine, "about": about, **result}, indent=1) + "\n")

@@ -14,28 +14,23 @@ import argparse
 import csv
 import json
 import os
-import platform
 import resource
 import shutil
 import subprocess
 import sys
 import time
 from fractions import Fraction
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import av
+import common
+from common import RESULTS, ROOT, fill_docs
 
 from lavila.data.shards import open_shard_set
 
-ROOT = Path(__file__).resolve().parents[1]
-FOOTAGE, SCRATCH, RESULTS = (
-    ROOT / "assets/bigbuckbunny.mp4",
-    ROOT / "data/benchmark/sharding",
-    ROOT / "benchmarks/results",
-)
-DOCS, BEGIN, END = ROOT / "docs/SHARDS.md", "<!-- sharding: begin -->", "<!-- sharding: end -->"
+FOOTAGE, SCRATCH = ROOT / "assets/bigbuckbunny.mp4", common.SCRATCH / "sharding"
+DOCS = ROOT / "docs/SHARDS.md"
 SECONDS, HEIGHT, WIDTH = 3600, 96, 160
 COLUMNS = ["narration_id", "participant_id", "video_id", "start_timestamp", "stop_timestamp", "narration", "verb_class"]
 
@@ -129,9 +124,7 @@ def write_table(rows: list[dict[str, Any]], *, cores: int) -> None:
         f"| {row['largest_process_mib']:.0f} MiB |"
         for row in rows
     ]
-    before, _, rest = DOCS.read_text(encoding="utf-8").partition(BEGIN)
-    assert rest, f"{DOCS} has no {BEGIN}"
-    DOCS.write_text(f"{before}{BEGIN}\n{chr(10).join(lines)}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    fill_docs("sharding", "\n".join(lines), DOCS)
 
 
 def main() -> int:
@@ -149,13 +142,7 @@ def main() -> int:
             f"{row['layout']:7} {row['clips']} clips in {row['seconds']:.0f} s, {row['clips_per_second']:.0f} clips/s; "
             f"{row['set_bytes'] / 1e6:.1f} MB in {row['tars']} tars; {row['largest_process_mib']:.0f} MiB at the most"
         )
-    machine = {
-        "cores": cores,
-        "workers": args.workers,
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-    }
-    machine |= {name: version(name) for name in ("lavila", "av", "pyarrow")}
+    machine = {"workers": args.workers, **common.machine("av", "pyarrow")}
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "sharding.json").write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
     write_table(rows, cores=args.workers)
