@@ -165,15 +165,12 @@ def source_costs(name: str, size: tuple[int, int, int], rounds: int) -> dict[str
 
 
 def ffmpeg_command() -> str | None:
-    """The ffmpeg of this machine, or that of the package imageio-ffmpeg."""
-    found = shutil.which("ffmpeg")
-    if found is None:
-        try:
-            import imageio_ffmpeg
-        except ImportError:
-            return None
-        found = str(imageio_ffmpeg.get_ffmpeg_exe())
-    return found
+    """The ffmpeg of the package imageio-ffmpeg, which has encoders as new as ours, or else that of this machine."""
+    try:
+        import imageio_ffmpeg
+    except ImportError:
+        return shutil.which("ffmpeg")
+    return str(imageio_ffmpeg.get_ffmpeg_exe())
 
 
 def ffmpeg_options(settings: EncodeSettings) -> list[str]:
@@ -318,7 +315,7 @@ def main() -> int:
         print(f"{peer['codec']:5} ffmpeg / ours {peer['ratio']:.2f}, bytes {peer['bytes_ratio']:.2f}")
     if not ffmpeg:
         print("no ffmpeg command here: not compared with it (pip install imageio-ffmpeg brings one)")
-    machine = common.machine("av")
+    machine = common.machine("av", "imageio-ffmpeg")
     RESULTS.mkdir(parents=True, exist_ok=True)
     result = {"machine": machine, "rounds": args.rounds, "rows": rows, "sources": sources, "against_ffmpeg": peers}
     (RESULTS / "encoding.json").write_text(json.dumps(result, indent=1) + "\n")
