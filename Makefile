@@ -9,7 +9,7 @@ help:
 	@echo "make quickstart   from five seconds of footage to a trained model and its report, in minutes, on any machine"
 	@echo "make test         all tests (those for a GPU skip without one)"
 	@echo "make check        format, lint, types, import directions"
-	@echo "make bench        loader benchmarks on this machine -> benchmarks/results"
+	@echo "make bench        loader benchmarks -> benchmarks/results, docs (.venv/bin/pip install '.[bench]' adds the peers)"
 	@echo "make venv         only the environment"
 
 venv: $(INSTALLED)
