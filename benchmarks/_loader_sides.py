@@ -18,7 +18,6 @@ from peers import dali_webdataset, decord_chunks, pyav_clips, torchcodec_clips, 
 from peers.common import Epochs, Job, batches_ahead
 from torch import Tensor
 
-from lavila.data.dali_pipelines.graph import PictureSpec
 from lavila.data.loader import ClipLoader, LoaderError
 
 PEERS: dict[str, Any] = {
@@ -32,9 +31,9 @@ LIMITS = ("decode", "work", "ideal")
 CPU_DECODERS = ("dali_cpu", "host")
 
 
-def ours(job: Job, *, decoder: str, device: str = "cpu") -> tuple[Epochs, str]:
-    """Our loader, and which decoder it chose."""
-    loader = ClipLoader(
+def loader_of(job: Job, *, decoder: str = "auto", device: str = "cpu") -> ClipLoader:
+    """Our loader."""
+    return ClipLoader(
         job.shards,
         job.plan,
         pictures=job.pictures,
@@ -44,25 +43,16 @@ def ours(job: Job, *, decoder: str, device: str = "cpu") -> tuple[Epochs, str]:
         prefetch=batches_ahead(job),
     )
 
+
+def ours(job: Job, *, decoder: str, device: str = "cpu") -> tuple[Epochs, str]:
+    """Epochs of our loader, and which decoder it chose."""
+    loader = loader_of(job, decoder=decoder, device=device)
+
     def epochs(number: int) -> Iterator[Tensor]:
         loader.set_epoch(number)
         return (batch.video for batch in loader)
 
     return epochs, loader.decoder
-
-
-def spec_of(job: Job) -> PictureSpec:
-    """The pictures of a row."""
-    plan, pictures = job.plan, job.pictures
-    return PictureSpec(
-        frames=plan.frames,
-        size=plan.size,
-        view_grid=plan.view_grid,
-        cuts_window=plan.cuts_window,
-        pads_black=plan.pads_black,
-        mean=pictures.mean,
-        std=pictures.std,
-    )
 
 
 def shape_of(job: Job) -> tuple[int, ...]:
@@ -152,7 +142,7 @@ def build_sides(row: Row, job: Job, variants: dict[Any, str]) -> Sides:
             sides.absent[name] = reason
         else:
             sides.epochs[name], sides.about[name] = fastest(peer, job, variants, (name, row.what, row.codec, row.kind))
-    for name, (epoch, close) in (("decode", decoding(job)), ("work", working(job, spec_of(job)))):
+    for name, (epoch, close) in (("decode", decoding(job)), ("work", working(job, loader_of(job).spec))):
         sides.epochs[name] = epoch
         sides.closing.append(close)
     sides.epochs["ideal"] = ideal(job)

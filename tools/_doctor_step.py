@@ -18,8 +18,8 @@ from _doctor_model import ModelBench
 from _doctor_rate import CacheState, drop_cache, medians, rate
 from tqdm import tqdm
 
-from lavila.config.schema import PictureType, RunConfig
-from lavila.data.dali_pipelines.graph import DecoderName, Execution, PictureSpec
+from lavila.config.schema import RunConfig
+from lavila.data.dali_pipelines.graph import DecoderName, Execution
 from lavila.data.dali_pipelines.probe import augmented
 from lavila.data.dali_pipelines.sources import Payload
 from lavila.data.host_colour import Planes
@@ -222,32 +222,21 @@ class _Bench:
         return decode_rate(decoder, self.data.payloads, threads=self.threads, seconds=seconds)
 
     def _augment_slice(self, seconds: float) -> float:
-        settings = self.config.data
-        spec = PictureSpec(
-            frames=self.plan.frames,
-            size=self.plan.size,
-            view_grid=self.plan.view_grid,
-            cuts_window=self.plan.cuts_window,
-            pads_black=self.plan.pads_black,
-            mean=settings.mean,
-            std=settings.std,
-            antialias=settings.antialias,
-            half=settings.picture_type is PictureType.float16,
-        )
         if self._draws:
-            return self._draw_slice(spec, seconds)
+            return self._draw_slice(seconds)
         device = self.process.device
         execution = Execution(
             decoder="host",
             device_id=device.index or 0 if device.type == "cuda" else None,
             batch_size=self.batch,
             threads=self.threads,
-            prefetch=settings.prefetch,
+            prefetch=self.config.data.prefetch,
         )
-        batches = augmented(list(zip(self.data.plans, self.data.frames, strict=True)), spec, execution)
-        return rate(lambda: next(batches), seconds=seconds, warm=settings.prefetch + 1)
+        batches = augmented(list(zip(self.data.plans, self.data.frames, strict=True)), self.loader.spec, execution)
+        return rate(lambda: next(batches), seconds=seconds, warm=self.config.data.prefetch + 1)
 
-    def _draw_slice(self, spec: PictureSpec, seconds: float) -> float:
+    def _draw_slice(self, seconds: float) -> float:
+        spec = self.loader.spec
         renderer = ClipRenderer(spec)
         plans, planes = (list(itertools.chain(*batches)) for batches in (self.data.plans, self.data.planes))
         pictures = np.empty((len(plans), *spec.view_grid, spec.frames, 3, spec.size, spec.size), np.float32)

@@ -135,7 +135,7 @@ class ClipLoader:
         self.decoder = choose_decoder(decoder, codec=shard_set.codec, device=self.device)
         self._threads = threads or len(os.sched_getaffinity(0))
         self._prefetch, self._max_bad_clips = prefetch, max_bad_clips
-        self._spec = PictureSpec(
+        self.spec = PictureSpec(  # what is the same for every clip
             frames=plan.frames,
             size=plan.size,
             view_grid=plan.view_grid,
@@ -147,7 +147,7 @@ class ClipLoader:
             half=pictures.half,
         )
         # One for all epochs: it holds on to the memory of batches.
-        self._host_runner = HostRunner(self._spec, self._read, threads=self._threads, prefetch=prefetch)
+        self._host_runner = HostRunner(self.spec, self._read, threads=self._threads, prefetch=prefetch)
         self._clip_ids = shard_set.clips.column("clip_id")
         self.captions = captions or Captions(shard_set)
         self._label_sets = shard_set.clips.column("labels")
@@ -206,7 +206,7 @@ class ClipLoader:
                 threads=self._threads,
                 prefetch=self._prefetch,
             )
-            yield from PipelineRunner(self._spec, execution).run(self._loaded(pool, plans))
+            yield from PipelineRunner(self.spec, execution).run(self._loaded(pool, plans))
 
     def _planned(self, pool: ThreadPoolExecutor) -> Iterator[list[ClipPlan]]:
         """The clips of each step from the current place on; has read what the plan wants read ahead of its turn."""
@@ -269,7 +269,7 @@ class ClipLoader:
         if pictures is None:
             views = self.plan.view_grid[0] * self.plan.view_grid[1]
             shape = (0, views, 3, self.plan.frames, self.plan.size, self.plan.size)
-            return torch.zeros(shape, dtype=torch.float16 if self._spec.half else torch.float32, device=self.device)
+            return torch.zeros(shape, dtype=torch.float16 if self.spec.half else torch.float32, device=self.device)
         return from_dlpack(pictures).flatten(1, 2).transpose(2, 3)
 
     def _count_bad_clips(self, loaded: LoadedBatch) -> None:
