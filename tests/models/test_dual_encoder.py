@@ -20,6 +20,7 @@ from lavila.models.dual_encoder import ClipDualEncoder, DistilBertDualEncoder, D
 from lavila.models.text_tower import ClipTextConfig, DistilBertTextConfig
 from lavila.models.timesformer import TimeSformer, TimeSformerConfig
 from tests.golden import GOLDEN, golden_json
+from tests.models.golden_towers import difference, tower_config
 
 CASES = ("clip_dual_encoder", "clip_hf_default", "clip_hf_frozen_in_time")
 TINY = TimeSformerConfig(image_size=16, patch_size=8, width=24, depth=1, heads=2, num_frames=3)
@@ -34,28 +35,9 @@ LARGE_TEXT = ClipTextConfig(width=768, heads=12)
 BERT = DistilBertTextConfig()
 
 
-def difference(ours: Tensor, theirs: Tensor) -> float:
-    assert ours.shape == theirs.shape
-    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
-
-
-def golden_tower(args: dict[str, Any]) -> TimeSformer:
-    config = TimeSformerConfig(
-        image_size=args["img_size"],
-        patch_size=args["patch_size"],
-        width=args["embed_dim"],
-        depth=args["depth"],
-        heads=args["num_heads"],
-        num_frames=args["num_frames"],
-        activation={"QuickGELU": "quick_gelu", "GELU": "gelu"}[args["act_layer"]],
-        pre_norm=args["ln_pre"],
-    )
-    return TimeSformer(config)
-
-
 def golden_model(case: str, **changes: Any) -> DualEncoder:
     about = golden_json(f"models/{case}")
-    tower = golden_tower(about["vision"])
+    tower = TimeSformer(tower_config(about["vision"]))
     model: DualEncoder
     if "projection" not in about:
         args = about["constructor_args"]

@@ -19,30 +19,17 @@ from lavila.models.gated_gpt2 import GatedGpt2Config
 from lavila.models.generation import Narrations
 from lavila.models.narrator import CONSTANT_BUFFERS, Narrator
 from tests.golden import GOLDEN, golden_json
+from tests.models.golden_towers import difference, tower_config
 
 CASES = ("vclm_freq1", "vclm_freq1_ungated", "vclm_freq2", "vclm_freq3")
 TSF_L = TimeSformerConfig(patch_size=14, width=1024, depth=24, heads=16, num_frames=4)
 GPT2_XL = {"width": 1600, "depth": 48, "heads": 25}
 
 
-def difference(ours: Tensor, theirs: Tensor) -> float:
-    assert ours.shape == theirs.shape
-    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
-
-
 def narrator_of(case: str) -> Narrator:
     golden = golden_json(f"models/{case}")
     vision, text, head = golden["vision"], golden["gpt2_config"], golden["head"]
-    tower = TimeSformer(
-        TimeSformerConfig(
-            image_size=vision["img_size"],
-            patch_size=vision["patch_size"],
-            width=vision["embed_dim"],
-            depth=vision["depth"],
-            heads=vision["num_heads"],
-            num_frames=vision["num_frames"],
-        )
-    )
+    tower = TimeSformer(tower_config(vision))
     decoder = GatedGpt2Config(
         vocab_size=text["vocab_size"],
         positions=text["n_positions"],

@@ -16,31 +16,14 @@ from torch import Tensor
 from lavila.models import TimeSformer, TimeSformerConfig
 from lavila.models.timesformer import Block
 from tests.golden import GOLDEN, golden_json
+from tests.models.golden_towers import difference, tower_config
 
 CASES = ("stt_clip_style", "stt_frozen_in_time", "stt_frozen_in_time_gated")
 TINY = TimeSformerConfig(image_size=16, patch_size=8, width=24, depth=2, heads=2, num_frames=3)
 
 
-def difference(ours: Tensor, theirs: Tensor) -> float:
-    assert ours.shape == theirs.shape
-    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
-
-
 def config_of(case: str, **changes: Any) -> TimeSformerConfig:
-    args = golden_json(f"models/{case}")["constructor_args"]
-    return TimeSformerConfig(
-        image_size=args["img_size"],
-        patch_size=args["patch_size"],
-        width=args["embed_dim"],
-        depth=args["depth"],
-        heads=args["num_heads"],
-        num_frames=args["num_frames"],
-        mlp_ratio=args["mlp_ratio"],
-        activation={"QuickGELU": "quick_gelu", "GELU": "gelu"}[args["act_layer"]],
-        pre_norm=args["ln_pre"],
-        gated_time_attention=args["is_tanh_gating"],
-        **changes,
-    )
+    return tower_config(golden_json(f"models/{case}")["constructor_args"], **changes)
 
 
 def golden_model(case: str, **changes: Any) -> TimeSformer:
