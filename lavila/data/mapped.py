@@ -18,6 +18,7 @@ from lavila.data.shard_format import ROW_GROUP, ShardSetError, file_sha256
 from lavila.files import whole_path
 
 MADE_FROM = b"sha256 of the Parquet file"  # in an Arrow file's metadata
+MADE_FROM_BYTES = b"bytes of the Parquet file"  # likewise; tells most changes without reading the file
 
 
 class Column:
@@ -46,7 +47,7 @@ def mapped_path(table: Path) -> Path:
 
 def write_mapped(table: Path, *, sort_by: str | None = None) -> None:
     """Write the Arrow file of a Parquet file: a few thousand rows at a time, or sorted by a column, all at once."""
-    made_from = {MADE_FROM: file_sha256(table)}
+    made_from = {MADE_FROM: file_sha256(table), MADE_FROM_BYTES: str(table.stat().st_size)}
     plain = pa.ipc.IpcWriteOptions(compression=None)  # what is compressed cannot be read in place
     with (
         whole_path(mapped_path(table)) as temporary,
@@ -95,6 +96,16 @@ def open_mapped(path: Path, schema: pa.Schema) -> pa.Table:
     if not table.schema.equals(schema):
         raise ShardSetError(f"{path}: not the table the manifest was written for; copy both again")
     return table
+
+
+def check_unchanged(mapped: pa.Table, table: Path) -> None:
+    """ShardSetError where a Parquet file has another size than when its Arrow file was made: its rows would be old."""
+    recorded = (mapped.schema.metadata or {}).get(MADE_FROM_BYTES)
+    if recorded is not None and table.stat().st_size != int(recorded):
+        raise ShardSetError(
+            f"{table}: not the file that {mapped_path(table).name} was made from ({table.stat().st_size} bytes, it had "
+            f"{int(recorded)}); if it was changed on purpose, run tools/inspect_shards.py {table.parent} --add-mapped"
+        )
 
 
 def current_mapped(table: Path, schema: pa.Schema) -> pa.Table | None:

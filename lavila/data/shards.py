@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lavila.data.chunks import ByteRange, ChunkTable
-from lavila.data.mapped import Column, mapped_path, mapped_problem, open_mapped
+from lavila.data.mapped import Column, check_unchanged, mapped_path, mapped_problem, open_mapped
 from lavila.data.plan import chosen_frames
 from lavila.data.shard_format import (
     CHUNKS,
@@ -306,7 +306,9 @@ def open_shard_set(folder: Path | str) -> ShardSet:
 def _open_table(folder: Path, name: str, manifest: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
     mapped = mapped_path(folder / name)
     if mapped.name in manifest.get("mapped", ()):
-        return open_mapped(mapped, schema)
+        found = open_mapped(mapped, schema)
+        check_unchanged(found, folder / name)
+        return found
     log.info(
         "%s: has no %s, so each process reads all of %s into memory; tools/inspect_shards.py %s --add-mapped adds it",
         folder,

@@ -81,6 +81,20 @@ def test_a_full_verification_compares_both_tables(copy: Path) -> None:
     ]
 
 
+def test_a_table_that_was_changed_is_not_read_as_it_was(copy: Path) -> None:
+    table = pq.read_table(copy / "clips.parquet")
+    place = table.schema.get_field_index("narrations")
+    relabelled = pa.array([["quite another text"]] * len(table), table.schema.field(place).type)
+    changed = table.set_column(place, table.schema.field(place), relabelled)
+    pq.write_table(changed, copy / "clips.parquet")
+    with pytest.raises(
+        ShardSetError, match=r"clips\.parquet: not the file that clips\.arrow was made from .*--add-mapped"
+    ):
+        open_shard_set(copy)
+    add_mapped(copy)
+    assert open_shard_set(copy).clips.column("narrations")[0].as_py() == ["quite another text"]
+
+
 def test_a_full_verification_finds_text_that_no_reader_could_bear(copy: Path) -> None:
     data = bytearray((copy / "clips.arrow").read_bytes())
     data[data.index(b"clip_3") : data.index(b"clip_3") + 2] = b"\xff\xff"
