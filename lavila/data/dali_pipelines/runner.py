@@ -3,11 +3,13 @@
 One bad clip makes DALI fail a whole batch without saying which clip it was, and kills the pipeline object. Building a
 pipeline takes milliseconds, so: try the clips of the batches in flight one at a time, drop the bad ones, build the
 pipeline again and go on with the rest. Nothing is replaced; a batch only gets smaller.
+
+Only the decoder's own errors make a clip bad (`errors.decode_problem`); every other error ends the run. Where not one
+clip of a batch decodes, FFmpeg is asked as well: if it decodes any of them, the decoder is at fault, not the clips.
 """
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -16,11 +18,11 @@ from typing import Any
 
 from nvidia.dali.pipeline import Pipeline
 
+from lavila.data.dali_pipelines.errors import DecoderFault, decode_problem, told
 from lavila.data.dali_pipelines.graph import Execution, PictureSpec, build_pipeline
 from lavila.data.dali_pipelines.sources import Payload
+from lavila.data.host_decode import DecodeError, decode_frames
 from lavila.records import ClipPlan
-
-_DECODE_ERRORS = (RuntimeError, ValueError, IndexError, TypeError)  # what DALI turns its C++ exceptions into
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,12 @@ class PipelineRunner:
         self._spec, self._execution = spec, execution
 
     def run(self, batches: Iterable[LoadedBatch]) -> Iterator[tuple[LoadedBatch, Any]]:
-        """Every batch in order, with a DALI tensor [B, K, S, T, 3, size, size], or None where no clip is left of it."""
+        """Every batch in order, with a DALI tensor [B, K, S, T, 3, size, size], or None where no clip is left of it.
+
+        Raises:
+            DecoderFault: the decoder decodes nothing of a batch that FFmpeg can decode.
+            RuntimeError: DALI's, for anything but videos that cannot be decoded.
+        """
         source = iter(batches)
         in_flight: deque[LoadedBatch] = deque()
         while True:
@@ -56,9 +63,13 @@ class PipelineRunner:
                     assert not in_flight[0].plans
                     yield in_flight.popleft(), None
                 return
-            except _DECODE_ERRORS as error:
+            except Exception as error:
                 if stream.error is not None:
                     raise stream.error from None
+                if not isinstance(error, RuntimeError) or decode_problem(error) is None:
+                    rows = ", ".join(str(plan.row) for batch in in_flight for plan in batch.plans)
+                    error.add_note(f"in a batch of rows {rows} of clips.parquet; this is no fault of the data")
+                    raise
                 checked = [self._without_bad_clips(batch) for batch in in_flight]
                 if not any(len(new.bad) > len(old.bad) for new, old in zip(checked, in_flight, strict=True)):
                     raise RuntimeError(f"the data pipeline failed, though each clip alone decodes: {error}") from error
@@ -74,6 +85,8 @@ class PipelineRunner:
         reasons = [self._failure(plan, payload) for plan, payload in zip(batch.plans, batch.payloads, strict=True)]
         good = [i for i, reason in enumerate(reasons) if reason is None]
         bad = tuple((batch.plans[i], reason) for i, reason in enumerate(reasons) if reason is not None)
+        if bad and not good:
+            self._check_decoder(batch, bad[0][1])
         return replace(
             batch,
             plans=tuple(batch.plans[i] for i in good),
@@ -85,9 +98,26 @@ class PipelineRunner:
         """Why this clip alone cannot be decoded, in one line; None where it can."""
         try:
             self._build(lambda: ([plan], [payload]), replace(self._execution, batch_size=1, prefetch=1)).run()
-        except _DECODE_ERRORS as error:
-            return _first_reason(str(error))
+        except RuntimeError as error:
+            reason = decode_problem(error)
+            if reason is None:
+                raise RuntimeError(f"row {plan.row} of clips.parquet, alone in a batch: {told(error)}") from error
+            return reason
         return None
+
+    def _check_decoder(self, batch: LoadedBatch, reason: str) -> None:
+        """DecoderFault where FFmpeg decodes any clip of a batch of which the pipeline's decoder decodes none."""
+        for plan, payload in zip(batch.plans, batch.payloads, strict=True):
+            try:
+                decode_frames(payload.data, payload.frames)
+            except DecodeError:
+                continue
+            decoder = self._execution.decoder
+            raise DecoderFault(
+                f"data.decoder={decoder} decodes none of the {len(batch.plans)} clip(s) of a batch ({reason}), but "
+                f"FFmpeg decodes the one in row {plan.row} of clips.parquet: not the clips are at fault, but "
+                f"{decoder}, its driver or its settings; use data.decoder=host, or let tools/doctor.py look"
+            )
 
 
 class _Stream:
@@ -109,9 +139,3 @@ class _Stream:
             self._in_flight.append(batch)
             if batch.plans:
                 return batch.plans, batch.payloads
-
-
-def _first_reason(text: str) -> str:
-    """The telling line of a DALI error: the one after "encountered:", without the C++ expression it checked."""
-    lines = [line.strip() for line in text.partition("encountered:")[2].splitlines() if line.strip()]
-    return re.sub(r'^Assert on ".*" failed: ', "", lines[0]) if lines else " ".join(text.split())[:200]
