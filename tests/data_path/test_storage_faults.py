@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import os
 import threading
@@ -14,6 +15,9 @@ from typing import Any
 
 import pytest
 
+from lavila.data.loader import ClipLoader, Pictures, clip_sizes
+from lavila.data.order import Shuffle
+from lavila.data.plan import CropChoice, FrameChoice, Ranks, TrainingPlan
 from lavila.data.shard_format import ShardSetError
 from lavila.data.shards import ShardSet, open_shard_set
 
@@ -149,3 +153,49 @@ def test_opening_a_tar_makes_only_its_own_readers_wait(shards: ShardSet, monkeyp
             go_on.set()
         assert all(one.result(PATIENCE) for one in waiting)
     assert opened == {"shard-000000.tar": 1, "shard-000001.tar": 1}
+
+
+def ahead_loader(shards: ShardSet) -> ClipLoader:
+    plan = TrainingPlan(
+        clip_sizes(shards),
+        frames=FrameChoice(frames=4),
+        crop=CropChoice(size=32),
+        batch_size=2,
+        seed=3,
+        ranks=Ranks(),
+        shuffle=Shuffle(window=4, stretch=2, read_ahead=True),
+    )
+    return ClipLoader(shards, plan, pictures=Pictures(mean=(0, 0, 0), std=(255, 255, 255)), threads=2)
+
+
+def test_storage_that_does_not_read_ahead_is_told_once_for_each_error(
+    shards: ShardSet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    wanted = [batch.clip_ids for batch in ahead_loader(shards)]
+    errors = itertools.cycle((errno.EINVAL, errno.ESTALE))
+    asked = []
+
+    def advise(*arguments: Any) -> None:
+        asked.append(arguments)
+        raise OSError(number := next(errors), os.strerror(number))
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    loader = ahead_loader(shards)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            loader.set_epoch(0)
+            assert [batch.clip_ids for batch in loader] == wanted
+    assert len(asked) > 6
+    assert len(caplog.records) == 2 and all("shard-00000" in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize("error", [ShardSetError("shard-000001.tar: missing"), TypeError("of ours")])
+def test_other_errors_of_reading_ahead_end_the_run(
+    shards: ShardSet, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def read_ahead(first: int, last: int) -> None:
+        raise error
+
+    monkeypatch.setattr(shards, "read_ahead", read_ahead)
+    with pytest.raises(type(error)):
+        list(ahead_loader(shards))
