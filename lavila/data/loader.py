@@ -164,7 +164,7 @@ class ClipLoader:
         elif self.decoder == "host":
             # DALI holds one batch more than it prefetches, each as we hand it over and as its own copy.
             clip_bytes = self._largest_picture() * self.spec.view_grid[0] * self.spec.frames
-            fit = int(host_memory_gib * GIB) // (clip_bytes * plan.largest_batch)
+            fit = int(host_memory_gib * GIB) // max(clip_bytes * plan.largest_batch, 1)
             self._prefetch = max(1, min(prefetch, fit // 4 - 1))
             work = self._work(clip_bytes, held=2 * (self._prefetch + 1))
             self._ahead = batches_ahead(work, memory_gib=host_memory_gib)
