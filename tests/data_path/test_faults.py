@@ -69,9 +69,10 @@ def failing_runs(monkeypatch: pytest.MonkeyPatch, message: str, *, after: int = 
 
     def run(self: Pipeline, *arguments: Any, **others: Any) -> Any:
         runs[0] += 1
+        outputs = real(self, *arguments, **others)
         if runs[0] > after:
             raise RuntimeError(message)
-        return real(self, *arguments, **others)
+        return outputs
 
     monkeypatch.setattr(Pipeline, "run", run)
 
@@ -98,9 +99,10 @@ def test_a_passing_want_of_memory_ends_the_run_too(vp9_shards: ShardSet, monkeyp
 
     def run(self: Pipeline) -> Any:
         runs[0] += 1
+        outputs = real(self)
         if runs[0] == 2:
             raise RuntimeError(NO_DATA_FAULTS["CUDA in the decoder"])
-        return real(self)
+        return outputs
 
     monkeypatch.setattr(Pipeline, "run", run)
     loader = training(vp9_shards, decoder="dali_cpu")
@@ -199,18 +201,35 @@ def test_a_frame_that_is_not_there_is_the_clips_fault(vp9_shards: ShardSet, fram
     assert [plan for plan, _ in done.bad] == [plans[1]] and "out-of-bounds" in done.bad[0][1]
 
 
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("after", [0, 1])
 def test_a_decoder_that_decodes_nothing_is_not_filed_as_bad_clips(
-    vp9_shards: ShardSet, monkeypatch: pytest.MonkeyPatch
+    vp9_shards: ShardSet, monkeypatch: pytest.MonkeyPatch, after: int, batch_size: int
 ) -> None:
-    """Its errors are worded as those of damaged videos, but another decoder finds the clips sound."""
+    """Its errors are worded as those of damaged videos: FFmpeg, or a clip that it did decode, tells them apart."""
     unable = "Decoder hardware does not support this video codec and/or chroma format"
     message = OPERATOR.format(device="Mixed", name="decoders.video", what=unable)
     assert decode_problem(RuntimeError(message)) == unable
-    failing_runs(monkeypatch, message)
-    loader = training(vp9_shards, decoder="dali_cpu")
+    failing_runs(monkeypatch, message, after=after)
+    loader = training(vp9_shards, decoder="dali_cpu", batch_size=batch_size)
     with pytest.raises(DecoderFault, match=unable):
         list(loader)
     assert loader.bad_clips == []
+
+
+@pytest.mark.parametrize("last", [3, 12])
+def test_a_stretch_in_which_every_clip_is_damaged_is_survived(
+    vp9_shards: ShardSet, monkeypatch: pytest.MonkeyPatch, last: int
+) -> None:
+    """More than are in flight at once, at the start of the epoch, after it began well, and throughout."""
+    for first in (0, 6):
+        with monkeypatch.context() as patch:
+            plan = training(vp9_shards, batch_size=1).plan
+            rows = [plan.batch(0, step)[0].row for step in range(first, min(first + last, 12))]
+            read_as(patch, vp9_shards, dict.fromkeys(rows, bytes(1000)))
+            loader = training(vp9_shards, decoder="dali_cpu", batch_size=1, prefetch=1)
+            assert [len(batch) for batch in loader] == [0 if first <= step < first + last else 1 for step in range(12)]
+            assert len(loader.bad_clips) == len(rows)
 
 
 def test_verifying_does_not_blame_a_video_for_the_machine(

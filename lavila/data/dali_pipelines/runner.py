@@ -5,13 +5,15 @@ pipeline takes milliseconds, so: try the clips of the batches in flight one at a
 pipeline again and go on with the rest. Nothing is replaced; a batch only gets smaller.
 
 Only the decoder's own errors make a clip bad (`errors.decode_problem`); every other error ends the run. Where not one
-clip of a batch decodes, FFmpeg is asked as well: if it decodes any of them, the decoder is at fault, not the clips.
+clip in flight decodes, the decoder itself is checked: with a clip that it decoded before, or with FFmpeg where there is
+none yet.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
@@ -44,11 +46,12 @@ class PipelineRunner:
         """Every batch in order, with a DALI tensor [B, K, S, T, 3, size, size], or None where no clip is left of it.
 
         Raises:
-            DecoderFault: the decoder decodes nothing of a batch that FFmpeg can decode.
+            DecoderFault: the decoder fails on sound videos.
             RuntimeError: DALI's, for anything but videos that cannot be decoded.
         """
         source = iter(batches)
         in_flight: deque[LoadedBatch] = deque()
+        sound: tuple[ClipPlan, Payload] | None = None  # a clip that was decoded
         while True:
             stream = _Stream(source, in_flight)
             pipeline = self._build(stream, self._execution)
@@ -57,6 +60,7 @@ class PipelineRunner:
                     (pictures,) = pipeline.run()
                     while not in_flight[0].plans:
                         yield in_flight.popleft(), None
+                    sound = in_flight[0].plans[0], in_flight[0].payloads[0]
                     yield in_flight.popleft(), pictures.as_tensor()
             except StopIteration:
                 while in_flight:
@@ -73,6 +77,8 @@ class PipelineRunner:
                 checked = [self._without_bad_clips(batch) for batch in in_flight]
                 if not any(len(new.bad) > len(old.bad) for new, old in zip(checked, in_flight, strict=True)):
                     raise RuntimeError(f"the data pipeline failed, though each clip alone decodes: {error}") from error
+                if not any(batch.plans for batch in checked):
+                    self._check_decoder(in_flight, sound, told(error))
                 in_flight.clear()
                 source = chain(checked, source)
 
@@ -85,8 +91,6 @@ class PipelineRunner:
         reasons = [self._failure(plan, payload) for plan, payload in zip(batch.plans, batch.payloads, strict=True)]
         good = [i for i, reason in enumerate(reasons) if reason is None]
         bad = tuple((batch.plans[i], reason) for i, reason in enumerate(reasons) if reason is not None)
-        if bad and not good:
-            self._check_decoder(batch, bad[0][1])
         return replace(
             batch,
             plans=tuple(batch.plans[i] for i in good),
@@ -105,19 +109,26 @@ class PipelineRunner:
             return reason
         return None
 
-    def _check_decoder(self, batch: LoadedBatch, reason: str) -> None:
-        """DecoderFault where FFmpeg decodes any clip of a batch of which the pipeline's decoder decodes none."""
-        for plan, payload in zip(batch.plans, batch.payloads, strict=True):
-            try:
+    def _check_decoder(
+        self, batches: Iterable[LoadedBatch], sound: tuple[ClipPlan, Payload] | None, reason: str
+    ) -> None:
+        """DecoderFault unless the clips of batches of which none decodes are to blame. `sound`: one that did decode."""
+        decoder = self._execution.decoder
+        advice = f"not the clips are at fault, but {decoder}, its driver or its settings; use data.decoder=host"
+        if sound is not None:
+            if self._failure(*sound) is not None:
+                raise DecoderFault(
+                    f"data.decoder={decoder} decodes nothing any more ({reason}), not even the clip in row "
+                    f"{sound[0].row} of clips.parquet, which it did decode: {advice}"
+                )
+            return
+        for plan, payload in (pair for batch in batches for pair in zip(batch.plans, batch.payloads, strict=True)):
+            with suppress(DecodeError):
                 decode_frames(payload.data, payload.frames)
-            except DecodeError:
-                continue
-            decoder = self._execution.decoder
-            raise DecoderFault(
-                f"data.decoder={decoder} decodes none of the {len(batch.plans)} clip(s) of a batch ({reason}), but "
-                f"FFmpeg decodes the one in row {plan.row} of clips.parquet: not the clips are at fault, but "
-                f"{decoder}, its driver or its settings; use data.decoder=host, or let tools/doctor.py look"
-            )
+                raise DecoderFault(
+                    f"data.decoder={decoder} decodes none of the first clips ({reason}), but FFmpeg decodes the one in "
+                    f"row {plan.row} of clips.parquet: {advice}"
+                )
 
 
 class _Stream:
