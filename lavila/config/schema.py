@@ -94,6 +94,7 @@ class DataConfig:
     decoder: Decoder = Decoder.auto  # auto: nvdec on a GPU, else host (PyAV, every codec); dali_cpu: VP9
     threads: int = 0  # CPU threads of the loader on each rank; 0 = this rank's share of the cores
     prefetch: int = 2  # batches in flight between decoder and model
+    host_memory_gib: float = 8.0  # main memory of each rank for pictures that CPU threads decode (decoder host), GiB
     max_bad_clips: int = 100  # stop when more clips than this could not be decoded in one epoch
 
 
@@ -195,6 +196,8 @@ def check(config: RunConfig) -> None:
             value = getattr(getattr(config, section) if section else config, name)
             if value < 1:
                 raise ConfigError(f"{section}{'.' if section else ''}{name}={value}: must be at least 1")
+    if not 0 < config.data.host_memory_gib < float("inf"):
+        raise ConfigError(f"data.host_memory_gib={config.data.host_memory_gib}: must be a number above 0, such as 8")
     if config.data.image_size % config.model.patch_size:
         lower = config.data.image_size // config.model.patch_size * config.model.patch_size
         raise ConfigError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -19,6 +20,8 @@ import numpy.typing as npt
 from av.video.reformatter import Interpolation
 
 from lavila.data.host_colour import Planes, rgb_picture
+
+SPARE_BYTES = 64 << 20  # a process that cannot have so much more is short of memory
 
 
 class DecodeError(ValueError):
@@ -39,6 +42,7 @@ def decode_frames(
 
     Raises:
         DecodeError: nothing to decode, a damaged stream, or a frame beyond the end.
+        MemoryError: the machine is short of memory.
     """
     pictures: list[npt.NDArray[np.uint8]] = []
     for planes in decode_planes(data, frames):
@@ -64,21 +68,41 @@ def _to_yuv420p(frame: av.VideoFrame) -> av.VideoFrame:
 def count_frames(data: bytes | npt.NDArray[np.uint8]) -> tuple[int, int, int]:
     """Number, height and width in pixels of the frames of an encoded clip. Raises as `decode_frames` does."""
     number, frame = 0, None
-    try:
-        with av.open(io.BytesIO(bytes(data))) as container:
-            for number, frame in enumerate(container.decode(_stream(container)), start=1):  # noqa: B007
-                pass
-    except av.FFmpegError as error:
-        raise DecodeError(f"{error.strerror} (after {number} frames)") from error
+    with _faults_told(lambda: f"after {number} frames"), av.open(io.BytesIO(bytes(data))) as container:
+        for number, frame in enumerate(container.decode(_stream(container)), start=1):  # noqa: B007
+            pass
     if frame is None:
         raise DecodeError("no frame")
     return number, frame.height, frame.width
+
+
+def raise_if_short_of_memory() -> None:
+    """Raises MemoryError where a little more cannot be had. To be asked before a clip is called damaged.
+
+    What FFmpeg says does not tell: its H.264 decoder calls data invalid when it gets no memory for a picture, and a
+    damaged header makes it ask for gigabytes and say that memory is short.
+    """
+    np.empty(SPARE_BYTES, np.uint8)  # never touched, so it costs nothing
+
+
+@contextmanager
+def _faults_told(place: Callable[[], str]) -> Iterator[None]:
+    """Turns errors of FFmpeg and PyAV that mean a damaged clip into DecodeError, with the place that was reached."""
+    try:
+        yield
+    except av.FFmpegError as error:
+        raise_if_short_of_memory()
+        raise DecodeError(f"{error.strerror} ({place()})") from error
+    except UnicodeDecodeError as error:  # PyAV's, of names in the container
+        raise DecodeError(f"its container holds names that are not text ({error.reason})") from error
 
 
 def _stream(container: Any) -> Any:
     if not container.streams.video:
         raise DecodeError("no video stream")
     stream = container.streams.video[0]
+    if stream.codec_context is None:
+        raise DecodeError("no decoder for its video stream")
     # One thread a clip: the loader decodes several clips at once, and threads inside one gain nothing.
     stream.codec_context.thread_count = 1
     return stream
@@ -90,24 +114,23 @@ def _wanted_frames(
     wanted = [int(frame) for frame in frames]
     assert wanted and all(a < b for a, b in pairwise(wanted)), wanted
     found = 0
-    try:
-        with av.open(io.BytesIO(bytes(data))) as container:
-            stream = _stream(container)
-            packets = [packet for packet in container.demux(stream) if packet.size]
-            times = sorted(packet.pts for packet in packets if packet.pts is not None)
-            if len(times) != len(packets) or any(a == b for a, b in pairwise(times)):
-                raise DecodeError("its frames have no times of their own")
-            if wanted[-1] >= len(times):
-                raise DecodeError(f"frame {wanted[-1]} is wanted, but the clip has only {len(times)} frames")
-            at = [times[number] for number in wanted]
-            for frame in _decoded(stream.codec_context, _needed(packets, set(at), stream)):
-                if frame.pts == at[found]:
-                    yield frame
-                    found += 1
-                    if found == len(at):
-                        return
-    except av.FFmpegError as error:
-        raise DecodeError(f"{error.strerror} (after {found} of {len(wanted)} frames)") from error
+    reached = lambda: f"after {found} of {len(wanted)} frames"  # noqa: E731
+    with _faults_told(reached), av.open(io.BytesIO(bytes(data))) as container:
+        stream = _stream(container)
+        packets = [packet for packet in container.demux(stream) if packet.size]
+        times = sorted(packet.pts for packet in packets if packet.pts is not None)
+        if len(times) != len(packets) or any(a == b for a, b in pairwise(times)):
+            raise DecodeError("its frames have no times of their own")
+        if wanted[-1] >= len(times):
+            raise DecodeError(f"frame {wanted[-1]} is wanted, but the clip has only {len(times)} frames")
+        at = [times[number] for number in wanted]
+        for frame in _decoded(stream.codec_context, _needed(packets, set(at), stream)):
+            if frame.pts == at[found]:
+                yield frame
+                found += 1
+                if found == len(at):
+                    return
+    raise_if_short_of_memory()
     raise DecodeError(f"frame {wanted[found]} is wanted, and could not be decoded")
 
 

@@ -2,6 +2,9 @@
 
 The counterpart of `dali_pipelines.runner.PipelineRunner`, with the same outcome. A clip that cannot be decoded is known
 at once and costs nothing but its place in the batch.
+
+Memory is that of the batches: those in the making or ready, whose number the caller sets, and HELD more. A clip's bytes
+and the one frame of it that a thread works on are small beside its pictures.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from lavila.data.host_decode import DecodeError, decode_planes
 from lavila.data.host_render import ClipRenderer
 from lavila.records import ClipPlan
 
+HELD = 2  # batches beside those ahead: the one handed out, and the one before, until whoever asked lets go of it
 Read = Callable[[ClipPlan], tuple[bytes, npt.NDArray[np.int32]]]  # a video, and the numbers in it of the plan's frames
 
 
@@ -38,8 +42,9 @@ class _Drawing:
 class _Buffers:
     """Memory for batches, used again once nobody holds a batch any more: fresh memory costs page faults."""
 
-    def __init__(self, clip_shape: tuple[int, ...], *, half: bool) -> None:
-        self._clip_shape, self._dtype = clip_shape, np.float16 if half else np.float32
+    def __init__(self, clip_shape: tuple[int, ...], *, half: bool, most: int) -> None:
+        """`most`: batches whose memory is kept for use again."""
+        self._clip_shape, self._dtype, self._most = clip_shape, np.float16 if half else np.float32, most
         self._free: list[npt.NDArray[Any]] = []
 
     def take(self, clips: int) -> npt.NDArray[Any]:
@@ -48,34 +53,46 @@ class _Buffers:
         if len(whole) < clips:
             whole = np.empty((clips, *self._clip_shape), self._dtype)
         pictures = whole[:clips]
-        weakref.finalize(pictures, self._free.append, whole).atexit = False
+        weakref.finalize(pictures, self._take_back, whole).atexit = False
         return pictures
+
+    def _take_back(self, whole: npt.NDArray[Any]) -> None:
+        if len(self._free) < self._most:
+            self._free.append(whole)
 
 
 class HostRunner:
-    """Turns batches of plans into batches of pictures on `threads` CPU threads."""
+    """Turns batches of plans into batches of pictures on `threads` CPU threads, `ahead` batches at a time."""
 
-    def __init__(self, spec: PictureSpec, read: Read, *, threads: int, prefetch: int) -> None:
-        self._read, self._threads, self._prefetch = read, threads, prefetch
+    def __init__(self, spec: PictureSpec, read: Read, *, threads: int, ahead: int) -> None:
+        self._read, self._threads, self._ahead = read, threads, ahead
         self._renderer = ClipRenderer(spec)
-        self._buffers = _Buffers((*spec.view_grid, spec.frames, 3, spec.size, spec.size), half=spec.half)
+        self._buffers = _Buffers(_clip_shape(spec), half=spec.half, most=ahead + HELD)
+
+    @staticmethod
+    def clip_bytes(spec: PictureSpec) -> int:
+        """Of the pictures of a clip."""
+        return math.prod(_clip_shape(spec)) * (2 if spec.half else 4)
 
     def run(self, batches: Iterable[list[ClipPlan]]) -> Iterator[tuple[LoadedBatch, npt.NDArray[Any] | None]]:
         """Every batch in order, with pictures [B, K, S, T, 3, size, size], or None where no clip is left of it."""
-        ahead: deque[_Drawing] = deque()
+        coming, ahead = iter(batches), deque[_Drawing]()
         with ThreadPoolExecutor(self._threads, thread_name_prefix="clip") as pool:
             try:
-                for plans in batches:
-                    ahead.append(self._begin(pool, plans))
-                    # Small batches: enough of them at once that no thread is idle.
-                    if len(ahead) > max(self._prefetch, math.ceil(self._threads / max(len(plans), 1))):
-                        yield _finished(ahead.popleft())
+                self._fill(pool, coming, ahead)
                 while ahead:
-                    yield _finished(ahead.popleft())
+                    made = _finished(ahead.popleft())
+                    self._fill(pool, coming, ahead)  # before the caller uses this one: the threads work meanwhile
+                    yield made
+                    del made  # its memory is free before the next batch is waited for
             finally:  # whoever stops in mid-epoch does not wait for what was begun
                 for drawing in ahead:
                     for reason in drawing.reasons:
                         reason.cancel()
+
+    def _fill(self, pool: ThreadPoolExecutor, coming: Iterator[list[ClipPlan]], ahead: deque[_Drawing]) -> None:
+        while len(ahead) < self._ahead and (plans := next(coming, None)) is not None:
+            ahead.append(self._begin(pool, plans))
 
     def _begin(self, pool: ThreadPoolExecutor, plans: list[ClipPlan]) -> _Drawing:
         pictures = self._buffers.take(len(plans))
@@ -89,6 +106,10 @@ class HostRunner:
         except DecodeError as error:
             return str(error)
         return None
+
+
+def _clip_shape(spec: PictureSpec) -> tuple[int, ...]:
+    return (*spec.view_grid, spec.frames, 3, spec.size, spec.size)
 
 
 def _finished(drawing: _Drawing) -> tuple[LoadedBatch, npt.NDArray[Any] | None]:

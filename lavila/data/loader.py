@@ -3,8 +3,9 @@
     shard set --read bytes (threads)--> DALI pipeline        --[B,K,S,T,C,H,W]--> VideoBatch
     shard set --read, decode, draw (threads, no GPU)------------^
 
-Reading runs a few batches ahead of decoding, and decoding a few ahead of the model. The state of the loader is two
-integers, (epoch, step): everything else follows from the plan.
+Reading runs a few batches ahead of decoding, and decoding a few ahead of the model. What CPU threads decode ahead is
+bounded by bytes (`memory.batches_ahead`); encoded clips are small, and bounded by `prefetch`. The state of the loader
+is two integers, (epoch, step): everything else follows from the plan.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch.utils.dlpack import from_dlpack
 
@@ -28,9 +31,11 @@ from lavila.data.dali_pipelines.graph import DecoderName, Execution, PictureSpec
 from lavila.data.dali_pipelines.runner import LoadedBatch, PipelineRunner
 from lavila.data.dali_pipelines.sources import Payload
 from lavila.data.host_decode import DecodeError, decode_frames
-from lavila.data.host_runner import HostRunner
+from lavila.data.host_runner import HELD, HostRunner
 from lavila.data.mapped import Column
+from lavila.data.memory import GIB, Work, batches_ahead
 from lavila.data.plan import Plan
+from lavila.data.shard_format import shard_name
 from lavila.data.shards import ShardSet
 from lavila.data.stored_sizes import StoredSizes
 from lavila.records import ClipPlan, VideoBatch
@@ -110,6 +115,8 @@ class ClipLoader:
         device: where the batches go.
         threads: CPU threads for reading and decoding; 0 = all cores of this process.
         prefetch: batches in flight.
+        host_memory_gib: main memory for pictures that CPU threads decode (decoder host), GiB. It sets how many batches
+            are made ahead; one always is, and a warning says where that takes more.
         max_bad_clips: an epoch with more undecodable clips than this stops.
         captions: the clips' narrations; None = those that the shard set came with.
 
@@ -127,6 +134,7 @@ class ClipLoader:
         device: str | torch.device = "cpu",
         threads: int = 0,
         prefetch: int = 2,
+        host_memory_gib: float = 8.0,
         max_bad_clips: int = 100,
         captions: Captions | None = None,
     ):
@@ -146,15 +154,43 @@ class ClipLoader:
             antialias=pictures.antialias,
             half=pictures.half,
         )
-        # One for all epochs: it holds on to the memory of batches.
-        self._host_runner = HostRunner(self.spec, self._read, threads=self._threads, prefetch=prefetch)
+        self._host_runner: HostRunner | None = None
+        self._ahead = prefetch + 1  # batches that are read before DALI asks for them
+        if self.decoder == "host" and self.device.type == "cpu":
+            work = self._work(HostRunner.clip_bytes(self.spec), held=HELD)
+            self._ahead = batches_ahead(work, memory_gib=host_memory_gib)
+            # One for all epochs: it holds on to the memory of batches.
+            self._host_runner = HostRunner(self.spec, self._read, threads=self._threads, ahead=self._ahead)
+        elif self.decoder == "host":
+            # DALI holds one batch more than it prefetches, each as we hand it over and as its own copy.
+            clip_bytes = self._largest_picture() * self.spec.view_grid[0] * self.spec.frames
+            fit = int(host_memory_gib * GIB) // max(clip_bytes * plan.largest_batch, 1)
+            self._prefetch = max(1, min(prefetch, fit // 4 - 1))
+            work = self._work(clip_bytes, held=2 * (self._prefetch + 1))
+            self._ahead = batches_ahead(work, memory_gib=host_memory_gib)
         self._clip_ids = shard_set.clips.column("clip_id")
         self.captions = captions or Captions(shard_set)
         self._label_sets = shard_set.clips.column("labels")
         self._labels = {name: Column(shard_set.clips, name, null=-1) for name in LABELS}
+        self._not_ahead: set[int | None] = set()  # numbers of the errors of reading ahead that were logged
         self._epoch, self._step = 0, 0
         self.wait_seconds = 0.0  # time callers spent waiting in next(), since the start
         self.bad_clips: list[BadClip] = []  # of the current epoch, on this rank
+
+    def _work(self, clip_bytes: int, *, held: int) -> Work:
+        return Work(
+            batch_size=self.plan.largest_batch,
+            batch_bytes=self.plan.largest_batch * clip_bytes,
+            threads=self._threads,
+            prefetch=self._prefetch,
+            held=held,
+        )
+
+    def _largest_picture(self) -> int:
+        """Bytes of the largest decoded frame of the set."""
+        clips = self.shard_set.clips
+        pixels = pc.multiply(*(clips.column(name).cast(pa.int64()) for name in ("height", "width")))
+        return 3 * int(pc.max(pixels).as_py() or 0)
 
     def __len__(self) -> int:
         """Batches of an epoch on this rank."""
@@ -196,7 +232,7 @@ class ClipLoader:
         """The batches of the epoch from the current place on, with their pictures."""
         with ThreadPoolExecutor(self._threads, thread_name_prefix="clip-reader") as pool:
             plans = self._planned(pool)
-            if self.decoder == "host" and self.device.type == "cpu":
+            if self._host_runner is not None:
                 yield from self._host_runner.run(plans)
                 return
             execution = Execution(
@@ -210,17 +246,34 @@ class ClipLoader:
 
     def _planned(self, pool: ThreadPoolExecutor) -> Iterator[list[ClipPlan]]:
         """The clips of each step from the current place on; has read what the plan wants read ahead of its turn."""
-        epoch = self._epoch
+        epoch, asked = self._epoch, deque[tuple[int, Future[None]]]()
         for step in range(self._step, len(self)):
-            for stretch in self.plan.ahead(epoch, step):
-                pool.submit(self.shard_set.read_ahead, *stretch)
+            for first, last in self.plan.ahead(epoch, step):
+                asked.append((first, pool.submit(self.shard_set.read_ahead, first, last)))
+            while asked and asked[0][1].done():
+                self._check_read_ahead(*asked.popleft())
             yield self.plan.batch(epoch, step)
+        for one in asked:
+            self._check_read_ahead(*one)
+
+    def _check_read_ahead(self, row: int, done: Future[None]) -> None:
+        """Storage that only reads ahead badly is told once for each error; a tar that cannot be used ends the run."""
+        try:
+            done.result()
+        except OSError as error:
+            if error.errno not in self._not_ahead:
+                self._not_ahead.add(error.errno)
+                log.warning(
+                    "%s: cannot be read ahead (%s); its clips are read when their turn comes",
+                    self.shard_set.path / shard_name(self.shard_set.clips.column("shard")[row].as_py()),
+                    error.strerror,
+                )
 
     def _loaded(self, pool: ThreadPoolExecutor, batches: Iterator[list[ClipPlan]]) -> Iterator[LoadedBatch]:
         """The batches with their bytes, read (and host-decoded) a few batches ahead."""
         ahead: deque[tuple[list[ClipPlan], list[Future[Any]]]] = deque()
         while True:
-            while len(ahead) <= self._prefetch and (plans := next(batches, None)) is not None:
+            while len(ahead) < self._ahead and (plans := next(batches, None)) is not None:
                 ahead.append((plans, [pool.submit(self._payload, plan) for plan in plans]))
             if not ahead:
                 return

@@ -160,6 +160,7 @@ def _loader(
         device=process.device,
         threads=data.threads or max(1, len(os.sched_getaffinity(0)) // process.local_world),
         prefetch=data.prefetch,
+        host_memory_gib=data.host_memory_gib,
         max_bad_clips=data.max_bad_clips,
         captions=captions,
     )

@@ -66,6 +66,7 @@ def run(work: Callable[[RunConfig], object], config: RunConfig) -> None:
 def user_errors() -> tuple[type[Exception], ...]:
     """The errors whose message alone says what is wrong and what to do."""
     from lavila.data.captions import CaptionError
+    from lavila.data.dali_pipelines.errors import DecoderFault
     from lavila.data.loader import LoaderError
     from lavila.data.plan import PlanError
     from lavila.data.shard_format import ShardSetError
@@ -81,6 +82,7 @@ def user_errors() -> tuple[type[Exception], ...]:
         CaptionError,
         ShardSetError,
         LoaderError,
+        DecoderFault,
         CheckpointError,
         DeviceError,
         TaskError,

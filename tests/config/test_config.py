@@ -76,6 +76,8 @@ def test_a_config_is_frozen_and_plain(tmp_path: Path) -> None:
         (["data.crop_scale=half"], r"data\.crop_scale: is 'half'; it is a list of 2 numbers"),
         (["--fast"], r"command line \(--fast\): an override has the form key=value, such as data\.batch_size=8"),
         (["data.batch_size=0"], r"configs/model/tiny\.yaml with data\.batch_size=0: data\.batch_size=0: must be at least 1"),
+        (["data.host_memory_gib=0"], r"data\.host_memory_gib=0\.0: must be a number above 0"),
+        (["data.host_memory_gib=inf"], r"data\.host_memory_gib=inf: must be a number above 0"),
         (["keep_checkpoints=0"], r"keep_checkpoints=0: must be at least 1"),
         (["data.image_size=65"], r"data\.image_size=65 is not a multiple of model\.patch_size=16; try data\.image_size=64"),
         (["model.heads=7"], r"model\.width=\d+ is not a multiple of model\.heads=7"),

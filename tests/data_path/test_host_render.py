@@ -143,7 +143,7 @@ def test_pictures_smaller_than_the_table_says_are_an_error() -> None:
 
 
 def test_memory_is_used_again_once_nobody_holds_it() -> None:
-    buffers = _Buffers((2, 3), half=False)
+    buffers = _Buffers((2, 3), half=False, most=4)
     first = buffers.take(4)
     kept = torch.utils.dlpack.from_dlpack(first)[1:]  # what a caller may hold on to
     place = first.__array_interface__["data"][0]

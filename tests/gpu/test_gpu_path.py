@@ -5,6 +5,7 @@ Skipped without a GPU; under LAVILA_REQUIRE_GPU=1 they run, and so fail, where n
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,24 @@ def test_half_precision_pictures(vp9_shards: ShardSet) -> None:
 def test_a_bad_clip_is_left_out(vp9_shards: ShardSet, tmp_path: Path) -> None:
     loader = training(damaged(vp9_shards, tmp_path, 1, 4), device="cuda:0")
     assert sum(len(batch) for batch in loader) == 10 and len(loader.bad_clips) == 2
+
+
+@pytest.mark.parametrize("decoder", ["nvdec", "dali_cpu"])
+def test_want_of_gpu_memory_ends_the_run_and_blames_no_clip(vp9_shards: ShardSet, decoder: str) -> None:
+    """A real one: the tests of faults only know its words from the strings of DALI's libraries."""
+    loader = training(vp9_shards, device="cuda:0", decoder=decoder)
+    held = []
+    for size in (1 << 30, 1 << 24, 1 << 20):
+        with contextlib.suppress(torch.OutOfMemoryError):
+            while True:
+                held.append(torch.empty(size, dtype=torch.uint8, device="cuda:0"))
+    try:
+        with pytest.raises((RuntimeError, MemoryError)):
+            list(loader)
+    finally:
+        held.clear()
+        torch.cuda.empty_cache()
+    assert loader.bad_clips == []
 
 
 def test_batches_that_were_handed_out_stay_as_they_were(vp9_shards: ShardSet) -> None:

@@ -16,8 +16,8 @@ import numpy.typing as npt
 from nvidia.dali import fn, types
 from nvidia.dali.pipeline import Pipeline
 
+from lavila.data.dali_pipelines.errors import decode_problem
 from lavila.data.dali_pipelines.graph import DecoderName
-from lavila.data.dali_pipelines.runner import _DECODE_ERRORS, _first_reason
 
 HELD_BYTES = 256 << 20  # of pictures from NVDEC at a time, on the GPU
 BEYOND = "is out of bounds"  # in DALI's message about a frame after the last
@@ -60,13 +60,18 @@ class VideoCheck:
         self._sample: tuple[npt.NDArray[np.uint8], Ask] | None = None
 
     def problem(self, data: bytes, *, frames: int, height: int, width: int) -> str | None:
-        """Why `data` is not an mp4 of so many frames of that size in pixels, in one line; None where it is one."""
+        """Why `data` is not an mp4 of so many frames of that size in pixels, in one line; None where it is one.
+
+        Raises DALI's RuntimeError for faults of the machine, such as a want of memory.
+        """
         for ask in asks(frames, frame_bytes=height * width * 3, reads_through=self._device == "cpu"):
             try:
                 found = self._decode(data, ask)
-            except _DECODE_ERRORS as error:
+            except RuntimeError as error:
                 self._pipeline = None  # a pipeline that has failed is dead
-                reason = _first_reason(str(error))
+                reason = decode_problem(error)
+                if reason is None:
+                    raise
                 return f"not the {frames} frames that the table says ({reason})" if BEYOND in reason else reason
             if found[1:] != (height, width, 3):
                 return f"pictures of {found[2]}x{found[1]}, the table says {width}x{height}"

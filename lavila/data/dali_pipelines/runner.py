@@ -3,24 +3,28 @@
 One bad clip makes DALI fail a whole batch without saying which clip it was, and kills the pipeline object. Building a
 pipeline takes milliseconds, so: try the clips of the batches in flight one at a time, drop the bad ones, build the
 pipeline again and go on with the rest. Nothing is replaced; a batch only gets smaller.
+
+Only the decoder's own errors make a clip bad (`errors.decode_problem`); every other error ends the run. Where not one
+clip in flight decodes, the decoder itself is checked: with a clip that it decoded before, or with FFmpeg where there is
+none yet.
 """
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
 from nvidia.dali.pipeline import Pipeline
 
+from lavila.data.dali_pipelines.errors import DecoderFault, decode_problem, told
 from lavila.data.dali_pipelines.graph import Execution, PictureSpec, build_pipeline
 from lavila.data.dali_pipelines.sources import Payload
+from lavila.data.host_decode import DecodeError, decode_frames
 from lavila.records import ClipPlan
-
-_DECODE_ERRORS = (RuntimeError, ValueError, IndexError, TypeError)  # what DALI turns its C++ exceptions into
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +43,15 @@ class PipelineRunner:
         self._spec, self._execution = spec, execution
 
     def run(self, batches: Iterable[LoadedBatch]) -> Iterator[tuple[LoadedBatch, Any]]:
-        """Every batch in order, with a DALI tensor [B, K, S, T, 3, size, size], or None where no clip is left of it."""
+        """Every batch in order, with a DALI tensor [B, K, S, T, 3, size, size], or None where no clip is left of it.
+
+        Raises:
+            DecoderFault: the decoder fails on sound videos.
+            RuntimeError: DALI's, for anything but videos that cannot be decoded.
+        """
         source = iter(batches)
         in_flight: deque[LoadedBatch] = deque()
+        sound: tuple[ClipPlan, Payload] | None = None  # a clip that was decoded
         while True:
             stream = _Stream(source, in_flight)
             pipeline = self._build(stream, self._execution)
@@ -50,18 +60,25 @@ class PipelineRunner:
                     (pictures,) = pipeline.run()
                     while not in_flight[0].plans:
                         yield in_flight.popleft(), None
+                    sound = in_flight[0].plans[0], in_flight[0].payloads[0]
                     yield in_flight.popleft(), pictures.as_tensor()
             except StopIteration:
                 while in_flight:
                     assert not in_flight[0].plans
                     yield in_flight.popleft(), None
                 return
-            except _DECODE_ERRORS as error:
+            except Exception as error:
                 if stream.error is not None:
                     raise stream.error from None
+                if not isinstance(error, RuntimeError) or decode_problem(error) is None:
+                    rows = ", ".join(str(plan.row) for batch in in_flight for plan in batch.plans)
+                    error.add_note(f"in a batch of rows {rows} of clips.parquet; this is no fault of the data")
+                    raise
                 checked = [self._without_bad_clips(batch) for batch in in_flight]
                 if not any(len(new.bad) > len(old.bad) for new, old in zip(checked, in_flight, strict=True)):
                     raise RuntimeError(f"the data pipeline failed, though each clip alone decodes: {error}") from error
+                if not any(batch.plans for batch in checked):
+                    self._check_decoder(in_flight, sound, told(error))
                 in_flight.clear()
                 source = chain(checked, source)
 
@@ -85,9 +102,33 @@ class PipelineRunner:
         """Why this clip alone cannot be decoded, in one line; None where it can."""
         try:
             self._build(lambda: ([plan], [payload]), replace(self._execution, batch_size=1, prefetch=1)).run()
-        except _DECODE_ERRORS as error:
-            return _first_reason(str(error))
+        except RuntimeError as error:
+            reason = decode_problem(error)
+            if reason is None:
+                raise RuntimeError(f"row {plan.row} of clips.parquet, alone in a batch: {told(error)}") from error
+            return reason
         return None
+
+    def _check_decoder(
+        self, batches: Iterable[LoadedBatch], sound: tuple[ClipPlan, Payload] | None, reason: str
+    ) -> None:
+        """DecoderFault unless the clips of batches of which none decodes are to blame. `sound`: one that did decode."""
+        decoder = self._execution.decoder
+        advice = f"not the clips are at fault, but {decoder}, its driver or its settings; use data.decoder=host"
+        if sound is not None:
+            if self._failure(*sound) is not None:
+                raise DecoderFault(
+                    f"data.decoder={decoder} decodes nothing any more ({reason}), not even the clip in row "
+                    f"{sound[0].row} of clips.parquet, which it did decode: {advice}"
+                )
+            return
+        for plan, payload in (pair for batch in batches for pair in zip(batch.plans, batch.payloads, strict=True)):
+            with suppress(DecodeError):
+                decode_frames(payload.data, payload.frames)
+                raise DecoderFault(
+                    f"data.decoder={decoder} decodes none of the first clips ({reason}), but FFmpeg decodes the one in "
+                    f"row {plan.row} of clips.parquet: {advice}"
+                )
 
 
 class _Stream:
@@ -109,9 +150,3 @@ class _Stream:
             self._in_flight.append(batch)
             if batch.plans:
                 return batch.plans, batch.payloads
-
-
-def _first_reason(text: str) -> str:
-    """The telling line of a DALI error: the one after "encountered:", without the C++ expression it checked."""
-    lines = [line.strip() for line in text.partition("encountered:")[2].splitlines() if line.strip()]
-    return re.sub(r'^Assert on ".*" failed: ', "", lines[0]) if lines else " ".join(text.split())[:200]
