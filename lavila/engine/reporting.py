@@ -199,7 +199,8 @@ def write_report(
     report: any of `name`, `dataset`, `checkpoint`, `metrics` (percent, keys `<head>_top1`, `<head>_top5`,
         `<head>_mean_class`, ...), `controls` (percent, keys `chance_<metric>`, `single_frame_<metric>`), `views`,
         `seconds` (per stage), `data_wait_percent` (per stage), `throughput`, `clips`, `heads`, `mistakes`,
-        `environment`, `config`. A key that is absent leaves its section out.
+        `environment`, `config` (of the evaluation), `trained_with` (the checkpoint's). A key that is absent leaves its
+        section out.
         `heads[h]`: `classes` (K names), `confusion` [K, K] clip counts with rows the truth, or for many classes
         `confused_pairs` (truth, predicted, clips); `per_class_accuracy` (K percentages, null = no clip), `support` (K).
     pictures: what the model saw, for the strips; see `ReportPictures`.
