@@ -1,7 +1,8 @@
 # Every target first makes or updates .venv from pyproject.toml; when nothing changed that takes no time.
 PYTHON ?= python3
-BIN := .venv/bin
-INSTALLED := .venv/.installed
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
 
 .PHONY: help venv quickstart test check bench clean
 
@@ -11,13 +12,24 @@ help:
 	@echo "make check        format, lint, types, import directions"
 	@echo "make bench        loader benchmarks -> benchmarks/results, docs (.venv/bin/pip install '.[bench]' adds the peers)"
 	@echo "make venv         only the environment"
+	@echo "With another Python (3.11, 3.12 and 3.13 will do): make PYTHON=python3.12 VENV=.venv312 ..."
 
 venv: $(INSTALLED)
 
+# An environment that is there is used as it is: say so where PYTHON asks for another Python than its own.
+ifneq ($(filter command environment,$(origin PYTHON)),)
+ifneq ($(wildcard $(BIN)/python),)
+VERSION := import sys; print("%d.%d" % sys.version_info[:2])
+ifneq ($(shell $(PYTHON) -c '$(VERSION)'),$(shell $(BIN)/python -c '$(VERSION)'))
+$(error $(VENV) has Python $(shell $(BIN)/python -c '$(VERSION)'), not that of $(PYTHON); add VENV=FOLDER for a second one, or remove it)
+endif
+endif
+endif
+
 $(INSTALLED): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("lavila needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12 ...")'
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@echo "Installing into .venv: PyTorch, DALI and the rest, a few GB and minutes the first time ..."
+	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info < (3, 14) or sys.exit("lavila needs Python 3.11, 3.12 or 3.13; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12 ...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV): PyTorch, DALI and the rest, a few GB and minutes the first time ..."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
@@ -37,4 +49,4 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/loader.py
 
 clean:
-	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

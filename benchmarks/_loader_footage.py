@@ -2,7 +2,7 @@
 
 Two videos, 854x480 at 30 frames a second: the piece of film in assets/ plays to and fro behind a camera that turns,
 sways, zooms and rolls all the time, as one on a head does. From them come, each made once and kept: chunks as LaViLa's
-preparation makes them (ffmpeg, x264 with its defaults, short side 288; a video is as long as a chunk, 300 s), and shard
+preparation makes them (x264 with FFmpeg's defaults, short side 288; a video is as long as a chunk, 300 s), and shard
 sets made by tools/shard_videos.py.
 """
 
@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import av
+import av.filter
 import numpy as np
 import numpy.typing as npt
 import torch
-from encoding import ffmpeg_command
+from av.video.frame import PictureType
 from sharding import COLUMNS, stamp
 
 from lavila.data.sharding import BYTES_PER_SECOND
@@ -131,21 +132,32 @@ def shard_command(annotations: Path, videos: Path, out: Path, codec: str, second
     return [*command, "--shard-size", f"{bytes_per_tar / 1000}KB", *(["--resume"] if out.exists() else [])]
 
 
-def chunk_command(ffmpeg: str, source: Path, out: Path) -> list[str]:
-    """The reference way's chunk: x264 with its defaults (crf 23, medium, a keyframe every 250 frames at the latest)."""
-    coding = ["-vf", "scale=-2:288", "-an", "-c:v", "libx264", "-f", "mp4"]
-    return [ffmpeg, "-y", "-hide_banner", "-loglevel", "error", "-nostdin", "-i", str(source), *coding, str(out)]
-
-
 def make_chunk(source: Path, out: Path) -> None:
-    """One chunk of the reference way."""
-    ffmpeg = ffmpeg_command()
-    if ffmpeg is None:
-        raise SystemExit("no ffmpeg command, which makes the reference way's chunks: pip install lavila[bench]")
-    print(f"{ffmpeg}: chunk of {source.name} ...", flush=True)
+    """One chunk of the reference way, as `ffmpeg -i SOURCE -vf scale=-2:288 -c:v libx264 -an OUT` makes it.
+
+    x264 has FFmpeg's defaults: crf 23, medium, a keyframe every 250 frames at the latest.
+    """
+    print(f"chunk of {source.name} ...", flush=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out.with_suffix(".part")
-    subprocess.run(chunk_command(ffmpeg, source, unfinished), check=True)
+    with av.open(str(source)) as video, av.open(str(unfinished), "w", format="mp4") as chunk:
+        stream = video.streams.video[0]
+        graph: Any = av.filter.Graph()
+        nodes = [graph.add_buffer(template=stream), graph.add("scale", "-2:288"), graph.add("buffersink")]
+        graph.link_nodes(*nodes).configure()
+        coded: Any = None
+        for frame in video.decode(stream):
+            graph.push(frame)
+            small = graph.pull()
+            if coded is None:
+                coded = chunk.add_stream("libx264", rate=Fraction(stream.average_rate))
+                coded.width, coded.height, coded.pix_fmt = small.width, small.height, small.format.name
+                coded.codec_context.thread_type = "FRAME"  # PyAV's default cuts pictures into slices
+                for tag in ("colorspace", "color_range", "color_primaries", "color_trc"):
+                    setattr(coded.codec_context, tag, getattr(stream.codec_context, tag))
+            small.pict_type = PictureType.NONE  # keyframes are x264's choice
+            chunk.mux(coded.encode(small))
+        chunk.mux(coded.encode(None))
     unfinished.rename(out)
 
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from lavila.data.encode import EncodeSettings, Interval, encode_clip
 from lavila.data.shard_writer import SetContents, ShardWriter, write_manifest
 from lavila.data.sharding import clip_row
 from lavila.data.shards import ShardSet, open_shard_set
+from lavila.data.workers import end_realtime
 from lavila.records import Clip
 from tests.footage import Coding, Picture, write_video
+
+settings.register_profile("any machine", deadline=None)  # 200 ms by default, which a busy machine exceeds
+settings.load_profile("any machine")
 
 CLASSES = {
     "verb": ["left", "right", "hold"],
@@ -63,6 +69,16 @@ def make_shard_set(folder: Path, videos: Path, *, codec: str, clips: int = len(F
     facts = {"dataset": "synthetic", "split": "train", "encoder": {"codec": codec}}
     write_manifest(folder, rows=rows, shards=files, contents=SetContents(classes=CLASSES, facts=facts))
     return open_shard_set(folder)
+
+
+@pytest.fixture(autouse=True)
+def no_realtime_is_left() -> Iterator[None]:
+    """Every later test inherits the priority of this process, and its busy children would then stop the machine."""
+    yield
+    threads = [int(thread) for thread in os.listdir("/proc/self/task")]  # noqa: PTH208
+    realtime = [thread for thread in threads if os.sched_getscheduler(thread) in (os.SCHED_FIFO, os.SCHED_RR)]
+    end_realtime()
+    assert not realtime, "it leaves threads with real-time priority: call end_realtime()"
 
 
 @pytest.fixture(scope="session")

@@ -158,6 +158,21 @@ def repeat_video(source: Path, path: Path, times: int) -> Path:
     return path
 
 
+def with_latin_tags(source: Path, path: Path) -> Path:
+    """A copy of a video whose title and whose stream's name are not UTF-8."""
+    with av.open(str(source)) as container, av.open(str(path), "w") as output:
+        output.metadata["title"] = "in the k_che"
+        copy: Any = output.add_stream_from_template(container.streams.video[0])
+        copy.metadata["handler_name"] = "our k_che"
+        for packet in [packet for packet in container.demux(video=0) if packet.size]:
+            packet.stream = copy
+            output.mux(packet)
+    tagged = path.read_bytes().replace(b"k_che", "küche".encode("latin-1"))
+    assert tagged.count("küche".encode("latin-1")) == 2
+    path.write_bytes(tagged)
+    return path
+
+
 def decode(video: bytes | Path) -> Picture:
     """[N, H, W, 3] uint8 RGB: all frames, converted with BT.601 as DALI converts them. Rotation is not applied."""
     source = io.BytesIO(video) if isinstance(video, bytes) else str(video)

@@ -25,6 +25,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from lavila.data.video_files import ANY_TAGS
+
 WINDOW = 0.16  # height of the usual window, in picture heights
 # Over a clip: shares of the usual window's width and height, factor, radians. Large enough for a model without any
 # pretraining to learn them in minutes.
@@ -191,7 +193,7 @@ def read_scenes(sidecar: Path) -> dict[str, Box]:
 def _probe(path: Path) -> tuple[int, float, int, int]:
     """Frames, frames per second, width, height of a piece of footage. Raises SampleError if it cannot be played."""
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), **ANY_TAGS) as container:
             if not container.streams.video:
                 raise SampleError(f"{path}: holds no video; give a video file as --footage")
             stream = container.streams.video[0]
@@ -252,7 +254,7 @@ class Footage:
         """Frames `first` to `stop` - 1, in BT.601 limited range, no larger than a window of `height` pixels needs."""
         planes = []
         try:
-            with av.open(str(path)) as container:
+            with av.open(str(path), **ANY_TAGS) as container:
                 stream = container.streams.video[0]
                 stream.thread_type = "AUTO"
                 for number, frame in enumerate(container.decode(stream)):

@@ -17,6 +17,7 @@ import av
 import numpy as np
 
 from lavila.data.converter import SIDE_MULTIPLE
+from lavila.data.workers import end_realtime
 
 WHOLE_CLIP = 1 << 16  # frames; a group of pictures longer than any clip
 SMPTE170M = 6  # FFmpeg's number for BT.601 with 525 lines: matrix, primaries and transfer alike
@@ -213,20 +214,8 @@ def add_encoder(output: Any, settings: EncodeSettings, coding: Coding) -> Any:
     context.colorspace = context.color_primaries = context.color_trc = SMPTE170M
     context.color_range = LIMITED_RANGE
     context.open()
-    _no_realtime()
+    end_realtime()
     return stream
-
-
-def _no_realtime() -> None:
-    """Take back what SVT-AV1 does where it may, as root may: it gives its threads, and the one that opens it, real-time
-    priority, which every later process of theirs inherits. Two busy ones then stop a machine of two cores altogether.
-    """
-    for thread in map(int, os.listdir("/proc/self/task")):  # noqa: PTH208
-        try:
-            if os.sched_getscheduler(thread) in (os.SCHED_FIFO, os.SCHED_RR):
-                os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
-        except ProcessLookupError:  # it has ended meanwhile
-            continue
 
 
 def check_encoder(settings: EncodeSettings) -> None:

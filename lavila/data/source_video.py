@@ -73,9 +73,11 @@ class SourceVideo:
         try:
             stream = self._opened(self._parts[0])[1]
             self.fps = frame_rate(self._parts[0].name, stream)
-            context = stream.codec_context
+            context, aspect = stream.codec_context, stream.sample_aspect_ratio
             self.header = PictureHeader(
-                pixel_aspect=stream.sample_aspect_ratio, colorspace=context.colorspace, color_range=context.color_range
+                pixel_aspect=Fraction(aspect) if aspect else None,  # not known: None before PyAV 19, then a ratio 0/1
+                colorspace=context.colorspace,
+                color_range=context.color_range,
             )
             self._coded = context.height, context.width
         except BaseException:

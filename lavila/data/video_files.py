@@ -20,9 +20,11 @@ TRUNCATED_SECONDS = 1.0  # a video that ends this much before its header says is
 # FFmpeg's names of demuxers. Those for playlists, scripts and series of pictures are left out: they open other files.
 DEMUXERS = "mov,matroska,webm,avi,mpeg,mpegts,flv,asf,ogg,ivf,m4v"
 KINDS = "mp4, mov, mkv, webm, avi, mpg, ts, flv, wmv, ogg or ivf"
-# What reading damaged packets raises. IndexError is PyAV's for a stream that appears in the middle of a file;
+# What reading damaged packets raises. IndexError is PyAV 18's for a stream that appears in the middle of a file;
 # OverflowError, for timestamps beyond 64 bits.
 DAMAGE = (av.FFmpegError, IndexError, OverflowError)
+# For av.open, so that a tag that is not UTF-8 does not keep a file from being opened. PyAV 19 takes any tag by itself.
+ANY_TAGS: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
 PART_NAME = re.compile(r"([0-9]{1,7})\.(mp4|mov|mkv|webm|avi)", re.IGNORECASE)
 
 
@@ -112,7 +114,7 @@ def _open_container(part: Part, limits: Limits, deadline: Deadline) -> Any:
     try:
         # With a protocol given, no file name can be taken for one.
         name = f"file:{part.path.absolute()}"
-        return av.open(name, options=options, timeout=deadline.left(), metadata_errors="ignore")
+        return av.open(name, options=options, timeout=deadline.left(), **ANY_TAGS)
     except (av.FFmpegError, OSError, ValueError) as error:
         deadline.check()
         kind = error.__class__.__name__

@@ -276,6 +276,7 @@ def _work(job: Job, lost: Mapping[int, str], pipe: Connection[Any, Any], parent:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # also ends a loop in C code
     if os.getppid() != parent:  # it was too late for that
         os._exit(1)
+    end_realtime()  # a worker that spins must not keep its parent from running
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is nothing to keep
     if memory is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
@@ -287,6 +288,20 @@ def _work(job: Job, lost: Mapping[int, str], pipe: Connection[Any, Any], parent:
     pipe.send(result)
     sys.stdout.flush()
     sys.stderr.flush()
+
+
+def end_realtime() -> None:
+    """Give the ordinary priority back to all threads of this process that have a real-time one.
+
+    An encoder takes real-time priority where it may (SVT-AV1, as root), and every later thread and process inherits
+    it. Nothing interrupts a busy one: two of them stop a machine of two cores altogether.
+    """
+    for thread in map(int, os.listdir("/proc/self/task")):  # noqa: PTH208
+        try:
+            if os.sched_getscheduler(thread) in (os.SCHED_FIFO, os.SCHED_RR):
+                os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
+        except ProcessLookupError:  # it has ended meanwhile
+            continue
 
 
 def _portable(error: BaseException) -> BaseException:

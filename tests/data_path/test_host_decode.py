@@ -12,6 +12,7 @@ import pytest
 
 from lavila.data import host_decode
 from lavila.data.host_decode import DecodeError, decode_frames, decode_planes
+from lavila.data.workers import end_realtime
 
 FRAMES = 45
 X265 = "pools=none:frame-threads=1:log-level=error:bframes=7:b-adapt=0"
@@ -47,6 +48,7 @@ def coded(codec: str, gop: int, options: dict[str, str]) -> bytes:
             frame.pts, frame.time_base = number, Fraction(1, 25)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+    end_realtime()  # which SVT-AV1 takes
     return out.getvalue()
 
 

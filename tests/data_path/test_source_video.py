@@ -27,7 +27,15 @@ from lavila.data.encode import (
     encode_clip,
     probe_video,
 )
-from tests.footage import Coding, numbered_picture, read_numbers, repeat_video, write_numbered_video, write_video
+from tests.footage import (
+    Coding,
+    numbered_picture,
+    read_numbers,
+    repeat_video,
+    with_latin_tags,
+    write_numbered_video,
+    write_video,
+)
 
 SMALL = EncodeSettings(codec="h264", short_side=48, speed="ultrafast", crf=18)
 
@@ -108,6 +116,12 @@ def remuxed(source: Path, path: Path, *, skip: int = 0, shift: int = 0) -> Path:
                 packet.pts, packet.dts, packet.stream = packet.pts + moved, packet.dts + moved, copy
                 output.mux(packet)
     return path
+
+
+def test_tags_that_are_not_utf8_keep_no_video_from_being_cut(tmp_path: Path) -> None:
+    video = with_latin_tags(small_video(tmp_path / "plain.mp4", 30), tmp_path / "a.mp4")
+    assert read_numbers(cut(video, 0.2, 0.39).data) == list(range(5, 10))
+    assert probe_video(video).fps == 25
 
 
 def test_timestamps_below_zero_are_timestamps(tmp_path: Path) -> None:

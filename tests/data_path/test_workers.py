@@ -94,6 +94,19 @@ def test_memory_that_is_not_there_is_the_items_loss(tmp_path: Path) -> None:
     assert outcome(toy)["2 b"] == "stored"
 
 
+def test_a_worker_does_not_inherit_real_time_priority(tmp_path: Path) -> None:
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    except PermissionError:
+        pytest.skip("real-time priority is for root, or for who is allowed it")
+    try:
+        toy = Toy(number=0, items=("ordinary",), folder=tmp_path)
+        run([toy])
+    finally:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    assert outcome(toy) == {"0 ordinary": "stored"}
+
+
 def test_a_killed_process_is_no_items_fault(tmp_path: Path) -> None:
     toy = Toy(number=0, items=("a", "killed"), folder=tmp_path)
     with pytest.raises(WorkerDied, match=r"killed, perhaps for memory\); run again with --resume, and fewer --workers"):

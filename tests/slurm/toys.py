@@ -61,6 +61,7 @@ ACTIONS: dict[str, Callable[[], object]] = {
     "allocate": allocate,
     "odd": odd,
     "leave": lambda: exit(5),
+    "ordinary": lambda: None if os.sched_getscheduler(0) == os.SCHED_OTHER else refuse(),
 }
 
 

@@ -18,9 +18,18 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 import _sample_camera as camera  # noqa: E402
 
+from tests.footage import with_latin_tags  # noqa: E402
+
 FOOTAGE = ROOT / "assets/bigbuckbunny.mp4"
 BOX = (0.38, 0.0, 0.70, 0.42)
 ASPECT = 16 / 9
+
+
+def test_footage_with_tags_that_are_not_utf8_is_read(tmp_path: Path) -> None:
+    tagged = with_latin_tags(FOOTAGE, tmp_path / "a.mp4")
+    found, wanted = camera.read_source(tagged), camera.read_source(FOOTAGE)
+    assert (found.frames, found.fps, found.width) == (wanted.frames, wanted.fps, wanted.width)
+    assert len(camera.Footage.load(tagged, 0, 20, height=48).planes) == 20
 
 
 # ---------------------------------------------------------------- poses
