@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tarfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,13 +46,15 @@ class Made:
 def make_set(folder: Path, made: Made) -> Path:
     """A shard set of layout "clips", once; its videos cannot be decoded."""
     told = folder / "made.json"
-    if told.is_file() and json.loads(told.read_text()) == asdict(made):
+    facts = {"format": FORMAT, **asdict(made)}
+    if told.is_file() and json.loads(told.read_text()) == facts:
         return folder
     folder.mkdir(parents=True, exist_ok=True)
+    checksums = np.full(made.clips, zlib.crc32(bytes(made.clip_bytes)), np.uint32)  # of holes
+    shards = [_write_tar(folder, number, made, checksums) for number in range(made.tars)]
     with pq.ParquetWriter(folder / CLIPS, CLIPS_SCHEMA, compression="zstd") as out:
         for first in range(0, made.clips, ROW_GROUP):
-            out.write_batch(_rows(np.arange(first, min(first + ROW_GROUP, made.clips)), made))
-    shards = [_write_tar(folder, number, made) for number in range(made.tars)]
+            out.write_batch(_rows(np.arange(first, min(first + ROW_GROUP, made.clips)), made, checksums))
     manifest = {
         "format": FORMAT,
         "dataset": "made_up",
@@ -68,7 +71,7 @@ def make_set(folder: Path, made: Made) -> Path:
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
     add_mapped(folder)
-    told.write_text(json.dumps(asdict(made)))
+    told.write_text(json.dumps(facts))
     return folder
 
 
@@ -81,7 +84,9 @@ def _video(number: int) -> str:
     return f"{number // 400:08x}-5b7c-4d2e-9f10-a1b2c3d4e5f6"
 
 
-def _rows(numbers: np.ndarray[Any, np.dtype[np.int64]], made: Made) -> pa.RecordBatch:
+def _rows(
+    numbers: np.ndarray[Any, np.dtype[np.int64]], made: Made, checksums: np.ndarray[Any, np.dtype[np.uint32]]
+) -> pa.RecordBatch:
     def every(value: Any) -> list[Any]:
         return [value] * len(numbers)
 
@@ -93,6 +98,7 @@ def _rows(numbers: np.ndarray[Any, np.dtype[np.int64]], made: Made) -> pa.Record
         "shard": numbers // made.per_tar,
         "offset": place * made.member_bytes + BLOCK,
         "size": every(made.clip_bytes),
+        "crc32": checksums[numbers],
         "chunk": every(None),
         "first_frame": every(0),
         "num_frames": 30 + numbers % 31,
@@ -112,8 +118,11 @@ def _rows(numbers: np.ndarray[Any, np.dtype[np.int64]], made: Made) -> pa.Record
     return pa.record_batch(arrays, schema=CLIPS_SCHEMA)
 
 
-def _write_tar(folder: Path, number: int, made: Made) -> ShardFile:
-    """A tar and its index. Where nothing is written there is a hole, which reads as zeros and takes no space."""
+def _write_tar(folder: Path, number: int, made: Made, checksums: np.ndarray[Any, np.dtype[np.uint32]]) -> ShardFile:
+    """A tar and its index. Where nothing is written there is a hole, which reads as zeros and takes no space.
+
+    Puts the CRC-32 of what is written into `checksums`, by clip.
+    """
     path = folder / shard_name(number)
     clips = range(number * made.per_tar, min((number + 1) * made.per_tar, made.clips))
     size = len(clips) * made.member_bytes + 2 * BLOCK
@@ -128,7 +137,9 @@ def _write_tar(folder: Path, number: int, made: Made) -> ShardFile:
                 os.pwrite(out.fileno(), _header(f"{name}.mp4", made.clip_bytes), start)
                 os.pwrite(out.fileno(), _header(f"{name}.json", TEXT) + b" " * TEXT, text - BLOCK)
             if made.content == "random":
-                os.pwrite(out.fileno(), random.bytes(made.clip_bytes), start + BLOCK)
+                content = random.bytes(made.clip_bytes)
+                os.pwrite(out.fileno(), content, start + BLOCK)
+                checksums[clip] = zlib.crc32(content)
         os.ftruncate(out.fileno(), size)
     path.with_suffix(".idx").write_text("\n".join(lines) + "\n")
     return ShardFile(

@@ -48,6 +48,7 @@ def shard_set_facts(shard_set: ShardSet) -> Facts:
             "per_tar": _spread(tars.astype(np.float64)),
         },
         "encoder": manifest["encoder"],
+        "checksums": shard_set.has_checksums,
         "frames_for": manifest.get("frames_for"),
         "versions": manifest.get("versions", {}),
         "pictures": _counted(pictures, ["height", "width"]),
@@ -154,6 +155,7 @@ def _lines(facts: Facts) -> Iterator[tuple[str, str]]:
     yield "size", f"{amount(size['total'])}, {shares}"
     yield "tars", _spread_text({name: amount(value) for name, value in size["per_tar"].items()}, "{}")
     yield "coding", ", ".join(f"{name} {_value(value)}" for name, value in encoder.items())
+    yield "checksums", "compared on each reading" if facts["checksums"] else "none: --add-checksums adds them"
     if facts["frames_for"]:
         yield "frames for", ", ".join(f"{name} {value}" for name, value in facts["frames_for"].items())
     unit = "clips" if facts["chunks"] is None else "chunks"

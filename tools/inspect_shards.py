@@ -2,6 +2,7 @@
 
     python tools/inspect_shards.py data/ek100/train
     python tools/inspect_shards.py data/ek100/train --verify
+    python tools/inspect_shards.py data/ek100/train --add-checksums
     python tools/inspect_shards.py data/ek100/train --preview 12 --out sheet.png
 
 Without options only the tables are read. --verify reads every byte: checksums, tar members, indexes, tables; and
@@ -11,6 +12,10 @@ nothing is wrong with any clip. A worker needs about 200 MiB, whatever the lengt
 
 --add-mapped gives a set that was made without them the tables that are read in place (clips.arrow), so that opening it
 takes a moment and no memory, however many clips it has. No other file but shard_set.json changes.
+
+--add-checksums gives a set that was made without them (format 2) a checksum of everything that training reads, which is
+then compared on each reading. It reads every tar first and goes on only where all are as the manifest says (SHA-256).
+The tables and shard_set.json change; labels that were edited stay, and tars are not touched.
 
 Exit status: 0 sound, 1 problems found, 2 wrong arguments, 130 interrupted.
 """
@@ -28,7 +33,8 @@ from pathlib import Path
 from _inspect_facts import SHOWN, describe, shard_set_facts
 from tqdm import tqdm
 
-from lavila.data.shard_format import QUARANTINE, ShardSetError
+from lavila.data.checksums import add_checksums
+from lavila.data.shard_format import QUARANTINE, ShardSetError, read_manifest
 from lavila.data.shard_writer import add_mapped
 from lavila.data.shards import ShardSet, open_shard_set
 from lavila.data.workers import Progress, WorkerDied
@@ -52,10 +58,11 @@ def parser() -> argparse.ArgumentParser:
     add = p.add_argument
     add("folder", type=Path, metavar="DIR", help="a shard set made by tools/shard_videos.py")
     add("--verify", action="store_true", help="check every byte and decode every clip; writes quarantine.jsonl")
-    add("--workers", default=0, type=int, metavar="N", help="processes of --verify; 0 = one for each core (0)")
+    add("--workers", default=0, type=int, metavar="N", help="processes that check; 0 = one for each core (0)")
     add("--preview", type=parse_count, metavar="N", help="draw a contact sheet of N clips; needs --out")
     add("--out", type=Path, metavar="PNG", help="the picture that --preview makes")
     add("--add-mapped", action="store_true", help="write clips.arrow anew, which is read in place of clips.parquet")
+    add("--add-checksums", action="store_true", help="add to the tables what reading compares with; reads every tar")
     add("--json", action="store_true", help="print the figures as JSON instead of text")
     return p
 
@@ -116,8 +123,22 @@ def verdict_text(shard_set: ShardSet, found: dict[str, object]) -> str:
     return "\n".join(lines)
 
 
+def add_checksums_to(folder: Path, *, threads: int) -> None:
+    """Add checksums to a set that has none, with a bar of the bytes read."""
+    total = sum(entry["bytes"] for entry in read_manifest(folder)["shards"])
+    with tqdm(total=total, unit="B", unit_scale=True, desc="tars", dynamic_ncols=True) as bar:
+
+        def show(size: int) -> None:
+            bar.update(size)
+
+        written = add_checksums(folder, threads=threads or len(os.sched_getaffinity(0)), on_progress=show)
+    print(f"written: {', '.join(written)}" if written else f"{folder}: has checksums already", file=sys.stderr)
+
+
 def work(args: argparse.Namespace) -> int:
     """Do what is asked for; returns the exit status."""
+    if args.add_checksums:
+        add_checksums_to(args.folder, threads=args.workers)
     if args.add_mapped:
         written = add_mapped(args.folder)
         print(f"written: {', '.join(written)}", file=sys.stderr)

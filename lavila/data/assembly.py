@@ -28,7 +28,9 @@ from lavila.data.shard_format import (
     CHUNKS,
     CHUNKS_SCHEMA,
     FAILURES,
+    FORMAT,
     MANIFEST,
+    WITHOUT_CHECKSUMS,
     WORK,
     ShardFile,
     ShardSetError,
@@ -38,6 +40,8 @@ from lavila.data.sharding import ChunkNeeds, Failure, ShardResult, read_result, 
 from lavila.data.shards import open_shard_set
 from lavila.files import whole_file
 from lavila.records import Clip
+
+LONG = ("gop_offsets", "piece_crc32")  # columns of chunks with a number for each group of pictures
 
 
 @contextmanager
@@ -66,11 +70,17 @@ def work_folder(out: Path, settings: Mapping[str, Any], *, resume: bool) -> Iter
         if recorded.exists():
             if not resume:
                 raise ShardSetError(f"{out}: holds an unfinished set; add --resume to go on, or give another --out")
-            _check_same(out, json.loads(recorded.read_text(encoding="utf-8")), settings)
+            begun = json.loads(recorded.read_text(encoding="utf-8"))
+            if begun.pop("format", WITHOUT_CHECKSUMS) != FORMAT:
+                raise ShardSetError(
+                    f"{out}: was begun by another version of lavila, which does not make shard-set format {FORMAT}; "
+                    "finish it with that version, or give another --out"
+                )
+            _check_same(out, begun, settings)
         for leftover in (*out.glob("*.tmp"), *work.glob("*.tmp")):
             leftover.unlink()
         with whole_file(recorded) as file:
-            file.write(json.dumps(settings, indent=1).encode())
+            file.write(json.dumps({"format": FORMAT, **settings}, indent=1).encode())
         yield False
 
 
@@ -154,7 +164,7 @@ class ChunkAssembly:
         place_of = {chunk.chunk_id: place for place, chunk in enumerate(needs.chunks)}
         light: dict[int, dict[str, Any]] = {}
         for row in stored.rows():
-            light[place_of[row["chunk_id"]]] = {name: value for name, value in row.items() if name != "gop_offsets"}
+            light[place_of[row["chunk_id"]]] = {name: value for name, value in row.items() if name not in LONG}
         self._order = sorted(light)  # chunks of a video together and in order, whatever tar they lie in
         self._rows = [light[place] for place in self._order]
         index = ChunkIndex(self._rows, stored.failures())
@@ -175,11 +185,11 @@ class ChunkAssembly:
     def write_chunks(self, out: Path) -> None:
         """chunks.parquet, chunks of a video together and in order."""
         position = {row["chunk_id"]: at for at, row in enumerate(self._rows)}
-        offsets: list[list[int]] = [[]] * len(self._rows)
+        long: list[dict[str, list[int]]] = [{}] * len(self._rows)
         for row in self._stored.rows():
-            offsets[position[row["chunk_id"]]] = row["gop_offsets"]
+            long[position[row["chunk_id"]]] = {name: row[name] for name in LONG}
         names = CHUNKS_SCHEMA.names
-        whole = ({**row, "gop_offsets": offsets[at]} for at, row in enumerate(self._rows))
+        whole = ({**row, **long[at]} for at, row in enumerate(self._rows))
         write_table(out / CHUNKS, ({name: row[name] for name in names} for row in whole), CHUNKS_SCHEMA)
 
     def rows(self, *, in_storage_order: bool) -> Iterator[dict[str, Any]]:

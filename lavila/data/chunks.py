@@ -7,8 +7,10 @@ Reading: which bytes of which chunks hold given frames (`ChunkTable.ranges`). Bo
 
 from __future__ import annotations
 
+import zlib
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,7 @@ class ByteRange:
     chunk: int  # row of chunks.parquet
     start: int
     stop: int
+    frames: int  # that it holds
 
 
 class ChunkTable:
@@ -42,12 +45,26 @@ class ChunkTable:
 
     def __init__(self, table: pa.Table) -> None:
         self.shard, self.offset, self.num_frames = (Column(table, name) for name in ("shard", "offset", "num_frames"))
+        self.height, self.width = (Column(table, name) for name in ("height", "width"))
         self._gop = Column(table, "gop")
         self._gop_offsets: pa.ChunkedArray = table.column("gop_offsets")
+        self._crc32 = table.column("piece_crc32") if "piece_crc32" in table.column_names else None
 
     def gop_offsets(self, chunk: int) -> Ints:
         """Bytes to each group of pictures of a chunk, and the last one's end."""
         return np.asarray(self._gop_offsets[chunk].values, np.int64)
+
+    def damaged(self, piece: ByteRange, data: bytes) -> tuple[int, int] | None:
+        """The first stretch of a chunk's bytes whose checksum is not the one on record. `data`: those of `piece`."""
+        if self._crc32 is None:
+            return None
+        cuts = [0, *self.gop_offsets(piece.chunk).tolist()]
+        recorded, view = self._crc32[piece.chunk].values.to_pylist(), memoryview(data)
+        for part in range(bisect_left(cuts, piece.start), bisect_left(cuts, piece.stop)):
+            start, stop = cuts[part], cuts[part + 1]
+            if zlib.crc32(view[start - piece.start : stop - piece.start]) != recorded[part]:
+                return start, stop
+        return None
 
     def ranges(self, chunk: int, frames: Sequence[int] | npt.NDArray[np.int32]) -> tuple[list[ByteRange], Ints]:
         """The byte ranges that, one after another, are an mp4 with the given frames; and the frames' numbers in it.
@@ -55,19 +72,21 @@ class ChunkTable:
         `frames` are ascending and counted from the first frame of `chunk`; they may reach into the chunks after it.
         """
         header = int(self.gop_offsets(chunk)[0])
-        pieces = [ByteRange(chunk=chunk, start=0, stop=header)]
+        pieces = [ByteRange(chunk=chunk, start=0, stop=header, frames=0)]
         numbers: list[Ints] = []
         before = 0  # frames of the mp4 made so far
         for part, local in self._by_chunk(chunk, np.asarray(frames, np.int64)):
             gop, offsets = self._gop[part], self.gop_offsets(part)
             groups, place = np.unique(local // gop, return_inverse=True)
-            for group in groups.tolist():
-                start, stop = int(offsets[group]), int(offsets[group + 1])
-                if pieces[-1].chunk == part and pieces[-1].stop == start:
-                    pieces[-1] = ByteRange(chunk=part, start=pieces[-1].start, stop=stop)
-                else:
-                    pieces.append(ByteRange(chunk=part, start=start, stop=stop))
             sizes = np.minimum(gop, self.num_frames[part] - groups * gop)
+            for group, frames_of_group in zip(groups.tolist(), sizes.tolist(), strict=True):
+                piece = ByteRange(
+                    chunk=part, start=int(offsets[group]), stop=int(offsets[group + 1]), frames=frames_of_group
+                )
+                if pieces[-1].chunk == part and pieces[-1].stop == piece.start:
+                    last = pieces.pop()
+                    piece = replace(piece, start=last.start, frames=last.frames + piece.frames)
+                pieces.append(piece)
             starts = before + np.concatenate([[0], np.cumsum(sizes)])
             numbers.append(starts[place] + local % gop)
             before = int(starts[-1])

@@ -20,6 +20,8 @@ import numpy.typing as npt
 from av.video.reformatter import Interpolation
 
 from lavila.data.host_colour import Planes, rgb_picture
+from lavila.data.packets import UNREADABLE, packet_problem
+from lavila.data.video_files import reason
 
 SPARE_BYTES = 64 << 20  # a process that cannot have so much more is short of memory
 
@@ -65,15 +67,35 @@ def _to_yuv420p(frame: av.VideoFrame) -> av.VideoFrame:
     return frame.reformat(format="yuv420p", interpolation=Interpolation.BILINEAR | Interpolation.ACCURATE_RND)
 
 
-def count_frames(data: bytes | npt.NDArray[np.uint8]) -> tuple[int, int, int]:
-    """Number, height and width in pixels of the frames of an encoded clip. Raises as `decode_frames` does."""
-    number, frame = 0, None
+def video_problem(data: bytes | npt.NDArray[np.uint8], *, frames: int, height: int, width: int) -> str | None:
+    """Why `data` is not an mp4 of so many frames of that size in pixels, in one line; None where it is one.
+
+    Its header is compared with its bytes, and every frame is decoded; one frame at a time is held.
+    """
+    found = 0
+    try:
+        for number, frame in enumerate(_every_frame(data)):
+            found = number + 1
+            if (frame.height, frame.width) != (height, width):
+                return f"pictures of {frame.width}x{frame.height}, the table says {width}x{height}"
+    except DecodeError as error:
+        return str(error)
+    if found != frames:
+        more = "more than" if found > frames else f"{found} frames, not"
+        return f"{more} the {frames} frames that the table says"
+    return packet_problem(bytes(data), frames=frames, height=height, width=width)
+
+
+def _every_frame(data: bytes | npt.NDArray[np.uint8]) -> Iterator[av.VideoFrame]:
+    """All frames in order. DecodeError for a damaged stream, and where frames do not come at the times of packets."""
+    number = 0
     with _faults_told(lambda: f"after {number} frames"), av.open(io.BytesIO(bytes(data))) as container:
-        for number, frame in enumerate(container.decode(_stream(container)), start=1):  # noqa: B007
-            pass
-    if frame is None:
-        raise DecodeError("no frame")
-    return number, frame.height, frame.width
+        stream = _stream(container)
+        packets, times = _packets(container, stream)
+        for number, frame in enumerate(_decoded(stream.codec_context, packets)):
+            if number >= len(times) or frame.pts != times[number]:
+                raise DecodeError(f"frame {number} does not come at the time that the header says")
+            yield frame
 
 
 def raise_if_short_of_memory() -> None:
@@ -90,11 +112,9 @@ def _faults_told(place: Callable[[], str]) -> Iterator[None]:
     """Turns errors of FFmpeg and PyAV that mean a damaged clip into DecodeError, with the place that was reached."""
     try:
         yield
-    except av.FFmpegError as error:
+    except UNREADABLE as error:
         raise_if_short_of_memory()
-        raise DecodeError(f"{error.strerror} ({place()})") from error
-    except UnicodeDecodeError as error:  # PyAV's, of names in the container
-        raise DecodeError(f"its container holds names that are not text ({error.reason})") from error
+        raise DecodeError(f"{reason(error)} ({place()})") from error
 
 
 def _stream(container: Any) -> Any:
@@ -102,7 +122,7 @@ def _stream(container: Any) -> Any:
         raise DecodeError("no video stream")
     stream = container.streams.video[0]
     if stream.codec_context is None:
-        raise DecodeError("no decoder for its video stream")
+        raise DecodeError("its codec is not known, or its header is damaged")
     # One thread a clip: the loader decodes several clips at once, and threads inside one gain nothing.
     stream.codec_context.thread_count = 1
     return stream
@@ -117,10 +137,7 @@ def _wanted_frames(
     reached = lambda: f"after {found} of {len(wanted)} frames"  # noqa: E731
     with _faults_told(reached), av.open(io.BytesIO(bytes(data))) as container:
         stream = _stream(container)
-        packets = [packet for packet in container.demux(stream) if packet.size]
-        times = sorted(packet.pts for packet in packets if packet.pts is not None)
-        if len(times) != len(packets) or any(a == b for a, b in pairwise(times)):
-            raise DecodeError("its frames have no times of their own")
+        packets, times = _packets(container, stream)
         if wanted[-1] >= len(times):
             raise DecodeError(f"frame {wanted[-1]} is wanted, but the clip has only {len(times)} frames")
         at = [times[number] for number in wanted]
@@ -132,6 +149,15 @@ def _wanted_frames(
                     return
     raise_if_short_of_memory()
     raise DecodeError(f"frame {wanted[found]} is wanted, and could not be decoded")
+
+
+def _packets(container: Any, stream: Any) -> tuple[list[Any], list[int]]:
+    """All packets in decoding order, and the times of their frames in display order."""
+    packets = [packet for packet in container.demux(stream) if packet.size]
+    times = sorted(packet.pts for packet in packets if packet.pts is not None)
+    if len(times) != len(packets) or any(a == b for a, b in pairwise(times)):
+        raise DecodeError("its frames have no times of their own")
+    return packets, times
 
 
 def _decoded(context: Any, packets: Sequence[Any]) -> Iterator[av.VideoFrame]:

@@ -100,8 +100,8 @@ class HostRunner:
         return _Drawing(plans=plans, pictures=pictures, reasons=reasons)
 
     def _draw(self, plan: ClipPlan, out: npt.NDArray[Any]) -> str | None:
-        data, frames = self._read(plan)
         try:
+            data, frames = self._read(plan)
             self._renderer.render(plan, decode_planes(data, frames), out)
         except DecodeError as error:
             return str(error)

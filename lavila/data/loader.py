@@ -35,7 +35,7 @@ from lavila.data.host_runner import HELD, HostRunner
 from lavila.data.mapped import Column
 from lavila.data.memory import GIB, Work, batches_ahead
 from lavila.data.plan import Plan
-from lavila.data.shard_format import shard_name
+from lavila.data.shard_format import DamagedClip, shard_name
 from lavila.data.shards import ShardSet
 from lavila.data.stored_sizes import StoredSizes
 from lavila.records import ClipPlan, VideoBatch
@@ -288,13 +288,16 @@ class ClipLoader:
             )
 
     def _read(self, plan: ClipPlan) -> tuple[bytes, npt.NDArray[np.int32]]:
-        return self.shard_set.read_frames(plan.row, plan.distinct_frames())
+        try:
+            return self.shard_set.read_frames(plan.row, plan.distinct_frames())
+        except DamagedClip as error:
+            raise DecodeError(str(error)) from error  # a bad clip, like one that does not decode
 
     def _payload(self, plan: ClipPlan) -> Payload | DecodeError:
-        data, frames = self._read(plan)
-        if self.decoder != "host":
-            return Payload(data=np.frombuffer(data, np.uint8), frames=frames)
         try:
+            data, frames = self._read(plan)
+            if self.decoder != "host":
+                return Payload(data=np.frombuffer(data, np.uint8), frames=frames)
             return Payload(data=decode_frames(data, frames), frames=frames)
         except DecodeError as error:
             return error

@@ -13,7 +13,8 @@
 
 Every file is written under a temporary name, synced and renamed, so that nothing half-written is taken for whole. The
 tar's headers are constant: the same clips give the same bytes. Reading goes past the tar format altogether: the tables
-say at which byte of which tar a video lies.
+say at which byte of which tar a video lies. They also have a checksum of all that is read, which is compared each time,
+since decoders make pictures of damaged bytes as well. (Format 2 had none.)
 
 Two layouts. "clips": each clip is a file of its own. "chunks": a video is stored once, in stretches of fixed length,
 and clips point into them. A chunk is a fragmented mp4, one fragment for each closed group of pictures, whose timestamps
@@ -26,16 +27,21 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-FORMAT = 2
+FORMAT = 3
+WITHOUT_CHECKSUMS = 2  # the format before this one, which is read as well
 MANIFEST, CLIPS, CHUNKS = "shard_set.json", "clips.parquet", "chunks.parquet"
 FAILURES, QUARANTINE = "failures.jsonl", "quarantine.jsonl"
 ROW_GROUP = 10_000  # rows of a table that are held in memory at a time
+ADDING = ".adding-checksums"  # there while the tables of a whole set are exchanged for ones with checksums
 WORK = ".work"  # what a run of tools/shard_videos.py needs to go on; gone once the set is whole
 KEY = re.compile(r"[^\s./\\\x00-\x1f\x7f]+")  # WebDataset ends a key at its first dot; DALI's index separates by spaces
 
@@ -59,6 +65,7 @@ CLIPS_SCHEMA = pa.schema(
         pa.field("clip_id", pa.string(), nullable=False),
         pa.field("video_id", pa.string(), nullable=False),
         *_PLACE,  # layout "chunks": of the chunk that holds the clip's first frame
+        pa.field("crc32", pa.uint32()),  # CRC-32 of the mp4; null in layout "chunks"
         pa.field("chunk", pa.int32()),  # row of that chunk in chunks.parquet; null in layout "clips"
         pa.field("first_frame", pa.int32(), nullable=False),  # of the clip, counted from the first one of that mp4
         pa.field("num_frames", pa.int32(), nullable=False),  # of the annotated interval, at `fps`
@@ -84,12 +91,18 @@ CHUNKS_SCHEMA = pa.schema(
         *_PICTURE,
         pa.field("gop", pa.int32(), nullable=False),  # frames of each group of pictures; the last may have fewer
         pa.field("gop_offsets", pa.list_(pa.int32()), nullable=False),  # bytes to each, and the last's end
+        pa.field("piece_crc32", pa.list_(pa.uint32()), nullable=False),  # CRC-32 of the header, then of each group
     ]
 )
+CHECKSUMS = ("crc32", "piece_crc32")  # columns that sets of format 2 lack
 
 
 class ShardSetError(ValueError):
     """A shard set that is missing, unfinished, damaged or asked for what it does not hold, told in one line."""
+
+
+class DamagedClip(ShardSetError):
+    """The stored bytes of one clip that are not those that were written. Other clips can still be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +114,19 @@ class ShardFile:
     bytes: int
     sha256: str
     index_sha256: str  # of the .idx: a wrong one makes DALI read past the tar
+
+
+def schema_of(table: str, shard_format: int) -> pa.Schema:
+    """Columns of CLIPS or CHUNKS in a set of that format."""
+    schema = {CLIPS: CLIPS_SCHEMA, CHUNKS: CHUNKS_SCHEMA}[table]
+    if shard_format >= FORMAT:
+        return schema
+    return pa.schema([field for field in schema if field.name not in CHECKSUMS])
+
+
+def piece_crc32(video: bytes, gop_offsets: Sequence[int]) -> list[int]:
+    """CRC-32 of a chunk's header and of each of its groups of pictures."""
+    return [zlib.crc32(memoryview(video)[start:stop]) for start, stop in pairwise((0, *gop_offsets))]
 
 
 def shard_name(number: int) -> str:
@@ -115,7 +141,7 @@ def file_sha256(path: Path) -> str:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a whole set. ShardSetError for anything but a whole set of this format version."""
+    """The manifest of a whole set. ShardSetError for anything but a whole set of a format that can be read."""
     if not folder.is_dir():
         raise ShardSetError(f"{folder}: no such folder; make a shard set with tools/shard_videos.py --out {folder}")
     path = folder / MANIFEST
@@ -132,10 +158,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         found = manifest["format"]
     except (ValueError, KeyError, TypeError) as error:
         raise ShardSetError(f"{path}: not a shard set's manifest ({error}); make the set again") from error
-    if found != FORMAT:
+    if found not in (WITHOUT_CHECKSUMS, FORMAT):
         raise ShardSetError(
-            f"{folder}: shard-set format {found}, supported is {FORMAT}; make the set again with this version's "
-            "tools/shard_videos.py"
+            f"{folder}: shard-set format {found}, supported are {WITHOUT_CHECKSUMS} and {FORMAT}; make the set again "
+            "with this version's tools/shard_videos.py"
         )
     return manifest
 

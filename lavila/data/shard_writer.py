@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import tarfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ from lavila.data.shard_format import (
     ShardFile,
     ShardSetError,
     file_sha256,
+    piece_crc32,
     read_manifest,
     shard_name,
 )
@@ -57,7 +59,7 @@ class ShardWriter:
         return self
 
     def add(self, key: str, video: bytes, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Store an mp4 and what is known of it. Returns `row` with shard, offset and size."""
+        """Store an mp4 and what is known of it. Returns `row` with shard, offset, size and checksums."""
         if not KEY.fullmatch(key):
             raise ShardSetError(f"clip id {key!r} cannot name a tar member: dots, slashes and spaces are not allowed")
         if key in self._keys:
@@ -66,7 +68,7 @@ class ShardWriter:
         if not video:
             raise ShardSetError(f"{self.path}: clip {key!r} has no bytes; DALI cannot decode an empty video")
         offset = self._member(f"{key}.mp4", video)
-        located = {**row, "shard": self.number, "offset": offset, "size": len(video)}
+        located = {**row, "shard": self.number, "offset": offset, "size": len(video), **_checksums(video, row)}
         text = json.dumps(located, ensure_ascii=False).encode()
         text_offset = self._member(f"{key}.json", text)
         self._index.append(f"mp4 {offset} {len(video)} {key}.mp4 json {text_offset} {len(text)} {key}.json")
@@ -105,6 +107,12 @@ class ShardWriter:
                 sha256=self._hash.hexdigest(),
                 index_sha256=hashlib.sha256(index).hexdigest(),
             )
+
+
+def _checksums(video: bytes, row: Mapping[str, Any]) -> dict[str, Any]:
+    if "gop_offsets" in row:  # a chunk
+        return {"piece_crc32": piece_crc32(video, row["gop_offsets"])}
+    return {"crc32": zlib.crc32(video)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,31 +174,32 @@ def write_manifest(
         "clips": clips,
         "seconds": told.seconds,
         "tables": {path.name: file_sha256(path) for path in sorted(folder.glob("*.parquet"))},
-        "mapped": _write_mapped(folder),
+        "mapped": write_all_mapped(folder),
         "shards": [asdict(shard) for shard in shards],
         "classes": {kind: list(names) for kind, names in contents.classes.items()},
         "class_texts": {kind: [list(texts) for texts in all_] for kind, all_ in contents.class_texts.items()},
     }
-    _put_manifest(folder, manifest)
+    put_manifest(folder, manifest)
     return manifest
 
 
 def add_mapped(folder: Path) -> list[str]:
     """Give a whole set that was made without them the tables that are read in place. Returns their names."""
-    mapped = _write_mapped(folder)
-    _put_manifest(folder, {**read_manifest(folder), "mapped": mapped})
+    mapped = write_all_mapped(folder)
+    put_manifest(folder, {**read_manifest(folder), "mapped": mapped})
     return list(mapped)
 
 
-def _write_mapped(folder: Path) -> dict[str, str]:
-    """The Arrow files of the tables whose rows a step looks up; file name -> SHA-256."""
+def write_all_mapped(folder: Path) -> dict[str, str]:
+    """Write the Arrow files of the tables whose rows a step looks up; file name -> SHA-256."""
     tables = [folder / name for name in (CHUNKS, CLIPS) if (folder / name).is_file()]
     for table in tables:
         write_mapped(table)
     return {mapped_path(table).name: file_sha256(mapped_path(table)) for table in tables}
 
 
-def _put_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+def put_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write shard_set.json, in place of the one that is there."""
     with whole_file(folder / MANIFEST) as file:
         file.write((json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
 

@@ -9,6 +9,7 @@ import os
 import resource
 import threading
 import time
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -23,17 +24,20 @@ import pyarrow.parquet as pq
 
 from lavila.data.chunks import ByteRange, ChunkTable
 from lavila.data.mapped import Column, check_unchanged, mapped_path, mapped_problem, open_mapped
+from lavila.data.packets import packet_problem
 from lavila.data.plan import chosen_frames
 from lavila.data.shard_format import (
+    ADDING,
     CHUNKS,
-    CHUNKS_SCHEMA,
     CLIPS,
-    CLIPS_SCHEMA,
+    FORMAT,
     QUARANTINE,
+    DamagedClip,
     ShardFile,
     ShardSetError,
     file_sha256,
     read_manifest,
+    schema_of,
     shard_name,
     verify_shard,
 )
@@ -81,8 +85,8 @@ class ShardSet:
 
     path: Path
     manifest: dict[str, Any]
-    clips: pa.Table  # columns as in CLIPS_SCHEMA, one row per clip
-    chunks: pa.Table | None  # columns as in CHUNKS_SCHEMA; None in layout "clips"
+    clips: pa.Table  # columns as in CLIPS_SCHEMA, one row per clip; without checksums in sets of format 2
+    chunks: pa.Table | None  # columns as in CHUNKS_SCHEMA, likewise; None in layout "clips"
     quarantine: dict[str, str]  # clip_id -> why the clip is left out of training and evaluation
 
     def __init__(self, path: Path, manifest: dict[str, Any], clips: pa.Table, chunks: pa.Table | None) -> None:
@@ -91,6 +95,8 @@ class ShardSet:
         self._shard, self._offset, self._size = (Column(clips, name) for name in ("shard", "offset", "size"))
         self._first, self._count = Column(clips, "first_frame"), Column(clips, "num_frames")
         self._after = Column(clips, "frames_after")
+        self._height, self._width = Column(clips, "height"), Column(clips, "width")
+        self._crc32 = Column(clips, "crc32") if self.has_checksums else None
         self._chunk_table = None if chunks is None else ChunkTable(chunks)
         self._chunk = None if chunks is None else Column(clips, "chunk", null=-1)
         self._tar_bytes: dict[str, int] = {entry["name"]: entry["bytes"] for entry in manifest["shards"]}
@@ -111,6 +117,11 @@ class ShardSet:
     def codec(self) -> str:
         """vp9, h264, hevc or av1."""
         return str(self.manifest["encoder"]["codec"])
+
+    @property
+    def has_checksums(self) -> bool:
+        """Whether the tables have a checksum of all that is read; those of format 2 have none."""
+        return bool(self.manifest["format"] >= FORMAT)
 
     @property
     def classes(self) -> dict[str, list[str]]:
@@ -149,10 +160,14 @@ class ShardSet:
         """An mp4 file that holds the clip in `row` of `clips` (0-based), as stored.
 
         In layout "clips" the whole file, with margins; in layout "chunks" the groups of pictures that the clip lies in.
+
+        Raises as `read_frames` does.
         """
         self._check_row(row)
         if self._chunk_table is None:
-            return self._read(row, self._shard[row], self._offset[row], self._size[row])
+            data = self._read(row, self._shard[row], self._offset[row], self._size[row])
+            self._check_clip(row, data)
+            return data
         return self.read_frames(row, np.arange(self._count[row], dtype=np.int32))[0]
 
     def read_frames(self, row: int, frames: Sequence[int] | Frames) -> tuple[bytes, Frames]:
@@ -166,6 +181,8 @@ class ShardSet:
             bytes and int32 frame numbers, as many as `frames`.
 
         Raises:
+            DamagedClip: bytes that are not those that were stored, by their checksum; where the set has none, by the
+                packets that a demuxer finds.
             ShardSetError: frames that are not stored; a tar that is too short, or cannot be read for READ_PAUSES long.
         """
         self._check_row(row)
@@ -179,7 +196,12 @@ class ShardSet:
         if self._chunk_table is None or self._chunk is None:
             return self.read_video(row), wanted
         pieces, numbers = self._chunk_table.ranges(self._chunk[row], wanted)
-        return b"".join(self._read_piece(row, piece) for piece in pieces), numbers.astype(np.int32)
+        data = b"".join(self._read_piece(row, piece) for piece in pieces)
+        if not self.has_checksums:
+            chunk, frames_read = self._chunk[row], sum(piece.frames for piece in pieces)
+            shape = {"height": self._chunk_table.height[chunk], "width": self._chunk_table.width[chunk]}
+            self._check_packets(row, data, frames=frames_read, **shape)
+        return data, numbers.astype(np.int32)
 
     def read_ahead(self, first: int, last: int) -> None:
         """Have the system read what lies between two rows' videos, both included, into its cache. Does not wait.
@@ -215,8 +237,27 @@ class ShardSet:
     def _read_piece(self, row: int, piece: ByteRange) -> bytes:
         table = self._chunk_table
         assert table is not None
-        start = table.offset[piece.chunk] + piece.start
-        return self._read(row, table.shard[piece.chunk], start, piece.stop - piece.start)
+        number, offset = table.shard[piece.chunk], table.offset[piece.chunk]
+        data = self._read(row, number, offset + piece.start, piece.stop - piece.start)
+        damaged = table.damaged(piece, data)
+        if damaged is not None:
+            raise DamagedClip(wrong_checksum(number, offset + damaged[0], damaged[1] - damaged[0]))
+        return data
+
+    def _check_clip(self, row: int, data: bytes) -> None:
+        """DamagedClip where the mp4 of a row of layout "clips" is not the one that was stored."""
+        if self._crc32 is None:
+            stored = self._first[row] + self._count[row] + self._after[row]
+            if self.manifest.get("frames_for"):
+                stored = len(stored_of_protocol(self.clips.slice(row, 1).to_pylist()[0], self.manifest))
+            self._check_packets(row, data, frames=stored, height=self._height[row], width=self._width[row])
+        elif zlib.crc32(data) != self._crc32[row]:
+            raise DamagedClip(wrong_checksum(self._shard[row], self._offset[row], len(data)))
+
+    def _check_packets(self, row: int, data: bytes, *, frames: int, height: int, width: int) -> None:
+        problem = packet_problem(data, frames=frames, height=height, width=width)
+        if problem is not None:
+            raise DamagedClip(f"damaged in {shard_name(self._shard[row])}: {problem}; copy the tar again")
 
     def _read(self, row: int, number: int, offset: int, size: int) -> bytes:
         data = self._bytes(number, offset, size)
@@ -300,6 +341,14 @@ class ShardSet:
         return problems + (table_problems(self) if full else [])
 
 
+def wrong_checksum(tar: int, start: int, size: int) -> str:
+    """The reason of a clip whose `size` bytes from `start` of a tar are not those that were stored."""
+    return (
+        f"damaged on the disk: {size} bytes from {start} of {shard_name(tar)} do not have the checksum on record; "
+        "copy the tar again"
+    )
+
+
 def table_problems(shard_set: ShardSet) -> list[str]:
     """Tables that are not those the manifest was written for, one line each. Reads them all."""
     folder, manifest = shard_set.path, shard_set.manifest
@@ -352,22 +401,35 @@ def open_shard_set(folder: Path | str) -> ShardSet:
     path = Path(folder)
     manifest = read_manifest(path)
     there = {entry.name for entry in os.scandir(path)}
+    if ADDING in there:
+        raise ShardSetError(
+            f"{path}: checksums are being added to its tables, or that was interrupted; unless it is at work now, run "
+            f"tools/inspect_shards.py {path} --add-checksums again"
+        )
     tars = (entry["name"] for entry in manifest["shards"])
     files = (name for tar in tars for name in (tar, f"{tar.removesuffix('.tar')}.idx"))
     for name in (*manifest["tables"], *manifest.get("mapped", ()), *files):
         if name not in there:
             raise ShardSetError(f"{path / name}: missing; copy it again, or make the set again")
-    clips = _open_table(path, CLIPS, manifest, CLIPS_SCHEMA)
-    chunks = _open_table(path, CHUNKS, manifest, CHUNKS_SCHEMA) if manifest.get("layout") == "chunks" else None
+    clips = _open_table(path, CLIPS, manifest)
+    chunks = _open_table(path, CHUNKS, manifest) if manifest.get("layout") == "chunks" else None
     if clips.num_rows != manifest["clips"]:
         raise ShardSetError(
             f"{path}: table of {clips.num_rows} clips, its manifest says {manifest['clips']}; "
             "not the table the manifest was written for; copy both again"
         )
+    if manifest["format"] < FORMAT:
+        log.info(
+            "%s: has no checksums, so the packets of each clip are counted when it is read, which takes milliseconds; "
+            "tools/inspect_shards.py %s --add-checksums adds them",
+            path,
+            path,
+        )
     return ShardSet(path, manifest, clips, chunks)
 
 
-def _open_table(folder: Path, name: str, manifest: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
+def _open_table(folder: Path, name: str, manifest: Mapping[str, Any]) -> pa.Table:
+    schema = schema_of(name, manifest["format"])
     mapped = mapped_path(folder / name)
     if mapped.name in manifest.get("mapped", ()):
         found = open_mapped(mapped, schema)

@@ -14,6 +14,7 @@ import contextlib
 import functools
 import json
 import tempfile
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -27,7 +28,7 @@ import pyarrow.parquet as pq
 
 from lavila.data.chunks import SECONDS_AFTER
 from lavila.data.shard_format import CHUNKS, CLIPS, QUARANTINE, ShardFile, shard_name
-from lavila.data.shards import ShardSet, table_problems
+from lavila.data.shards import ShardSet, table_problems, wrong_checksum
 from lavila.data.verify_files import (
     BadFrames,
     Found,
@@ -153,6 +154,8 @@ class StretchJob:
             return Found(bad=(bad(f"the tar ends before its {row['size']} bytes"),))
         if self._chunked:
             return Found(bad=tuple(bad(*one) for one in bad_groups(data, row, self.test)))
+        if "crc32" in row and zlib.crc32(data) != row["crc32"]:
+            return Found(bad=(bad(wrong_checksum(row["shard"], row["offset"], row["size"])),))
         told = Picture(frames=stored_frames(row, self.manifest), height=row["height"], width=row["width"])
         reason = self.test(data, told)
         return Found(bad=() if reason is None else (bad(reason),))

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lavila.data.shard_format import CHUNKS, CLIPS, KEY, ShardFile, ShardSetError, shard_name, verify_shard
+from lavila.data.shard_format import CHECKSUMS, CHUNKS, CLIPS, KEY, ShardFile, ShardSetError, shard_name, verify_shard
 from lavila.data.shards import ShardSet
 
 Row = dict[str, Any]
@@ -165,6 +165,8 @@ def _text_problems(path: Path, pairs: Sequence[tuple[Row, _Pair]], *, key: str) 
             tar.seek(pair.text.offset)
             try:
                 told = json.loads(tar.read(pair.text.size))
+                # Checksums that were added later are in the table only.
+                told = {**{name: row[name] for name in CHECKSUMS if name in row}, **told}
                 names = [name for name, value in row.items() if told[name] != value]
             except (ValueError, KeyError, TypeError, RecursionError):
                 names = ["all of it"]

@@ -11,9 +11,10 @@ import numpy as np
 
 from lavila.data.dali_pipelines.check import VideoCheck
 from lavila.data.dali_pipelines.graph import DecoderName
-from lavila.data.host_decode import DecodeError, count_frames
+from lavila.data.host_decode import video_problem
 from lavila.data.plan import Frames
-from lavila.data.shards import stored_of_protocol
+from lavila.data.shard_format import piece_crc32
+from lavila.data.shards import stored_of_protocol, wrong_checksum
 
 Row = dict[str, Any]
 
@@ -42,27 +43,13 @@ class TrainingDecoder:
     decoder: DecoderName
 
     def __call__(self, data: bytes, told: Picture) -> str | None:
-        if self.decoder == "host":
-            return _host_problem(data, told)
-        return _dali_check(self.decoder).problem(data, frames=told.frames, height=told.height, width=told.width)
+        problem = video_problem if self.decoder == "host" else _dali_check(self.decoder).problem
+        return problem(data, frames=told.frames, height=told.height, width=told.width)
 
 
 @functools.cache
 def _dali_check(decoder: DecoderName) -> VideoCheck:
     return VideoCheck(decoder, device_id=0 if decoder == "nvdec" else None)
-
-
-def _host_problem(data: bytes, told: Picture) -> str | None:
-    try:
-        frames, height, width = count_frames(data)
-    except DecodeError as error:
-        return str(error)
-    if (height, width) != (told.height, told.width):
-        return f"pictures of {width}x{height}, the table says {told.width}x{told.height}"
-    if frames != told.frames:
-        more = "more than" if frames > told.frames else f"{frames} frames, not"
-        return f"{more} the {told.frames} frames that the table says"
-    return None
 
 
 def readable_frames(row: Row, manifest: Mapping[str, Any]) -> Frames:
@@ -82,15 +69,35 @@ def stored_frames(row: Row, manifest: Mapping[str, Any]) -> int:
 def bad_groups(data: bytes, row: Row, test: VideoTest) -> Iterator[tuple[str, int, int]]:
     """Reason, first frame and the one past the last of what cannot be decoded of a chunk.
 
-    A chunk is read as training reads it: its header and some of its groups of pictures.
+    A chunk is read as training reads it: its header and some of its groups of pictures. What does not have its
+    checksum is not decoded.
     """
     frames, gop, offsets = row["num_frames"], row["gop"], row["gop_offsets"]
     groups = -(-frames // gop)
     if len(offsets) != groups + 1 or not 0 < offsets[0] < offsets[-1] <= len(data) or min(np.diff(offsets)) <= 0:
         yield f"{frames} frames in groups of {gop}, but gop_offsets has {len(offsets) - 1} groups", 0, frames
         return
+    checksums = piece_crc32(data, offsets)
+    recorded = row.get("piece_crc32", checksums)
+    if len(recorded) != len(checksums):
+        yield f"{len(offsets)} pieces, but piece_crc32 has {len(recorded)} checksums", 0, frames
+        return
+
+    def checksum_problem(part: int) -> str | None:
+        """Of the header (0) or a group (from 1)."""
+        if checksums[part] == recorded[part]:
+            return None
+        start = 0 if part == 0 else offsets[part - 1]
+        return wrong_checksum(row["shard"], row["offset"] + start, offsets[part] - start)
+
+    if (of_header := checksum_problem(0)) is not None:
+        yield of_header, 0, frames
+        return
 
     def problem(first: int, stop: int) -> str | None:
+        damaged = next(filter(None, (checksum_problem(group + 1) for group in range(first, stop))), None)
+        if damaged is not None:
+            return damaged
         piece = data[: offsets[0]] + data[offsets[first] : offsets[stop]]
         wanted = min(stop * gop, frames) - first * gop
         return test(piece, Picture(frames=wanted, height=row["height"], width=row["width"]))

@@ -40,6 +40,7 @@ def a_row(
         "num_frames": frames,
         "gop": gop,
         "gop_offsets": offsets or [7, 9],
+        "piece_crc32": [0] * len(offsets or [7, 9]),
         "header_sha256": "h",
     }
 

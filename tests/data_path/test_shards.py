@@ -232,7 +232,16 @@ def _foreign(folder: Path) -> None:
 
 def _newer(folder: Path) -> None:
     text = (folder / "shard_set.json").read_text()
-    (folder / "shard_set.json").write_text(text.replace('"format": 2', '"format": 3'))
+    (folder / "shard_set.json").write_text(text.replace('"format": 3', '"format": 4'))
+
+
+def _older(folder: Path) -> None:
+    text = (folder / "shard_set.json").read_text()
+    (folder / "shard_set.json").write_text(text.replace('"format": 3', '"format": 1'))
+
+
+def _half_with_checksums(folder: Path) -> None:
+    (folder / ".adding-checksums").touch()
 
 
 def _no_json(folder: Path) -> None:
@@ -292,7 +301,9 @@ def _damaged_clips(folder: Path) -> None:
         (_no_folder, "no such folder; make a shard set with tools/shard_videos.py"),
         (_no_manifest, "incomplete: it has no shard_set.json; run tools/shard_videos.py again with --resume"),
         (_foreign, "not a shard set"),
-        (_newer, "shard-set format 3, supported is 2"),
+        (_newer, "shard-set format 4, supported are 2 and 3; make the set again"),
+        (_older, "shard-set format 1, supported are 2 and 3; make the set again"),
+        (_half_with_checksums, "--add-checksums again"),
         (_no_json, "not a shard set's manifest"),
         (_no_tar, "shard-000001.tar: missing"),
         (_no_index, "shard-000002.idx: missing"),

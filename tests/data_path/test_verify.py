@@ -30,6 +30,7 @@ from lavila.data.verify_videos import TrainingDecoder, VideoTest
 from lavila.data.workers import Job, Progress
 from tests.data_path.hostile import Hostile
 from tests.footage import Coding, numbered_picture, write_numbered_video
+from tests.older_sets import as_format_2
 
 HEIGHT, WIDTH, FPS, GOP, PER_CHUNK = 64, 96, 25, 8, 40
 FRAMES = (20, 24, 30, 9, 25, 12, 18, 16)  # stored with each clip
@@ -224,9 +225,11 @@ def test_a_damaged_frame_is_found_by_hash_and_by_decoding(clips: ShardSet, frame
     verdict = verify(clips, decoder)
     assert verdict.problems == [f"{clips.path}/shard-000000.tar: SHA-256 is not the one on record; copy the file again"]
     assert [(one.clip_id, one.shard) for one in verdict.bad] == [("clip_1", "shard-000000.tar")]
-    renew_hashes(clips.path)
+    assert "checksum" in verdict.bad[0].reason
+    renew_hashes(as_format_2(clips.path))
     only_decoding = verify(clips, decoder)
-    assert (only_decoding.problems, only_decoding.bad) == ([], verdict.bad)
+    assert only_decoding.problems == []
+    assert [(one.clip_id, one.shard) for one in only_decoding.bad] == [("clip_1", "shard-000000.tar")]
     assert "Invalid data" in only_decoding.bad[0].reason
 
 
@@ -432,13 +435,13 @@ def test_the_cpu_decoder_notices_every_frame_though_it_is_asked_for_the_last(cli
     test, shape = VideoCheck("dali_cpu"), {"height": HEIGHT, "width": WIDTH}
     video, tar = clips.read_video(2), clips.path / "shard-000000.tar"
     assert test.problem(video, frames=30, **shape) is None
-    assert str(test.problem(video, frames=31, **shape)).startswith("not the 31 frames that the table says")
+    assert "not the 31 frames that the table says" in str(test.problem(video, frames=31, **shape))
     for frames in (29, 12, 1):
         assert test.problem(video, frames=frames, **shape) == f"more than the {frames} frames that the table says"
-    sound = tar.read_bytes()
+    sound, place = tar.read_bytes(), slice(offset := clips.clips["offset"][2].as_py(), offset + len(video))
     for frame in range(30):  # in four groups of pictures
         break_frame(clips, table=clips.clips, row=2, frame=frame)
-        assert "Invalid data" in str(test.problem(clips.read_video(2), frames=30, **shape)), frame
+        assert "Invalid data" in str(test.problem(tar.read_bytes()[place], frames=30, **shape)), frame
         tar.write_bytes(sound)
         assert test.problem(clips.read_video(2), frames=30, **shape) is None, "one bad video spoils the next"
 

@@ -19,6 +19,7 @@ from PIL import Image
 from lavila.data.shards import ShardSet, open_shard_set
 from tests.data_path import test_verify
 from tests.data_path.test_verify import break_frame, renew_hashes, write_chunks, write_clips
+from tests.older_sets import as_format_2
 
 TOOL = Path(__file__).parents[2] / "tools" / "inspect_shards.py"
 encoded = test_verify.encoded  # the fixture
@@ -58,7 +59,7 @@ def test_figures_of_clips(clips: ShardSet, capsys: pytest.CaptureFixture[str]) -
     size = sum((clips.path / f"shard-00000{n}.tar").stat().st_size for n in range(2))
     assert status == 0
     assert (told["clips"], told["videos"], told["shards"], told["chunks"], told["layout"]) == (8, 4, 2, None, "clips")
-    assert (told["dataset"], told["split"], told["format"]) == ("made_up", "val", 2)
+    assert (told["dataset"], told["split"], told["format"]) == ("made_up", "val", 3)
     assert told["seconds"] == pytest.approx(
         {
             "total": frames.sum() / 25,
@@ -109,7 +110,7 @@ def test_the_text_says_the_same(clips: ShardSet, capsys: pytest.CaptureFixture[s
     status, told = text(capsys, clips.path)
     assert status == 0
     for line in (
-        f"{clips.path}: made_up, split val, format 2, layout clips",
+        f"{clips.path}: made_up, split val, format 3, layout clips",
         "holds 8 clips of 4 videos in 2 shards",
         "duration 4.6 s of clips, 6.2 s of video stored",
         "clip length min 0.16 s, median 0.56 s, p90 0.86 s, max 1.00 s",
@@ -176,8 +177,8 @@ def test_what_is_not_a_shard_set_is_told_in_one_line(clips: ShardSet, tmp_path: 
         assert f"inspect_shards: error: {folder}: {message}" in done.stderr and done.stderr.count("\n") == 1
     manifest.unlink()
     assert "run tools/shard_videos.py again with --resume" in run(clips.path, "--verify").stderr
-    manifest.write_text(kept.replace('"format": 2', '"format": 7'))
-    assert "shard-set format 7, supported is 2" in run(clips.path, "--json").stderr
+    manifest.write_text(kept.replace('"format": 3', '"format": 7'))
+    assert "shard-set format 7, supported are 2 and 3" in run(clips.path, "--json").stderr
 
 
 @pytest.mark.parametrize(
@@ -207,7 +208,7 @@ def test_verify_tells_and_quarantines_and_forgets(clips: ShardSet) -> None:
     renew_hashes(clips.path)
     done = run(clips.path, "--verify")
     assert done.returncode == 1, done.stderr
-    assert "bad clip: clip_2 in shard-000000.tar: " in done.stdout and "Invalid data" in done.stdout
+    assert "bad clip: clip_2 in shard-000000.tar: damaged on the disk" in done.stdout
     assert f"1 of 8 clips are listed in {clips.path}/quarantine.jsonl" in done.stdout
     assert "bad=1" in done.stderr and "10/10" in done.stderr, "the progress bar"
     (line,) = (clips.path / "quarantine.jsonl").read_text().splitlines()
@@ -324,3 +325,22 @@ def test_a_set_made_before_gets_its_mapped_table(clips: ShardSet) -> None:
     assert json.loads(done.stdout)["clips"] == 8
     assert json.loads((clips.path / "shard_set.json").read_text()) == manifest
     assert open_shard_set(clips.path).verify(full=True) == []
+
+
+def test_a_set_made_before_gets_checksums(clips: ShardSet) -> None:
+    before = {path.name: path.read_bytes() for path in clips.path.iterdir()}
+    as_format_2(clips.path)
+    assert "none: " in run(clips.path).stdout
+    done = run(clips.path, "--add-checksums", "--json")
+    assert done.returncode == 0 and "written: clips.parquet, clips.arrow" in done.stderr
+    assert json.loads(done.stdout)["checksums"] is True
+    assert {path.name: path.read_bytes() for path in clips.path.iterdir()} == before
+    again = run(clips.path, "--add-checksums")
+    assert again.returncode == 0 and "has checksums already" in again.stderr
+    as_format_2(clips.path)
+    with (clips.path / "shard-000001.tar").open("r+b") as tar:
+        tar.seek(600)
+        tar.write(b"damage")
+    refused = run(clips.path, "--add-checksums")
+    assert refused.returncode == 1 and "shard-000001.tar: SHA-256 is not the one on record" in refused.stderr
+    assert "Traceback" not in refused.stderr and open_shard_set(clips.path).manifest["format"] == 2

@@ -1,5 +1,8 @@
 """Whether DALI decodes a video, every frame of it, in bounded memory.
 
+DALI does not say so itself: it gives as many pictures as the header promises, whether or not there is anything to
+decode. So FFmpeg decodes the video first, on the CPU; then DALI is asked.
+
 Pictures are the only thing that grows with a video's length, and most of the time goes into making them. The CPU
 decoder decodes all frames up to one that is asked for: the last is enough. NVDEC may skip groups of pictures on its
 way, so it is asked for pictures no further apart than SEEK_FRAMES, and for so many at a time as fit into HELD_BYTES.
@@ -18,6 +21,7 @@ from nvidia.dali.pipeline import Pipeline
 
 from lavila.data.dali_pipelines.errors import decode_problem
 from lavila.data.dali_pipelines.graph import DecoderName
+from lavila.data.host_decode import video_problem
 
 HELD_BYTES = 256 << 20  # of pictures from NVDEC at a time, on the GPU
 BEYOND = "is out of bounds"  # in DALI's message about a frame after the last
@@ -64,6 +68,9 @@ class VideoCheck:
 
         Raises DALI's RuntimeError for faults of the machine, such as a want of memory.
         """
+        problem = video_problem(data, frames=frames, height=height, width=width)
+        if problem is not None:
+            return problem
         for ask in asks(frames, frame_bytes=height * width * 3, reads_through=self._device == "cpu"):
             try:
                 found = self._decode(data, ask)
