@@ -5,12 +5,9 @@ from __future__ import annotations
 import heapq
 import logging
 import math
-import os
-import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +23,7 @@ from lavila.data.shards import ShardSet
 from lavila.engine import build
 from lavila.engine.checkpoint import FOLDER
 from lavila.engine.distributed import Process, gather_to_main, join
+from lavila.engine.environment import best_effort, environment
 from lavila.engine.reporting import (
     ReportPictures,
     ViewStrip,
@@ -88,12 +86,14 @@ def evaluate(config: RunConfig) -> Path | None:
         result = evaluate_task(config, task, shards, process)
         if result is None:
             return None
-        append_stage(config.run_dir, "evaluate", result.seconds)
-        report, pictures = _report(config, str(path), shards, result, process)
-        history = read_metrics(Path(config.run_dir) / "metrics.jsonl")
-        write_report(config.run_dir, report, pictures=pictures, history=history)
-        for name, value in result.scores.metrics.items():
+        for name, value in result.scores.metrics.items():  # first of all, whatever the report meets
             log.info("%-18s %6.2f %%", name, value)
+        best_effort("stages.jsonl", lambda: append_stage(config.run_dir, "evaluate", result.seconds), None)
+        wrong = best_effort("mistakes", lambda: _mistakes(shards, result), [])
+        report = _report(config, str(path), shards, result, process, wrong=wrong)
+        pictures = best_effort("pictures", lambda: _pictures(config, shards, result, wrong), ReportPictures())
+        history = best_effort("history", lambda: read_metrics(Path(config.run_dir) / "metrics.jsonl"), [])
+        write_report(config.run_dir, report, pictures=pictures, history=history)
     return Path(config.run_dir) / "report.html"
 
 
@@ -138,7 +138,8 @@ def _combine(config: RunConfig, task: Task, parts: Sequence[_Seen], *, seconds: 
     for head, targets in predictions.targets.items():
         if (targets >= 0).any():
             counts = np.bincount(targets[targets >= 0])
-            controls[f"chance_{head}_top1"] = float(counts.max() / counts.sum() * 100)
+            controls[f"chance_{head}_top1"] = 100.0 / predictions.scores[head].shape[1]
+            controls[f"largest_class_{head}_top1"] = float(counts.max() / counts.sum() * 100)
     frozen = [p for part in parts for p in part.frozen]
     if frozen:
         metrics = task.score(concatenate(frozen)).metrics
@@ -199,16 +200,18 @@ def _strip_views(views: int) -> list[int]:
 
 
 def _report(
-    config: RunConfig, checkpoint: str, shards: ShardSet, result: Evaluation, process: Process
-) -> tuple[dict[str, Any], ReportPictures]:
+    config: RunConfig,
+    checkpoint: str,
+    shards: ShardSet,
+    result: Evaluation,
+    process: Process,
+    *,
+    wrong: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
     views = config.views
-    computed = views.clips * (3 if views.crops.value == "three" else 1)
+    computed = math.prod(_view_grid(config))
     total = views.clips * (1 if views.crops.value == "center" else 3)
-    wrong = _mistakes(shards, result)
-    by_row = {entry["row"]: entry for entry in wrong}
-    grid = (views.clips, computed // views.clips)
-    strips = {row: _view_strip(shards, row, frames, grid) for row, frames in result.pictures.items()}
-    report = {
+    return {
         "name": config.name,
         "dataset": {
             "name": shards.manifest["dataset"],
@@ -229,7 +232,7 @@ def _report(
             "frames": config.data.frames,
             "fusion": views.fusion.value,
         },
-        "seconds": read_stages(config.run_dir),
+        "seconds": best_effort("stages.jsonl", lambda: read_stages(config.run_dir), {}),
         "data_wait_percent": {"evaluate": result.data_wait_percent}
         | _training_figure(config, "data_wait_percent", "train"),
         "throughput": {"evaluate_views_per_second": len(result.predictions.rows) * computed / result.seconds}
@@ -245,11 +248,22 @@ def _report(
         "environment": environment(process) | {"decoder": result.decoder},
         "config": to_dict(config),
     }
-    pictures = ReportPictures(
-        views=[strip for row, strip in strips.items() if row not in by_row][:SHOWN_CLIPS],
+
+
+def _view_grid(config: RunConfig) -> tuple[int, int]:
+    """Temporal clips, and spatial crops that are computed."""
+    return config.views.clips, 3 if config.views.crops.value == "three" else 1
+
+
+def _pictures(
+    config: RunConfig, shards: ShardSet, result: Evaluation, wrong: Sequence[Mapping[str, Any]]
+) -> ReportPictures:
+    grid, rows = _view_grid(config), {entry["row"] for entry in wrong}
+    strips = {row: _view_strip(shards, row, frames, grid) for row, frames in result.pictures.items()}
+    return ReportPictures(
+        views=[strip for row, strip in strips.items() if row not in rows][:SHOWN_CLIPS],
         mistakes=[strips[entry["row"]] for entry in wrong[:LISTED_MISTAKES] if entry["row"] in strips],
     )
-    return report, pictures
 
 
 def _view_strip(shards: ShardSet, row: int, frames: npt.NDArray[np.uint8], grid: tuple[int, int]) -> ViewStrip:
@@ -297,27 +311,6 @@ def _mistakes(shards: ShardSet, result: Evaluation) -> list[dict[str, Any]]:
 
 def _training_figure(config: RunConfig, name: str, key: str) -> dict[str, float]:
     """The median of a logged number over the training run, if there was one."""
-    values = [line[name] for line in read_metrics(Path(config.run_dir) / "metrics.jsonl") if line.get(name) is not None]
+    lines = best_effort("history", lambda: read_metrics(Path(config.run_dir) / "metrics.jsonl"), [])
+    values = [line[name] for line in lines if line.get(name) is not None]
     return {key: float(np.median(values))} if values and math.isfinite(np.median(values)) else {}
-
-
-def environment(process: Process) -> dict[str, Any]:
-    """The machine and the versions that a number was made with."""
-    device = torch.cuda.get_device_name(process.device) if process.device.type == "cuda" else "cpu"
-    return {
-        "lavila": version("lavila"),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "dali": version("nvidia-dali-cuda130"),
-        "device": device,
-        "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)),
-        "ranks": process.world,
-    }
-
-
-def _cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []:
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
