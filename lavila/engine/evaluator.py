@@ -89,11 +89,10 @@ def evaluate(config: RunConfig) -> Path | None:
         for name, value in result.scores.metrics.items():  # first of all, whatever the report meets
             log.info("%-18s %6.2f %%", name, value)
         best_effort("stages.jsonl", lambda: append_stage(config.run_dir, "evaluate", result.seconds), None)
-        wrong = best_effort("mistakes", lambda: _mistakes(shards, result), [])
+        wrong: list[dict[str, Any]] = best_effort("mistakes", lambda: _mistakes(shards, result), [])
         report = _report(config, str(path), shards, result, process, wrong=wrong)
         pictures = best_effort("pictures", lambda: _pictures(config, shards, result, wrong), ReportPictures())
-        history = best_effort("history", lambda: read_metrics(Path(config.run_dir) / "metrics.jsonl"), [])
-        write_report(config.run_dir, report, pictures=pictures, history=history)
+        write_report(config.run_dir, report, pictures=pictures, history=_history(config))
     return Path(config.run_dir) / "report.html"
 
 
@@ -211,6 +210,7 @@ def _report(
     views = config.views
     computed = math.prod(_view_grid(config))
     total = views.clips * (1 if views.crops.value == "center" else 3)
+    seconds: dict[str, float] = best_effort("stages.jsonl", lambda: read_stages(config.run_dir), {})
     return {
         "name": config.name,
         "dataset": {
@@ -232,7 +232,7 @@ def _report(
             "frames": config.data.frames,
             "fusion": views.fusion.value,
         },
-        "seconds": best_effort("stages.jsonl", lambda: read_stages(config.run_dir), {}),
+        "seconds": seconds,
         "data_wait_percent": {"evaluate": result.data_wait_percent}
         | _training_figure(config, "data_wait_percent", "train"),
         "throughput": {"evaluate_views_per_second": len(result.predictions.rows) * computed / result.seconds}
@@ -309,8 +309,11 @@ def _mistakes(shards: ShardSet, result: Evaluation) -> list[dict[str, Any]]:
     return entries
 
 
+def _history(config: RunConfig) -> list[dict[str, Any]]:
+    return best_effort("history", lambda: read_metrics(Path(config.run_dir) / "metrics.jsonl"), [])
+
+
 def _training_figure(config: RunConfig, name: str, key: str) -> dict[str, float]:
     """The median of a logged number over the training run, if there was one."""
-    lines = best_effort("history", lambda: read_metrics(Path(config.run_dir) / "metrics.jsonl"), [])
-    values = [line[name] for line in lines if line.get(name) is not None]
+    values = [line[name] for line in _history(config) if line.get(name) is not None]
     return {key: float(np.median(values))} if values and math.isfinite(np.median(values)) else {}

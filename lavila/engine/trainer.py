@@ -79,7 +79,7 @@ class Trainer:
         progress = {"epoch": 0, "step": 0, "updates": 0}
         self.state = TrainState(model=model, optimizer=optimizer, scaler=scaler, progress=progress)
         self.updates_per_epoch = len(loader) // config.optim.accumulate
-        self.rate = LearningRate.of(config.optim, steps=self.updates_per_epoch)
+        self.rate = LearningRate.of(config.optim, model, steps=self.updates_per_epoch)
         self.newest = checkpoint.find(self.run_dir, config.resume)
         if self.newest is not None:
             checkpoint.load(self.newest, self.state, process=process)

@@ -44,7 +44,7 @@ def config_file(folder: Path, shards: ShardSet, **changes: Any) -> Path:
             "patch_size": 16, "width": 32, "depth": 2, "heads": 2, "zero_time_attention": False, "drop_path": 0.2,
             "dropout": 0.3,
         },
-        "optim": {"optimizer": "adamw", "epochs": 3, "lr": 1e-3, "backbone_lr_multiplier": 1.0},
+        "optim": {"optimizer": "adamw", "epochs": 3, "lr": 1e-3, "lr_multiplier": 1.0},
         "views": {"clips": 2, "crops": "three", "batch_size": 4},
         "run_dir": str(folder / "run"),
         "device": "cpu",
@@ -321,7 +321,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, vp9_shards: Sha
 
 def test_gradients_are_clipped_and_bf16_trains(tmp_path: Path, vp9_shards: ShardSet) -> None:
     """With a vanishing gradient limit SGD without momentum cannot move; bf16 autocast gives nearly fp32's losses."""
-    still = {"optimizer": "sgd", "lr": 1.0, "betas": [0.0, 0.0], "weight_decay": 0.0, "epochs": 1, "warmup_epochs": 0}
+    still = {"optimizer": "sgd", "lr": 1.0, "momentum": 0.0, "weight_decay": 0.0, "epochs": 1, "warmup_epochs": 0}
     path = config_file(tmp_path, vp9_shards, optim=still)
     moved = {}
     for limit in (0.0, 1e-9):
