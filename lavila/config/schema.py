@@ -126,8 +126,9 @@ class DataConfig:
     crop_scale: tuple[Share, Share] = (0.5, 1.0)  # share of the picture's area that a training crop covers
     crop_ratio: tuple[Positive, Positive] = (0.75, 1.3333333333333333)  # width / height of a training crop
     flip: Chance = 0.5  # chance that a training clip is mirrored left-right
-    mean: tuple[Level, Level, Level] = (108.3272985, 116.7460125, 104.09373615)  # R, G, B on 0..255, subtracted
-    std: tuple[Positive, Positive, Positive] = (68.5005327, 66.6321579, 70.32316305)  # R, G, B on 0..255, divided by
+    mean: tuple[Level, ...] = ()  # R, G, B on 0..255, subtracted; empty = as the weights were trained, else LaViLa's
+    std: tuple[Positive, ...] = ()  # R, G, B on 0..255, divided by; empty = likewise
+    allow_other_statistics: bool = False  # mean and std that are set may differ from those that the weights know
     antialias: bool = False  # low-pass before shrinking; published weights were trained without
     picture_type: PictureType = PictureType.float32  # number type of the pictures; float16 halves the traffic on a GPU
     decoder: Decoder = Decoder.auto  # auto: nvdec on a GPU, else host (PyAV, every codec); dali_cpu: VP9
@@ -259,6 +260,10 @@ def check(config: RunConfig) -> None:
             f"model.width={config.model.width} is not a multiple of model.heads={config.model.heads}; "
             "each head takes an equal share of the width"
         )
+    for name in ("mean", "std"):
+        values = getattr(config.data, name)
+        if len(values) not in (0, 3):
+            raise ConfigError(f"data.{name}={list(values)}: three numbers (red, green, blue), or none: [] = not set")
     for name in ("crop_scale", "crop_ratio"):
         low, high = getattr(config.data, name)
         if low > high:

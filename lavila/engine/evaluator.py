@@ -33,7 +33,7 @@ from lavila.engine.reporting import (
     view_labels,
     write_report,
 )
-from lavila.models.checkpoints import load_model
+from lavila.models.checkpoints import load_model, trained_on
 from lavila.records import VideoBatch
 from lavila.tasks import Predictions, Scores, Task, concatenate
 
@@ -78,11 +78,17 @@ def evaluate(config: RunConfig) -> Path | None:
     """Evaluate a checkpoint on the validation set and write the report. Returns report.html on the main rank."""
     with join(config.device.value) as process:
         path = config.checkpoint or Path(config.run_dir) / FOLDER
-        model = load_model(
-            path, num_frames=config.data.frames, image_size=config.data.image_size, device=process.device
-        )
+        trained = trained_on(path)
+        config = build.with_statistics(config, trained)
         shards = build.shard_set(config, "val")
-        task = build.build_task(config, model, build.head_classes(config, shards))
+        classes = build.head_classes(config, shards)
+        build.check_classes(classes, trained.classes, of=shards.path, wanted_by=trained.file)
+        for note in (notes := build.departures(config, trained)):
+            log.warning("%s: %s", trained.file, note)
+        data = config.data
+        # The file itself: a run that is still training may have a newer checkpoint by now.
+        model = load_model(trained.file, num_frames=data.frames, image_size=data.image_size, device=process.device)
+        task = build.build_task(config, model, classes)
         result = evaluate_task(config, task, shards, process)
         if result is None:
             return None
@@ -90,7 +96,7 @@ def evaluate(config: RunConfig) -> Path | None:
             log.info("%-18s %6.2f %%", name, value)
         best_effort("stages.jsonl", lambda: append_stage(config.run_dir, "evaluate", result.seconds), None)
         wrong: list[dict[str, Any]] = best_effort("mistakes", lambda: _mistakes(shards, result), [])
-        report = _report(config, str(path), shards, result, process, wrong=wrong)
+        report = _report(config, str(path), shards, result, process, wrong=wrong) | {"notes": notes}
         pictures = best_effort("pictures", lambda: _pictures(config, shards, result, wrong), ReportPictures())
         write_report(config.run_dir, report, pictures=pictures, history=_history(config))
     return Path(config.run_dir) / "report.html"

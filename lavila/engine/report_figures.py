@@ -83,6 +83,7 @@ def page_values(report: Json, *, pictures: ReportPictures, history: Sequence[Map
         "stages": stages(report),
         "mistakes": mistakes(report, pictures),
         "failed": failed(report),
+        "notes": list(report.get("notes") or []),
         "environment": {k: number(v) for k, v in (report.get("environment") or {}).items()},
         "config": list(flatten(report.get("config") or {})),
     }

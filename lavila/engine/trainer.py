@@ -15,12 +15,14 @@ from torch.nn.parallel import DistributedDataParallel
 from lavila.config.load import flatten, load_config, to_dict, to_yaml
 from lavila.config.schema import Precision, RunConfig
 from lavila.data.loader import ClipLoader
+from lavila.data.shards import ShardSet
 from lavila.engine import build, checkpoint
 from lavila.engine.checkpoint import TrainState
 from lavila.engine.distributed import Process, join, mean_over_ranks
 from lavila.engine.evaluator import evaluate_task
 from lavila.engine.optim import LearningRate, build_optimizer
 from lavila.engine.reporting import MetricsLog, append_stage, read_stages
+from lavila.models.checkpoints import TrainedOn, trained_on
 from lavila.records import VideoBatch
 from lavila.tasks import Task
 
@@ -33,6 +35,11 @@ def train(config: RunConfig) -> Path:
         started = time.perf_counter()
         shards = build.shard_set(config, "train")
         classes = build.head_classes(config, shards)
+        found = checkpoint.find(Path(config.run_dir), config.resume)
+        origin = found or config.model.init
+        trained = trained_on(origin) if origin else None
+        config = build.with_statistics(config, trained)
+        _check_classes(config, shards, classes, resumed=trained if found else None)
         loader = build.training_loader(config, shards, process)
         model = build.classifier(config, classes).to(process.device)
         trainer = Trainer(
@@ -45,6 +52,15 @@ def train(config: RunConfig) -> Path:
             before = read_stages(config.run_dir).get("train", 0.0) if resumed_at else 0.0
             append_stage(config.run_dir, "train", before + time.perf_counter() - started)
     return last
+
+
+def _check_classes(config: RunConfig, shards: ShardSet, classes: build.Classes, *, resumed: TrainedOn | None) -> None:
+    """Class names of what is trained on against the checkpoint's, and of what is validated on against both."""
+    if resumed is not None:
+        build.check_classes(classes, resumed.classes, of=shards.path, wanted_by=resumed.file)
+    if config.evaluate_every_epochs:
+        val = build.shard_set(config, "val")
+        build.check_classes(build.head_classes(config, val), classes, of=val.path, wanted_by=shards.path)
 
 
 @dataclass
