@@ -189,12 +189,12 @@ class OptimConfig:
     lr_end: NotNegative = 1e-5  # where the cosine ends
     warmup_epochs: NotNegative = 1.0  # linear warm-up, its end point included
     schedule: Schedule = Schedule.cosine  # cosine with warm-up, or constant: lr throughout
-    lr_multiplier: NotNegative = 0.1  # of lr, lr_start and lr_end, for the parameters that the next field names
+    lr_multiplier: NotNegative = 0.1  # lr, lr_start and lr_end times this, for those that the next field names
     lr_multiplier_for: MultiplierScope = MultiplierScope.all  # all: heads too, as published; backbone: heads keep lr
     weight_decay: NotNegative = 4e-5  # of matrices; never of biases and norms
-    betas: tuple[ChanceBelowOne, ChanceBelowOne] = (0.9, 0.999)  # of adamw: decay of its two running means
-    momentum: ChanceBelowOne = 0.9  # of sgd
-    eps: Positive = 1e-8  # of adamw: added to the root of the mean square
+    betas: tuple[ChanceBelowOne, ChanceBelowOne] = (0.9, 0.999)  # adamw: decay of its two running means
+    momentum: ChanceBelowOne = 0.9  # sgd: share of the last update that is kept
+    eps: Positive = 1e-8  # adamw: added to the root of the mean square
     clip_grad_norm: NotNegative = 0.0  # largest gradient norm; 0 = no limit
     accumulate: Count = 1  # passes a rank's share of a batch is split into, to save memory
     precision: Precision = Precision.auto  # auto: bf16 where the GPU has it, fp16 on older GPUs, fp32 on the CPU

@@ -21,7 +21,7 @@ from lavila.data.converter import SIDE_MULTIPLE
 WHOLE_CLIP = 1 << 16  # frames; a group of pictures longer than any clip
 SMPTE170M = 6  # FFmpeg's number for BT.601 with 525 lines: matrix, primaries and transfer alike
 LIMITED_RANGE = 1
-LIBRARIES = ("libavcodec", "libswscale")  # of FFmpeg, whose versions decide the bytes of a clip
+LIBRARIES = ("libavcodec", "libswscale")  # parts of FFmpeg whose versions decide the bytes of a clip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,8 +31,8 @@ from lavila.tasks.classification import ClassificationSettings, ClassificationTa
 log = logging.getLogger(__name__)
 
 Classes = dict[str, list[str]]
-SHOWN_CLASSES = 3  # of those that differ
-SAME_LEVEL = 0.05  # of 255: statistics closer than this are the same, written with fewer digits
+SHOWN_CLASSES = 3  # in a message, where they differ
+SAME_LEVEL = 0.05  # on 0..255: statistics closer than this are the same, written with fewer digits
 
 
 def shard_set(config: RunConfig, which: str) -> ShardSet:

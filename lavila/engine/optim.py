@@ -27,7 +27,7 @@ class Group:
 
     parameters: list[nn.Parameter]
     decays: bool
-    multiplier: float  # of the learning rate
+    multiplier: float  # the learning rate is this times the schedule
 
 
 def split_parameters(model: nn.Module, config: OptimConfig) -> list[Group]:
@@ -88,7 +88,7 @@ class LearningRate:
     """Sets the rates of all groups before a step."""
 
     values: np.ndarray  # [steps of the run] where the multiplier is 1
-    multipliers: tuple[float, ...]  # of each parameter group
+    multipliers: tuple[float, ...]  # one a parameter group
 
     @classmethod
     def of(cls, config: OptimConfig, model: nn.Module, *, steps: int) -> LearningRate:

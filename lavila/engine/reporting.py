@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 
 class ReportError(ValueError):
-    """A report whose page cannot be drawn, told in one line."""
+    """A report whose page cannot be drawn, in one line."""
 
 
 METRICS_FILE = "metrics.jsonl"

@@ -178,7 +178,7 @@ class TrainedOn:
     file: Path
     mean: tuple[float, ...]  # R, G, B on 0..255; empty = not said
     std: tuple[float, ...]  # R, G, B on 0..255; empty = not said
-    frames: int | None  # of a clip
+    frames: int | None  # a clip has
     image_size: int | None  # side of a picture, pixels
     classes: dict[str, list[str]]  # head -> names of its classes, heads in the model's order; empty = not said
 
