@@ -12,7 +12,7 @@ from lavila.config.schema import RunConfig
 from lavila.data.shards import ShardSet
 from lavila.engine import build
 from lavila.engine.distributed import Process
-from lavila.engine.trainer import pick_precision
+from lavila.engine.precision import Arithmetic
 from lavila.records import VideoBatch
 from lavila.tasks import Task
 
@@ -28,13 +28,12 @@ class ModelBench:
         model = build.classifier(fresh, classes).to(process.device)
         self.task: Task = build.build_task(config, model, classes)
         self.task.model.train()
-        self.device, self.precision = process.device, pick_precision(config.optim.precision, process.device)
+        self.device, self.arithmetic = process.device, Arithmetic.of_training(config, process.device)
 
     def step(self, batch: VideoBatch) -> None:
         """One forward and backward; returns when it is done."""
-        enabled = self.precision is not torch.float32
-        with torch.autocast(self.device.type, dtype=self.precision, enabled=enabled):
-            loss, _ = self.task.step(batch)
+        with self.arithmetic.autocast():
+            loss, _ = self.task.step(self.arithmetic.fitted(batch))
         loss.backward()
         self.task.model.zero_grad(set_to_none=True)
         if self.device.type == "cuda":

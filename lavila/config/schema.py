@@ -134,7 +134,7 @@ class DataConfig:
     decoder: Decoder = Decoder.auto  # auto: nvdec on a GPU, else host (PyAV, every codec); dali_cpu: VP9
     threads: CountOrNone = 0  # CPU threads of the loader on each rank; 0 = this rank's share of the cores
     prefetch: Count = 2  # batches in flight between decoder and model
-    max_bad_clips: CountOrNone = 100  # stop when more clips than this could not be decoded in one epoch
+    max_bad_clips: CountOrNone = 100  # stop when more clips than this could not be decoded in one epoch, over all ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +146,7 @@ class ViewsConfig:
     fusion: Fusion = Fusion.mean_logits  # mean of logits then softmax, or maximum over views then softmax
     batch_size: Count = 8  # clips (not views) in flight over all ranks
     view_batch_size: CountOrNone = 0  # views per forward pass on a rank; 0 = all views of a batch at once
+    precision: Precision = Precision.auto  # of evaluations; auto: as optim.precision, but fp32 where a CPU lacks it
     single_frame_control: bool = False  # also score every view with its middle frame repeated: does the model use time?
 
 
@@ -208,8 +209,8 @@ class RunConfig:
     run_dir: str = ""  # folder of this run; empty = runs/<name>
     seed: Seed = 0  # of weights, clip order, frames, crops and flips
     device: Device = Device.auto  # auto: cuda where there is one
-    checkpoint: str = ""  # evaluate this one: a path or a zoo name; empty = the newest of the run
-    resume: str = "auto"  # auto: go on from the run's newest checkpoint; none: start afresh; or a path
+    checkpoint: str = ""  # evaluate this one: a path or a zoo name; empty = the run's newest
+    resume: str = "auto"  # auto: newest checkpoint; none: afresh; aside: afresh, older run kept beside; or a path
     checkpoint_every_steps: CountOrNone = 0  # save every n steps; 0 = at the end of each epoch only
     keep_checkpoints: Count = 2  # newest ones kept
     log_every_steps: Count = 10  # between two lines of metrics.jsonl

@@ -110,7 +110,8 @@ class ClipLoader:
         device: where the batches go.
         threads: CPU threads for reading and decoding; 0 = all cores of this process.
         prefetch: batches in flight.
-        max_bad_clips: an epoch with more undecodable clips than this stops.
+        max_bad_clips: an epoch with more undecodable clips than this stops. The loader counts its own rank's; whoever
+            knows the sum over all ranks gives it to `check_bad_clips`.
         captions: the clips' narrations; None = those that the shard set came with.
 
     Raises:
@@ -284,10 +285,15 @@ class ClipLoader:
                 shard,
                 reason,
             )
-        if len(self.bad_clips) > self._max_bad_clips:
-            last = self.bad_clips[-1]
-            raise LoaderError(
-                f"{self.shard_set.path}: {len(self.bad_clips)} clips of this epoch cannot be decoded, the last being "
-                f"{last.clip_id} in {last.shard} ({last.reason}); make the shards again, "
-                f"or allow more with data.max_bad_clips (now {self._max_bad_clips})"
-            )
+        self.check_bad_clips(len(self.bad_clips))
+
+    def check_bad_clips(self, count: int) -> None:
+        """Raise LoaderError where so many clips of an epoch cannot be decoded and fewer are allowed."""
+        if count <= self._max_bad_clips:
+            return
+        last = self.bad_clips[-1] if self.bad_clips else None
+        told = f", the last being {last.clip_id} in {last.shard} ({last.reason})" if last else ", told by other ranks"
+        raise LoaderError(
+            f"{self.shard_set.path}: {count} clips of this epoch cannot be decoded{told}; make the shards again, "
+            f"or allow more with data.max_bad_clips (now {self._max_bad_clips})"
+        )

@@ -295,6 +295,14 @@ class TrainingPlan:
     def largest_batch(self) -> int:
         return self._batch_size // (self._ranks.world * self._passes)
 
+    @property
+    def order(self) -> dict[str, int]:
+        """All that decides which clips come in which step of an epoch; ranks and passes do not."""
+        facts = {"data.batch_size": self._batch_size, "seed": self._seed, "clips": len(self._sizes)}
+        if self._order_of(0).windows == 1:  # mixed fully, whatever the window
+            return facts
+        return facts | {"data.shuffle_window": self._shuffle.window, "stretch": self._shuffle.stretch}
+
     def batch(self, epoch: int, step: int) -> list[ClipPlan]:
         assert 0 <= step < self.steps, (step, self.steps)
         whole, part = divmod(step, self._passes)

@@ -169,8 +169,11 @@ def single_view(config: RunConfig) -> RunConfig:
     return replace(config, views=replace(config.views, clips=1, crops=crops, single_frame_control=False))
 
 
-def classifier(config: RunConfig, classes: Mapping[str, Sequence[str]]) -> VideoClassifier:
-    """A fresh model, its tower started from `model.init` if that is given. The seed decides its weights."""
+def classifier(config: RunConfig, classes: Mapping[str, Sequence[str]], *, resumed: bool = False) -> VideoClassifier:
+    """A fresh model, its tower started from `model.init` if that is given. The seed decides its weights.
+
+    resumed: a checkpoint's weights will take the place of all, so `model.init` is not read and need not exist.
+    """
     torch.manual_seed(config.seed)
     model = config.model
     tower = TimeSformer(
@@ -190,7 +193,7 @@ def classifier(config: RunConfig, classes: Mapping[str, Sequence[str]]) -> Video
             gradient_checkpointing=model.gradient_checkpointing,
         )
     )
-    if model.init:
+    if model.init and not resumed:
         start = load_model(model.init, num_frames=config.data.frames, image_size=config.data.image_size)
         tower.load_state_dict(_tower_of(start, tower, name=model.init).state_dict())
     return VideoClassifier(tower, num_classes=tuple(len(names) for names in classes.values()), dropout=model.dropout)

@@ -1,34 +1,57 @@
-"""Checkpoints of a run: written whole or not at all, resumed from the newest, the oldest removed.
+"""Checkpoints of a run: written whole or not at all, found by what they hold, the oldest removed.
 
-<run>/checkpoints/latest                     text: the name of the newest whole checkpoint
-<run>/checkpoints/step-00000480/model.safetensors   the model, enough for `load_model`
-                               /config.yaml         the run's resolved config
-                               /train_state/        optimiser, loss scaler, place in the epoch (torch DCP)
+<run>/checkpoints/step-00000480/checkpoint.json     place in the run, and size and checksum of the files below
+                               /model.safetensors   the model, enough for `load_model`
+                               /train_state/        the optimiser's state (torch DCP)
+                               /config.yaml         the run's resolved config, for people
+<run>/checkpoints/latest                            text: the name of the newest, for `load_model`
+
+A folder gets its name only when everything in it is on the disk, and loses it before anything in it is removed. So a
+run that is killed at any moment leaves whole checkpoints, and beside them temporary folders (`.step-*.tmp`) that the
+next save removes. Resuming asks the folders themselves which is the newest whole one, not `latest`.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import shutil
 import warnings
-from dataclasses import dataclass
+import zlib
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
-from lavila.engine.distributed import Process, barrier
+from lavila.engine.distributed import Process, barrier, on_main
 from lavila.files import sync, whole_file
 from lavila.models.checkpoints import LATEST, WEIGHTS, CheckpointError, load_model, save_model
 
 log = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
-STEP = re.compile(r"step-(\d{8})")
+FACTS, TRAIN_STATE, CONFIG = "checkpoint.json", "train_state", "config.yaml"
+FORMAT = 1  # of checkpoint.json
+STEP = re.compile(r"step-\d{8}")
+LEFT_OVER = re.compile(rf"\.step-\d{{8}}\..*tmp|{LATEST}\..*\.tmp")
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """A place in a run, counted in updates: how many passes make one may differ when the run is resumed."""
+
+    epoch: int = 0  # epochs that are done
+    epoch_updates: int = 0  # updates of the current epoch that are done
+    updates: int = 0  # updates of the run that are done
+    good_clips: int = 0  # of the current epoch so far, over all ranks
+    bad_clips: int = 0  # of the current epoch so far, over all ranks: could not be decoded
+    seconds: float = 0.0  # spent on training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,94 +61,199 @@ class TrainState:
     model: nn.Module  # without wrappers
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    progress: dict[str, int]  # epoch, step (passes of this epoch that are done), updates (optimiser steps of the run)
+    progress: Progress
+    order: dict[str, int]  # what decides which clips the updates of an epoch see: `TrainingPlan.order`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What checkpoint.json says."""
+
+    progress: Progress
+    order: dict[str, int]
+    scaler: dict[str, Any]
+    files: dict[str, tuple[int, int]]  # path in the checkpoint -> bytes, CRC-32
 
 
 def step_name(updates: int) -> str:
-    """The folder name of a checkpoint after so many optimiser steps."""
+    """The folder name of a checkpoint after so many updates."""
     return f"step-{updates:08d}"
+
+
+def step_folders(folder: Path) -> list[Path]:
+    """Everything in a folder of checkpoints that has a checkpoint's name, whole or not, the newest last."""
+    return sorted(path for path in folder.glob("step-*") if STEP.fullmatch(path.name))
 
 
 def save(
     run_dir: Path, state: TrainState, *, process: Process, config_yaml: str, extra: dict[str, str], keep: int
 ) -> Path:
-    """Write a checkpoint; every rank calls this. The folder appears, and `latest` names it, only when it is whole."""
+    """Write a checkpoint; every rank calls this. CheckpointError where a whole one of this name is there already."""
     folder = run_dir / FOLDER
-    final = folder / step_name(state.progress["updates"])
+    final = folder / step_name(state.progress.updates)
     temporary = folder / f".{final.name}.tmp"
-    if process.is_main:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    barrier()
+    on_main(lambda: _make_room(temporary, final))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process: that is meant
-        state_dict_saver.save(_train_state(state), checkpoint_id=temporary / "train_state", no_dist=process.world == 1)
+        optimizer = {"optimizer": get_optimizer_state_dict(state.model, state.optimizer)}
+        state_dict_saver.save(optimizer, checkpoint_id=temporary / TRAIN_STATE, no_dist=process.world == 1)
     if process.is_main:
         save_model(state.model, temporary / WEIGHTS, extra=extra)
-        (temporary / "config.yaml").write_text(config_yaml, encoding="utf-8")
-        _sync_tree(temporary)
-        shutil.rmtree(final, ignore_errors=True)
+        _write_facts(temporary, state)
+        (temporary / CONFIG).write_text(config_yaml, encoding="utf-8")
+        for path in [*temporary.rglob("*"), temporary]:
+            sync(path)
         temporary.rename(final)
-        with whole_file(folder / LATEST) as file:  # syncs the folder too, and with it the rename above
+        sync(folder)
+        with whole_file(folder / LATEST) as file:
             file.write(f"{final.name}\n".encode())
-        for old in _whole_checkpoints(folder)[:-keep]:
-            if old != final:
-                shutil.rmtree(old, ignore_errors=True)
+        for old in [path for path in step_folders(folder) if path.name <= final.name][:-keep]:
+            _remove(old)
         log.info("checkpoint: %s", final)
     barrier()
     return final
 
 
-def find(run_dir: Path, resume: str) -> Path | None:
-    """The checkpoint folder that `resume` (auto, none, or a path) means; None = start afresh."""
-    if resume == "none":
-        return None
-    if resume != "auto":
-        path = Path(resume)
-        path = path / (path / LATEST).read_text().strip() if (path / LATEST).is_file() else path
-        if not (path / "train_state").is_dir():
-            raise CheckpointError(
-                f"resume={resume}: no train_state folder in it; give a step-* folder or a run's checkpoints folder"
-            )
-        return path
-    latest = run_dir / FOLDER / LATEST
-    if not latest.is_file():
-        return None
-    path = run_dir / FOLDER / latest.read_text(encoding="utf-8").strip()
-    if not (path / "train_state").is_dir():
+def load(path: Path, state: TrainState, *, process: Process) -> Facts:
+    """Put a whole checkpoint's weights, optimiser state and place into `state`, in place.
+
+    Settings of the optimiser (rates, decay, betas) stay those of `state`. CheckpointError where the model or the
+    optimiser is of another kind than the checkpoint's.
+    """
+    facts = read_facts(path)
+    try:
+        state.model.load_state_dict(load_model(path).state_dict())
+    except RuntimeError as error:
         raise CheckpointError(
-            f"{latest}: names {path.name}, which is not there; write the name of a whole checkpoint into it, "
-            "or start afresh with resume=none"
-        )
-    return path
-
-
-def load(path: Path, state: TrainState, *, process: Process) -> None:
-    """Put a checkpoint's weights and training state into `state`, in place."""
-    weights = load_model(path).state_dict()
-    state.model.load_state_dict(weights)
-    values = _train_state(state)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        state_dict_loader.load(values, checkpoint_id=path / "train_state", no_dist=process.world == 1)
+            f"{path}: its model is not the one of this config ({' '.join(str(error).split())}); resume with the model, "
+            "the frames, the picture size and the classes that it was trained with, or start another run from its "
+            f"weights (model.init={path} run_dir=...)"
+        ) from None
+    settings = [{name: value for name, value in g.items() if name != "params"} for g in state.optimizer.param_groups]
+    values = {"optimizer": get_optimizer_state_dict(state.model, state.optimizer)}
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            state_dict_loader.load(values, checkpoint_id=path / TRAIN_STATE, no_dist=process.world == 1)
+    except (CheckpointException, RuntimeError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[-300:]
+        raise CheckpointError(
+            f"{path / TRAIN_STATE}: does not fit this config's optimiser ({reason}); resume with the optim.optimizer "
+            f"that it was trained with, or start another run from its weights (model.init={path} run_dir=...)"
+        ) from error
     set_optimizer_state_dict(state.model, state.optimizer, values["optimizer"])
-    state.scaler.load_state_dict(values["scaler"])
-    state.progress.update(values["progress"])
-    log.info("resumed from %s: epoch %d, step %d", path, state.progress["epoch"], state.progress["step"])
+    for group, own in zip(state.optimizer.param_groups, settings, strict=True):
+        group.update(own)
+    if facts.scaler and state.scaler.is_enabled():
+        state.scaler.load_state_dict(facts.scaler)
+    for name, value in asdict(facts.progress).items():
+        setattr(state.progress, name, value)
+    log.info("resumed from %s: epoch %d, update %d of it", path, facts.progress.epoch, facts.progress.epoch_updates)
+    return facts
 
 
-def _train_state(state: TrainState) -> dict[str, Any]:
-    return {
-        "optimizer": get_optimizer_state_dict(state.model, state.optimizer),
+def newest(folder: Path) -> Path | None:
+    """The newest whole checkpoint of a folder of checkpoints; None where there is none at all.
+
+    CheckpointError where there are some and not one is whole.
+    """
+    reasons: list[str] = []
+    for path in reversed(step_folders(folder)):
+        if (reason := torn(path)) is None:
+            if reasons:
+                log.warning("passed over what is not whole: %s", "; ".join(reasons))
+            return path
+        reasons.append(f"{path}: {reason}")
+    if reasons:
+        raise CheckpointError(
+            f"not one checkpoint to go on from is whole: {'; '.join(reasons)}; start afresh with resume=aside, which "
+            "keeps the folder under another name, or start from weights with model.init=..."
+        )
+    return None
+
+
+def newest_epoch_end(folder: Path) -> Path | None:
+    """The newest whole checkpoint of a folder that was saved between two epochs."""
+    for path in reversed(step_folders(folder)):
+        if torn(path) is None and not read_facts(path).progress.epoch_updates:
+            return path
+    return None
+
+
+def torn(path: Path) -> str | None:
+    """Why a folder is no whole checkpoint, judged by all that its files hold; None where it is one."""
+    try:
+        facts = read_facts(path)
+    except CheckpointError as error:
+        return str(error).removeprefix(f"{path}: ")
+    for name, (size, _) in facts.files.items():
+        found = (path / name).stat().st_size if (path / name).is_file() else None
+        if found != size:
+            return f"{name} is missing" if found is None else f"{name} has {found} bytes instead of {size}"
+    for name, (_, checksum) in facts.files.items():
+        if _checksum(path / name) != checksum:
+            return f"{name} has other content than was written"
+    return None
+
+
+def read_facts(path: Path) -> Facts:
+    """checkpoint.json of a checkpoint folder. CheckpointError where there is none, or not all in it."""
+    try:
+        values = json.loads((path / FACTS).read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: has no {FACTS}") from None
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path}: {FACTS} cannot be read ({error})") from None
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: {FACTS} is not of format {FORMAT}, the one that this version reads")
+    try:
+        facts = Facts(
+            progress=Progress(**values["progress"]),
+            order=dict(values["order"]),
+            scaler=dict(values["scaler"]),
+            files={name: (int(size), int(checksum)) for name, (size, checksum) in values["files"].items()},
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path}: {FACTS} lacks what a checkpoint's says ({error!r})") from None
+    if missing := [name for name in (WEIGHTS, f"{TRAIN_STATE}/.metadata") if name not in facts.files]:
+        raise CheckpointError(f"{path}: {FACTS} does not list {', '.join(missing)}")
+    return facts
+
+
+def _write_facts(folder: Path, state: TrainState) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    values = {
+        "format": FORMAT,
+        "progress": asdict(state.progress),
+        "order": state.order,
         "scaler": state.scaler.state_dict(),
-        "progress": dict(state.progress),
+        "files": {str(path.relative_to(folder)): [path.stat().st_size, _checksum(path)] for path in files},
     }
+    (folder / FACTS).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
-def _whole_checkpoints(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if STEP.fullmatch(path.name))
+def _checksum(path: Path) -> int:
+    checksum = 0
+    with path.open("rb") as file:
+        while part := file.read(1 << 23):
+            checksum = zlib.crc32(part, checksum)
+    return checksum
 
 
-def _sync_tree(folder: Path) -> None:
-    for path in [*folder.rglob("*"), folder]:
-        sync(path)
+def _make_room(temporary: Path, final: Path) -> None:
+    """Remove what killed saves left, and a torn folder that has the new checkpoint's name."""
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    for path in list(temporary.parent.iterdir()):
+        if LEFT_OVER.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+    if final.exists():
+        if torn(final) is None:
+            raise CheckpointError(f"{final}: is there already; does another process train into this run_dir?")
+        _remove(final)
+    temporary.mkdir()
+
+
+def _remove(path: Path) -> None:
+    gone = path.with_name(f".{path.name}.old.tmp")  # a name under which nobody takes a half for a whole
+    path.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)  # what a network file system keeps a while is left to the next save

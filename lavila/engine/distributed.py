@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+T = TypeVar("T")
 
 
 class DeviceError(ValueError):
@@ -80,6 +82,36 @@ def mean_over_ranks(values: dict[str, float], *, device: torch.device) -> dict[s
     totals = torch.stack([torch.where(known, numbers, 0.0), known.double()])
     dist.all_reduce(totals)
     return dict(zip(values, (totals[0] / totals[1]).tolist(), strict=True))
+
+
+def sum_over_ranks(values: dict[str, float], *, device: torch.device) -> dict[str, float]:
+    """The sum of each value over all ranks, float64, the same on every rank."""
+    if not dist.is_initialized():
+        return values
+    numbers = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
+    dist.all_reduce(numbers)
+    return dict(zip(values, numbers.tolist(), strict=True))
+
+
+def on_main(work: Callable[[], T]) -> T:
+    """What `work` gives on the main rank, the only one that does it; every rank calls this.
+
+    What is decided by looking at files must come out the same everywhere. An error is raised on every rank as well, so
+    that no rank waits for one that has stopped.
+    """
+    if not dist.is_initialized():
+        return work()
+    outcome: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            outcome = [work(), None]
+        except Exception as error:
+            outcome = [None, error]
+    dist.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    result: T = outcome[0]
+    return result
 
 
 def gather_to_main(value: Any) -> list[Any] | None:

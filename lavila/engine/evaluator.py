@@ -18,21 +18,14 @@ from torch.nn.functional import interpolate
 
 from lavila.config.load import to_dict
 from lavila.config.schema import RunConfig
-from lavila.data.loader import BadClip
+from lavila.data.loader import BadClip, ClipLoader
 from lavila.data.shards import ShardSet
 from lavila.engine import build
-from lavila.engine.checkpoint import FOLDER
-from lavila.engine.distributed import Process, gather_to_main, join
+from lavila.engine.distributed import Process, gather_to_main, join, on_main, sum_over_ranks
 from lavila.engine.environment import best_effort, environment
-from lavila.engine.reporting import (
-    ReportPictures,
-    ViewStrip,
-    append_stage,
-    read_metrics,
-    read_stages,
-    view_labels,
-    write_report,
-)
+from lavila.engine.precision import Arithmetic
+from lavila.engine.reporting import ReportPictures, ViewStrip, append_stage, read_stages, view_labels, write_report
+from lavila.engine.run_folder import Subject, subject_of
 from lavila.models.checkpoints import load_model, trained_on
 from lavila.records import VideoBatch
 from lavila.tasks import Predictions, Scores, Task, concatenate
@@ -42,6 +35,10 @@ log = logging.getLogger(__name__)
 SHOWN_CLIPS, SHOWN_MISTAKES, LISTED_MISTAKES = 4, 6, 60
 STRIP_VIEWS, STRIP_FRAMES, STRIP_PIXELS = 6, 8, 112
 LOG_SECONDS = 15.0
+OF_TRAINING = (  # sections and settings of a config that an evaluation does not use
+    "seed", "resume", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps", "evaluate_every_epochs", "model",
+    "optim",
+)  # fmt: skip
 
 
 class EvaluationError(ValueError):
@@ -60,6 +57,7 @@ class Evaluation:
     seconds: float
     data_wait_percent: float
     decoder: str
+    precision: str  # fp32, bf16 or fp16
 
 
 @dataclass
@@ -75,10 +73,13 @@ class _Seen:
 
 
 def evaluate(config: RunConfig) -> Path | None:
-    """Evaluate a checkpoint on the validation set and write the report. Returns report.html on the main rank."""
+    """Evaluate a checkpoint on the validation set and write the report. Returns report.html on the main rank.
+
+    The run folder's report is of the run's newest checkpoint; that of any other model lies under `evaluations/` in it.
+    """
     with join(config.device.value) as process:
-        path = config.checkpoint or Path(config.run_dir) / FOLDER
-        trained = trained_on(path)
+        subject = on_main(lambda: subject_of(Path(config.run_dir), config.checkpoint))
+        trained = trained_on(subject.model)
         config = build.with_statistics(config, trained)
         shards = build.shard_set(config, "val")
         classes = build.head_classes(config, shards)
@@ -86,7 +87,6 @@ def evaluate(config: RunConfig) -> Path | None:
         for note in (notes := build.departures(config, trained)):
             log.warning("%s: %s", trained.file, note)
         data = config.data
-        # The file itself: a run that is still training may have a newer checkpoint by now.
         model = load_model(trained.file, num_frames=data.frames, image_size=data.image_size, device=process.device)
         task = build.build_task(config, model, classes)
         result = evaluate_task(config, task, shards, process)
@@ -94,17 +94,21 @@ def evaluate(config: RunConfig) -> Path | None:
             return None
         for name, value in result.scores.metrics.items():  # first of all, whatever the report meets
             log.info("%-18s %6.2f %%", name, value)
-        best_effort("stages.jsonl", lambda: append_stage(config.run_dir, "evaluate", result.seconds), None)
+        best_effort("stages.jsonl", lambda: append_stage(subject.output, "evaluate", result.seconds), None)
         wrong: list[dict[str, Any]] = best_effort("mistakes", lambda: _mistakes(shards, result), [])
-        report = _report(config, str(path), shards, result, process, wrong=wrong) | {"notes": notes}
+        report = _report(config, subject, shards, result, process, wrong=wrong) | {"notes": notes}
         pictures = best_effort("pictures", lambda: _pictures(config, shards, result, wrong), ReportPictures())
-        write_report(config.run_dir, report, pictures=pictures, history=_history(config))
-    return Path(config.run_dir) / "report.html"
+        write_report(subject.output, report, pictures=pictures, history=subject.history)
+    return subject.output / "report.html"
 
 
 def evaluate_task(config: RunConfig, task: Task, shards: ShardSet, process: Process) -> Evaluation | None:
-    """Predictions and scores of a task on a shard set; None on the other ranks."""
+    """Predictions and scores of a task on a shard set; None on the other ranks.
+
+    On every rank: EvaluationError where no clip could be evaluated, LoaderError where too many could not.
+    """
     started = time.perf_counter()
+    arithmetic = Arithmetic.of_evaluation(config, process.device)
     loader = build.view_loader(config, shards, process)
     shown = {int(row) for row in np.linspace(0, len(shards) - 1, SHOWN_CLIPS)}
     training = task.model.training
@@ -113,10 +117,12 @@ def evaluate_task(config: RunConfig, task: Task, shards: ShardSet, process: Proc
     for batch in loader:
         if not len(batch):
             continue
-        seen.predictions.append(predicted := task.predict(batch))
-        if config.views.single_frame_control:
-            middle = batch.video[:, :, :, batch.video.shape[3] // 2].unsqueeze(3).expand_as(batch.video)
-            seen.frozen.append(task.predict(replace(batch, video=middle)))
+        batch = arithmetic.fitted(batch)
+        with arithmetic.autocast():
+            seen.predictions.append(predicted := task.predict(batch))
+            if config.views.single_frame_control:
+                middle = batch.video[:, :, :, batch.video.shape[3] // 2].unsqueeze(3).expand_as(batch.video)
+                seen.frozen.append(task.predict(replace(batch, video=middle)))
         _collect_pictures(config, batch, predicted, shown, seen)
         if process.is_main and time.perf_counter() - told > LOG_SECONDS:
             told = time.perf_counter()
@@ -125,18 +131,26 @@ def evaluate_task(config: RunConfig, task: Task, shards: ShardSet, process: Proc
             log.info("evaluated %d of %d clips, %.0f s left", min(done, len(shards)), len(shards), left)
     task.model.train(training)
     seen.bad_clips, seen.wait_seconds = loader.bad_clips, loader.wait_seconds
+    _check_clips(config, seen, loader, process)
     parts = gather_to_main(seen)
     if parts is None:
         return None
-    return _combine(config, task, parts, seconds=time.perf_counter() - started, decoder=loader.decoder)
+    how = {"decoder": loader.decoder, "precision": arithmetic.precision.value}
+    return _combine(task, parts, seconds=time.perf_counter() - started, how=how)
 
 
-def _combine(config: RunConfig, task: Task, parts: Sequence[_Seen], *, seconds: float, decoder: str) -> Evaluation:
-    if not any(part.predictions for part in parts):
-        bad = next((clip for part in parts for clip in part.bad_clips), None)
-        raise EvaluationError(
-            f"{config.data.val}: not one clip could be evaluated" + (f"; {bad.clip_id}: {bad.reason}" if bad else "")
-        )
+def _check_clips(config: RunConfig, seen: _Seen, loader: ClipLoader, process: Process) -> None:
+    """Counted over all ranks, so that all of them stop together."""
+    good = sum(len(part.rows) for part in seen.predictions)
+    counts = {"good": float(good), "bad": float(len(seen.bad_clips))}
+    totals = sum_over_ranks(counts, device=process.device)
+    loader.check_bad_clips(round(totals["bad"]))
+    if not totals["good"]:
+        bad = f"; {seen.bad_clips[0].clip_id}: {seen.bad_clips[0].reason}" if seen.bad_clips else ""
+        raise EvaluationError(f"{config.data.val}: not one clip could be evaluated{bad}")
+
+
+def _combine(task: Task, parts: Sequence[_Seen], *, seconds: float, how: dict[str, str]) -> Evaluation:
     predictions = concatenate([p for part in parts for p in part.predictions])
     scores = task.score(predictions)
     controls = {}
@@ -161,7 +175,7 @@ def _combine(config: RunConfig, task: Task, parts: Sequence[_Seen], *, seconds: 
         bad_clips=[clip for part in parts for clip in part.bad_clips],
         seconds=seconds,
         data_wait_percent=100 * sum(part.wait_seconds for part in parts) / len(parts) / seconds,
-        decoder=decoder,
+        **how,
     )
 
 
@@ -206,7 +220,7 @@ def _strip_views(views: int) -> list[int]:
 
 def _report(
     config: RunConfig,
-    checkpoint: str,
+    subject: Subject,
     shards: ShardSet,
     result: Evaluation,
     process: Process,
@@ -216,7 +230,8 @@ def _report(
     views = config.views
     computed = math.prod(_view_grid(config))
     total = views.clips * (1 if views.crops.value == "center" else 3)
-    seconds: dict[str, float] = best_effort("stages.jsonl", lambda: read_stages(config.run_dir), {})
+    seconds: dict[str, float] = best_effort("stages.jsonl", lambda: _stages(subject), {})
+    trained_with = {} if subject.trained_with is None else {"trained_with": subject.trained_with}
     return {
         "name": config.name,
         "dataset": {
@@ -226,7 +241,7 @@ def _report(
             "seconds": shards.manifest["seconds"],
             "path": config.data.val,
         },
-        "checkpoint": checkpoint,
+        "checkpoint": subject.model,
         "metrics": result.scores.metrics,
         "controls": result.controls,
         "views": {
@@ -240,9 +255,9 @@ def _report(
         },
         "seconds": seconds,
         "data_wait_percent": {"evaluate": result.data_wait_percent}
-        | _training_figure(config, "data_wait_percent", "train"),
+        | _training_figure(subject, "data_wait_percent", "train"),
         "throughput": {"evaluate_views_per_second": len(result.predictions.rows) * computed / result.seconds}
-        | _training_figure(config, "clips_per_second", "train_clips_per_second"),
+        | _training_figure(subject, "clips_per_second", "train_clips_per_second"),
         "clips": {
             "total": len(shards),
             "evaluated": len(result.predictions.rows),
@@ -251,8 +266,9 @@ def _report(
         },
         "heads": result.scores.heads,
         "mistakes": [{key: value for key, value in entry.items() if key != "row"} for entry in wrong[:LISTED_MISTAKES]],
-        "environment": environment(process) | {"decoder": result.decoder},
-        "config": to_dict(config),
+        "environment": environment(process) | {"decoder": result.decoder, "precision": result.precision},
+        "config": {name: value for name, value in to_dict(config).items() if name not in OF_TRAINING},
+        **trained_with,
     }
 
 
@@ -315,11 +331,15 @@ def _mistakes(shards: ShardSet, result: Evaluation) -> list[dict[str, Any]]:
     return entries
 
 
-def _history(config: RunConfig) -> list[dict[str, Any]]:
-    return best_effort("history", lambda: read_metrics(Path(config.run_dir) / "metrics.jsonl"), [])
+def _stages(subject: Subject) -> dict[str, float]:
+    """Seconds of each stage; those of training are the checkpoint's own, whatever the run went on to do."""
+    stages = read_stages(subject.output)
+    last = {"evaluate": stages.pop("evaluate")}
+    stages.pop("train", None)
+    return stages | ({"train": subject.progress.seconds} if subject.progress else {}) | last
 
 
-def _training_figure(config: RunConfig, name: str, key: str) -> dict[str, float]:
-    """The median of a logged number over the training run, if there was one."""
-    values = [line[name] for line in _history(config) if line.get(name) is not None]
+def _training_figure(subject: Subject, name: str, key: str) -> dict[str, float]:
+    """The median of a logged number over the checkpoint's training, where that is known."""
+    values = [line[name] for line in subject.history if line.get(name) is not None]
     return {key: float(np.median(values))} if values and math.isfinite(np.median(values)) else {}

@@ -86,6 +86,7 @@ def page_values(report: Json, *, pictures: ReportPictures, history: Sequence[Map
         "notes": list(report.get("notes") or []),
         "environment": {k: number(v) for k, v in (report.get("environment") or {}).items()},
         "config": list(flatten(report.get("config") or {})),
+        "trained_with": list(flatten(report.get("trained_with") or {})),
     }
 
 

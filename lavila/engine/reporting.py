@@ -206,8 +206,8 @@ def write_report(
         `<head>_mean_class`, ...), `controls` (percent, keys `chance_<metric>`: one over the number of classes,
         `largest_class_<metric>`: what always naming the largest class gets, `single_frame_<metric>`), `views`,
         `seconds` (per stage), `data_wait_percent` (per stage), `throughput`, `clips`, `heads`, `mistakes`,
-        `notes` (sentences on what was done otherwise than in training), `environment`, `config`. A key that is absent
-        leaves its section out.
+        `notes` (sentences on what was done otherwise than in training), `environment`, `config` (of the evaluation),
+        `trained_with` (the checkpoint's). A key that is absent leaves its section out.
         `heads[h]`: `classes` (K names), `confusion` [K, K] clip counts with rows the truth, or for many classes
         `confused_pairs` (truth, predicted, clips); `per_class_accuracy` (K percentages, null = no clip), `support` (K).
     pictures: what the model saw, for the strips; see `ReportPictures`.

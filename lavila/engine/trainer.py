@@ -5,24 +5,27 @@ from __future__ import annotations
 import logging
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from lavila.config.load import flatten, load_config, to_dict, to_yaml
-from lavila.config.schema import Precision, RunConfig
+from lavila.config.load import flatten, to_dict, to_yaml
+from lavila.config.schema import RunConfig
 from lavila.data.loader import ClipLoader
+from lavila.data.plan import TrainingPlan
 from lavila.data.shards import ShardSet
 from lavila.engine import build, checkpoint
-from lavila.engine.checkpoint import TrainState
-from lavila.engine.distributed import Process, join, mean_over_ranks
+from lavila.engine.checkpoint import Facts, Progress, TrainState
+from lavila.engine.distributed import Process, join, mean_over_ranks, on_main, sum_over_ranks
 from lavila.engine.evaluator import evaluate_task
 from lavila.engine.optim import LearningRate, build_optimizer
-from lavila.engine.reporting import MetricsLog, append_stage, read_stages
-from lavila.models.checkpoints import TrainedOn, trained_on
+from lavila.engine.precision import Arithmetic
+from lavila.engine.reporting import METRICS_FILE, MetricsLog, append_stage
+from lavila.engine.run_folder import read_config, set_aside, start_from
+from lavila.models.checkpoints import CheckpointError, TrainedOn, trained_on
 from lavila.records import VideoBatch
 from lavila.tasks import Task
 
@@ -30,28 +33,20 @@ log = logging.getLogger(__name__)
 
 
 def train(config: RunConfig) -> Path:
-    """Train as the config says, from the newest checkpoint of the run if there is one. Returns the last checkpoint."""
+    """Train as the config says, from the checkpoint that `resume` means. Returns the last checkpoint."""
     with join(config.device.value) as process:
-        started = time.perf_counter()
         shards = build.shard_set(config, "train")
         classes = build.head_classes(config, shards)
-        found = checkpoint.find(Path(config.run_dir), config.resume)
+        found = on_main(lambda: start_from(Path(config.run_dir), config.resume))
         origin = found or config.model.init
         trained = trained_on(origin) if origin else None
         config = build.with_statistics(config, trained)
         _check_classes(config, shards, classes, resumed=trained if found else None)
         loader = build.training_loader(config, shards, process)
-        model = build.classifier(config, classes).to(process.device)
-        trainer = Trainer(
-            config, process, loader=loader, task=build.build_task(config, model, classes), classes=classes
-        )
-        resumed_at = trainer.state.progress["updates"]
-        last = trainer.fit()
-        if process.is_main and trainer.state.progress["updates"] > resumed_at:
-            # A run in several parts took the sum of them (a part that was killed noted nothing).
-            before = read_stages(config.run_dir).get("train", 0.0) if resumed_at else 0.0
-            append_stage(config.run_dir, "train", before + time.perf_counter() - started)
-    return last
+        model = build.classifier(config, classes, resumed=found is not None).to(process.device)
+        task = build.build_task(config, model, classes)
+        trainer = Trainer(config, process, loader=loader, task=task, classes=classes, found=found)
+        return trainer.fit()
 
 
 def _check_classes(config: RunConfig, shards: ShardSet, classes: build.Classes, *, resumed: TrainedOn | None) -> None:
@@ -70,7 +65,7 @@ class _Meter:
     logs: list[dict[str, torch.Tensor]] = field(default_factory=list)
     clips: int = 0
     wait: float = 0.0
-    since: float = field(default_factory=time.perf_counter)
+    since: float = field(default_factory=lambda: time.perf_counter())
 
     def add(self, logs: dict[str, torch.Tensor], clips: int) -> None:
         self.logs.append(logs)  # left on the device: looking at a number would make the host wait for it
@@ -83,25 +78,41 @@ class _Meter:
 
 
 class Trainer:
-    """Steps a task over a loader; logs, saves and resumes."""
+    """Steps a task over a loader; logs, saves and resumes.
 
-    def __init__(self, config: RunConfig, process: Process, *, loader: ClipLoader, task: Task, classes: build.Classes):
+    found: the whole checkpoint to go on from; None = start afresh. CheckpointError where that would repeat or miss
+    clips of an epoch.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        process: Process,
+        *,
+        loader: ClipLoader,
+        task: Task,
+        classes: build.Classes,
+        found: Path | None = None,
+    ):
+        assert isinstance(loader.plan, TrainingPlan)
         self.config, self.process, self.loader, self.task, self.classes = config, process, loader, task, classes
-        self.run_dir = Path(config.run_dir)
-        self.precision = pick_precision(config.optim.precision, process.device)
+        self.run_dir, self.newest = Path(config.run_dir), found
+        self.arithmetic = Arithmetic.of_training(config, process.device)
         model = task.model
-        optimizer = build_optimizer(model, config.optim)
-        scaler = torch.amp.GradScaler(process.device.type, enabled=self.precision is torch.float16)
-        progress = {"epoch": 0, "step": 0, "updates": 0}
-        self.state = TrainState(model=model, optimizer=optimizer, scaler=scaler, progress=progress)
+        self.state = TrainState(
+            model=model,
+            optimizer=build_optimizer(model, config.optim),
+            scaler=torch.amp.GradScaler(process.device.type, enabled=self.arithmetic.scales_loss),
+            progress=Progress(),
+            order=loader.plan.order,
+        )
         self.updates_per_epoch = len(loader) // config.optim.accumulate
         self.rate = LearningRate.of(config.optim, model, steps=self.updates_per_epoch)
-        self.newest = checkpoint.find(self.run_dir, config.resume)
-        if self.newest is not None:
-            checkpoint.load(self.newest, self.state, process=process)
-            loader.load_state_dict(progress)
-            if process.is_main:
-                self._tell_what_changed(self.newest)
+        if found is not None:
+            self._resume(found)
+        self.earlier = replace(self.state.progress)  # what was done before this process started
+        self.good_clips = 0  # of the current epoch, by this rank since it started
+        self.began = time.perf_counter()
         if process.world > 1:
             device_ids = [process.device.index] if process.device.type == "cuda" else None
             task.model = DistributedDataParallel(model, device_ids=device_ids)
@@ -109,71 +120,135 @@ class Trainer:
     def fit(self) -> Path:
         """All epochs that are left. Returns the newest checkpoint's folder."""
         config, progress = self.config, self.state.progress
-        if self.process.is_main:
-            self.run_dir.mkdir(parents=True, exist_ok=True)
-            (self.run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-            self.metrics = MetricsLog(self.run_dir / "metrics.jsonl")
-            self.metrics.truncate_after(progress["updates"])
-            log.info("%s", self._summary())
-            if progress["epoch"] >= config.optim.epochs:
-                log.info(
-                    "this run has its %d epochs already; for more raise optim.epochs, for another run give run_dir=... "
-                    "or resume=none", progress["epoch"],
-                )  # fmt: skip
-        while progress["epoch"] < config.optim.epochs:
+        changed = self._changed_settings() if self.process.is_main else ""
+        if self.newest is not None and progress.epoch >= config.optim.epochs:
+            log.info(
+                "this run has its %d epochs already; for more raise optim.epochs, for another run give run_dir=... or "
+                "resume=aside%s", progress.epoch, f". Of no effect: {changed}" if changed else "",
+            )  # fmt: skip
+            return self.newest
+        if changed:
+            log.warning("resumed with other settings than the checkpoint's: %s", changed)
+        on_main(self._open_run_folder)
+        while progress.epoch < config.optim.epochs:
             self._epoch()
-            progress.update(epoch=progress["epoch"] + 1, step=0)
-            self.loader.set_epoch(progress["epoch"])
+            self._end_epoch()
             self._save()
-            if config.evaluate_every_epochs and progress["epoch"] % config.evaluate_every_epochs == 0:
+            if config.evaluate_every_epochs and progress.epoch % config.evaluate_every_epochs == 0:
                 self._validate()
+        if self.process.is_main:
+            append_stage(self.run_dir, "train", self._seconds())
         assert self.newest is not None
         return self.newest
 
+    def _resume(self, found: Path) -> None:
+        facts = checkpoint.load(found, self.state, process=self.process)
+        progress = self.state.progress
+        if progress.epoch_updates:
+            self._check_same_order(found, facts)
+        passes = progress.epoch_updates * self.config.optim.accumulate
+        self.loader.load_state_dict({"epoch": progress.epoch, "step": passes})
+
+    def _check_same_order(self, found: Path, facts: Facts) -> None:
+        """In mid-epoch the rest of the clips is known only as long as what decides their order stays."""
+        was, now = facts.order, self.state.order
+        names = [name for name in was | now if was.get(name) != now.get(name)]
+        if names:
+            changes = ", ".join(f"{name} is {now.get(name)} and was {was.get(name)}" for name in names)
+            end = checkpoint.newest_epoch_end(found.parent)
+            elsewhere = f"; or start another run from the end of an epoch (resume={end} run_dir=...)" if end else ""
+            raise CheckpointError(
+                f"{found}: was saved after {facts.progress.epoch_updates} updates of an epoch, and {changes}: the rest "
+                f"of the epoch would repeat clips and miss others. Go on with what was until an epoch ends{elsewhere}; "
+                "or start afresh (resume=aside). optim.accumulate and the number of ranks may change at any time"
+            )
+
+    def _open_run_folder(self) -> None:
+        """On the main rank: make room if asked to, and begin the files of the run."""
+        if self.config.resume == "aside" and (kept := set_aside(self.run_dir)):
+            log.info("the older run is kept as %s", kept)
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        (self.run_dir / "config.yaml").write_text(to_yaml(self.config), encoding="utf-8")
+        self.metrics = MetricsLog(self.run_dir / METRICS_FILE)
+        if dropped := self.metrics.truncate_after(self.state.progress.updates):
+            log.info("%s: dropped %d lines of updates that will be done again", self.metrics.path, dropped)
+        log.info("%s", self._summary())
+
     def _epoch(self) -> None:
         """The rest of the current epoch."""
-        config, progress, meter, clips = self.config, self.state.progress, _Meter(), 0
+        config, progress, meter = self.config, self.state.progress, _Meter()
         self.task.model.train()
         waited = self.loader.wait_seconds
-        for batch in self.loader:
-            progress["step"] += 1
-            clips += len(batch)
-            last_pass = progress["step"] % config.optim.accumulate == 0
-            meter.add(self._pass(batch, update=last_pass), len(batch))
-            if not last_pass:
+        for number, batch in enumerate(self.loader):
+            part = number % config.optim.accumulate
+            last_part = part == config.optim.accumulate - 1
+            self.good_clips += len(batch)
+            meter.add(self._pass(batch, part=part, update=last_part), len(batch))
+            if not last_part:
                 continue
-            progress["updates"] += 1
-            if progress["updates"] % config.log_every_steps == 0 or progress["step"] == len(self.loader):
+            progress.updates += 1
+            progress.epoch_updates += 1
+            ended = progress.epoch_updates == self.updates_per_epoch
+            if progress.updates % config.log_every_steps == 0 or ended:
                 meter.wait = self.loader.wait_seconds - waited
                 self._log(meter)
                 meter, waited = _Meter(), self.loader.wait_seconds
-            if config.checkpoint_every_steps and progress["updates"] % config.checkpoint_every_steps == 0:
+            every = config.checkpoint_every_steps
+            if every and progress.updates % every == 0 and not ended:  # what an epoch ends with is saved once, after it
+                saving = time.perf_counter()
                 self._save()
-        if not mean_over_ranks({"clips": float(clips)}, device=self.process.device)["clips"] and self.loader.bad_clips:
-            bad = self.loader.bad_clips[-1]
-            raise TrainingError(
-                f"{config.data.train}: not one clip of epoch {progress['epoch'] + 1} could be decoded, the last being "
-                f"{bad.clip_id} in {bad.shard} ({bad.reason}); make the shards again"
-            )
+                meter.since += time.perf_counter() - saving
 
-    def _pass(self, batch: VideoBatch, *, update: bool) -> dict[str, torch.Tensor]:
-        """Forward and backward of one batch; with `update`, the optimiser's step as well."""
-        optim, state = self.config.optim, self.state
+    def _end_epoch(self) -> None:
+        progress = self.state.progress
+        good, bad = self._count_clips(sum_over_ranks(self._own_clips(), device=self.process.device))
+        if not good and bad:
+            last = self.loader.bad_clips[-1] if self.loader.bad_clips else None
+            told = f", the last being {last.clip_id} in {last.shard} ({last.reason})" if last else ""
+            raise TrainingError(
+                f"{self.config.data.train}: not one clip of epoch {progress.epoch + 1} could be decoded{told}; "
+                "make the shards again"
+            )
+        progress.epoch += 1
+        progress.epoch_updates = progress.good_clips = progress.bad_clips = 0
+        self.earlier, self.good_clips = replace(progress, seconds=self.earlier.seconds), 0
+        self.loader.set_epoch(progress.epoch)
+
+    def _own_clips(self) -> dict[str, float]:
+        return {"good_clips": float(self.good_clips), "bad_clips": float(len(self.loader.bad_clips))}
+
+    def _count_clips(self, sums: dict[str, float]) -> tuple[int, int]:
+        """Good and bad clips of the epoch over all ranks, those before a resume included.
+
+        sums: `_own_clips` summed over the ranks. LoaderError, on every rank, where more are bad than allowed.
+        """
+        progress = self.state.progress
+        progress.good_clips = self.earlier.good_clips + round(sums["good_clips"])
+        progress.bad_clips = self.earlier.bad_clips + round(sums["bad_clips"])
+        self.loader.check_bad_clips(progress.bad_clips)
+        return progress.good_clips, progress.bad_clips
+
+    def _seconds(self) -> float:
+        """Time spent on training, earlier parts of the run included as far as they were saved."""
+        return self.earlier.seconds + time.perf_counter() - self.began
+
+    def _pass(self, batch: VideoBatch, *, part: int, update: bool) -> dict[str, torch.Tensor]:
+        """Forward and backward of part `part` of an update; with `update`, the optimiser's step as well."""
+        optim, state, progress = self.config.optim, self.state, self.state.progress
         # Dropout and stochastic depth depend on the place in the run alone, so that a resumed run repeats them.
-        seed = np.random.SeedSequence(
-            [self.config.seed, state.progress["epoch"], state.progress["step"], self.process.rank]
-        )
+        number = progress.epoch_updates * optim.accumulate + part + 1
+        seed = np.random.SeedSequence([self.config.seed, progress.epoch, number, self.process.rank])
         torch.manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1))
         model = self.task.model
         if isinstance(model, DistributedDataParallel):
             model.require_backward_grad_sync = update
-        with torch.autocast(
-            self.process.device.type, dtype=self.precision, enabled=self.precision is not torch.float32
-        ):
-            loss, logs = self.task.step(batch)
+        with self.arithmetic.autocast():
+            loss, logs = self.task.step(self.arithmetic.fitted(batch))
         state.scaler.scale(loss / optim.accumulate).backward()
         if update:
-            self.rate.set(state.optimizer.param_groups, state.progress["updates"])
+            # By epochs, not by updates so far: after a resume with another batch size, epochs have another length.
+            place = progress.epoch * self.updates_per_epoch + progress.epoch_updates
+            self.rate.set(state.optimizer.param_groups, place)
             if optim.clip_grad_norm:
                 state.scaler.unscale_(state.optimizer)
                 torch.nn.utils.clip_grad_norm_(state.model.parameters(), optim.clip_grad_norm)
@@ -187,7 +262,9 @@ class Trainer:
         values = meter.means() | {"data_wait_percent": 100 * meter.wait / seconds}
         # A loss that is NaN on one rank must show, so it becomes infinite: NaN is what the mean leaves out.
         values["loss"] = math.inf if math.isnan(values["loss"]) else values["loss"]
-        values = mean_over_ranks(values, device=self.process.device)
+        clips = self._own_clips()
+        values = mean_over_ranks(values | clips, device=self.process.device)
+        self._count_clips({name: values.pop(name) * self.process.world for name in clips})
         self._check_finite("loss", finite=math.isfinite(values["loss"]))
         if not self.process.is_main:
             return
@@ -195,35 +272,42 @@ class Trainer:
         values |= {"lr": self.state.optimizer.param_groups[-1]["lr"], "clips_per_second": rate}
         if self.process.device.type == "cuda":
             values["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        self.metrics.log(step=progress["updates"], epoch=progress["epoch"], **values)
-        total = self.updates_per_epoch * self.config.optim.epochs
-        left = (total - progress["updates"]) * seconds * self.config.optim.accumulate / len(meter.logs)
+        self.metrics.log(step=progress.updates, epoch=progress.epoch, **values)
+        epochs = self.config.optim.epochs
+        left = (epochs - progress.epoch) * self.updates_per_epoch - progress.epoch_updates
+        seconds_left = left * seconds * self.config.optim.accumulate / len(meter.logs)
         accuracy = " ".join(f"{name} {value:.1f}" for name, value in values.items() if name.endswith("_top1"))
         log.info(
             "epoch %d/%d step %d/%d  loss %.3f  %s  lr %.2e  %.0f clips/s  data wait %.1f %%  %s left",
-            progress["epoch"] + 1, self.config.optim.epochs, progress["updates"], total, values["loss"], accuracy,
-            values["lr"], rate, values["data_wait_percent"], _clock(left),
+            progress.epoch + 1, epochs, progress.updates, progress.updates + left, values["loss"], accuracy,
+            values["lr"], rate, values["data_wait_percent"], _clock(seconds_left),
         )  # fmt: skip
 
-    def _tell_what_changed(self, found: Path) -> None:
-        """Settings that differ from those of the checkpoint: allowed, but never unnoticed."""
-        before, now = (flatten(to_dict(c)) for c in (load_config(found / "config.yaml"), self.config))
-        changed = [f"{key}={value} (was {before[key]})" for key, value in now.items() if before[key] != value]
-        if changed:
-            log.warning("resumed with other settings than the checkpoint's: %s", ", ".join(changed))
+    def _changed_settings(self) -> str:
+        """Settings that differ from those of the checkpoint: allowed, but never unnoticed. "" where none do."""
+        if self.newest is None:
+            return ""
+        if (found := read_config(self.newest)) is None:
+            return f"not known, for {self.newest / checkpoint.CONFIG} cannot be read"
+        before, now = flatten(found), flatten(to_dict(self.config))
+        now.pop("resume"), before.pop("resume", None)  # how a run was started is no setting of it
+        told = [f"{key}={value} (was {before[key]})" for key, value in now.items() if before.get(key, value) != value]
+        told += [f"{key}={value} (a setting that is new)" for key, value in now.items() if key not in before]
+        told += [f"{key} (was {value}; no such setting now)" for key, value in before.items() if key not in now]
+        return ", ".join(told)
 
     def _validate(self) -> None:
         config = build.single_view(self.config)
         result = evaluate_task(config, self.task, build.shard_set(config, "val"), self.process)
         if result is not None:
             named = {f"val_{name}": value for name, value in result.scores.metrics.items() if name.endswith("_top1")}
-            self.metrics.log(step=self.state.progress["updates"], epoch=self.state.progress["epoch"], **named)
+            self.metrics.log(step=self.state.progress.updates, epoch=self.state.progress.epoch, **named)
             log.info("validation, one view: %s", " ".join(f"{name} {value:.1f}" for name, value in named.items()))
 
     def _check_finite(self, what: str, *, finite: bool) -> None:
         if not finite:
             raise TrainingError(
-                f"the {what} is not finite at step {self.state.progress['updates']}; lower optim.lr, set "
+                f"the {what} is not finite at step {self.state.progress.updates}; lower optim.lr, set "
                 "optim.clip_grad_norm, or train in fp32 (optim.precision=fp32), and go on from the newest checkpoint"
             )
 
@@ -231,6 +315,8 @@ class Trainer:
         # A ruined model must not take the place of a sound checkpoint.
         finite = all(bool(parameter.isfinite().all()) for parameter in self.state.model.parameters())
         self._check_finite("model", finite=finite)
+        self._count_clips(sum_over_ranks(self._own_clips(), device=self.process.device))
+        self.state.progress.seconds = self._seconds()
         self.newest = checkpoint.save(
             self.run_dir,
             self.state,
@@ -242,27 +328,16 @@ class Trainer:
 
     def _summary(self) -> str:
         parameters = sum(p.numel() for p in self.state.model.parameters())
-        precision = str(self.precision).removeprefix("torch.")
         return (
             f"{self.config.name}: {parameters / 1e6:.1f} M parameters, {len(self.loader.shard_set)} clips, "
             f"{self.updates_per_epoch} steps of {self.config.data.batch_size} clips an epoch, "
-            f"{self.process.world} rank(s) on {self.process.device.type}, {precision}, decoder {self.loader.decoder}"
+            f"{self.process.world} rank(s) on {self.process.device.type}, {self.arithmetic.precision.value}, "
+            f"decoder {self.loader.decoder}"
         )
 
 
 class TrainingError(ValueError):
     """Training that cannot go on, told in one line."""
-
-
-def pick_precision(precision: Precision, device: torch.device) -> torch.dtype:
-    """The number type of autocast. auto: bf16 where the GPU computes in it, else fp16; fp32 on the CPU."""
-    if precision is Precision.auto:
-        if device.type != "cuda":
-            return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    if precision is Precision.fp16 and device.type != "cuda":
-        raise TrainingError("optim.precision=fp16 needs a GPU; use fp32 or bf16 on the CPU")
-    return {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}[precision]
 
 
 def _clock(seconds: float) -> str:

@@ -6,8 +6,10 @@ Parameter names are those of LaViLa's fine-tuned checkpoints: `visual.*`, and `f
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lavila.models.timesformer import TimeSformer
@@ -38,12 +40,16 @@ class VideoClassifier(nn.Module):
         self.fc_cls: nn.Module = heads[0] if len(heads) == 1 else nn.ModuleList(heads)
 
     def forward(self, video: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Normalised video [B,3,T,H,W] -> logits [B,K] of the only head, or a tuple of them, one for each head."""
+        """Normalised video [B,3,T,H,W] -> logits [B,K] of the only head, or a tuple of them, one for each head.
+
+        The logits are of the weights' type, under autocast too: in bf16, with its 8 bits, the best classes often tie.
+        """
         feature_BD = self.dropout(self.visual(video))
-        if isinstance(self.fc_cls, nn.ModuleList):
-            return tuple(head(feature_BD) for head in self.fc_cls)
-        logits_BK: Tensor = self.fc_cls(feature_BD)
-        return logits_BK
+        heads = self.fc_cls if isinstance(self.fc_cls, nn.ModuleList) else [self.fc_cls]
+        kind = feature_BD.device.type
+        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
+            logits = tuple(head(feature_BD.to(head.weight.dtype)) for head in heads)
+        return logits if isinstance(self.fc_cls, nn.ModuleList) else logits[0]
 
     def architecture(self) -> dict[str, Any]:
         """What `build_model` needs to make this classifier again, as plain JSON types."""

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lavila.data.order import random_numbers
+from lavila.data.order import Shuffle, random_numbers
 from lavila.data.plan import (
     CropChoice,
     FrameChoice,
@@ -135,6 +135,29 @@ def test_global_batches_do_not_depend_on_the_number_of_ranks(world, passes):
                     other.position, other.row, other.window, other.flip, other.caption
                 )  # fmt: skip
                 assert (one.frames == other.frames).all()
+
+
+def test_what_decides_the_order_is_told():
+    """Two plans with the same `order` show the same clips in the same steps; the others differ in what it says."""
+    alone = training(200)
+    same = [
+        training(200, ranks=Ranks(rank=1, world=2), passes=2),
+        training(200, shuffle=Shuffle(window=500, stretch=3)),
+    ]
+    assert all(plan.order == alone.order for plan in same)
+    assert [clip.row for clip in alone.batch(0, 5)] == [clip.row for clip in same[1].batch(0, 5)]
+    others = [
+        training(200, seed=1),
+        training(200, batch_size=8),
+        training(199),
+        training(200, shuffle=Shuffle(window=100, stretch=4)),
+        training(200, shuffle=Shuffle(window=100, stretch=5)),
+        training(200, shuffle=Shuffle(window=50, stretch=5)),
+    ]
+    told = [alone.order, *(plan.order for plan in others)]
+    assert all(one != other for i, one in enumerate(told) for other in told[:i])
+    seen = [[clip.row for clip in plan.batch(0, 5)] for plan in (alone, *others)]
+    assert all(one != other for i, one in enumerate(seen) for other in seen[:i])
 
 
 def test_a_plan_is_a_function_of_its_place_alone():

@@ -298,6 +298,14 @@ def test_pictures_keep_their_order_and_names(tmp_path: Path, report: dict[str, A
     assert view_labels(clips=1, crops=3, tall=True) == ("clip 1, top", "clip 1, centre", "clip 1, bottom")
 
 
+def test_the_config_of_the_evaluation_and_that_of_training_are_told_apart(
+    tmp_path: Path, report: dict[str, Any]
+) -> None:
+    write_report(tmp_path, report | {"trained_with": {"optim": {"lr": 0.0625}}}, pictures=NO_PICTURES, history=[])
+    text = page_of(tmp_path).text
+    assert text.index("data.batch_size") < text.index("trained with, 1 values") < text.index("optim.lr 0.0625")
+
+
 def test_wrong_pictures_are_refused(tmp_path: Path, report: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"clip 'c': found float32\[1, 2, 8, 8, 3\], need uint8"):
         ViewStrip(clip_id="c", title="", subtitle="", frames=np.zeros((1, 2, 8, 8, 3), np.float32))  # type: ignore[arg-type]

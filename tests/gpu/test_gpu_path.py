@@ -82,6 +82,8 @@ def test_training_and_evaluation_on_the_gpu(vp9_shards: ShardSet, tmp_path: Path
     evaluate(config)
     report = json.loads((Path(config.run_dir) / "report.json").read_text())
     assert report["clips"]["evaluated"] == 12 and report["environment"]["decoder"] == "nvdec"
+    wanted = {"auto": "bf16" if torch.cuda.is_bf16_supported() else "fp16"}.get(precision, precision)
+    assert report["environment"]["precision"] == wanted
 
 
 def test_the_model_on_the_gpu_equals_the_cpus() -> None:

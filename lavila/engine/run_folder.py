@@ -1,0 +1,162 @@
+"""What belongs to a run folder: where training starts, and where an evaluation's report goes.
+
+A run folder holds one run. Training never mixes two runs in it, and a report in it speaks of the run's newest
+checkpoint; evaluations of anything else lie in folders beside it, <run>/evaluations/<name>/.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lavila.engine import checkpoint
+from lavila.engine.checkpoint import CONFIG, FOLDER, Progress, read_facts, step_folders, torn
+from lavila.engine.environment import best_effort
+from lavila.engine.reporting import METRICS_FILE, read_metrics
+from lavila.models.checkpoints import WEIGHTS, CheckpointError, find_model
+from lavila.models.zoo import ZOO
+
+EVALUATIONS = "evaluations"
+AFRESH = ("none", "aside")  # values of `resume` that start a run from nothing
+
+
+def start_from(run_dir: Path, resume: str) -> Path | None:
+    """The whole checkpoint that `resume` means (auto, none, aside, or a path); None = start afresh.
+
+    CheckpointError where there is none at a path, and where the run would mix with another one in its folder.
+    """
+    own = run_dir / FOLDER
+    if resume == "aside":
+        return None
+    if resume == "none":
+        if holds_a_run(run_dir):
+            raise CheckpointError(
+                f"resume=none: {run_dir} holds a run already; go on with it (resume=auto), keep it under another name "
+                "(resume=aside), or give another run_dir=..."
+            )
+        return None
+    if resume == "auto":
+        return checkpoint.newest(own)
+    path = Path(resume)
+    found = _newest_in(path)
+    if found is None and (reason := torn(path)):
+        raise CheckpointError(
+            f"resume={resume}: {reason}; give a step-* folder, a folder of them, or one of auto, none, aside"
+        )
+    found = found or path
+    mine = found.resolve().parent == own.resolve()
+    others = [other for other in step_folders(own) if not mine or other.name > found.name]
+    if last := next((other for other in reversed(others) if torn(other) is None), None):
+        raise CheckpointError(
+            f"resume={resume}: {last} is there already, and two runs would mix in one folder; go on from that one "
+            "(resume=auto), or give another run_dir=..."
+        )
+    return found
+
+
+def holds_a_run(run_dir: Path) -> bool:
+    """Whether training has left something in a folder that another run would lose or mix with."""
+    metrics = run_dir / METRICS_FILE
+    return bool(step_folders(run_dir / FOLDER)) or (metrics.is_file() and metrics.stat().st_size > 0)
+
+
+def set_aside(run_dir: Path) -> Path | None:
+    """Rename a folder that holds a run to the first free one of <run_dir>.1, .2, ...; its new name, if it had to be."""
+    if not holds_a_run(run_dir):
+        return None
+    there = run_dir.resolve()  # where run_dir is a link, the link stays and what it names is renamed
+    free = next(there.with_name(f"{there.name}.{number}") for number in itertools.count(1)
+                if not there.with_name(f"{there.name}.{number}").exists())  # fmt: skip
+    try:
+        there.rename(free)
+    except OSError as error:
+        raise CheckpointError(
+            f"resume=aside: {there} cannot be renamed to {free.name} ({error.strerror}); give another run_dir=..."
+        ) from None
+    there.mkdir()
+    return free
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What an evaluation is of, where its report goes, and what is known of that checkpoint's own training."""
+
+    model: str  # for `load_model`: a path, or a name of the zoo
+    output: Path  # folder of report.json and report.html
+    progress: Progress | None = None  # None = not known, as of a published model
+    history: list[dict[str, Any]] = field(default_factory=list)  # metrics.jsonl of its run, up to it
+    trained_with: dict[str, Any] | None = None  # its config.yaml
+
+
+def subject_of(run_dir: Path, wanted: str) -> Subject:
+    """What `checkpoint=wanted` means for a run folder; empty = the run's newest checkpoint.
+
+    CheckpointError where no model is found.
+    """
+    own = run_dir / FOLDER
+    newest = _newest_model(own)
+    if wanted in ZOO and not Path(wanted).exists():
+        return Subject(model=wanted, output=run_dir / EVALUATIONS / wanted)
+    model = _newest_model(Path(wanted)) if wanted else newest
+    if model is None:
+        file = find_model(wanted or own)
+        model = file.parent if file.name == WEIGHTS else file
+    there = model.resolve()
+    of_the_run = not wanted or (newest is not None and there == newest.resolve())
+    output = run_dir if of_the_run else run_dir / EVALUATIONS / _name(there, own.resolve())
+    try:
+        progress = read_facts(model).progress
+    except CheckpointError:  # made by hand, or a file: nothing is known of its training
+        return Subject(model=str(model), output=output)
+    metrics = there.parent.parent / METRICS_FILE if there.parent.name == FOLDER else None
+    lines: list[dict[str, Any]] = best_effort("history", lambda: read_metrics(metrics), []) if metrics else []
+    return Subject(
+        model=str(model),
+        output=output,
+        progress=progress,
+        history=[line for line in lines if (line.get("step") or 0) <= progress.updates],
+        trained_with=read_config(model),
+    )
+
+
+def read_config(path: Path) -> dict[str, Any] | None:
+    """The config beside a checkpoint as it was written, whatever keys it has; None where none can be read."""
+    try:
+        values = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    if not isinstance(values, dict):
+        return None
+    told: dict[str, Any] = json.loads(
+        json.dumps(values, default=str, skipkeys=True)
+    )  # YAML knows dates, reports do not
+    return told
+
+
+def _newest_in(path: Path) -> Path | None:
+    """The newest whole checkpoint of a folder of checkpoints or of a run folder; None where it is neither."""
+    return next((checkpoint.newest(folder) for folder in (path, path / FOLDER) if step_folders(folder)), None)
+
+
+def _newest_model(path: Path) -> Path | None:
+    """The same for a model alone, which `load_model` may find where no checkpoint is whole enough to resume."""
+    try:
+        return _newest_in(path)
+    except CheckpointError:
+        return None
+
+
+def _name(model: Path, own: Path) -> str:
+    """A folder name for an evaluation: the same for the same model, another one for any other."""
+    if model.parent == own:
+        return model.name
+    parts = [part for part in (model.parent.parent.name, model.stem) if part] if model.is_dir() else [model.stem]
+    readable = re.sub(r"[^\w.-]+", "_", "-".join(parts))[-100:]
+    return f"{readable}-{zlib.crc32(str(model).encode()):08x}"

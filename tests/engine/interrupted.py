@@ -1,0 +1,47 @@
+"""Runs that stop where a test wants them to, and what they saw."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lavila.config.schema import RunConfig
+from lavila.engine import checkpoint
+from lavila.engine.trainer import train
+from lavila.tasks.classification import ClassificationTask
+
+
+def train_until(config: RunConfig, updates: int) -> Path:
+    """Train and stop, as a kill does, right after the checkpoint of so many updates. Returns that checkpoint."""
+    save, saved = checkpoint.save, []
+
+    def save_then_die(*arguments: Any, **named: Any) -> Path:
+        folder = save(*arguments, **named)
+        if folder.name == checkpoint.step_name(updates):
+            saved.append(folder)
+            raise KeyboardInterrupt
+        return folder
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoint, "save", save_then_die)
+        train(config)
+    return saved[0]
+
+
+@contextmanager
+def clips_seen() -> Iterator[list[list[int]]]:
+    """The rows of each batch that a task is trained on meanwhile."""
+    rows: list[list[int]] = []
+    step = ClassificationTask.step
+
+    def noting(self: ClassificationTask, batch: Any) -> Any:
+        rows.append(batch.rows.tolist())
+        return step(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ClassificationTask, "step", noting)
+        yield rows

@@ -1,0 +1,75 @@
+"""One place decides in which numbers a model computes, for training, validation and evaluation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from lavila.config.load import load_config
+from lavila.config.schema import ConfigError, Precision
+from lavila.data.shards import ShardSet
+from lavila.engine.evaluator import evaluate
+from lavila.engine.precision import Arithmetic
+from lavila.engine.reporting import read_metrics
+from lavila.engine.trainer import train
+from tests.engine.test_runs import config_file
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize("precision", ["auto", "bf16"])
+def test_half_precision_pictures_train_validate_and_evaluate(
+    vp9_shards: ShardSet, tmp_path: Path, precision: str
+) -> None:
+    """What `tests/gpu/test_gpu_path.py` asks of a GPU, on the CPU."""
+    path = config_file(tmp_path, vp9_shards, optim={"epochs": 1}, evaluate_every_epochs=1)
+    config = load_config(
+        path, [f"optim.precision={precision}", "data.picture_type=float16", "views.single_frame_control=true"]
+    )
+    train(config)
+    evaluate(config)
+    assert "val_verb_top1" in read_metrics(Path(config.run_dir) / "metrics.jsonl")[-1]
+    report = json.loads((Path(config.run_dir) / "report.json").read_text())
+    assert report["clips"]["evaluated"] == 12
+    assert report["environment"]["precision"] == {"auto": "fp32", "bf16": "bf16"}[precision]
+    assert f"<td>{report['environment']['precision']}</td>" in (Path(config.run_dir) / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("training", "evaluation", "device", "wanted"),
+    [
+        ("auto", "auto", CPU, ("fp32", "fp32")),
+        ("bf16", "auto", CPU, ("bf16", "bf16")),
+        ("fp32", "bf16", CPU, ("fp32", "bf16")),
+        ("fp16", "auto", CPU, (None, "fp32")),
+        ("auto", "fp16", CPU, ("fp32", None)),
+        ("auto", "auto", CUDA, ("bf16", "bf16")),
+        ("fp16", "auto", CUDA, ("fp16", "fp16")),
+        ("fp32", "auto", CUDA, ("fp32", "fp32")),
+        ("fp32", "fp16", CUDA, ("fp32", "fp16")),
+    ],
+)
+def test_precisions_of_training_and_evaluation(
+    monkeypatch: pytest.MonkeyPatch,
+    training: str,
+    evaluation: str,
+    device: torch.device,
+    wanted: tuple[str | None, ...],
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    config = load_config("model/tiny", [f"optim.precision={training}", f"views.precision={evaluation}"])
+    for decide, value in zip((Arithmetic.of_training, Arithmetic.of_evaluation), wanted, strict=True):
+        if value is None:
+            with pytest.raises(ConfigError, match="precision=fp16 needs a GPU"):
+                decide(config, device)
+        else:
+            assert decide(config, device).precision is Precision(value)
+
+
+def test_auto_is_fp16_on_older_gpus_and_scales_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    arithmetic = Arithmetic.of_training(load_config("model/tiny"), CUDA)
+    assert arithmetic.precision is Precision.fp16 and arithmetic.scales_loss

@@ -1,0 +1,89 @@
+"""Two ranks decide together: about bad clips, about a run folder, about errors."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lavila.config.load import load_config
+from lavila.data.plan import Ranks
+from lavila.data.shards import ShardSet
+from lavila.engine import build
+from lavila.engine.distributed import Process
+from lavila.engine.reporting import read_metrics
+from tests.data_path.test_loader import damaged, training
+from tests.engine.test_runs import ENVIRONMENT, ROOT, config_file
+
+Ended = list[dict[str, str]]
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory, vp9_shards: ShardSet) -> tuple[Path, Ended]:
+    """How each scenario ended on each rank. The slow part is that two processes import PyTorch and DALI."""
+    folder = tmp_path_factory.mktemp("ranks")
+    path = config_file(folder, vp9_shards, optim={"epochs": 1}, views={"clips": 1, "crops": "center", "batch_size": 4})
+    orders = []
+    for rank in (0, 1):
+        process = Process(rank=rank, world=2, local_world=2, device=build.torch.device("cpu"))
+        loader = build.training_loader(load_config(path), vp9_shards, process)
+        orders.append([clip.row for step in range(len(loader)) for clip in loader.plan.batch(0, step)])
+    # Rows that rank 0 meets both in training (by the order of the epoch) and in evaluation (the even ones).
+    first = [row for row in orders[0] if row % 2 == 0]
+    second = [row for row in orders[1] if row % 2 == 1]
+    assert len(first) >= 2 <= len(second), (orders, "choose another seed")
+    for name, rows in (("first", first[:2]), ("both", first[:2] + second[:2]), ("none", list(range(12))), ("good", [])):
+        damaged(vp9_shards, folder, *rows).path.rename(folder / name)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    result = subprocess.run(
+        [*command, str(ROOT / "tests/engine/ranks_scenarios.py"), str(folder)],
+        cwd=ROOT,
+        env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=240,  # a rank that waits for one that has stopped would wait for half an hour
+        check=False,
+    )
+    assert result.returncode != 0 and "LoaderError" in result.stderr, result.stderr  # the last scenario: alone
+    return folder, [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
+
+
+def test_an_error_of_the_main_rank_is_raised_on_every_rank(ended: tuple[Path, Ended]) -> None:
+    assert [one["on_main raises"] for one in ended[1]] == ["ValueError: rank 0"] * 2
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate"])
+def test_bad_clips_are_counted_over_all_ranks(ended: tuple[Path, Ended], name: str) -> None:
+    """Two on each rank are more than three; two on one rank are not, and the other rank does not wait for anything."""
+    for one in ended[1]:
+        assert one[name] == one[f"{name}, one meets bad clips"] == "done"
+        assert one[f"{name}, both meet bad clips"].startswith("LoaderError: ")
+        assert ": 4 clips of this epoch" in one[f"{name}, both meet bad clips"]
+
+
+def test_validation_and_evaluation_stop_on_all_ranks(ended: tuple[Path, Ended]) -> None:
+    for one in ended[1]:
+        assert one["validate, both meet bad clips"].startswith("LoaderError: ")
+        assert one["evaluate, all are bad"].startswith("EvaluationError: ")
+
+
+def test_one_rank_decides_about_the_run_folder_and_all_follow(ended: tuple[Path, Ended]) -> None:
+    folder, ranks = ended
+    assert all(one["train none"].startswith("CheckpointError: resume=none") for one in ranks)
+    assert all(one["train aside"] == "done" for one in ranks)
+    assert sorted(path.name for path in folder.glob("run*")) == ["run", "run.1"]
+    assert "seed: 1" in (folder / "run/config.yaml").read_text()
+    assert "seed: 0" in (folder / "run.1/config.yaml").read_text()
+    for name in ("run", "run.1"):
+        assert [line["step"] for line in read_metrics(folder / name / "metrics.jsonl")] == [1, 2, 3]
+        assert (folder / name / "checkpoints/step-00000003/checkpoint.json").is_file()
+
+
+def test_a_rank_stops_at_once_where_it_alone_exceeds(vp9_shards: ShardSet, tmp_path: Path) -> None:
+    shards = damaged(vp9_shards, tmp_path, *range(12))
+    loader = training(shards, ranks=Ranks(rank=1, world=2), max_bad_clips=1)
+    with pytest.raises(ValueError, match="2 clips of this epoch"):
+        list(loader)

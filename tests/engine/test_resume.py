@@ -1,0 +1,213 @@
+"""Going on with a run: what may change in the meantime, what is refused, and what a resume does not need."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from torch import nn
+
+from lavila.config.load import load_config
+from lavila.config.schema import RunConfig
+from lavila.data.loader import LoaderError
+from lavila.data.shards import ShardSet
+from lavila.engine import checkpoint, trainer
+from lavila.engine.optim import LearningRate
+from lavila.engine.reporting import read_metrics
+from lavila.engine.trainer import TrainingError, train
+from lavila.models.checkpoints import CheckpointError
+from lavila.tasks import TaskError
+from tests.data_path.test_loader import damaged
+from tests.engine.interrupted import clips_seen, train_until
+from tests.engine.test_runs import config_file
+
+
+def lines_of(config: RunConfig) -> list[dict[str, Any]]:
+    return [line for line in read_metrics(Path(config.run_dir) / "metrics.jsonl") if "loss" in line]
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (4, 1)])
+def test_another_number_of_passes_goes_on_with_the_very_clips_that_are_left(
+    tmp_path: Path, vp9_shards: ShardSet, before: int, after: int
+) -> None:
+    path = config_file(tmp_path, vp9_shards, optim={"epochs": 2}, checkpoint_every_steps=1)
+    with clips_seen() as seen:
+        train_until(load_config(path, [f"optim.accumulate={before}"]), 2)
+        first = list(itertools.chain(*seen))
+        seen.clear()
+        config = load_config(path, [f"optim.accumulate={after}"])
+        train(config)
+    rest = list(itertools.chain(*seen))
+    assert len(first) == 8 and sorted(first + rest[:4]) == sorted(rest[4:]) == list(range(12))
+    lines = lines_of(config)
+    assert [line["step"] for line in lines] == list(range(1, 7))
+    rates = LearningRate.of(config.optim, nn.Linear(1, 1), steps=3).values
+    assert [line["lr"] for line in lines] == pytest.approx(rates.tolist())
+
+
+@pytest.mark.parametrize(
+    ("override", "named"), [("data.batch_size=2", "data.batch_size is 2 and was 4"), ("seed=1", "seed is 1 and was 0")]
+)
+def test_another_order_of_clips_is_refused_in_mid_epoch(
+    tmp_path: Path, vp9_shards: ShardSet, override: str, named: str
+) -> None:
+    path = config_file(tmp_path, vp9_shards, checkpoint_every_steps=1, keep_checkpoints=9)
+    train_until(load_config(path), 4)
+    run_dir = tmp_path / "run"
+    before = files_of(run_dir)
+    with pytest.raises(CheckpointError, match=named) as refused:
+        train(load_config(path, [override]))
+    assert f"resume={run_dir / 'checkpoints' / 'step-00000003'}" in str(refused.value)  # where an epoch ended
+    assert "resume=aside" in str(refused.value) and files_of(run_dir) == before
+    # The choice that the message names works.
+    end = run_dir / "checkpoints" / "step-00000003"
+    other = load_config(path, [override, f"resume={end}", f"run_dir={tmp_path / 'other'}", "optim.epochs=2"])
+    assert train(other).parent == tmp_path / "other" / "checkpoints"
+
+
+def test_another_number_of_clips_is_refused_in_mid_epoch(
+    tmp_path: Path, vp9_shards: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = config_file(tmp_path, vp9_shards, checkpoint_every_steps=1)
+    train_until(load_config(path), 1)
+    fewer = tmp_path / "fewer"
+    shutil.copytree(vp9_shards.path, fewer)
+    (fewer / "quarantine.jsonl").write_text('{"clip_id": "clip_3", "reason": "no frame"}\n')
+    with pytest.raises(CheckpointError, match="clips is 11 and was 12"):
+        train(load_config(path, [f"data.train={fewer}"]))
+
+
+def test_another_batch_size_between_epochs_goes_on_at_the_same_share_of_the_schedule(
+    tmp_path: Path, vp9_shards: ShardSet
+) -> None:
+    path = config_file(tmp_path, vp9_shards)
+    train_until(load_config(path), 3)
+    config = load_config(path, ["data.batch_size=6"])
+    with clips_seen() as seen:
+        train(config)
+    assert [len(rows) for rows in seen] == [6] * 4 and sorted(seen[0] + seen[1]) == list(range(12))
+    lines = lines_of(config)
+    assert [line["step"] for line in lines] == list(range(1, 8))
+    rates = LearningRate.of(config.optim, nn.Linear(1, 1), steps=2).values
+    assert [line["lr"] for line in lines[3:]] == pytest.approx(rates[2:].tolist())
+
+
+def test_settings_of_the_optimiser_that_changed_take_effect(tmp_path: Path, vp9_shards: ShardSet) -> None:
+    path = config_file(tmp_path, vp9_shards, optim={"schedule": "constant", "epochs": 2})
+    train_until(load_config(path), 3)
+    config = load_config(path, ["optim.lr=5e-4"])
+    train(config)
+    assert [line["lr"] for line in lines_of(config)] == [1e-3] * 3 + [5e-4] * 3
+
+
+def test_a_resume_needs_neither_the_first_weights_nor_a_config_it_knows(
+    tmp_path: Path, vp9_shards: ShardSet, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = config_file(tmp_path, vp9_shards, optim={"epochs": 1})
+    first = train(load_config(path, [f"run_dir={tmp_path / 'first'}"]))
+    newest = train(load_config(path, [f"model.init={first}"]))
+    shutil.rmtree(tmp_path / "first")
+    values = yaml.safe_load((newest / "config.yaml").read_text())
+    values["zebra"], values["data"]["stripes"] = 1, [2]
+    del values["views"]["fusion"]
+    (newest / "config.yaml").write_text(yaml.safe_dump(values))
+    newest = train(load_config(path, [f"model.init={first}", "optim.epochs=2"]))
+    told = next(message for message in caplog.messages if "other settings" in message)
+    assert all(name in told for name in ("zebra", "data.stripes", "views.fusion", "optim.epochs=2 (was 1)"))
+    (newest / "config.yaml").unlink()
+    assert train(load_config(path, [f"model.init={first}", "optim.epochs=3"])).name == "step-00000009"
+
+
+@pytest.mark.parametrize("override", ["model.width=64", "model.depth=3", "optim.optimizer=sgd", "task.heads=[verb]"])
+def test_another_model_or_optimiser_is_told_in_one_line(tmp_path: Path, vp9_shards: ShardSet, override: str) -> None:
+    path = config_file(tmp_path, vp9_shards, optim={"epochs": 1})
+    train(load_config(path))
+    before = files_of(tmp_path / "run")
+    heads = "heads" in override  # compared before the model is built
+    with pytest.raises(TaskError if heads else CheckpointError, match=r"task\.heads=|model\.init=") as refused:
+        train(load_config(path, [override, "optim.epochs=2"]))
+    assert "\n" not in str(refused.value) and files_of(tmp_path / "run") == before
+
+
+def order_of(config: RunConfig) -> list[int]:
+    """The rows of the first epoch in their order."""
+    with clips_seen() as seen:
+        train(config)
+    return list(itertools.chain(*seen))[:12]
+
+
+def test_a_resumed_epoch_may_end_in_bad_clips(tmp_path: Path, vp9_shards: ShardSet) -> None:
+    path = config_file(tmp_path, vp9_shards, optim={"epochs": 1}, checkpoint_every_steps=1)
+    last = order_of(load_config(path, [f"run_dir={tmp_path / 'look'}"]))[8:]
+    shards = damaged(vp9_shards, tmp_path, *last)
+    config = load_config(path, [f"data.train={shards.path}"])
+    train_until(config, 2)
+    assert train(config).name == "step-00000003"
+
+
+def test_an_epoch_of_bad_clips_alone_stops_though_it_was_resumed(tmp_path: Path, vp9_shards: ShardSet) -> None:
+    shards = damaged(vp9_shards, tmp_path, *range(12))
+    config = load_config(config_file(tmp_path, shards, optim={"epochs": 1}, checkpoint_every_steps=1))
+    train_until(config, 2)
+    with pytest.raises(TrainingError, match="not one clip of epoch 1"):
+        train(config)
+
+
+def test_bad_clips_from_before_a_resume_count(tmp_path: Path, vp9_shards: ShardSet) -> None:
+    path = config_file(tmp_path, vp9_shards, optim={"epochs": 2}, checkpoint_every_steps=1)
+    order = order_of(load_config(path, [f"run_dir={tmp_path / 'look'}"]))
+    shards = damaged(vp9_shards, tmp_path, *order[:2], *order[10:])
+    config = load_config(path, [f"data.train={shards.path}", "data.max_bad_clips=3", "optim.epochs=1"])
+    train_until(config, 2)
+    with pytest.raises(LoaderError, match="4 clips of this epoch"):
+        train(config)
+    allowed = load_config(path, [f"data.train={shards.path}", "data.max_bad_clips=4"])
+    assert train(allowed).name == "step-00000006"  # each epoch counts anew
+
+
+def test_the_time_of_saving_is_in_no_rate(
+    tmp_path: Path, vp9_shards: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each save takes a thousand seconds, on a clock that moves in nothing else than reads of it."""
+
+    class Clock:
+        now = 0.0
+
+        def perf_counter(self) -> float:
+            self.now += 0.001
+            return self.now
+
+    clock, save = Clock(), checkpoint.save
+
+    def slow(*arguments: Any, **named: Any) -> Path:
+        clock.now += 1000
+        return save(*arguments, **named)
+
+    monkeypatch.setattr(trainer, "time", clock)
+    monkeypatch.setattr(checkpoint, "save", slow)
+    config = load_config(config_file(tmp_path, vp9_shards, checkpoint_every_steps=1))
+    train(config)
+    lines = lines_of(config)
+    assert len(lines) == 9 and min(line["clips_per_second"] for line in lines) > 100
+    assert np.ptp([line["clips_per_second"] for line in lines]) < 4000
+
+
+def test_each_state_is_saved_once(tmp_path: Path, vp9_shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved, save = [], checkpoint.save
+
+    def noting(*arguments: Any, **named: Any) -> Path:
+        saved.append(save(*arguments, **named).name)
+        return tmp_path / "run" / "checkpoints" / saved[-1]
+
+    monkeypatch.setattr(checkpoint, "save", noting)
+    train(load_config(config_file(tmp_path, vp9_shards, checkpoint_every_steps=3)))
+    assert saved == [checkpoint.step_name(updates) for updates in (3, 6, 9)]

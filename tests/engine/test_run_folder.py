@@ -1,0 +1,197 @@
+"""A run folder holds one run, and what lies in it speaks of that run alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lavila.config.load import load_config
+from lavila.data.shards import ShardSet
+from lavila.engine import evaluator
+from lavila.engine.evaluator import evaluate
+from lavila.engine.reporting import append_stage, read_metrics
+from lavila.engine.trainer import train
+from lavila.models.checkpoints import CheckpointError, trained_on
+from lavila.models.zoo import ZOO
+from tests.engine.interrupted import train_until
+from tests.engine.test_resume import files_of
+from tests.engine.test_runs import config_file
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, vp9_shards: ShardSet) -> Path:
+    """A folder with tiny.yaml and a whole run of it in `run`: steps 3 (kept), 6 and 9, one line of metrics a step."""
+    folder = tmp_path_factory.mktemp("trained")
+    train(load_config(config_file(folder, vp9_shards, keep_checkpoints=3)))
+    return folder
+
+
+@pytest.fixture
+def folder(trained: Path, tmp_path: Path, vp9_shards: ShardSet) -> Path:
+    """A copy of it that a test may change."""
+    shutil.copytree(trained / "run", tmp_path / "run")
+    config_file(tmp_path, vp9_shards, keep_checkpoints=3)
+    return tmp_path
+
+
+def settings(folder: Path, *overrides: str) -> Any:
+    return load_config(folder / "tiny.yaml", list(overrides))
+
+
+def steps(run_dir: Path) -> list[int]:
+    return [line["step"] for line in read_metrics(run_dir / "metrics.jsonl")]
+
+
+def report_in(folder: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((folder / "report.json").read_text())
+    return report
+
+
+def test_starting_afresh_in_a_used_folder_is_refused_or_sets_the_old_run_aside(folder: Path) -> None:
+    before = files_of(folder / "run")
+    with pytest.raises(CheckpointError, match=r"resume=none: .* holds a run already; .*resume=aside"):
+        train(settings(folder, "resume=none"))
+    assert files_of(folder / "run") == before and not (folder / "run.1").exists()
+    for number in (1, 2):
+        kept = files_of(folder / "run")
+        train(settings(folder, "resume=aside", "optim.epochs=1", f"seed={number}"))
+        assert files_of(folder / f"run.{number}") == kept
+        assert steps(folder / "run") == [1, 2, 3]
+        assert sorted(path.name for path in (folder / "run" / "checkpoints").iterdir()) == ["latest", "step-00000003"]
+    assert files_of(folder / "run.1") == before
+
+
+def test_a_run_without_a_checkpoint_is_not_lost_either(folder: Path) -> None:
+    shutil.rmtree(folder / "run" / "checkpoints")
+    before = files_of(folder / "run")
+    with pytest.raises(CheckpointError, match="holds a run already"):
+        train(settings(folder, "resume=none"))
+    assert files_of(folder / "run") == before
+    train(settings(folder, "resume=aside", "optim.epochs=1"))
+    assert files_of(folder / "run.1") == before
+
+
+def test_none_and_aside_start_in_a_folder_that_holds_no_run(tmp_path: Path, vp9_shards: ShardSet) -> None:
+    path = config_file(tmp_path, vp9_shards, optim={"epochs": 1})
+    for name in ("none", "aside"):
+        append_stage(tmp_path / name, "shard_train", 3.0)  # as the quickstart does before it trains
+        assert train(load_config(path, [f"resume={name}", f"run_dir={tmp_path / name}"])).name == "step-00000003"
+        assert not (tmp_path / f"{name}.1").exists()
+
+
+def test_a_mistake_sets_nothing_aside(folder: Path) -> None:
+    before = files_of(folder / "run")
+    with pytest.raises(ValueError, match="needs a GPU"):
+        train(settings(folder, "resume=aside", "optim.precision=fp16"))
+    assert files_of(folder / "run") == before
+
+
+def test_an_older_checkpoint_does_not_mix_with_the_later_ones(folder: Path) -> None:
+    before, older = files_of(folder / "run"), folder / "run" / "checkpoints" / "step-00000003"
+    for other in (f"resume={older}", f"resume={older.parent / 'step-00000006'}"):
+        with pytest.raises(CheckpointError, match="step-00000009 is there already"):
+            train(settings(folder, other))
+    train(settings(folder, f"run_dir={folder / 'second'}", "seed=5", "optim.epochs=1"))
+    with pytest.raises(CheckpointError, match="step-00000009 is there already"):
+        train(settings(folder, f"resume={folder / 'second' / 'checkpoints'}"))
+    assert files_of(folder / "run") == before
+    branch = train(settings(folder, f"resume={older}", f"run_dir={folder / 'branch'}"))
+    assert branch == folder / "branch" / "checkpoints" / "step-00000009" and steps(folder / "branch") == list(
+        range(4, 10)
+    )
+
+
+def test_a_finished_run_keeps_its_config(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    before = files_of(folder / "run")
+    with caplog.at_level("INFO", logger="lavila"):
+        train(settings(folder, "optim.lr=7.0"))
+    assert files_of(folder / "run") == before
+    assert any("3 epochs already" in message and "optim.lr=7.0 (was 0.001)" in message for message in caplog.messages)
+
+
+def test_the_report_of_a_run_tells_its_own_training(folder: Path) -> None:
+    with (folder / "run/checkpoints/step-00000009/config.yaml").open("a") as config:
+        config.write("noted_by_hand: 2026-01-31\n")
+    page = evaluate(settings(folder, "optim.lr=7.0", "seed=9"))
+    report = report_in(folder / "run")
+    assert page == folder / "run" / "report.html"
+    assert report["checkpoint"] == str(folder / "run" / "checkpoints" / "step-00000009")
+    assert list(report["seconds"]) == ["train", "evaluate"] and "train_clips_per_second" in report["throughput"]
+    assert report["trained_with"]["optim"]["lr"] == 1e-3 and report["trained_with"]["seed"] == 0
+    assert report["trained_with"]["noted_by_hand"] == "2026-01-31"
+    assert not {"optim", "seed", "model"} & set(report["config"])
+    text = page.read_text()
+    assert 'id="training"' in text and "7.0" not in text.split('id="details"')[1]
+
+
+def test_evaluations_of_other_checkpoints_lie_beside_it(folder: Path) -> None:
+    evaluate(settings(folder))
+    append_stage(folder / "run", "shard_train", 3.0)
+    own = files_of(folder / "run")
+    train_until(settings(folder, f"run_dir={folder / 'other'}", "seed=5"), 6)
+    places = {
+        "older": folder / "run" / "checkpoints" / "step-00000003",
+        "of another run": folder / "other" / "checkpoints",
+        "of nobody knows": folder / "run" / "checkpoints" / "step-00000009" / "model.safetensors",
+    }
+    shutil.copy(places["of nobody knows"], folder / "some.safetensors")
+    places["of nobody knows"] = folder / "some.safetensors"
+    pages = {name: evaluate(settings(folder, f"checkpoint={path}")) for name, path in places.items()}
+    assert {name: data for name, data in files_of(folder / "run").items() if "evaluations" not in name} == own
+    reports = {name: report_in(page.parent) for name, page in pages.items() if page is not None}
+    assert len({page.parent for page in pages.values() if page}) == 3
+    assert all(page.parent.parent == folder / "run" / "evaluations" for page in pages.values() if page)
+    assert pages["older"] == folder / "run" / "evaluations" / "step-00000003" / "report.html"
+    assert reports["of another run"]["checkpoint"] == str(folder / "other" / "checkpoints" / "step-00000006")
+    assert reports["of another run"]["trained_with"]["seed"] == 5
+
+    unknown = reports["of nobody knows"]
+    assert list(unknown["seconds"]) == ["evaluate"] and list(unknown["throughput"]) == ["evaluate_views_per_second"]
+    assert "train" not in unknown["data_wait_percent"] and "trained_with" not in unknown
+    page = pages["of nobody knows"]
+    assert page is not None and 'id="training"' not in page.read_text()
+
+    facts = {
+        path: json.loads((path / "checkpoint.json").read_text())["progress"]["seconds"]
+        for path in (folder / "run/checkpoints/step-00000003", folder / "other/checkpoints/step-00000006")
+    }
+    assert [reports[name]["seconds"]["train"] for name in ("older", "of another run")] == list(facts.values())
+
+
+def test_an_older_checkpoints_curves_end_where_it_was_saved(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {}
+    monkeypatch.setattr(
+        evaluator, "write_report", lambda output, report, *, pictures, history: told.update({output: history})
+    )
+    evaluate(settings(folder, f"checkpoint={folder / 'run/checkpoints/step-00000006'}"))
+    assert [line["step"] for line in told[folder / "run/evaluations/step-00000006"]] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_published_model_claims_no_training(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = evaluator.load_model(folder / "run" / "checkpoints")
+    known = replace(trained_on(folder / "run" / "checkpoints"), file=Path("lavila_tsf_l_ep3"))
+    monkeypatch.setattr(evaluator, "trained_on", lambda name: {"lavila_tsf_l_ep3": known}[name])
+    monkeypatch.setattr(evaluator, "load_model", lambda file, **_: {known.file: model}[file])
+    assert "lavila_tsf_l_ep3" in ZOO
+    page = evaluate(settings(folder, "checkpoint=lavila_tsf_l_ep3"))
+    assert page == folder / "run" / "evaluations" / "lavila_tsf_l_ep3" / "report.html"
+    report = report_in(page.parent)
+    assert report["checkpoint"] == "lavila_tsf_l_ep3" and list(report["seconds"]) == ["evaluate"]
+    assert 'id="training"' not in page.read_text() and not (folder / "run" / "report.json").exists()
+
+
+def test_training_time_is_the_sum_of_what_was_saved(folder: Path) -> None:
+    parts = [
+        json.loads((path / "checkpoint.json").read_text())
+        for path in sorted((folder / "run/checkpoints").glob("step-*"))
+    ]
+    seconds = [part["progress"]["seconds"] for part in parts]
+    assert seconds == sorted(seconds) and seconds[0] > 0
+    newest = train(settings(folder, "optim.epochs=4"))
+    more = json.loads((newest / "checkpoint.json").read_text())["progress"]["seconds"]
+    assert more > seconds[-1]
