@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -75,8 +76,11 @@ def make_shard_set(folder: Path, videos: Path, *, codec: str, clips: int = len(F
 def no_realtime_is_left() -> Iterator[None]:
     """Every later test inherits the priority of this process, and its busy children would then stop the machine."""
     yield
-    threads = [int(thread) for thread in os.listdir("/proc/self/task")]  # noqa: PTH208
-    realtime = [thread for thread in threads if os.sched_getscheduler(thread) in (os.SCHED_FIFO, os.SCHED_RR)]
+    realtime = []
+    for thread in os.listdir("/proc/self/task"):  # noqa: PTH208
+        with suppress(ProcessLookupError):  # it has ended since
+            if os.sched_getscheduler(int(thread)) in (os.SCHED_FIFO, os.SCHED_RR):
+                realtime.append(thread)
     end_realtime()
     assert not realtime, "it leaves threads with real-time priority: call end_realtime()"
 

@@ -155,15 +155,17 @@ def work(args: argparse.Namespace) -> int:
         if not args.json:
             print("\n" + verdict_text(shard_set, found))
             shard_set = open_shard_set(args.folder)  # with the new quarantine
-    if args.preview is not None:
-        from _inspect_preview import write_preview
+    try:
+        if args.preview is not None:
+            from _inspect_preview import write_preview
 
-        width, height = write_preview(shard_set, args.preview, args.out)
-        facts["preview"] = {"path": str(args.out), "width": width, "height": height}
-        if not args.json:
-            print(f"\ncontact sheet: {args.out} ({width}x{height} pixels)")
-    if args.json:
-        print(json.dumps(facts, indent=1))
+            width, height = write_preview(shard_set, args.preview, args.out)
+            facts["preview"] = {"path": str(args.out), "width": width, "height": height}
+            if not args.json:
+                print(f"\ncontact sheet: {args.out} ({width}x{height} pixels)")
+    finally:  # a picture that cannot be drawn must not cost what hours of verification found
+        if args.json:
+            print(json.dumps(facts, indent=1))
     return 0 if sound else 1
 
 

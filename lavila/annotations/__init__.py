@@ -35,7 +35,8 @@ class AnnotationSet:
 def frame_span(start_second: float, stop_second: float, fps: float, rule: SpanRule = "edges") -> tuple[int, int]:
     """First frame and the one past the last of an interval at `fps` frames per second, by one of LaViLa's rules.
 
-    The start rounds to the nearest frame (halves to even). The stop, by rule:
+    The start rounds to the nearest frame (halves to even). An interval of any length has at least that frame: LaViLa's
+    own arithmetic leaves some that are shorter than a frame without one, and cannot read them. The stop, by rule:
 
     * edges (EPIC-KITCHENS-100, EGTEA): rounds up.
     * duration (Ego4D, EgoMCQ, Charades-Ego trimmed): start + whole frames of the duration. Frames after it may be used
@@ -44,10 +45,13 @@ def frame_span(start_second: float, stop_second: float, fps: float, rule: SpanRu
       fractional number, fps * duration.
     """
     start = round(fps * start_second)
-    if rule == "edges":
-        return start, math.ceil(fps * stop_second)
     frames = fps * (stop_second - start_second)
-    return start, start + (int(frames) if rule == "duration" else math.ceil(frames))
+    stop = {
+        "edges": math.ceil(fps * stop_second),
+        "duration": start + int(frames),
+        "fractional": start + math.ceil(frames),
+    }[rule]
+    return start, max(stop, start + 1)
 
 
 def read_annotations(dataset: str, path: Path, *, split: str) -> AnnotationSet:

@@ -174,8 +174,7 @@ class ChunkIndex:
 def _span(clip: Clip, fps: float, rule: SpanRule) -> tuple[int, int]:
     if clip.stop_second is None:
         return frame_span(clip.start_second, clip.start_second, fps, rule)[0], TO_THE_END
-    start, stop = frame_span(clip.start_second, clip.stop_second, fps, rule)
-    return start, max(stop, start + 1)
+    return frame_span(clip.start_second, clip.stop_second, fps, rule)
 
 
 def _goes_on(row: Mapping[str, Any], after: Mapping[str, Any]) -> bool:

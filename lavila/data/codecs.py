@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from lavila.data.workers import end_realtime
 WHOLE_CLIP = 1 << 16  # frames; a group of pictures longer than any clip
 SMPTE170M = 6  # FFmpeg's number for BT.601 with 525 lines: matrix, primaries and transfer alike
 LIMITED_RANGE = 1
+LIBRARIES = ("libavcodec", "libswscale")  # parts of FFmpeg whose versions decide the bytes of a clip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,6 +240,7 @@ def check_encoder(settings: EncodeSettings) -> None:
 
 
 def encoder_versions() -> Mapping[str, str]:
-    """Versions that the bytes of a clip depend on."""
-    libraries = {name: ".".join(map(str, version)) for name, version in av.library_versions.items()}
-    return {"pyav": av.__version__, "libavcodec": libraries["libavcodec"], "libswscale": libraries["libswscale"]}
+    """Versions that the bytes of a clip depend on; "unknown" for one that PyAV does not tell."""
+    told: Mapping[str, Iterable[int]] = getattr(av, "library_versions", {})
+    libraries = {name: ".".join(map(str, told[name])) if name in told else "unknown" for name in LIBRARIES}
+    return {"pyav": getattr(av, "__version__", "unknown"), **libraries}

@@ -256,10 +256,8 @@ def _cut(source: SourceVideo, interval: Interval, settings: EncodeSettings) -> _
     for second in (start_second, 0.0 if stop_second is None else stop_second):
         if not 0 <= second <= MAX_SECONDS:
             raise EncodeError(f"{source.path}: no clip from {start_second} s to {stop_second} s can be cut")
-    # A clip shorter than half a frame still gets the frame it lies in.
     until = start_second if stop_second is None else stop_second
     start, stop = frame_span(start_second, until, float(source.fps), interval.rule)
-    stop = max(stop, start + 1)
     fps = _stored_rate(source, settings)
     margin = round(settings.margin * fps)
     return _Cut(

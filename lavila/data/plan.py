@@ -153,7 +153,9 @@ def choose_frames(num_frames: float, choice: FrameChoice, *, clips: int) -> Fram
 
     segments: temporal clip k of K takes each part at the fraction (2k+1)/2K; K=1 is the centre, as published.
     strided: starts are spread evenly; a clip shorter than T*stride is padded at its end and repeated K times.
+    A clip shorter than one frame (a fractional length) is its first frame.
     """
+    num_frames = max(num_frames, 1)
     if choice.sampling == "segments":
         low, high = segment_bounds(0, num_frames, choice.frames)
         k = np.arange(clips, dtype=np.int64)[:, None]
@@ -186,7 +188,11 @@ def chosen_frames(
 
 
 def draw_frames(num_frames: float, choice: FrameChoice, random: np.random.Generator) -> Frames:
-    """The frames of a training clip, [1, T]: one anywhere in each part, or a random start of a fixed stride."""
+    """The frames of a training clip, [1, T]: one anywhere in each part, or a random start of a fixed stride.
+
+    As in `choose_frames`, a clip shorter than one frame is its first frame.
+    """
+    num_frames = max(num_frames, 1)
     if choice.sampling == "segments":
         low, high = segment_bounds(0, num_frames, choice.frames)
         return random.integers(low, high, endpoint=True).astype(np.int32)[None]

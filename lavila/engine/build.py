@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import zip_longest
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -18,13 +21,18 @@ from lavila.data.plan import CropChoice, FrameChoice, Ranks, TrainingPlan, ViewC
 from lavila.data.shards import ShardSet, open_shard_set
 from lavila.data.stored_sizes import shuffle_of
 from lavila.engine.distributed import Process
-from lavila.models.checkpoints import load_model
+from lavila.models.checkpoints import TrainedOn, load_model
 from lavila.models.classifier import VideoClassifier
 from lavila.models.timesformer import TimeSformer, TimeSformerConfig
-from lavila.tasks import Task
+from lavila.models.zoo import CLIP_PICTURES
+from lavila.tasks import Task, TaskError
 from lavila.tasks.classification import ClassificationSettings, ClassificationTask
 
+log = logging.getLogger(__name__)
+
 Classes = dict[str, list[str]]
+SHOWN_CLASSES = 3  # in a message, where they differ
+SAME_LEVEL = 0.05  # on 0..255: statistics closer than this are the same, written with fewer digits
 
 
 def shard_set(config: RunConfig, which: str) -> ShardSet:
@@ -42,6 +50,84 @@ def head_classes(config: RunConfig, shards: ShardSet) -> Classes:
         known = [kind for kind, names in shards.classes.items() if names]
         raise ConfigError(f"task.heads: {shards.path} has no {', '.join(missing)} labels; it has {', '.join(known)}")
     return {head: shards.classes[head] for head in config.task.heads}
+
+
+def check_classes(found: Classes, wanted: Classes, *, of: object, wanted_by: object) -> None:
+    """Raise TaskError unless the heads and the names of their classes are the same, in the same order.
+
+    found: of the shard set `of`. wanted: of the checkpoint or the training set `wanted_by`; empty = not known.
+    """
+    if wanted and list(found) != list(wanted):
+        heads = ",".join(wanted)
+        raise TaskError(
+            f"task.heads={list(found)}, but {wanted_by} has the heads {list(wanted)}; set task.heads=[{heads}]"
+        )
+    for head, theirs in wanted.items():
+        ours = found[head]
+        places = [i for i, pair in enumerate(zip_longest(ours, theirs)) if pair[0] != pair[1]]
+        if not places:
+            continue
+        counts = (
+            f"{len(ours)} other classes"
+            if len(ours) == len(theirs)
+            else f"{len(ours)} instead of {len(theirs)} classes"
+        )
+        what = "the same classes in another order" if sorted(ours) == sorted(theirs) else counts
+        shown = ", ".join(
+            f"{i}: {_class_at(ours, i)} here, {_class_at(theirs, i)} there" for i in places[:SHOWN_CLASSES]
+        )
+        more = f" and {len(places) - SHOWN_CLASSES} more" if len(places) > SHOWN_CLASSES else ""
+        raise TaskError(
+            f"head {head}: {of} has {what}, compared with {wanted_by} ({shown}{more}); make the set from annotation "
+            "files that the model was trained on, or take a model that was trained on this set's classes"
+        )
+
+
+def _class_at(names: Sequence[str], place: int) -> str:
+    return repr(names[place]) if place < len(names) else "none"
+
+
+def with_statistics(config: RunConfig, trained: TrainedOn | None) -> RunConfig:
+    """The config with `data.mean` and `data.std`: as set, else those of the weights, else LaViLa's for CLIP models.
+
+    trained: of the weights that are evaluated or started from; None = random ones. ConfigError where what is set
+    differs from what the weights were trained with and `data.allow_other_statistics` does not allow it.
+    """
+    values: dict[str, tuple[float, ...]] = {}
+    for name, published in (("mean", CLIP_PICTURES.mean), ("std", CLIP_PICTURES.std)):
+        ours, theirs = getattr(config.data, name), getattr(trained, name, ())
+        if not ours and not theirs and trained is not None:
+            log.warning("%s does not say the %s of its pictures; LaViLa's is taken: %s", trained.file, name, published)
+        values[name] = ours or theirs or published
+        if trained is not None and _differ(ours, theirs) and not config.data.allow_other_statistics:
+            raise ConfigError(
+                f"data.{name}={list(ours)}, but {trained.file} was trained with {list(theirs)}; leave data.{name} out "
+                f"(or data.{name}=[]) for the latter, or set data.allow_other_statistics=true to use the former"
+            )
+    return replace(config, data=replace(config.data, mean=values["mean"], std=values["std"]))
+
+
+def departures(config: RunConfig, trained: TrainedOn) -> list[str]:
+    """What an evaluation does otherwise than the model's training did: allowed, but never unnoticed."""
+    data, notes = config.data, []
+    for name, theirs in (("mean", trained.mean), ("std", trained.std)):
+        if _differ(getattr(data, name), theirs):
+            notes.append(f"data.{name}={list(getattr(data, name))}, but the model was trained with {list(theirs)}")
+    for name, known, embedding in (
+        ("frames", trained.frames, "temporal"),
+        ("image_size", trained.image_size, "position"),
+    ):
+        if known is not None and getattr(data, name) != known:
+            change = "cut short" if name == "frames" and data.frames < known else "resampled"
+            notes.append(
+                f"data.{name}={getattr(data, name)}, but the model has {known}: its {embedding} embedding is {change}"
+            )
+    return notes
+
+
+def _differ(ours: Sequence[float], theirs: Sequence[float]) -> bool:
+    pairs = zip(ours, theirs, strict=True) if ours and theirs else ()
+    return any(abs(one - other) > SAME_LEVEL for one, other in pairs)
 
 
 def training_loader(config: RunConfig, shards: ShardSet, process: Process) -> ClipLoader:
@@ -152,13 +238,12 @@ def _frame_choice(data: DataConfig) -> FrameChoice:
 def _loader(
     config: RunConfig, shards: ShardSet, plan: TrainingPlan | ViewPlan, process: Process, captions: Captions
 ) -> ClipLoader:
-    data = config.data
+    data = with_statistics(config, None).data  # for who builds a loader alone; a run has resolved them before
+    mean, std = (cast(tuple[float, float, float], values) for values in (data.mean, data.std))
     return ClipLoader(
         shards,
         plan,
-        pictures=Pictures(
-            mean=data.mean, std=data.std, antialias=data.antialias, half=data.picture_type is PictureType.float16
-        ),
+        pictures=Pictures(mean=mean, std=std, antialias=data.antialias, half=data.picture_type is PictureType.float16),
         decoder=data.decoder.value,
         device=process.device,
         threads=data.threads or max(1, len(os.sched_getaffinity(0)) // process.local_world),

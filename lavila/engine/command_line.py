@@ -72,6 +72,7 @@ def user_errors() -> tuple[type[Exception], ...]:
     from lavila.data.shard_format import ShardSetError
     from lavila.engine.distributed import DeviceError
     from lavila.engine.evaluator import EvaluationError
+    from lavila.engine.reporting import ReportError
     from lavila.engine.trainer import TrainingError
     from lavila.models.checkpoints import CheckpointError
     from lavila.tasks import TaskError
@@ -88,6 +89,7 @@ def user_errors() -> tuple[type[Exception], ...]:
         TaskError,
         TrainingError,
         EvaluationError,
+        ReportError,
     )
 
 

@@ -5,12 +5,9 @@ from __future__ import annotations
 import heapq
 import logging
 import math
-import os
-import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +22,11 @@ from lavila.data.loader import BadClip, ClipLoader
 from lavila.data.shards import ShardSet
 from lavila.engine import build
 from lavila.engine.distributed import Process, gather_to_main, join, on_main, sum_over_ranks
+from lavila.engine.environment import best_effort, environment
 from lavila.engine.precision import Arithmetic
 from lavila.engine.reporting import ReportPictures, ViewStrip, append_stage, read_stages, view_labels, write_report
 from lavila.engine.run_folder import Subject, subject_of
-from lavila.models.checkpoints import load_model
+from lavila.models.checkpoints import load_model, trained_on
 from lavila.records import VideoBatch
 from lavila.tasks import Predictions, Scores, Task, concatenate
 
@@ -81,19 +79,26 @@ def evaluate(config: RunConfig) -> Path | None:
     """
     with join(config.device.value) as process:
         subject = on_main(lambda: subject_of(Path(config.run_dir), config.checkpoint))
-        model = load_model(
-            subject.model, num_frames=config.data.frames, image_size=config.data.image_size, device=process.device
-        )
+        trained = trained_on(subject.model)
+        config = build.with_statistics(config, trained)
         shards = build.shard_set(config, "val")
-        task = build.build_task(config, model, build.head_classes(config, shards))
+        classes = build.head_classes(config, shards)
+        build.check_classes(classes, trained.classes, of=shards.path, wanted_by=trained.file)
+        for note in (notes := build.departures(config, trained)):
+            log.warning("%s: %s", trained.file, note)
+        data = config.data
+        model = load_model(trained.file, num_frames=data.frames, image_size=data.image_size, device=process.device)
+        task = build.build_task(config, model, classes)
         result = evaluate_task(config, task, shards, process)
         if result is None:
             return None
-        append_stage(subject.output, "evaluate", result.seconds)
-        report, pictures = _report(config, subject, shards, result, process)
-        write_report(subject.output, report, pictures=pictures, history=subject.history)
-        for name, value in result.scores.metrics.items():
+        for name, value in result.scores.metrics.items():  # first of all, whatever the report meets
             log.info("%-18s %6.2f %%", name, value)
+        best_effort("stages.jsonl", lambda: append_stage(subject.output, "evaluate", result.seconds), None)
+        wrong: list[dict[str, Any]] = best_effort("mistakes", lambda: _mistakes(shards, result), [])
+        report = _report(config, subject, shards, result, process, wrong=wrong) | {"notes": notes}
+        pictures = best_effort("pictures", lambda: _pictures(config, shards, result, wrong), ReportPictures())
+        write_report(subject.output, report, pictures=pictures, history=subject.history)
     return subject.output / "report.html"
 
 
@@ -152,7 +157,8 @@ def _combine(task: Task, parts: Sequence[_Seen], *, seconds: float, how: dict[st
     for head, targets in predictions.targets.items():
         if (targets >= 0).any():
             counts = np.bincount(targets[targets >= 0])
-            controls[f"chance_{head}_top1"] = float(counts.max() / counts.sum() * 100)
+            controls[f"chance_{head}_top1"] = 100.0 / predictions.scores[head].shape[1]
+            controls[f"largest_class_{head}_top1"] = float(counts.max() / counts.sum() * 100)
     frozen = [p for part in parts for p in part.frozen]
     if frozen:
         metrics = task.score(concatenate(frozen)).metrics
@@ -213,16 +219,20 @@ def _strip_views(views: int) -> list[int]:
 
 
 def _report(
-    config: RunConfig, subject: Subject, shards: ShardSet, result: Evaluation, process: Process
-) -> tuple[dict[str, Any], ReportPictures]:
+    config: RunConfig,
+    subject: Subject,
+    shards: ShardSet,
+    result: Evaluation,
+    process: Process,
+    *,
+    wrong: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
     views = config.views
-    computed = views.clips * (3 if views.crops.value == "three" else 1)
+    computed = math.prod(_view_grid(config))
     total = views.clips * (1 if views.crops.value == "center" else 3)
-    wrong = _mistakes(shards, result)
-    by_row = {entry["row"]: entry for entry in wrong}
-    grid = (views.clips, computed // views.clips)
-    strips = {row: _view_strip(shards, row, frames, grid) for row, frames in result.pictures.items()}
-    report = {
+    seconds: dict[str, float] = best_effort("stages.jsonl", lambda: _stages(subject), {})
+    trained_with = {} if subject.trained_with is None else {"trained_with": subject.trained_with}
+    return {
         "name": config.name,
         "dataset": {
             "name": shards.manifest["dataset"],
@@ -243,7 +253,7 @@ def _report(
             "frames": config.data.frames,
             "fusion": views.fusion.value,
         },
-        "seconds": _stages(subject),
+        "seconds": seconds,
         "data_wait_percent": {"evaluate": result.data_wait_percent}
         | _training_figure(subject, "data_wait_percent", "train"),
         "throughput": {"evaluate_views_per_second": len(result.predictions.rows) * computed / result.seconds}
@@ -258,14 +268,24 @@ def _report(
         "mistakes": [{key: value for key, value in entry.items() if key != "row"} for entry in wrong[:LISTED_MISTAKES]],
         "environment": environment(process) | {"decoder": result.decoder, "precision": result.precision},
         "config": {name: value for name, value in to_dict(config).items() if name not in OF_TRAINING},
+        **trained_with,
     }
-    if subject.trained_with is not None:
-        report["trained_with"] = subject.trained_with
-    pictures = ReportPictures(
-        views=[strip for row, strip in strips.items() if row not in by_row][:SHOWN_CLIPS],
+
+
+def _view_grid(config: RunConfig) -> tuple[int, int]:
+    """Temporal clips, and spatial crops that are computed."""
+    return config.views.clips, 3 if config.views.crops.value == "three" else 1
+
+
+def _pictures(
+    config: RunConfig, shards: ShardSet, result: Evaluation, wrong: Sequence[Mapping[str, Any]]
+) -> ReportPictures:
+    grid, rows = _view_grid(config), {entry["row"] for entry in wrong}
+    strips = {row: _view_strip(shards, row, frames, grid) for row, frames in result.pictures.items()}
+    return ReportPictures(
+        views=[strip for row, strip in strips.items() if row not in rows][:SHOWN_CLIPS],
         mistakes=[strips[entry["row"]] for entry in wrong[:LISTED_MISTAKES] if entry["row"] in strips],
     )
-    return report, pictures
 
 
 def _view_strip(shards: ShardSet, row: int, frames: npt.NDArray[np.uint8], grid: tuple[int, int]) -> ViewStrip:
@@ -323,25 +343,3 @@ def _training_figure(subject: Subject, name: str, key: str) -> dict[str, float]:
     """The median of a logged number over the checkpoint's training, where that is known."""
     values = [line[name] for line in subject.history if line.get(name) is not None]
     return {key: float(np.median(values))} if values and math.isfinite(np.median(values)) else {}
-
-
-def environment(process: Process) -> dict[str, Any]:
-    """The machine and the versions that a number was made with."""
-    device = torch.cuda.get_device_name(process.device) if process.device.type == "cuda" else "cpu"
-    return {
-        "lavila": version("lavila"),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "dali": version("nvidia-dali-cuda130"),
-        "device": device,
-        "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)),
-        "ranks": process.world,
-    }
-
-
-def _cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []:
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -1,7 +1,9 @@
 """Optimisers, parameter groups and the learning-rate schedule, as in the reference.
 
-Golden: `scheduler.json`. What is particular there and kept: the warm-up includes the peak at its last step, the cosine
-starts at the peak again, and while the schedule is on, `backbone_lr_multiplier` applies to every group, the head's too.
+Golden: `scheduler.json`. What is particular there and kept: the warm-up includes the peak at its last step, and the
+cosine starts at the peak again. The reference multiplies the rates of all groups, the head's too, whatever the name of
+its option says; that is `lr_multiplier_for=all`, and published recipes have it. Its rates without a schedule, where the
+head keeps lr, are those of `lr_multiplier_for=backbone`. Here both hold with either schedule.
 """
 
 from __future__ import annotations
@@ -14,13 +16,22 @@ import numpy as np
 import torch
 from torch import nn
 
-from lavila.config.schema import OptimConfig, Optimizer, Schedule
+from lavila.config.schema import MultiplierScope, OptimConfig, Optimizer, Schedule
 
 HEAD = "fc_cls"  # parameters of the classification heads have this in their name
 
 
-def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, object]]:
-    """Backbone and head, each split into decayed and not decayed; empty groups are left out.
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Parameters that are treated alike."""
+
+    parameters: list[nn.Parameter]
+    decays: bool
+    multiplier: float  # the learning rate is this times the schedule
+
+
+def split_parameters(model: nn.Module, config: OptimConfig) -> list[Group]:
+    """Backbone and head, each split into decayed and not decayed, in this order; empty groups are left out.
 
     No decay for vectors and scalars and for names with "bias", "ln" or "bn"; embeddings and the class token decay.
     """
@@ -32,22 +43,31 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, ob
         if parameter.requires_grad:
             exempt = parameter.ndim < 2 or any(part in name for part in ("bias", "ln", "bn"))
             groups[HEAD in name, not exempt].append(parameter)
+    for_all = config.lr_multiplier_for is MultiplierScope.all
     return [
-        {
-            "params": parameters,
-            "weight_decay": config.weight_decay if decays else 0.0,
-            "lr": config.lr * (1.0 if in_head else config.backbone_lr_multiplier),
-        }
+        Group(parameters=parameters, decays=decays, multiplier=config.lr_multiplier if for_all or not in_head else 1.0)
         for (in_head, decays), parameters in groups.items()
         if parameters
     ]
 
 
+def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, object]]:
+    """The groups of `split_parameters` as an optimiser takes them, each at its peak rate."""
+    return [
+        {
+            "params": group.parameters,
+            "weight_decay": config.weight_decay if group.decays else 0.0,
+            "lr": config.lr * group.multiplier,
+        }
+        for group in split_parameters(model, config)
+    ]
+
+
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """SGD with momentum betas[0], or AdamW."""
+    """SGD with momentum, or AdamW."""
     groups = parameter_groups(model, config)
     if config.optimizer is Optimizer.sgd:
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.betas[0])
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
 
 
@@ -67,13 +87,15 @@ def cosine_schedule(
 class LearningRate:
     """Sets the rates of all groups before a step."""
 
-    values: np.ndarray | None  # per step; None = constant at what the groups started with
+    values: np.ndarray  # [steps of the run] where the multiplier is 1
+    multipliers: tuple[float, ...]  # one a parameter group
 
     @classmethod
-    def of(cls, config: OptimConfig, *, steps: int) -> LearningRate:
-        """The schedule of a run with `steps` optimiser steps an epoch."""
+    def of(cls, config: OptimConfig, model: nn.Module, *, steps: int) -> LearningRate:
+        """The schedule of a run with `steps` optimiser steps an epoch, for the groups of `build_optimizer`."""
+        multipliers = tuple(group.multiplier for group in split_parameters(model, config))
         if config.schedule is Schedule.constant:
-            return cls(None)
+            return cls(np.full(config.epochs * steps, config.lr), multipliers)
         values = cosine_schedule(
             peak=config.lr,
             end=config.lr_end,
@@ -82,10 +104,9 @@ class LearningRate:
             warmup_epochs=config.warmup_epochs,
             steps=steps,
         )
-        return cls(values * config.backbone_lr_multiplier)
+        return cls(values, multipliers)
 
     def set(self, groups: Iterable[dict[str, object]], step: int) -> None:
         """The rates of a step, counted over the whole run."""
-        if self.values is not None:
-            for group in groups:
-                group["lr"] = float(self.values[step])
+        for group, multiplier in zip(groups, self.multipliers, strict=True):
+            group["lr"] = float(self.values[step]) * multiplier

@@ -22,8 +22,9 @@ Json = dict[str, Any]
 
 MISTAKES_LISTED = 60  # of those without a picture; report.json has them all
 HEADLINE = "_top1"
-STILL_IS_ENOUGH = 0.6  # share of the gain over guessing that one frame explains
+STILL_IS_ENOUGH = 0.6  # share of the gain over the largest class that one frame explains
 MOTION_DECIDES = 0.15
+CONTROLS = {"chance": "chance", "largest_class": "largest class alone", "single_frame": "one frozen frame"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +83,7 @@ def page_values(report: Json, *, pictures: ReportPictures, history: Sequence[Map
         "stages": stages(report),
         "mistakes": mistakes(report, pictures),
         "failed": failed(report),
+        "notes": list(report.get("notes") or []),
         "environment": {k: number(v) for k, v in (report.get("environment") or {}).items()},
         "config": list(flatten(report.get("config") or {})),
         "trained_with": list(flatten(report.get("trained_with") or {})),
@@ -106,15 +108,18 @@ def summary(report: Json) -> str:
     if split := (report.get("dataset") or {}).get("split"):
         of += f" in the {split} split"
     text = f"{of}, the model's first guess at the {head} is right for {percent(top1)}"
-    chance, still = controls.get(f"chance_{head}{HEADLINE}"), controls.get(f"single_frame_{head}{HEADLINE}")
-    if chance is not None:
-        text += f"; guessing would get {percent(chance)}"
+    chance, largest, still = (controls.get(f"{kind}_{head}{HEADLINE}") for kind in CONTROLS)
+    told = [f"chance is {percent(chance)}"] if chance is not None else []
+    told += [f"always naming the largest class gets {percent(largest)}"] if largest is not None else []
+    told += [f"one frozen frame gets {percent(still)}"] if still is not None else []
+    if told:
+        text += "; " + ", ".join(told[:-1]) + (" and " if told[1:] else "") + told[-1]
     if still is not None:
-        text += f"{' and' if chance is not None else ';'} one frozen frame gets {percent(still)}"
-        gain = top1 - (chance or 0.0)
+        nothing_learned = max(chance or 0.0, largest or 0.0)
+        gain = top1 - nothing_learned
         if gain <= 1.0:
             return text + ". It has not learned the task yet."
-        share = (still - (chance or 0.0)) / gain
+        share = (still - nothing_learned) / gain
         if share < MOTION_DECIDES:
             return text + ". What it knows, it reads from the motion."
         return text + (". A still explains part of that." if share < STILL_IS_ENOUGH else ". A still nearly suffices.")
@@ -132,7 +137,7 @@ def cards(report: Json) -> list[Json]:
         others.pop("top1")
         marks = [
             {"kind": kind, "label": label, "value": percent(controls[key]), "at": round(controls[key], 2)}
-            for kind, label in (("chance", "guessing"), ("single_frame", "one frozen frame"))
+            for kind, label in CONTROLS.items()
             if controls.get(key := f"{kind}_{head}{HEADLINE}") is not None
         ]
         result.append(
@@ -150,7 +155,7 @@ def cards(report: Json) -> list[Json]:
 def more_metrics(report: Json) -> list[tuple[str, str]]:
     """Metrics and controls that no card shows, such as mAP and nDCG."""
     heads = headline_heads(report)
-    shown = {f"{kind}_{head}{HEADLINE}" for head in heads for kind in ("chance", "single_frame")}
+    shown = {f"{kind}_{head}{HEADLINE}" for head in heads for kind in CONTROLS}
     rest = [(k, v) for k, v in (report.get("metrics") or {}).items() if not k.startswith(tuple(f"{h}_" for h in heads))]
     rest += [(k, v) for k, v in (report.get("controls") or {}).items() if k not in shown]
     return [(k.replace("_", " "), percent(v)) for k, v in rest]

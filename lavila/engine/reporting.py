@@ -26,6 +26,7 @@ from lavila.files import whole_file
 
 __all__ = [
     "MetricsLog",
+    "ReportError",
     "ReportPictures",
     "ViewStrip",
     "append_stage",
@@ -37,6 +38,11 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
+
+
+class ReportError(ValueError):
+    """A report whose page cannot be drawn, in one line."""
+
 
 METRICS_FILE = "metrics.jsonl"
 STAGES_FILE = "stages.jsonl"
@@ -194,22 +200,40 @@ def write_report(
     pictures: ReportPictures,
     history: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Write `run_dir`/report.json (exactly `report`) and `run_dir`/report.html (one file, needs no network).
+    """Write `run_dir`/report.json (exactly `report`), then draw `run_dir`/report.html (one file, needs no network).
 
     report: any of `name`, `dataset`, `checkpoint`, `metrics` (percent, keys `<head>_top1`, `<head>_top5`,
-        `<head>_mean_class`, ...), `controls` (percent, keys `chance_<metric>`, `single_frame_<metric>`), `views`,
+        `<head>_mean_class`, ...), `controls` (percent, keys `chance_<metric>`: one over the number of classes,
+        `largest_class_<metric>`: what always naming the largest class gets, `single_frame_<metric>`), `views`,
         `seconds` (per stage), `data_wait_percent` (per stage), `throughput`, `clips`, `heads`, `mistakes`,
-        `environment`, `config` (of the evaluation), `trained_with` (the checkpoint's). A key that is absent leaves its
-        section out.
+        `notes` (sentences on what was done otherwise than in training), `environment`, `config` (of the evaluation),
+        `trained_with` (the checkpoint's). A key that is absent leaves its section out.
         `heads[h]`: `classes` (K names), `confusion` [K, K] clip counts with rows the truth, or for many classes
         `confused_pairs` (truth, predicted, clips); `per_class_accuracy` (K percentages, null = no clip), `support` (K).
     pictures: what the model saw, for the strips; see `ReportPictures`.
     history: lines of metrics.jsonl: `step`, `loss`, and what else was logged.
 
-    Raises ValueError where the numbers contradict each other (shapes, fractions in place of percentages).
+    Raises ReportError where the page cannot be drawn: report.json is whole then, and no older page lies beside it.
+    Numbers that contradict each other (shapes, fractions in place of percentages) are such a case.
     """
     run_dir = Path(run_dir)
     values: dict[str, Any] = plain(report)
+    write_json_atomic(run_dir / "report.json", values)
+    page_file = run_dir / "report.html"
+    try:
+        page = _draw(values, pictures=pictures, history=history)
+    except Exception as error:  # whatever it was: the result does not depend on its picture
+        page_file.unlink(missing_ok=True)
+        log.exception("drawing %s", page_file)
+        reason = " ".join(str(error).split())
+        raise ReportError(
+            f"{page_file} cannot be drawn ({type(error).__name__}: {reason}); every number is in report.json beside it"
+        ) from error
+    _write_atomic(page_file, page.encode())
+    log.info("report: %s (%.1f MB)", page_file, len(page.encode()) / 1e6)
+
+
+def _draw(values: dict[str, Any], *, pictures: ReportPictures, history: Sequence[Mapping[str, Any]]) -> str:
     environment = jinja2.Environment(
         autoescape=True,  # narrations and class names are other people's text
         undefined=jinja2.StrictUndefined,
@@ -217,7 +241,4 @@ def write_report(
         lstrip_blocks=True,
     )
     template = resources.files("lavila.engine").joinpath("report.html.j2").read_text(encoding="utf-8")
-    page = environment.from_string(template).render(page_values(values, pictures=pictures, history=history))
-    write_json_atomic(run_dir / "report.json", values)
-    _write_atomic(run_dir / "report.html", page.encode())
-    log.info("report: %s (%.1f MB)", run_dir / "report.html", len(page.encode()) / 1e6)
+    return environment.from_string(template).render(page_values(values, pictures=pictures, history=history))

@@ -18,6 +18,7 @@ import yaml
 
 from lavila.engine import checkpoint
 from lavila.engine.checkpoint import CONFIG, FOLDER, Progress, read_facts, step_folders, torn
+from lavila.engine.environment import best_effort
 from lavila.engine.reporting import METRICS_FILE, read_metrics
 from lavila.models.checkpoints import WEIGHTS, CheckpointError, find_model
 from lavila.models.zoo import ZOO
@@ -114,7 +115,8 @@ def subject_of(run_dir: Path, wanted: str) -> Subject:
         progress = read_facts(model).progress
     except CheckpointError:  # made by hand, or a file: nothing is known of its training
         return Subject(model=str(model), output=output)
-    lines = read_metrics(there.parent.parent / METRICS_FILE) if there.parent.name == FOLDER else []
+    metrics = there.parent.parent / METRICS_FILE if there.parent.name == FOLDER else None
+    lines: list[dict[str, Any]] = best_effort("history", lambda: read_metrics(metrics), []) if metrics else []
     return Subject(
         model=str(model),
         output=output,

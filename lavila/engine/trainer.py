@@ -16,6 +16,7 @@ from lavila.config.load import flatten, to_dict, to_yaml
 from lavila.config.schema import RunConfig
 from lavila.data.loader import ClipLoader
 from lavila.data.plan import TrainingPlan
+from lavila.data.shards import ShardSet
 from lavila.engine import build, checkpoint
 from lavila.engine.checkpoint import Facts, Progress, TrainState
 from lavila.engine.distributed import Process, join, mean_over_ranks, on_main, sum_over_ranks
@@ -24,7 +25,7 @@ from lavila.engine.optim import LearningRate, build_optimizer
 from lavila.engine.precision import Arithmetic
 from lavila.engine.reporting import METRICS_FILE, MetricsLog, append_stage
 from lavila.engine.run_folder import read_config, set_aside, start_from
-from lavila.models.checkpoints import CheckpointError
+from lavila.models.checkpoints import CheckpointError, TrainedOn, trained_on
 from lavila.records import VideoBatch
 from lavila.tasks import Task
 
@@ -36,12 +37,25 @@ def train(config: RunConfig) -> Path:
     with join(config.device.value) as process:
         shards = build.shard_set(config, "train")
         classes = build.head_classes(config, shards)
-        loader = build.training_loader(config, shards, process)
         found = on_main(lambda: start_from(Path(config.run_dir), config.resume))
+        origin = found or config.model.init
+        trained = trained_on(origin) if origin else None
+        config = build.with_statistics(config, trained)
+        _check_classes(config, shards, classes, resumed=trained if found else None)
+        loader = build.training_loader(config, shards, process)
         model = build.classifier(config, classes, resumed=found is not None).to(process.device)
         task = build.build_task(config, model, classes)
         trainer = Trainer(config, process, loader=loader, task=task, classes=classes, found=found)
         return trainer.fit()
+
+
+def _check_classes(config: RunConfig, shards: ShardSet, classes: build.Classes, *, resumed: TrainedOn | None) -> None:
+    """Class names of what is trained on against the checkpoint's, and of what is validated on against both."""
+    if resumed is not None:
+        build.check_classes(classes, resumed.classes, of=shards.path, wanted_by=resumed.file)
+    if config.evaluate_every_epochs:
+        val = build.shard_set(config, "val")
+        build.check_classes(build.head_classes(config, val), classes, of=val.path, wanted_by=shards.path)
 
 
 @dataclass
@@ -93,7 +107,7 @@ class Trainer:
             order=loader.plan.order,
         )
         self.updates_per_epoch = len(loader) // config.optim.accumulate
-        self.rate = LearningRate.of(config.optim, steps=self.updates_per_epoch)
+        self.rate = LearningRate.of(config.optim, model, steps=self.updates_per_epoch)
         if found is not None:
             self._resume(found)
         self.earlier = replace(self.state.progress)  # what was done before this process started

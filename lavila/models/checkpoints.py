@@ -12,7 +12,9 @@ import importlib
 import itertools
 import json
 import logging
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -33,6 +35,7 @@ __all__ = [
     "WEIGHTS",
     "CheckpointError",
     "Inflation",
+    "TrainedOn",
     "build_model",
     "find_model",
     "inflate_temporal_embed",
@@ -40,6 +43,7 @@ __all__ = [
     "read_extra",
     "resize_pos_embed",
     "save_model",
+    "trained_on",
 ]
 
 log = logging.getLogger(__name__)
@@ -165,6 +169,56 @@ def read_extra(path: str | Path) -> dict[str, str]:
     if file.suffix in SUFFIXES:
         return {"pictures": json.dumps(read_published(file).pictures())}
     return {name: value for name, value in _read_metadata(file).items() if not name.startswith(RESERVED)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedOn:
+    """What a model was trained on, as far as its file says."""
+
+    file: Path
+    mean: tuple[float, ...]  # R, G, B on 0..255; empty = not said
+    std: tuple[float, ...]  # R, G, B on 0..255; empty = not said
+    frames: int | None  # a clip has
+    image_size: int | None  # side of a picture, pixels
+    classes: dict[str, list[str]]  # head -> names of its classes, heads in the model's order; empty = not said
+
+
+def trained_on(path: str | Path) -> TrainedOn:
+    """What the model at `path`, anything that `load_model` reads, was trained on. Reads no weights.
+
+    CheckpointError as `load_model` raises it, and for a file that says something else than expected.
+    """
+    file = find_model(path)
+    if file.suffix in SUFFIXES:
+        published = read_published(file)
+        architecture, pictures, classes = published.architecture, published.pictures(), {}
+    else:
+        metadata = _read_metadata(file)
+        try:
+            architecture, pictures, classes = (
+                json.loads(metadata.get(name, "{}")) for name in (f"{RESERVED}architecture", "pictures", "classes")
+            )
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{file}: its metadata is no JSON ({error}); write it with save_model") from error
+    try:
+        tower = architecture.get("tower", architecture)
+        found = TrainedOn(
+            file=file,
+            mean=tuple(float(value) for value in pictures.get("mean", ())),
+            std=tuple(float(value) for value in pictures.get("std", ())),
+            frames=tower.get("num_frames"),
+            image_size=tower.get("image_size"),
+            classes={head: [str(name) for name in names] for head, names in classes.items()},
+        )
+    except (TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{file}: says what it was trained on in another form than ours ({error})") from error
+    sound = all(map(math.isfinite, found.mean)) and all(math.isfinite(value) and value > 0 for value in found.std)
+    if not sound or {len(found.mean), len(found.std)} - {0, 3}:
+        raise CheckpointError(
+            f"{file}: says mean {list(found.mean)} and std {list(found.std)} of its pictures; each is three finite "
+            "numbers, those of std above 0; write the file again with save_model"
+        )
+    return found
 
 
 def inflate_temporal_embed(embed: Tensor, frames: int, mode: Inflation = "bilinear") -> Tensor:

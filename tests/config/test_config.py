@@ -4,14 +4,18 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import pytest
 import yaml
 
 from lavila.config import load
 from lavila.config.load import CONFIG_DIR, known_names, load_config, to_dict, to_yaml
-from lavila.config.schema import ConfigError, Decoder, RunConfig
+from lavila.config.schema import ConfigError, Decoder, Range, RunConfig, ranges
 
 
 @pytest.mark.parametrize("name", known_names())
@@ -76,17 +80,19 @@ def test_a_config_is_frozen_and_plain(tmp_path: Path) -> None:
         (["data.crop_scale=half"], r"data\.crop_scale: is 'half'; it is a list of 2 numbers"),
         (["--fast"], r"command line \(--fast\): an override has the form key=value, such as data\.batch_size=8"),
         (["data.batch_size=0"], r"configs/model/tiny\.yaml with data\.batch_size=0: data\.batch_size=0: must be at least 1"),
-        (["data.host_memory_gib=0"], r"data\.host_memory_gib=0\.0: must be a number above 0"),
-        (["data.host_memory_gib=inf"], r"data\.host_memory_gib=inf: must be a number above 0"),
+        (["data.host_memory_gib=0"], r"data\.host_memory_gib=0\.0: must be above 0"),
+        (["data.host_memory_gib=inf"], r"data\.host_memory_gib=inf: must be finite and above 0"),
         (["keep_checkpoints=0"], r"keep_checkpoints=0: must be at least 1"),
         (["data.image_size=65"], r"data\.image_size=65 is not a multiple of model\.patch_size=16; try data\.image_size=64"),
         (["model.heads=7"], r"model\.width=\d+ is not a multiple of model\.heads=7"),
-        (["data.flip=2"], r"data\.flip=2\.0: a chance lies between 0 and 1"),
-        (["data.crop_scale=[0.5,2]"], r"data\.crop_scale=\[0\.5,2\.0\]: needs 0 < low <= high <= 1"),
-        (["data.crop_ratio=[2,1]"], r"data\.crop_ratio=\[2\.0,1\.0\]: needs 0 < low <= high$"),
+        (["data.flip=2"], r"data\.flip=2\.0: must be at least 0 and at most 1$"),
+        (["data.crop_scale=[0.5,2]"], r"data\.crop_scale=\[0\.5,2\.0\]: 2\.0 .* must be above 0 and at most 1$"),
+        (["data.crop_ratio=[2,1]"], r"data\.crop_ratio=\[2\.0,1\.0\]: the first number may not be larger"),
         (["optim.accumulate=3"], r"data\.batch_size=64 cannot be split into optim\.accumulate=3 equal passes"),
         (["optim.epochs=2", "optim.warmup_epochs=3"], r"optim\.warmup_epochs=3\.0 is longer than optim\.epochs=2"),
         (["task.head_weights=[1,2]"], r"task\.head_weights=\[1\.0, 2\.0\] are 2 weights for the 3 heads verb, noun, action"),
+        (["task.head_weights=[0,0,0]"], r"task\.head_weights=\[0\.0, 0\.0, 0\.0\]: .* one must be above 0"),
+        (["optim.backbone_lr_multiplier=1"], r"optim\.backbone_lr_multiplier: no such key\. Did you mean 'lr_multiplier'\?"),
         (["task.heads=[]"], r"task\.heads is empty: name at least one of verb, noun, action"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
@@ -95,6 +101,61 @@ def test_mistakes_on_the_command_line(overrides: list[str], message: str) -> Non
     with pytest.raises(ConfigError, match=message) as caught:
         load_config("model/tiny", overrides)
     assert "\n" not in str(caught.value)
+
+
+def numbers(section: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(key, type with its range, default) of every field that holds numbers."""
+    for name, hint in get_type_hints(section, include_extras=True).items():
+        if dataclasses.is_dataclass(hint):
+            yield from numbers(hint, f"{prefix}{name}.")
+        elif any(kind in (int, float) for kind in kinds(get_type_hints(section)[name])):
+            yield f"{prefix}{name}", hint, next(f.default for f in dataclasses.fields(section) if f.name == name)
+
+
+def kinds(hint: Any) -> list[Any]:
+    return list(get_args(hint)) or [hint]
+
+
+NUMBERS = {key: (hint, default) for key, hint, default in numbers(RunConfig)}
+BAD = {
+    "data.batch_size": [0, -4], "data.crop_scale": [[0, 1], [0.5, 1.1]], "data.crop_ratio": [[0, 1]],
+    "data.mean": [[-1, 0, 0], [0, 0, 256]], "data.std": [[1, 1, 0], [-1, 1, 1]], "data.threads": [-3],
+    "data.max_bad_clips": [-1], "data.flip": [-0.1, 1.5], "model.dropout": [2, 1], "model.mlp_ratio": [0],
+    "optim.lr": [-1], "optim.betas": [[2, 3], [0.9, 1]], "optim.momentum": [1], "optim.eps": [0],
+    "optim.lr_multiplier": [-1], "optim.clip_grad_norm": [-1], "task.head_weights": [[1, -1, 1]],
+    "task.label_smoothing": [1], "seed": [-1, 2**63], "views.view_batch_size": [-1], "keep_checkpoints": [0],
+}  # fmt: skip
+
+
+def test_every_number_has_a_range() -> None:
+    assert len(NUMBERS) >= 40
+    for key, (hint, default) in NUMBERS.items():
+        for element in kinds(hint) if get_origin(hint) is tuple else [hint]:
+            if element is not Ellipsis:
+                assert get_origin(element) is Annotated and isinstance(element.__metadata__[0], Range), key
+        values = default if isinstance(default, tuple) else [default]
+        assert len(list(ranges(hint, default))) == len(values), key
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+def test_a_number_out_of_its_range_names_field_value_and_range(key: str) -> None:
+    """Also below any lower bound, and where the field takes fractions NaN and infinity."""
+    hint, default = NUMBERS[key]
+    count = len(default) if isinstance(default, tuple) and default else {"task.head_weights": 3}.get(key, 3)
+    plain = get_args(hint)[0] if get_origin(hint) is Annotated else get_args(get_args(hint)[0])[0]
+    values: list[Any] = [*BAD.get(key, []), *([".nan", ".inf", "-.inf"] if plain is float else [])]
+    values += [-1e9 if plain is float else -(10**9)]
+    for value in values:
+        many = isinstance(default, tuple) and not isinstance(value, list)
+        text = f"[{','.join([str(value)] * count)}]" if many else str(value)
+        with pytest.raises(ConfigError, match=rf"{re.escape(key)}=.*must be .*\d$") as caught:
+            load_config("model/tiny", [f"{key}={text}"])
+        assert "\n" not in str(caught.value), value
+
+
+def test_what_is_read_by_users_of_ranges() -> None:
+    assert [str(r) for r in (Range(least=0, below=1), Range(above=0))] == ["at least 0 and below 1", "above 0"]
+    assert not Range().holds(math.nan) and not Range().holds(math.inf) and Range().holds(-1e300)
 
 
 @pytest.mark.parametrize(

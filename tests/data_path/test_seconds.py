@@ -6,9 +6,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lavila.annotations import SpanRule, frame_span
-from lavila.data.plan import FrameChoice, Span, choose_frames, interval_span, protocol_frames, segment_bounds
+from lavila.data.order import random_numbers
+from lavila.data.plan import (
+    FrameChoice,
+    SamplingName,
+    Span,
+    choose_frames,
+    chosen_frames,
+    draw_frames,
+    interval_span,
+    protocol_frames,
+    segment_bounds,
+)
+from lavila.records import BLACK_FRAME
 from tests.golden import golden_json
 
 SAMPLING = golden_json("sampling")
@@ -94,3 +108,57 @@ def test_a_protocol_asks_for_each_frame_once() -> None:
     assert padded.tolist() == [0, 2, 4]  # the black frame is not stored
     assert protocol_frames(Span(frames=2, after=9), FrameChoice(frames=4), clips=1).tolist() == [0, 1, 2]
     assert protocol_frames(Span(frames=2), FrameChoice(frames=4), clips=1).tolist() == [0, 1]
+
+
+RULES: tuple[SpanRule, ...] = ("edges", "duration", "fractional")
+
+
+@given(
+    rule=st.sampled_from(RULES),
+    start=st.floats(0, 600),
+    seconds=st.one_of(st.just(0.0), st.floats(1e-9, 0.05), st.floats(0, 30)),
+    fps=st.one_of(st.floats(1, 120), st.sampled_from([24.0, 25.0, 30000 / 1001])),
+    after=st.integers(0, 40),
+    parts=st.integers(1, 20),
+    sampling=st.sampled_from(["segments", "strided"]),
+    stride=st.integers(1, 5),
+    clips=st.integers(1, 5),
+)
+@settings(max_examples=500, deadline=None)
+def test_every_planned_frame_lies_in_the_stored_clip(
+    rule: SpanRule,
+    start: float,
+    seconds: float,
+    fps: float,
+    after: int,
+    parts: int,
+    sampling: SamplingName,
+    stride: int,
+    clips: int,
+) -> None:
+    """Of any length down to nothing: a clip has at least one frame, and only a stride past its end gives black ones."""
+    first, stop = frame_span(start, start + seconds, fps, rule)
+    assert stop > first
+    choice = FrameChoice(frames=parts, sampling=sampling, stride=stride)
+    for stored in {stop - first, 1}:  # also a video that ends after the first frame
+        of = interval_span(rule, stored=stored, after=after, fps=fps, seconds=seconds)
+        last = stored - 1 + (of.after if sampling == "segments" else 0)
+        planned = [choose_frames(of.reach(choice), choice, clips=clips)]
+        planned += [draw_frames(of.reach(choice), choice, random_numbers(0, 9, 0, i)) for i in range(3)]
+        for frames in planned:
+            black = frames == BLACK_FRAME
+            assert ((frames >= 0) & (frames <= last) | black).all(), frames
+            assert not black.any() if sampling == "segments" else not black[:, 0].any()
+        protocol = {"frames": parts, "sampling": sampling, "stride": stride, "clips": clips}
+        kept = chosen_frames(protocol, rule, stored=stored, after=after, fps=fps, seconds=seconds)
+        assert len(kept) and kept.min() >= 0 and kept.max() <= last
+
+
+@pytest.mark.parametrize("length", [0.0, 0.01, 0.3, 0.5, 0.99, 1.0])
+def test_a_clip_of_less_than_a_frame_is_its_only_frame(length: float) -> None:
+    of = interval_span("fractional", stored=1, after=0, fps=1.0, seconds=length)
+    for sampling, frames in (("segments", [0, 0, 0]), ("strided", [0, BLACK_FRAME, BLACK_FRAME])):
+        choice = FrameChoice(frames=3, sampling=sampling)  # type: ignore[arg-type]
+        assert choose_frames(of.reach(choice), choice, clips=2).tolist() == [frames, frames]
+        assert draw_frames(of.reach(choice), choice, random_numbers(0, 9, 0)).tolist() == [frames]
+        assert choose_frames(length, choice, clips=1).tolist() == [frames]  # asked directly, as `ClipSizes` can

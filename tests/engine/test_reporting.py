@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lavila.engine import reporting
+from lavila.engine import report_figures, reporting
 from lavila.engine.report_charts import MATRIX_CLASSES, duration, number, smooth, thin, ticks
 from lavila.engine.reporting import (
     MetricsLog,
+    ReportError,
     ReportPictures,
     ViewStrip,
     append_stage,
@@ -96,7 +97,12 @@ def report() -> dict[str, Any]:
         "dataset": {"name": "sample", "split": "val", "clips": 1234, "seconds": 163.4, "path": "data/shards/val"},
         "checkpoint": "checkpoints/step-900",
         "metrics": {"verb_top1": 93.24, "verb_top5": 99.87, "noun_top1": 88.11, "verb_mean_class": 92.66, "map": 41.37},
-        "controls": {"single_frame_verb_top1": 11.02, "chance_verb_top1": 11.11, "chance_noun_top1": 20.03},
+        "controls": {
+            "single_frame_verb_top1": 11.02,
+            "chance_verb_top1": 11.11,
+            "largest_class_verb_top1": 34.56,
+            "chance_noun_top1": 20.03,
+        },
         "views": {
             "clips": 2,
             "crops": 3,
@@ -170,7 +176,17 @@ def test_page_is_well_formed_and_self_contained(
 def test_every_number_is_on_the_page(tmp_path: Path, report: dict[str, Any], history: list[dict[str, Any]]) -> None:
     write_report(tmp_path, report, pictures=NO_PICTURES, history=history)
     text = page_of(tmp_path).text
-    wanted = ["93.2", "99.9 %", "88.1", "92.7 %", "41.4 %", "11.0 %", "11.1 %", "20.0 %"]  # metrics and controls
+    wanted = [
+        "93.2",
+        "99.9 %",
+        "88.1",
+        "92.7 %",
+        "41.4 %",
+        "11.0 %",
+        "11.1 %",
+        "34.6 %",
+        "20.0 %",
+    ]  # metrics and controls
     wanted += ["1 234 clips", "1 235 of 1 236", "2 min 43 s", "data/shards/val", "checkpoints/step-900"]
     wanted += ["2 clips \N{MULTIPLICATION SIGN} 3 crops = 6", "three", "mean logits"]
     wanted += ["58.8 s", "3 min 52 s", "18.4 s", "6.3 %", "22.0 %", "48.31 clips/s", "71.29 views/s", "75.0 %"]
@@ -194,9 +210,9 @@ def test_every_number_is_on_the_page(tmp_path: Path, report: dict[str, Any], his
     ("top1", "still", "verdict"),
     [
         (93.0, 12.0, "reads from the motion"),
-        (93.0, 40.0, "explains part"),
+        (93.0, 60.0, "explains part"),
         (93.0, 85.0, "nearly suffices"),
-        (11.5, 11.0, "not learned"),
+        (35.0, 34.0, "not learned"),  # no more than the largest class alone gets
     ],
 )
 def test_summary_says_what_the_controls_say(
@@ -239,7 +255,7 @@ ONLY_FROM = {
     "views": "crop rule",
     "seconds": "3 min 52 s",
     "metrics": "first guess right",
-    "controls": "guessing",
+    "controls": "largest class alone",
     "dataset": "data/shards/val",
     "environment": "2.14.1",
     "name": "quick",
@@ -297,7 +313,7 @@ def test_wrong_pictures_are_refused(tmp_path: Path, report: dict[str, Any]) -> N
         strip("c", labels=("a", "b"))
     with pytest.raises(ValueError, match=r"\['P99'\] are not in report\['mistakes'\]"):
         write_report(tmp_path, report, pictures=ReportPictures(mistakes=[strip("P99")]), history=[])
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
 
 
 @pytest.mark.parametrize(
@@ -409,13 +425,18 @@ def test_json_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytes
     assert [p.name for p in path.parent.iterdir()] == ["a.json"]
 
 
-def test_report_that_fails_leaves_the_old_page(tmp_path: Path, report: dict[str, Any]) -> None:
+def test_a_page_that_cannot_be_drawn_costs_no_number(
+    tmp_path: Path, report: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """report.json holds the new numbers, and the page of older ones does not lie beside it."""
     write_report(tmp_path, report, pictures=NO_PICTURES, history=[])
-    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    report["heads"]["verb"]["support"] = [1]
-    with pytest.raises(ValueError, match="support"):
+    report["metrics"]["verb_top1"] = 12.5
+    monkeypatch.setattr(report_figures, "cards", lambda _: 1 / 0)
+    with pytest.raises(ReportError) as caught:
         write_report(tmp_path, report, pictures=NO_PICTURES, history=[])
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    assert isinstance(caught.value.__cause__, ZeroDivisionError) and "\n" not in str(caught.value)
+    assert json.loads((tmp_path / "report.json").read_text())["metrics"]["verb_top1"] == 12.5
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
 
 
 def test_metrics_are_readable_as_soon_as_logged(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from lavila.engine import evaluator
 from lavila.engine.evaluator import evaluate
 from lavila.engine.reporting import append_stage, read_metrics
 from lavila.engine.trainer import train
-from lavila.models.checkpoints import CheckpointError
+from lavila.models.checkpoints import CheckpointError, trained_on
 from lavila.models.zoo import ZOO
 from tests.engine.interrupted import train_until
 from tests.engine.test_resume import files_of
@@ -173,7 +174,9 @@ def test_an_older_checkpoints_curves_end_where_it_was_saved(folder: Path, monkey
 
 def test_a_published_model_claims_no_training(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = evaluator.load_model(folder / "run" / "checkpoints")
-    monkeypatch.setattr(evaluator, "load_model", lambda name, **_: {"lavila_tsf_l_ep3": model}[name])
+    known = replace(trained_on(folder / "run" / "checkpoints"), file=Path("lavila_tsf_l_ep3"))
+    monkeypatch.setattr(evaluator, "trained_on", lambda name: {"lavila_tsf_l_ep3": known}[name])
+    monkeypatch.setattr(evaluator, "load_model", lambda file, **_: {known.file: model}[file])
     assert "lavila_tsf_l_ep3" in ZOO
     page = evaluate(settings(folder, "checkpoint=lavila_tsf_l_ep3"))
     assert page == folder / "run" / "evaluations" / "lavila_tsf_l_ep3" / "report.html"

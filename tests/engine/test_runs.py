@@ -21,11 +21,12 @@ import train as train_command
 from lavila.config.load import load_config
 from lavila.config.schema import ConfigError, RunConfig
 from lavila.data.shards import ShardSet
-from lavila.engine import build, checkpoint
+from lavila.engine import build, checkpoint, environment, evaluator
 from lavila.engine.evaluator import _view_strip, evaluate
 from lavila.engine.reporting import read_metrics, read_stages
 from lavila.engine.trainer import TrainingError, train
 from lavila.models.checkpoints import load_model
+from lavila.tasks import Predictions, Scores
 from tests.data_path.test_loader import damaged
 from tests.models.published_files import published_state, tiny, write
 
@@ -43,7 +44,7 @@ def config_file(folder: Path, shards: ShardSet, **changes: Any) -> Path:
             "patch_size": 16, "width": 32, "depth": 2, "heads": 2, "zero_time_attention": False, "drop_path": 0.2,
             "dropout": 0.3,
         },
-        "optim": {"optimizer": "adamw", "epochs": 3, "lr": 1e-3, "backbone_lr_multiplier": 1.0},
+        "optim": {"optimizer": "adamw", "epochs": 3, "lr": 1e-3, "lr_multiplier": 1.0},
         "views": {"clips": 2, "crops": "three", "batch_size": 4},
         "run_dir": str(folder / "run"),
         "device": "cpu",
@@ -101,7 +102,7 @@ def test_training_leaves_what_a_run_folder_holds(config: RunConfig) -> None:
     folder = Path(config.run_dir)
     assert last == folder / "checkpoints" / "step-00000009"
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["latest", "step-00000006", "step-00000009"]
-    assert load_config(folder / "config.yaml") == config
+    assert load_config(folder / "config.yaml") == build.with_statistics(config, None)
     lines = read_metrics(folder / "metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(1, 10))
     for line in lines:
@@ -217,7 +218,41 @@ def test_evaluation_writes_a_report_with_every_clip(config: RunConfig) -> None:
     assert report["metrics"]["verb_top1"] == pytest.approx(right / 12 * 100)
     assert len(report["mistakes"]) == 12 - right
     assert set(report["seconds"]) == {"train", "evaluate"}
-    assert report["controls"]["chance_noun_top1"] == 50.0
+    assert report["controls"] == {
+        "chance_verb_top1": pytest.approx(100 / 3), "chance_noun_top1": 50.0,
+        "chance_action_top1": pytest.approx(100 / 3), "largest_class_verb_top1": pytest.approx(100 / 3),
+        "largest_class_noun_top1": 50.0, "largest_class_action_top1": pytest.approx(100 / 3),
+    }  # fmt: skip
+
+
+def test_nothing_beside_the_result_costs_it(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No DALI wheel that we know, spoilt logs of training, pictures that cannot be drawn: the report is there."""
+    train(config)
+    folder = Path(config.run_dir)
+    for name in ("metrics.jsonl", "stages.jsonl"):
+        (folder / name).write_text("spoilt\nspoilt\n")
+    monkeypatch.setattr(environment, "distributions", lambda: 1 / 0)
+    monkeypatch.setattr(evaluator, "_view_strip", lambda *_: 1 / 0)
+    assert evaluate(config) == folder / "report.html"
+    report = json.loads((folder / "report.json").read_text())
+    assert report["environment"]["dali"] is None and report["environment"]["torch"] == torch.__version__
+    assert report["clips"]["evaluated"] == 12 and report["metrics"] and (folder / "report.html").is_file()
+
+
+def test_chance_and_the_largest_class_are_two_things() -> None:
+    class Half:
+        """A task that predicts nothing and scores nothing: 4 classes, three quarters of the clips of one."""
+
+        def score(self, _: Predictions) -> Scores:
+            return Scores(metrics={})
+
+    targets = np.array([1, 1, 1, 0, -1])
+    seen = evaluator._Seen(
+        predictions=[Predictions(rows=np.arange(5), scores={"verb": np.zeros((5, 4), np.float32)},
+                                 targets={"verb": targets})]
+    )  # fmt: skip
+    found = evaluator._combine(Half(), [seen], seconds=1.0, how={"decoder": "host", "precision": "fp32"})  # type: ignore[arg-type]
+    assert found.controls == {"chance_verb_top1": 25.0, "largest_class_verb_top1": 75.0}
 
 
 def test_strips_of_wide_and_tall_clips_name_their_crops(vp9_shards: ShardSet) -> None:
@@ -285,7 +320,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, vp9_shards: Sha
 
 def test_gradients_are_clipped_and_bf16_trains(tmp_path: Path, vp9_shards: ShardSet) -> None:
     """With a vanishing gradient limit SGD without momentum cannot move; bf16 autocast gives nearly fp32's losses."""
-    still = {"optimizer": "sgd", "lr": 1.0, "betas": [0.0, 0.0], "weight_decay": 0.0, "epochs": 1, "warmup_epochs": 0}
+    still = {"optimizer": "sgd", "lr": 1.0, "momentum": 0.0, "weight_decay": 0.0, "epochs": 1, "warmup_epochs": 0}
     path = config_file(tmp_path, vp9_shards, optim=still)
     moved = {}
     for limit in (0.0, 1e-9):

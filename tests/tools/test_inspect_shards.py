@@ -275,6 +275,14 @@ def test_a_preview_shows_clips_over_the_whole_set(
     assert (tmp_path / "again.png").read_bytes() == out.read_bytes()
 
 
+def test_a_preview_that_cannot_be_drawn_costs_no_finding(
+    clips: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("_inspect_preview.write_preview", lambda *_: open("/nowhere/sheet.png"))  # noqa: SIM115, PTH123
+    status, told = figures(capsys, clips.path, "--verify", "--preview", 1, "--out", tmp_path / "sheet.png")
+    assert status != 0 and told["verified"]["problems"] == [] and "preview" not in told
+
+
 def test_preview_rows_are_spread_and_leave_the_quarantine_out(clips: ShardSet) -> None:
     assert chosen_rows(clips, 2) == [2, 6]
     assert chosen_rows(clips, 8) == chosen_rows(clips, 99) == list(range(8))
