@@ -8,9 +8,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-# Imported before torch: threads that wait in a busy loop would count as work, and slow each other down on busy cores.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results"
 SCRATCH = ROOT / "data/benchmark"  # footage and shard sets that are made once

@@ -1,6 +1,6 @@
 """What the ways to store a clip cost: bytes, encoding, decoding, and likeness to the source.
 
-    python benchmarks/encoding.py [--rounds 5]
+    python -m benchmarks.encoding [--rounds 5]
 
 Codes the footage in assets/ (5.3 s, 1280x720, animated) with each setting as tools/shard_videos.py would, and measures
 bytes a second of video; seconds of one core to code and to decode a second of video, whole and sixteen frames of it;
@@ -32,12 +32,12 @@ from typing import Any
 
 import av
 import av.filter
-import common
 import numpy as np
-from common import RESULTS, ROOT, fill_docs
 
-from lavila.data.encode import ENCODERS, EncodedClip, EncodeSettings, Interval, encode_clip
-from lavila.data.host_decode import decode_frames
+from benchmarks import common
+from benchmarks.common import RESULTS, ROOT, fill_docs
+from lavila.data.host.decode import decode_frames
+from lavila.ingest.encode import ENCODERS, EncodedClip, EncodeSettings, Interval, encode_clip
 
 FOOTAGE, DOCS = ROOT / "assets/bigbuckbunny.mp4", ROOT / "docs/SHARDS.md"
 START, STOP = 0.2, 5.2

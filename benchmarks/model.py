@@ -1,8 +1,8 @@
 """How fast the TimeSformer is and how much memory it takes, beside the reference arithmetic and the machine's limit.
 
-    python benchmarks/model.py [--models B L] [--steps forward forward+backward] [--precisions fp32 bf16]
+    python -m benchmarks.model [--models B L] [--steps forward forward+backward] [--precisions fp32 bf16]
                                [--checkpointing off on] [--compile off on] [--threads N] [--device cpu]
-    python benchmarks/model.py --dry-run
+    python -m benchmarks.model --dry-run
 
 The reference is benchmarks/reference_timesformer.py. Both sides hold the same weights and are timed in turn in one
 process, and so is a matrix product of the MLP's shape, whose rate gives the limit: operations of our side over rate.
@@ -39,13 +39,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import common
 import torch
-from common import fill_docs, machine
-from reference_timesformer import reference_of
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import common
+from benchmarks.common import fill_docs, machine
+from benchmarks.reference_timesformer import reference_of
 from lavila.models.timesformer import TimeSformer, TimeSformerConfig
 
 RESULTS = common.RESULTS / "model.json"

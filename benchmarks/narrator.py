@@ -1,6 +1,6 @@
 """How fast narrations are sampled, beside recomputing the prefix for every token, and beside the machine's limit.
 
-    python benchmarks/narrator.py [--model base|xl] [--sequences 10] [--length 77] [--threads N] [--device cpu]
+    python -m benchmarks.narrator [--model base|xl] [--sequences 10] [--length 77] [--threads N] [--device cpu]
 
 Random weights of the published sizes (GPT-2, or GPT-2 XL with cross-attention in every second block), one clip, texts
 that do not end early. Ours keeps keys and values of what was written and of the clip. The other side does as the
@@ -23,12 +23,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import common
 import torch
-from common import fill_docs, machine
 from torch import Tensor
 from torch.nn.functional import softmax
 
+from benchmarks import common
+from benchmarks.common import fill_docs, machine
 from lavila.models.gated_gpt2 import GatedGpt2, GatedGpt2Config
 from lavila.models.generation import GenerationConfig, draw, filter_logits, sample
 

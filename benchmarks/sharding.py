@@ -1,6 +1,6 @@
 """How fast tools/shard_videos.py makes a large set, how much memory a worker takes, and how large the set is.
 
-    python benchmarks/sharding.py [--clips 10000] [--workers N]
+    python -m benchmarks.sharding [--clips 10000] [--workers N]
 
 Makes one hour of video out of the footage in assets/ (small pictures, so that the machinery weighs more than the
 encoder) and annotations of overlapping one-second clips in the form of EPIC-KITCHENS-100; then stores them clip by
@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import av
-import common
-from common import RESULTS, ROOT, fill_docs
 
-from lavila.data.shards import open_shard_set
+from benchmarks import common
+from benchmarks.common import RESULTS, ROOT, fill_docs
+from lavila.shards.reader import open_shard_set
 
 FOOTAGE, SCRATCH = ROOT / "assets/bigbuckbunny.mp4", common.SCRATCH / "sharding"
 DOCS = ROOT / "docs/SHARDS.md"
@@ -113,7 +113,7 @@ def measure(layout: str, clips: int, workers: int) -> dict[str, Any]:
 def write_table(rows: list[dict[str, Any]], *, cores: int) -> None:
     """The table of docs/SHARDS.md."""
     lines = [
-        f"`python benchmarks/sharding.py`, {cores} workers, one-second clips of {WIDTH}x{HEIGHT} out of one hour:",
+        f"`python -m benchmarks.sharding`, {cores} workers, one-second clips of {WIDTH}x{HEIGHT} out of one hour:",
         "",
         "| layout | clips | seconds | clips/s | tars | tars and indexes | tables | largest process |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",

@@ -11,18 +11,17 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lavila.checkpoints.store import load_model
     from lavila.config.load import load_config
     from lavila.data.loader import ClipLoader
-    from lavila.data.shards import open_shard_set
-    from lavila.models.checkpoints import load_model
+    from lavila.shards.reader import open_shard_set
 
-__version__ = "0.1.0"
 __all__ = ["ClipLoader", "load_config", "load_model", "open_shard_set"]
 
 _HOME = {
     "load_config": "lavila.config.load",
-    "load_model": "lavila.models.checkpoints",
-    "open_shard_set": "lavila.data.shards",
+    "load_model": "lavila.checkpoints.store",
+    "open_shard_set": "lavila.shards.reader",
     "ClipLoader": "lavila.data.loader",
 }
 

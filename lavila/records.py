@@ -6,13 +6,22 @@ Nothing here imports torch or DALI: annotation readers and the plan use these re
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
     import torch
+
+Ints = npt.NDArray[np.int64]
+
+Floats = npt.NDArray[np.float64]
+
+Frames = npt.NDArray[np.int32]
+
+SpanRule = Literal["edges", "duration", "fractional"]
+"""How an interval in seconds becomes frames at a frame rate; see `lavila.plan.frames.frame_span`."""
 
 BLACK_FRAME = -1
 """Frame index of an all-zero picture (protocols with a fixed stride pad short clips with these)."""

@@ -12,12 +12,12 @@ import pytest
 import torch
 from hypothesis import settings
 
-from lavila.data.encode import EncodeSettings, Interval, encode_clip
-from lavila.data.shard_writer import SetContents, ShardWriter, write_manifest
-from lavila.data.sharding import clip_row
-from lavila.data.shards import ShardSet, open_shard_set
-from lavila.data.workers import end_realtime
+from lavila.cluster.workers import end_realtime
+from lavila.ingest.encode import EncodeSettings, Interval, encode_clip
+from lavila.ingest.jobs import clip_row
 from lavila.records import Clip
+from lavila.shards.reader import ShardSet, open_shard_set
+from lavila.shards.writer import SetContents, ShardWriter, write_manifest
 from tests.footage import Coding, Picture, write_video
 
 settings.register_profile("any machine", deadline=None)  # 200 ms by default, which a busy machine exceeds

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from lavila.data.shard_format import CHUNKS, CLIPS, WITHOUT_CHECKSUMS, file_sha256, schema_of
-from lavila.data.shard_writer import put_manifest, write_all_mapped
+from lavila.shards.format import CHUNKS, CLIPS, WITHOUT_CHECKSUMS, file_sha256, schema_of
+from lavila.shards.writer import put_manifest, write_all_mapped
 
 
 def as_format_2(folder: Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from safetensors.torch import load_file
 
-from lavila.losses import batch_accuracy, classification_loss
+from lavila.losses.classification import batch_accuracy, classification_loss
 from tests.golden import GOLDEN, golden_json
 
 

@@ -30,14 +30,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from _inspect_facts import SHOWN, describe, shard_set_facts
 from tqdm import tqdm
 
-from lavila.data.checksums import add_checksums
-from lavila.data.shard_format import QUARANTINE, ShardSetError, read_manifest
-from lavila.data.shard_writer import add_mapped
-from lavila.data.shards import ShardSet, open_shard_set
-from lavila.data.workers import Progress, WorkerDied
+from lavila.cluster.workers import Progress, WorkerDied
+from lavila.inspection.facts import SHOWN, describe, shard_set_facts
+from lavila.shards.checksums import add_checksums
+from lavila.shards.format import QUARANTINE, ShardSetError, read_manifest
+from lavila.shards.reader import ShardSet, open_shard_set
+from lavila.shards.writer import add_mapped
 
 NVDEC_WORKERS = 8  # each has a CUDA context of its own on the GPU, and the decoding units are fewer than that
 
@@ -83,9 +83,9 @@ def verify(shard_set: ShardSet, *, workers: int) -> dict[str, object]:
     """Check all of it, write the quarantine and tell what was found."""
     import torch
 
-    from lavila.data.loader import choose_decoder
-    from lavila.data.verify import verify_shard_set, write_quarantine
-    from lavila.data.verify_videos import TrainingDecoder
+    from lavila.data.pictures import choose_decoder
+    from lavila.inspection.verify import verify_shard_set, write_quarantine
+    from lavila.inspection.videos import TrainingDecoder
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     decoder = choose_decoder("auto", codec=shard_set.codec, device=device)
@@ -157,7 +157,7 @@ def work(args: argparse.Namespace) -> int:
             shard_set = open_shard_set(args.folder)  # with the new quarantine
     try:
         if args.preview is not None:
-            from _inspect_preview import write_preview
+            from lavila.inspection.preview import write_preview
 
             width, height = write_preview(shard_set, args.preview, args.out)
             facts["preview"] = {"path": str(args.out), "width": width, "height": height}

@@ -29,11 +29,11 @@ import numpy.typing as npt
 import pyarrow as pa
 from tqdm import tqdm
 
-from lavila.annotations import AnnotationError
+from lavila.annotations.base import AnnotationError
 from lavila.annotations.ego4d import read_narrations
 from lavila.annotations.tables import read_csv
-from lavila.data.captions import CaptionError, Words, rows_of, without_row, write_captions
-from lavila.data.shards import ShardSet, open_shard_set
+from lavila.shards.captions import CaptionError, Words, rows_of, without_row, write_captions
+from lavila.shards.reader import ShardSet, open_shard_set
 
 EXAMPLES = 3  # clip ids shown of those that do not match
 

@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from lavila.engine.reporting import append_stage
+from lavila.report.files import append_stage
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE, SHARDS, RUN = Path("data/sample/source"), Path("data/sample/shards"), Path("runs/quickstart")

@@ -29,16 +29,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from _cluster import ClusterError, ClusterOptions
-from _shard_run import Machines, Run, Stop, make_set, summary
-
 from lavila.annotations import DATASETS, read_annotations
+from lavila.cluster.arrays import ClusterError, ClusterOptions
+from lavila.cluster.workers import WorkerDied
 from lavila.config.load import load_config
-from lavila.data.assembly import work_folder
-from lavila.data.encode import ENCODERS, EncodeSettings, Limits, check_encoder
-from lavila.data.plan import FrameChoice
-from lavila.data.sharding import Plan, Protocol
-from lavila.data.workers import WorkerDied
+from lavila.ingest.assembly import work_folder
+from lavila.ingest.encode import ENCODERS, EncodeSettings, Limits, check_encoder
+from lavila.ingest.jobs import Plan, Protocol
+from lavila.ingest.run import Machines, Run, Stop, make_set, summary
+from lavila.plan.frames import FrameChoice
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 DEFAULT_MAX_FAILURES = 100

@@ -3,55 +3,18 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
 
-from lavila.records import Clip
-
-SpanRule = Literal["edges", "duration", "fractional"]
-"""How an interval in seconds becomes frames at a frame rate; see `frame_span`."""
-
-
-class AnnotationError(ValueError):
-    """Annotation files that cannot be read as what they should be, told in one line."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AnnotationSet:
-    """One split of a dataset."""
-
-    clips: list[Clip]  # in the order of the file
-    classes: dict[str, list[str]]  # kind of label -> name of each class; the place in the list is the class index
-    files: list[Path]  # everything that was read
-    failures: list[tuple[str, str, str]]  # clip_id, video path, reason: rows that cannot be clips
-    span_rule: SpanRule = "edges"  # how the dataset's authors turn seconds into frames
-    class_texts: dict[str, list[list[str]]] = field(default_factory=dict)  # kind -> for each class its descriptions
-    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # what is not about one clip: name -> rows
-
-
-def frame_span(start_second: float, stop_second: float, fps: float, rule: SpanRule = "edges") -> tuple[int, int]:
-    """First frame and the one past the last of an interval at `fps` frames per second, by one of LaViLa's rules.
-
-    The start rounds to the nearest frame (halves to even). An interval of any length has at least that frame: LaViLa's
-    own arithmetic leaves some that are shorter than a frame without one, and cannot read them. The stop, by rule:
-
-    * edges (EPIC-KITCHENS-100, EGTEA): rounds up.
-    * duration (Ego4D, EgoMCQ, Charades-Ego trimmed): start + whole frames of the duration. Frames after it may be used
-      by a model that wants more frames than that.
-    * fractional (Charades-Ego untrimmed): start + the duration's frames rounded up; the choice of frames works with the
-      fractional number, fps * duration.
-    """
-    start = round(fps * start_second)
-    frames = fps * (stop_second - start_second)
-    stop = {
-        "edges": math.ceil(fps * stop_second),
-        "duration": start + int(frames),
-        "fractional": start + math.ceil(frames),
-    }[rule]
-    return start, max(stop, start + 1)
+from lavila.annotations import (
+    charades_ego,
+    ego4d,
+    egomcq,
+    egtea,
+    epic_kitchens,
+    epic_retrieval,
+)
+from lavila.annotations.base import AnnotationError, AnnotationSet
 
 
 def read_annotations(dataset: str, path: Path, *, split: str) -> AnnotationSet:
@@ -74,16 +37,6 @@ def read_annotations(dataset: str, path: Path, *, split: str) -> AnnotationSet:
         )
     return DATASETS[dataset](path, split)
 
-
-# The readers need the names above, so they come in last.
-from lavila.annotations import (  # noqa: E402
-    charades_ego,
-    ego4d,
-    egomcq,
-    egtea,
-    epic_kitchens,
-    epic_retrieval,
-)
 
 DATASETS: dict[str, Callable[[Path, str], AnnotationSet]] = {
     "ek100_cls": epic_kitchens.read_classification,

@@ -10,17 +10,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from lavila.annotations import AnnotationError, AnnotationSet
-from lavila.annotations.checks import (
-    ClipNames,
-    clip_id_problem,
-    interval_problem,
-    locate,
-    shown,
-    video_path_problem,
-)
+from lavila.annotations.base import AnnotationError, AnnotationSet
+from lavila.annotations.checks import ClipNames, clip_id_problem, interval_problem, locate, video_path_problem
 from lavila.annotations.ego4d import read_narrated
 from lavila.annotations.tables import Row, decimal_seconds, read_cells, read_csv
+from lavila.errors import shown
 from lavila.records import Clip
 
 TABLES = {"train": "CharadesEgo_v1_train_only1st.csv", "val": "CharadesEgo_v1_test_only1st.csv"}

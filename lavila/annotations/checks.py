@@ -8,7 +8,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from lavila.annotations import AnnotationError
+from lavila.annotations.base import AnnotationError
+from lavila.errors import shown
 
 MAX_SECONDS = 1e7  # 115 days: no video is longer, so a larger number is no time
 _CLIP_ID = re.compile(r"[^\s./\\\x00-\x1f\x7f]+")
@@ -16,17 +17,6 @@ _NOT_IN_CLIP_ID = re.compile(r"[\s./\\%\x00-\x1f\x7f]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _DRIVE = re.compile(r"[A-Za-z]:")
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
-_LONGEST_SHOWN = 80
-
-
-def shown(value: object) -> str:
-    """A value for a message: one short line, whatever it is. Containers, which may hold themselves, by type only."""
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**20:
-        return "a very large whole number"  # Python refuses to write out some of them
-    if value is None or isinstance(value, str | bytes | bool | int | float | np.generic):
-        text = repr(value)
-        return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
-    return f"a {type(value).__name__}"
 
 
 def locate(path: Path, split: str, names: Mapping[str, str]) -> Path:

@@ -12,17 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lavila.annotations import AnnotationError, AnnotationSet
-from lavila.annotations.checks import (
-    ClipNames,
-    as_seconds,
-    as_text,
-    interval_problem,
-    locate,
-    shown,
-    video_path_problem,
-)
-from lavila.annotations.safe_pickle import read_pickle
+from lavila.annotations.base import AnnotationError, AnnotationSet
+from lavila.annotations.checks import ClipNames, as_seconds, as_text, interval_problem, locate, video_path_problem
+from lavila.annotations.tables import read_plain_pickle
+from lavila.errors import shown
 from lavila.records import Clip
 
 SPLITS = {"train": "ego4d_train.pkl", "val": "ego4d_val.pkl"}
@@ -82,7 +75,7 @@ def read_narrations(path: Path) -> list[tuple[str, tuple[str, ...], tuple[float,
 
 
 def _entries(file: Path) -> Iterator[Narrated]:
-    found = read_pickle(file)
+    found = read_plain_pickle(file)
     if not isinstance(found, list | tuple):
         raise AnnotationError(f"{file}: holds {shown(found)}; needed is a list of {_FORM}")
     names = ClipNames()

@@ -8,17 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lavila.annotations import AnnotationError, AnnotationSet
-from lavila.annotations.checks import (
-    ClipNames,
-    as_seconds,
-    as_text,
-    interval_problem,
-    locate,
-    shown,
-    video_path_problem,
-)
+from lavila.annotations.base import AnnotationError, AnnotationSet
+from lavila.annotations.checks import ClipNames, as_seconds, as_text, interval_problem, locate, video_path_problem
 from lavila.annotations.tables import decimal_seconds, read_text, whole_number
+from lavila.errors import shown
 from lavila.records import Clip
 
 SPLITS = {"val": "egomcq.json"}

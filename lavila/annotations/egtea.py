@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lavila.annotations import AnnotationError, AnnotationSet
-from lavila.annotations.checks import clip_id_problem, locate, shown, video_path_problem
+from lavila.annotations.base import AnnotationError, AnnotationSet
+from lavila.annotations.checks import clip_id_problem, locate, video_path_problem
 from lavila.annotations.tables import read_words, whole_number
+from lavila.errors import shown
 from lavila.records import Clip
 
 SPLITS = {"train": "train_split1.txt", "val": "test_split1.txt"}

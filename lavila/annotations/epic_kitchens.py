@@ -10,9 +10,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lavila.annotations import AnnotationError, AnnotationSet
-from lavila.annotations.checks import clip_id_problem, interval_problem, locate, shown, video_path_problem
+from lavila.annotations.base import AnnotationError, AnnotationSet
+from lavila.annotations.checks import clip_id_problem, interval_problem, locate, video_path_problem
 from lavila.annotations.tables import Row, read_csv
+from lavila.errors import shown
 from lavila.records import Clip
 
 SPLITS = {"train": "EPIC_100_train.csv", "val": "EPIC_100_validation.csv"}

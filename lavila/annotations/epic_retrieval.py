@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lavila.annotations import AnnotationError, AnnotationSet
-from lavila.annotations.checks import locate, shown
+from lavila.annotations.base import AnnotationError, AnnotationSet
+from lavila.annotations.checks import locate
 from lavila.annotations.epic_kitchens import NOUN_CLASSES, VERB_CLASSES, read_clips, read_keys
 from lavila.annotations.epic_kitchens import USED_COLUMNS as CLASSIFICATION_COLUMNS
-from lavila.annotations.safe_pickle import read_pickle
-from lavila.annotations.tables import Row, read_csv, whole_number
+from lavila.annotations.tables import Row, read_csv, read_plain_pickle, whole_number
+from lavila.errors import shown
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def read_relevancy(path: Path) -> npt.NDArray[np.float32]:
 
     Memory: twice the file. Raises AnnotationError for anything but a matrix of such numbers.
     """
-    found = read_pickle(path)
+    found = read_plain_pickle(path)
     if not isinstance(found, np.ndarray) or found.ndim != 2 or found.dtype.kind not in "fiub":
         what = f"an array of shape {found.shape}, {found.dtype}" if isinstance(found, np.ndarray) else shown(found)
         raise AnnotationError(f"{path}: holds {what}; needed is a matrix of numbers, clips x sentences")

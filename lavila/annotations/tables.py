@@ -8,8 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lavila.annotations import AnnotationError
-from lavila.annotations.checks import as_seconds, shown
+from lavila.annotations.base import AnnotationError
+from lavila.annotations.checks import as_seconds
+from lavila.errors import shown
+from lavila.pickles.errors import PickleError
+from lavila.pickles.plain import read_pickle
 
 _LONGEST_LIST = 20
 _LONGEST_HEADER = 500
@@ -67,6 +70,17 @@ def need_file(file: Path) -> None:
     more = ["..."] if len(beside) > _LONGEST_LIST else []
     listed = ", ".join([*beside[:_LONGEST_LIST], *more]) or "none"
     raise AnnotationError(f"{file}: not found; {kind} files there: {listed}; add {file.name}")
+
+
+def read_plain_pickle(file: Path) -> object:
+    """The object in a pickle that holds only plain data, see `lavila.pickles.plain`. AnnotationError for others."""
+    try:
+        need_file(file)
+        return read_pickle(file)
+    except PickleError as error:
+        raise AnnotationError(str(error)) from None
+    except OSError as error:
+        raise AnnotationError(f"{file}: cannot be read ({error.strerror}); check the disk and the rights") from None
 
 
 def read_text(file: Path) -> str:

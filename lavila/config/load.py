@@ -21,14 +21,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lavila.config.schema import ConfigError, RunConfig, check
 
-CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
+CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 
 
 def load_config(name: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The config called `name` with `key=value` overrides applied, checked.
 
     Args:
-        name: a file under `configs/` without its `.yaml`, such as `quickstart` or `data/sample`, or the path of a file.
+        name: a file under `lavila/configs/` without its `.yaml`, such as `quickstart` or `data/sample`, or the path of
+            a file.
         overrides: arguments such as `data.batch_size=8`; values are YAML, so `data.crop_scale=[0.3,1]` is a pair.
 
     Raises:

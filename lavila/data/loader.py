@@ -26,28 +26,21 @@ import pyarrow.compute as pc
 import torch
 from torch.utils.dlpack import from_dlpack
 
-from lavila.data.captions import Captions, choose
-from lavila.data.dali_pipelines.graph import DecoderName, Execution, PictureSpec
-from lavila.data.dali_pipelines.runner import LoadedBatch, PipelineRunner
-from lavila.data.dali_pipelines.sources import Payload
-from lavila.data.host_decode import DecodeError, decode_frames
-from lavila.data.host_runner import HELD, HostRunner
-from lavila.data.mapped import Column
+from lavila.data.host.decode import DecodeError, decode_frames
+from lavila.data.host.runner import HELD, HostRunner
 from lavila.data.memory import GIB, Work, batches_ahead
-from lavila.data.plan import Plan
-from lavila.data.shard_format import DamagedClip, shard_name
-from lavila.data.shards import ShardSet
-from lavila.data.stored_sizes import StoredSizes
+from lavila.data.pictures import Execution, LoadedBatch, LoaderError, Payload, PictureSpec, choose_decoder
+from lavila.data.sizes import StoredSizes
+from lavila.plan.plans import Plan
 from lavila.records import ClipPlan, VideoBatch
+from lavila.shards.captions import Captions, choose
+from lavila.shards.format import DamagedClip, shard_name
+from lavila.shards.mapped import Column
+from lavila.shards.reader import ShardSet
 
 log = logging.getLogger(__name__)
 
-DALI_CPU_CODECS = ("vp9", "vp8", "mjpeg")
 LABELS = ("verb", "noun", "action")
-
-
-class LoaderError(ValueError):
-    """Data or settings that a loader cannot work with, told in one line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,29 +65,6 @@ class BadClip:
 def clip_sizes(shard_set: ShardSet) -> StoredSizes:
     """What a plan needs to know of the clips of a shard set. Clips in quarantine are left out."""
     return StoredSizes(shard_set)
-
-
-def choose_decoder(decoder: str, *, codec: str, device: torch.device) -> DecoderName:
-    """The decoder that `auto` stands for, or the one asked for where it can work.
-
-    Raises:
-        LoaderError: naming what to use instead.
-    """
-    if decoder == "auto":
-        return "nvdec" if device.type == "cuda" else "host"
-    if decoder == "nvdec" and device.type != "cuda":
-        driver = "" if torch.cuda.is_available() else " and this machine has no usable NVIDIA driver"
-        raise LoaderError(
-            f"data.decoder=nvdec decodes on a GPU, but device is {device.type}{driver}; use data.decoder=auto"
-        )
-    if decoder == "dali_cpu" and codec not in DALI_CPU_CODECS:
-        raise LoaderError(
-            f"data.decoder=dali_cpu: the shards hold {codec}, which DALI decodes on a GPU only (on the CPU: "
-            f"{', '.join(DALI_CPU_CODECS)}); use data.decoder=host or auto, or make the shards with --codec vp9"
-        )
-    if decoder not in ("nvdec", "dali_cpu", "host"):
-        raise LoaderError(f"data.decoder={decoder}: must be one of auto, nvdec, dali_cpu, host")
-    return decoder  # type: ignore[return-value]
 
 
 class ClipLoader:
@@ -243,6 +213,8 @@ class ClipLoader:
                 threads=self._threads,
                 prefetch=self._prefetch,
             )
+            from lavila.data.dali_pipelines.runner import PipelineRunner  # the other way needs no DALI
+
             yield from PipelineRunner(self.spec, execution).run(self._loaded(pool, plans))
 
     def _planned(self, pool: ThreadPoolExecutor) -> Iterator[list[ClipPlan]]:

@@ -14,17 +14,19 @@ from typing import cast
 import torch
 from torch import nn
 
+from lavila.checkpoints.store import TrainedOn, load_model
+from lavila.checkpoints.zoo import CLIP_PICTURES
 from lavila.config.schema import ConfigError, DataConfig, PictureType, RunConfig
-from lavila.data.captions import Captions
 from lavila.data.loader import ClipLoader, Pictures, clip_sizes
-from lavila.data.plan import CropChoice, FrameChoice, Ranks, TrainingPlan, ViewChoice, ViewPlan
-from lavila.data.shards import ShardSet, open_shard_set
-from lavila.data.stored_sizes import shuffle_of
+from lavila.data.sizes import shuffle_of
 from lavila.engine.distributed import Process
-from lavila.models.checkpoints import TrainedOn, load_model
 from lavila.models.classifier import VideoClassifier
 from lavila.models.timesformer import TimeSformer, TimeSformerConfig
-from lavila.models.zoo import CLIP_PICTURES
+from lavila.plan.crops import CropChoice, ViewChoice
+from lavila.plan.frames import FrameChoice
+from lavila.plan.plans import Ranks, TrainingPlan, ViewPlan
+from lavila.shards.captions import Captions
+from lavila.shards.reader import ShardSet, open_shard_set
 from lavila.tasks import Task, TaskError
 from lavila.tasks.classification import ClassificationSettings, ClassificationTask
 

@@ -29,9 +29,10 @@ from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
+from lavila.checkpoints.errors import CheckpointError
+from lavila.checkpoints.store import LATEST, WEIGHTS, load_model, save_model
 from lavila.engine.distributed import Process, barrier, on_main
 from lavila.files import sync, whole_file
-from lavila.models.checkpoints import LATEST, WEIGHTS, CheckpointError, load_model, save_model
 
 log = logging.getLogger(__name__)
 

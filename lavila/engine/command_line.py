@@ -23,7 +23,9 @@ def parse(description: str, *, example: str, arguments: list[str] | None = None)
         epilog=f"configs: {', '.join(known_names())}\n\nexample: {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", required=True, metavar="NAME", help="a file of configs/ without .yaml, or a path")
+    parser.add_argument(
+        "--config", required=True, metavar="NAME", help="a file of lavila/configs/ without .yaml, or a path"
+    )
     parser.add_argument("--print-config", action="store_true", help="print the whole resolved config and stop")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.batch_size=8 or seed=1")
     given = parser.parse_intermixed_args(arguments)
@@ -65,16 +67,16 @@ def run(work: Callable[[RunConfig], object], config: RunConfig) -> None:
 
 def user_errors() -> tuple[type[Exception], ...]:
     """The errors whose message alone says what is wrong and what to do."""
-    from lavila.data.captions import CaptionError
+    from lavila.checkpoints.errors import CheckpointError
     from lavila.data.dali_pipelines.errors import DecoderFault
-    from lavila.data.loader import LoaderError
-    from lavila.data.plan import PlanError
-    from lavila.data.shard_format import ShardSetError
+    from lavila.data.pictures import LoaderError
     from lavila.engine.distributed import DeviceError
     from lavila.engine.evaluator import EvaluationError
-    from lavila.engine.reporting import ReportError
     from lavila.engine.trainer import TrainingError
-    from lavila.models.checkpoints import CheckpointError
+    from lavila.plan.plans import PlanError
+    from lavila.report.files import ReportError
+    from lavila.shards.captions import CaptionError
+    from lavila.shards.format import ShardSetError
     from lavila.tasks import TaskError
 
     return (

@@ -4,60 +4,45 @@ from __future__ import annotations
 
 import heapq
 import logging
-import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch.nn.functional import interpolate
 
-from lavila.config.load import to_dict
+from lavila.checkpoints.store import load_model, trained_on
 from lavila.config.schema import RunConfig
 from lavila.data.loader import BadClip, ClipLoader
-from lavila.data.shards import ShardSet
 from lavila.engine import build
 from lavila.engine.distributed import Process, gather_to_main, join, on_main, sum_over_ranks
-from lavila.engine.environment import best_effort, environment
 from lavila.engine.precision import Arithmetic
-from lavila.engine.reporting import ReportPictures, ViewStrip, append_stage, read_stages, view_labels, write_report
-from lavila.engine.run_folder import Subject, subject_of
-from lavila.models.checkpoints import load_model, trained_on
+from lavila.engine.run_folder import subject_of
 from lavila.records import VideoBatch
-from lavila.tasks import Predictions, Scores, Task, concatenate
+from lavila.report.compose import (
+    SHOWN_CLIPS,
+    SHOWN_MISTAKES,
+    Evaluation,
+    compose,
+    mistakes_of,
+    pictures_of,
+    strip_of,
+)
+from lavila.report.environment import best_effort, environment
+from lavila.report.figures import ReportPictures
+from lavila.report.files import append_stage, write_report
+from lavila.shards.reader import ShardSet
+from lavila.tasks import Predictions, Task, concatenate
 
 log = logging.getLogger(__name__)
 
-SHOWN_CLIPS, SHOWN_MISTAKES, LISTED_MISTAKES = 4, 6, 60
-STRIP_VIEWS, STRIP_FRAMES, STRIP_PIXELS = 6, 8, 112
 LOG_SECONDS = 15.0
-OF_TRAINING = (  # sections and settings of a config that an evaluation does not use
-    "seed", "resume", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps", "evaluate_every_epochs", "model",
-    "optim",
-)  # fmt: skip
 
 
 class EvaluationError(ValueError):
     """An evaluation that has nothing to say, told in one line."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """What an evaluation found, on the main rank."""
-
-    predictions: Predictions
-    scores: Scores
-    controls: dict[str, float]  # percent
-    pictures: dict[int, npt.NDArray[np.uint8]]  # row -> [views, frames, H, W, 3] of the clips to show
-    bad_clips: list[BadClip]
-    seconds: float
-    data_wait_percent: float
-    decoder: str
-    precision: str  # fp32, bf16 or fp16
 
 
 @dataclass
@@ -95,9 +80,10 @@ def evaluate(config: RunConfig) -> Path | None:
         for name, value in result.scores.metrics.items():  # first of all, whatever the report meets
             log.info("%-18s %6.2f %%", name, value)
         best_effort("stages.jsonl", lambda: append_stage(subject.output, "evaluate", result.seconds), None)
-        wrong: list[dict[str, Any]] = best_effort("mistakes", lambda: _mistakes(shards, result), [])
-        report = _report(config, subject, shards, result, process, wrong=wrong) | {"notes": notes}
-        pictures = best_effort("pictures", lambda: _pictures(config, shards, result, wrong), ReportPictures())
+        wrong: list[dict[str, Any]] = best_effort("mistakes", lambda: mistakes_of(shards, result), [])
+        machine = environment(process.device, ranks=process.world)
+        report = compose(config, subject, shards, result, machine, wrong=wrong) | {"notes": notes}
+        pictures = best_effort("pictures", lambda: pictures_of(config, shards, result, wrong), ReportPictures())
         write_report(subject.output, report, pictures=pictures, history=subject.history)
     return subject.output / "report.html"
 
@@ -187,159 +173,12 @@ def _collect_pictures(
     confidence, answer = predicted.scores[head].max(1), predicted.scores[head].argmax(1)
     for i, row in enumerate(batch.rows.tolist()):
         if row in shown:
-            seen.pictures[row] = _strip(config, batch.video[i])
+            seen.pictures[row] = strip_of(config, batch.video[i])
         target = predicted.targets[head][i]
         if target < 0 or answer[i] == target:
             continue
         entry = (float(confidence[i]), row)
         if len(seen.mistakes) < SHOWN_MISTAKES:
-            heapq.heappush(seen.mistakes, (*entry, _strip(config, batch.video[i])))
+            heapq.heappush(seen.mistakes, (*entry, strip_of(config, batch.video[i])))
         elif entry > seen.mistakes[0][:2]:
-            heapq.heapreplace(seen.mistakes, (*entry, _strip(config, batch.video[i])))
-
-
-def _spread(count: int, most: int) -> list[int]:
-    return sorted({int(i) for i in np.linspace(0, count - 1, min(count, most))})
-
-
-def _strip(config: RunConfig, views_VCTHW: torch.Tensor) -> npt.NDArray[np.uint8]:
-    """What the model saw of a clip, normalisation undone: some views and frames, [v, t, h, w, 3] uint8."""
-    some = views_VCTHW[_strip_views(views_VCTHW.shape[0])][:, :, _spread(views_VCTHW.shape[2], STRIP_FRAMES)].float()
-    mean = torch.tensor(config.data.mean, device=some.device).view(1, 3, 1, 1, 1)
-    std = torch.tensor(config.data.std, device=some.device).view(1, 3, 1, 1, 1)
-    pictures = (some * std + mean).transpose(1, 2).flatten(0, 1)
-    if pictures.shape[-1] > STRIP_PIXELS:
-        pictures = interpolate(pictures, size=STRIP_PIXELS, mode="bilinear", antialias=True)
-    rounded = pictures.round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
-    return rounded.reshape(some.shape[0], some.shape[2], *rounded.shape[1:])
-
-
-def _strip_views(views: int) -> list[int]:
-    return list(range(min(views, STRIP_VIEWS)))
-
-
-def _report(
-    config: RunConfig,
-    subject: Subject,
-    shards: ShardSet,
-    result: Evaluation,
-    process: Process,
-    *,
-    wrong: Sequence[Mapping[str, Any]],
-) -> dict[str, Any]:
-    views = config.views
-    computed = math.prod(_view_grid(config))
-    total = views.clips * (1 if views.crops.value == "center" else 3)
-    seconds: dict[str, float] = best_effort("stages.jsonl", lambda: _stages(subject), {})
-    trained_with = {} if subject.trained_with is None else {"trained_with": subject.trained_with}
-    return {
-        "name": config.name,
-        "dataset": {
-            "name": shards.manifest["dataset"],
-            "split": shards.manifest["split"],
-            "clips": len(shards),
-            "seconds": shards.manifest["seconds"],
-            "path": config.data.val,
-        },
-        "checkpoint": subject.model,
-        "metrics": result.scores.metrics,
-        "controls": result.controls,
-        "views": {
-            "clips": views.clips,
-            "crops": total // views.clips,
-            "crops_rule": views.crops.value,
-            "total": total,
-            "computed": computed,
-            "frames": config.data.frames,
-            "fusion": views.fusion.value,
-        },
-        "seconds": seconds,
-        "data_wait_percent": {"evaluate": result.data_wait_percent}
-        | _training_figure(subject, "data_wait_percent", "train"),
-        "throughput": {"evaluate_views_per_second": len(result.predictions.rows) * computed / result.seconds}
-        | _training_figure(subject, "clips_per_second", "train_clips_per_second"),
-        "clips": {
-            "total": len(shards),
-            "evaluated": len(result.predictions.rows),
-            "failed": [{"clip_id": clip.clip_id, "reason": clip.reason} for clip in result.bad_clips]
-            + [{"clip_id": name, "reason": f"in quarantine: {why}"} for name, why in shards.quarantine.items()],
-        },
-        "heads": result.scores.heads,
-        "mistakes": [{key: value for key, value in entry.items() if key != "row"} for entry in wrong[:LISTED_MISTAKES]],
-        "environment": environment(process) | {"decoder": result.decoder, "precision": result.precision},
-        "config": {name: value for name, value in to_dict(config).items() if name not in OF_TRAINING},
-        **trained_with,
-    }
-
-
-def _view_grid(config: RunConfig) -> tuple[int, int]:
-    """Temporal clips, and spatial crops that are computed."""
-    return config.views.clips, 3 if config.views.crops.value == "three" else 1
-
-
-def _pictures(
-    config: RunConfig, shards: ShardSet, result: Evaluation, wrong: Sequence[Mapping[str, Any]]
-) -> ReportPictures:
-    grid, rows = _view_grid(config), {entry["row"] for entry in wrong}
-    strips = {row: _view_strip(shards, row, frames, grid) for row, frames in result.pictures.items()}
-    return ReportPictures(
-        views=[strip for row, strip in strips.items() if row not in rows][:SHOWN_CLIPS],
-        mistakes=[strips[entry["row"]] for entry in wrong[:LISTED_MISTAKES] if entry["row"] in strips],
-    )
-
-
-def _view_strip(shards: ShardSet, row: int, frames: npt.NDArray[np.uint8], grid: tuple[int, int]) -> ViewStrip:
-    clip = shards.clips.slice(row, 1).to_pylist()[0]
-    labels = view_labels(clips=grid[0], crops=grid[1], tall=clip["height"] > clip["width"])
-    title = clip["narrations"][0] if clip["narrations"] else clip["clip_id"]
-    size = f"{clip['width']}x{clip['height']}"
-    return ViewStrip(
-        clip_id=clip["clip_id"],
-        title=title,
-        subtitle=f"{clip['num_frames'] / clip['fps']:.1f} s at {clip['fps']:.4g} frames/s, {size}",
-        frames=frames,
-        labels=[labels[i] for i in _strip_views(len(labels))],
-    )
-
-
-def _mistakes(shards: ShardSet, result: Evaluation) -> list[dict[str, Any]]:
-    """Clips whose first head is wrong, the most confident mistake first."""
-    predictions, heads = result.predictions, result.scores.heads
-    head = next(iter(heads), None)
-    if head is None:
-        return []
-    scores, targets = predictions.scores[head], predictions.targets[head]
-    wrong = np.flatnonzero((targets >= 0) & (scores.argmax(1) != targets))
-    order = wrong[np.argsort(-scores[wrong].max(1), kind="stable")]
-    entries = []
-    for i in order:
-        row = int(predictions.rows[i])
-        clip = shards.clips.slice(row, 1).to_pylist()[0]
-        known = [name for name in heads if predictions.targets[name][i] >= 0]
-        entries.append(
-            {
-                "row": row,
-                "clip_id": clip["clip_id"],
-                "narration": clip["narrations"][0] if clip["narrations"] else "",
-                "truth": {name: heads[name]["classes"][int(predictions.targets[name][i])] for name in known},
-                "predicted": {
-                    name: heads[name]["classes"][int(predictions.scores[name][i].argmax())] for name in known
-                },
-                "confidence": float(scores[i].max()),
-            }
-        )
-    return entries
-
-
-def _stages(subject: Subject) -> dict[str, float]:
-    """Seconds of each stage; those of training are the checkpoint's own, whatever the run went on to do."""
-    stages = read_stages(subject.output)
-    last = {"evaluate": stages.pop("evaluate")}
-    stages.pop("train", None)
-    return stages | ({"train": subject.progress.seconds} if subject.progress else {}) | last
-
-
-def _training_figure(subject: Subject, name: str, key: str) -> dict[str, float]:
-    """The median of a logged number over the checkpoint's training, where that is known."""
-    values = [line[name] for line in subject.history if line.get(name) is not None]
-    return {key: float(np.median(values))} if values and math.isfinite(np.median(values)) else {}
+            heapq.heapreplace(seen.mistakes, (*entry, strip_of(config, batch.video[i])))

@@ -10,18 +10,19 @@ import itertools
 import json
 import re
 import zlib
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from lavila.checkpoints.errors import CheckpointError
+from lavila.checkpoints.store import WEIGHTS, find_model
+from lavila.checkpoints.zoo import ZOO
 from lavila.engine import checkpoint
-from lavila.engine.checkpoint import CONFIG, FOLDER, Progress, read_facts, step_folders, torn
-from lavila.engine.environment import best_effort
-from lavila.engine.reporting import METRICS_FILE, read_metrics
-from lavila.models.checkpoints import WEIGHTS, CheckpointError, find_model
-from lavila.models.zoo import ZOO
+from lavila.engine.checkpoint import CONFIG, FOLDER, read_facts, step_folders, torn
+from lavila.report.compose import Subject
+from lavila.report.environment import best_effort
+from lavila.report.files import METRICS_FILE, read_metrics
 
 EVALUATIONS = "evaluations"
 AFRESH = ("none", "aside")  # values of `resume` that start a run from nothing
@@ -84,17 +85,6 @@ def set_aside(run_dir: Path) -> Path | None:
     return free
 
 
-@dataclass(frozen=True, kw_only=True)
-class Subject:
-    """What an evaluation is of, where its report goes, and what is known of that checkpoint's own training."""
-
-    model: str  # for `load_model`: a path, or a name of the zoo
-    output: Path  # folder of report.json and report.html
-    progress: Progress | None = None  # None = not known, as of a published model
-    history: list[dict[str, Any]] = field(default_factory=list)  # metrics.jsonl of its run, up to it
-    trained_with: dict[str, Any] | None = None  # its config.yaml
-
-
 def subject_of(run_dir: Path, wanted: str) -> Subject:
     """What `checkpoint=wanted` means for a run folder; empty = the run's newest checkpoint.
 
@@ -120,7 +110,7 @@ def subject_of(run_dir: Path, wanted: str) -> Subject:
     return Subject(
         model=str(model),
         output=output,
-        progress=progress,
+        train_seconds=progress.seconds,
         history=[line for line in lines if (line.get("step") or 0) <= progress.updates],
         trained_with=read_config(model),
     )

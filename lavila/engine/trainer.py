@@ -12,21 +12,22 @@ import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from lavila.checkpoints.errors import CheckpointError
+from lavila.checkpoints.store import TrainedOn, trained_on
 from lavila.config.load import flatten, to_dict, to_yaml
 from lavila.config.schema import RunConfig
 from lavila.data.loader import ClipLoader
-from lavila.data.plan import TrainingPlan
-from lavila.data.shards import ShardSet
 from lavila.engine import build, checkpoint
 from lavila.engine.checkpoint import Facts, Progress, TrainState
 from lavila.engine.distributed import Process, join, mean_over_ranks, on_main, sum_over_ranks
 from lavila.engine.evaluator import evaluate_task
 from lavila.engine.optim import LearningRate, build_optimizer
 from lavila.engine.precision import Arithmetic
-from lavila.engine.reporting import METRICS_FILE, MetricsLog, append_stage
 from lavila.engine.run_folder import read_config, set_aside, start_from
-from lavila.models.checkpoints import CheckpointError, TrainedOn, trained_on
+from lavila.plan.plans import TrainingPlan
 from lavila.records import VideoBatch
+from lavila.report.files import METRICS_FILE, MetricsLog, append_stage
+from lavila.shards.reader import ShardSet
 from lavila.tasks import Task
 
 log = logging.getLogger(__name__)

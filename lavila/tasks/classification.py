@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from lavila.losses import batch_accuracy, classification_loss
+from lavila.losses.classification import batch_accuracy, classification_loss
 from lavila.metrics.classification import (
     FusionRule,
     confused_pairs,

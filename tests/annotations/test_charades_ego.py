@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from lavila.annotations import AnnotationError, AnnotationSet, frame_span, read_annotations
+from lavila.annotations import read_annotations
+from lavila.annotations.base import AnnotationError, AnnotationSet
+from lavila.plan.frames import frame_span
 from tests.annotations.published import GOLDEN, write_csv
 
 COLUMNS: list[str] = GOLDEN["charades_ego"]["columns"]

@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lavila.annotations import AnnotationError
+from lavila.annotations.base import AnnotationError
 from lavila.annotations.checks import (
     ClipNames,
     as_seconds,
     as_text,
     clip_id_problem,
     interval_problem,
-    shown,
     video_path_problem,
 )
 from lavila.annotations.tables import decimal_seconds, read_csv, read_text, whole_number
-from lavila.data.shard_format import KEY
+from lavila.errors import shown
+from lavila.shards.format import KEY
 
 INSIDE = ["a.mp4", "P01/P01_01.MP4", "a/b/c.mp4", "..a/b..mp4", "...mp4", "ü/食.mp4", "a b.mp4", "./a.mp4", "a//b"]
 OUTSIDE = ["/etc/passwd", "//host/a", "../a", "a/../../b", "a/..", "..", "a\\b", "..\\a", "\\\\host\\a", "C:/a", "c:a"]

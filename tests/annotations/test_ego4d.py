@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lavila.annotations import AnnotationError, frame_span, read_annotations
+from lavila.annotations import read_annotations
+from lavila.annotations.base import AnnotationError
 from lavila.annotations.ego4d import read_narrations
+from lavila.plan.frames import frame_span
 
 UID = "0a3097fc-baed-4d11-a4c9-30f07eb91af6"
 

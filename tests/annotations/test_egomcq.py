@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from lavila.annotations import AnnotationError, read_annotations
+from lavila.annotations import read_annotations
+from lavila.annotations.base import AnnotationError
 
 
 def choice(video: str = "v", start: object = 0.0, stop: object = 1.0, text: str = "t") -> dict[str, Any]:

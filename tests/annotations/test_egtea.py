@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lavila.annotations import AnnotationError, read_annotations
+from lavila.annotations import read_annotations
+from lavila.annotations.base import AnnotationError
 from tests.annotations.published import GOLDEN
 
 NAMES: list[str] = GOLDEN["label_map_egtea"]["lines"]

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from lavila.annotations import DATASETS, AnnotationError, frame_span, read_annotations
+from lavila.annotations import DATASETS, read_annotations
+from lavila.annotations.base import AnnotationError
 from lavila.annotations.epic_kitchens import parse_timestamp
+from lavila.plan.frames import frame_span
 from tests.annotations.published import COLUMNS, GOLDEN, TRAIN, VALIDATION, row, write_csv, write_set
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lavila.annotations import AnnotationError, AnnotationSet, read_annotations
-from lavila.annotations.checks import shown
+from lavila.annotations import read_annotations
+from lavila.annotations.base import AnnotationError, AnnotationSet
 from lavila.annotations.epic_retrieval import Meaning, read_relevancy, relevancy
+from lavila.errors import shown
 from tests.annotations.published import COLUMNS, row, write_csv, write_set
 
 CLIPS = {"train": "EPIC_100_retrieval_train.csv", "val": "EPIC_100_retrieval_test.csv"}

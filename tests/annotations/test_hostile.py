@@ -16,9 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lavila.annotations import AnnotationError, AnnotationSet, read_annotations
+from lavila.annotations import read_annotations
+from lavila.annotations.base import AnnotationError, AnnotationSet
 from lavila.annotations.checks import clip_id_problem, video_path_problem
-from lavila.annotations.safe_pickle import read_pickle
+from lavila.pickles.plain import read_pickle
 from tests.annotations import test_charades_ego, test_egomcq, test_egtea, test_epic_retrieval
 from tests.annotations.published import GOLDEN, TRAIN, row, write_set
 

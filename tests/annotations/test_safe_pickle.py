@@ -20,8 +20,8 @@ import numpy as np
 import numpy.testing
 import pytest
 
-from lavila.annotations import AnnotationError
-from lavila.annotations.safe_pickle import read_pickle
+from lavila.annotations.base import AnnotationError
+from lavila.pickles.plain import read_pickle
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 

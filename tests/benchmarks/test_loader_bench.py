@@ -15,20 +15,22 @@ import numpy as np
 import pytest
 import torch
 
-from lavila.data.encode import EncodeSettings, Interval, encode_clip
-from lavila.data.shards import ShardSet
+from lavila.ingest.encode import EncodeSettings, Interval, encode_clip
+from lavila.shards.reader import ShardSet
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
-import _loader_report as report  # noqa: E402
-import _loader_rows as rows  # noqa: E402
-import _loader_sides as sides  # noqa: E402
-import common  # noqa: E402
-import loader as benchmark  # noqa: E402
-from _loader_footage import FILM, VIDEOS, Material, video_path  # noqa: E402
-from _loader_limits import decode_needed  # noqa: E402
-from peers import decord_chunks, pyav_clips, torchcodec_clips, webdataset_clips  # noqa: E402
-from peers.common import Job  # noqa: E402
+from benchmarks import common  # noqa: E402
+from benchmarks.loader import (
+    report,
+    rows,
+    sides,
+)
+from benchmarks.loader import run as benchmark  # noqa: E402
+from benchmarks.loader.footage import FILM, VIDEOS, Material, video_path  # noqa: E402
+from benchmarks.loader.limits import decode_needed  # noqa: E402
+from benchmarks.loader.peers import decord_chunks, pyav_clips, torchcodec_clips, webdataset_clips  # noqa: E402
+from benchmarks.loader.peers.common import Job  # noqa: E402
 
 LEVELS = max(rows.PICTURES.std)  # of 0..255 that one unit of a normalised picture is
 SAME = 0.255  # levels; as in tests/data_path/test_pictures.py, where it is explained
@@ -56,7 +58,7 @@ def test_every_row_and_the_graphs_of_a_gpu_can_be_made(material: Material, capsy
 
 
 def test_a_tiny_run_writes_json_table_and_chart(material: Material, tmp_path: Path) -> None:
-    command = [sys.executable, "benchmarks/loader.py", "--tiny", "--material", str(material.folder)]
+    command = [sys.executable, "benchmarks/loader/run.py", "--tiny", "--material", str(material.folder)]
     command += ["--out", str(tmp_path), "--rounds", "1", "--workers", "1", "--only", "train h264 224px"]
     here = {**os.environ, "PYTHONPATH": str(ROOT)}
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=here)

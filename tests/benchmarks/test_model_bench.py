@@ -31,7 +31,7 @@ def bench() -> ModuleType:
 def test_a_dry_run_measures_equal_sides_and_writes_nothing() -> None:
     results = ROOT / "benchmarks/results/model.json"
     before = results.read_bytes()
-    command = [sys.executable, "benchmarks/model.py", "--dry-run"]
+    command = [sys.executable, "-m", "benchmarks.model", "--dry-run"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     (row,) = json.loads(done.stdout.splitlines()[-1])

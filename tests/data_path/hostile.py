@@ -7,7 +7,7 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
-from lavila.data.verify_videos import Picture
+from lavila.inspection.videos import Picture
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,13 @@ from hypothesis import strategies as st
 
 from lavila.config.load import load_config
 from lavila.config.schema import RunConfig
-from lavila.data.captions import CAPTIONS_SCHEMA, CaptionError, Captions, choose, read_captions, write_captions
-from lavila.data.plan import Ranks
-from lavila.data.shard_format import file_sha256
-from lavila.data.shards import ShardSet, open_shard_set
 from lavila.engine import build
 from lavila.engine.distributed import Process
+from lavila.plan.plans import Ranks
 from lavila.records import VideoBatch
+from lavila.shards.captions import CAPTIONS_SCHEMA, CaptionError, Captions, choose, read_captions, write_captions
+from lavila.shards.format import file_sha256
+from lavila.shards.reader import ShardSet, open_shard_set
 from tests.data_path.test_loader import training, viewing
 
 IDS = ["clip_0", "clip_1"]

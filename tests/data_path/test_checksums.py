@@ -10,12 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lavila.data import assembly, shard_writer
-from lavila.data.checksums import add_checksums
-from lavila.data.shard_format import ShardSetError
-from lavila.data.shard_writer import SetContents, ShardWriter, add_mapped, write_manifest
-from lavila.data.shards import ShardSet, open_shard_set
-from lavila.data.verify import Verdict
+from lavila.ingest import assembly
+from lavila.inspection.verify import Verdict
+from lavila.shards import writer as shard_writer
+from lavila.shards.checksums import add_checksums
+from lavila.shards.format import ShardSetError
+from lavila.shards.reader import ShardSet, open_shard_set
+from lavila.shards.writer import SetContents, ShardWriter, add_mapped, write_manifest
 from tests.data_path.test_verify import verify, write_chunks
 from tests.older_sets import as_format_2
 

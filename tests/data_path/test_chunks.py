@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lavila.data.chunks import TO_THE_END, ChunkError, ChunkIndex, ChunkTable, Place, chunk_numbers
-from lavila.data.shard_format import CHUNKS_SCHEMA
 from lavila.records import Clip
+from lavila.shards.chunks import TO_THE_END, ChunkError, ChunkIndex, ChunkTable, Place, chunk_numbers
+from lavila.shards.format import CHUNKS_SCHEMA
 
 HEADER = b"H" * 7
 FPS, PER_CHUNK = 25, 100

@@ -19,15 +19,14 @@ import numpy.typing as npt
 import pytest
 
 from lavila.data.dali_pipelines.check import VideoCheck
-from lavila.data.dali_pipelines.graph import Execution
 from lavila.data.dali_pipelines.probe import DecodeProbe
-from lavila.data.dali_pipelines.sources import Payload
-from lavila.data.encode import EncodeSettings, Interval, encode_chunk, encode_clip
-from lavila.data.host_decode import DecodeError, decode_frames, video_problem
-from lavila.data.packets import packet_problem
-from lavila.data.shard_format import FORMAT, WITHOUT_CHECKSUMS, DamagedClip
-from lavila.data.shards import ShardSet, open_shard_set
-from lavila.data.verify import Verdict
+from lavila.data.host.decode import DecodeError, decode_frames, video_problem
+from lavila.data.pictures import Execution, Payload
+from lavila.ingest.encode import EncodeSettings, Interval, encode_chunk, encode_clip
+from lavila.inspection.verify import Verdict
+from lavila.shards.format import FORMAT, WITHOUT_CHECKSUMS, DamagedClip
+from lavila.shards.packets import packet_problem
+from lavila.shards.reader import ShardSet, open_shard_set
 from tests.data_path.test_loader import training
 from tests.data_path.test_verify import (
     CHUNKED_CLIPS,

@@ -13,9 +13,9 @@ import av
 import numpy as np
 import pytest
 
-from lavila.annotations import frame_span
-from lavila.data import source_video
-from lavila.data.encode import ENCODERS, EncodedClip, EncodeError, EncodeSettings, Interval, encode_clip, stored_size
+from lavila.ingest import source_video
+from lavila.ingest.encode import ENCODERS, EncodedClip, EncodeError, EncodeSettings, Interval, encode_clip, stored_size
+from lavila.plan.frames import frame_span
 from tests.footage import NTSC_60, Coding, decode, numbered_picture, read_numbers, write_numbered_video, write_video
 
 FAST = EncodeSettings(codec="h264", short_side=96, speed="ultrafast", crf=18)

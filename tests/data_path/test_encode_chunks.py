@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from nvidia.dali import fn, pipeline_def
 
-from lavila.data.encode import ENCODERS, EncodedChunk, EncodeError, EncodeSettings, encode_chunk
+from lavila.ingest.encode import ENCODERS, EncodedChunk, EncodeError, EncodeSettings, encode_chunk
 from tests.footage import NTSC_60, Coding, read_number, read_numbers, write_numbered_video, write_video
 
 FRAMES, SECONDS, GOP = 130, 0.7, 8

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lavila.annotations import SpanRule, frame_span
-from lavila.data.encode import EncodedClip, EncodeError, EncodeSettings, Interval, encode_clip
+from lavila.ingest.encode import EncodedClip, EncodeError, EncodeSettings, Interval, encode_clip
+from lavila.plan.frames import frame_span
+from lavila.records import SpanRule
 from tests.footage import NTSC_60, Coding, read_numbers, write_numbered_video
 
 FRAMES, FPS = 120, Fraction(30)

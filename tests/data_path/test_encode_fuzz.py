@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from lavila.data.encode import (
+from lavila.ingest.encode import (
     EncodedChunk,
     EncodedClip,
     EncodeError,

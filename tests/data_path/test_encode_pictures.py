@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lavila.data.converter import MAX_SIDE
-from lavila.data.encode import (
+from lavila.ingest.converter import MAX_SIDE
+from lavila.ingest.encode import (
     ENCODERS,
     NVENC,
     EncodedClip,

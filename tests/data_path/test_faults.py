@@ -13,15 +13,14 @@ import numpy as np
 import pytest
 from nvidia.dali.pipeline import Pipeline
 
-from lavila.data import host_runner
 from lavila.data.dali_pipelines import sources
 from lavila.data.dali_pipelines.check import VideoCheck
 from lavila.data.dali_pipelines.errors import DecoderFault, decode_problem
-from lavila.data.dali_pipelines.graph import Execution
-from lavila.data.dali_pipelines.runner import LoadedBatch, PipelineRunner
-from lavila.data.dali_pipelines.sources import Payload
-from lavila.data.host_decode import DecodeError, decode_frames
-from lavila.data.shards import ShardSet
+from lavila.data.dali_pipelines.runner import PipelineRunner
+from lavila.data.host import runner
+from lavila.data.host.decode import DecodeError, decode_frames
+from lavila.data.pictures import Execution, LoadedBatch, Payload
+from lavila.shards.reader import ShardSet
 from tests.data_path.test_loader import training, viewing
 from tests.footage import write_numbered_video
 
@@ -253,7 +252,7 @@ def test_errors_of_our_own_code_end_the_host_path(
         raise error
 
     loader = training(vp9_shards, decoder="host")
-    monkeypatch.setattr(host_runner.ClipRenderer, "render", draw)
+    monkeypatch.setattr(runner.ClipRenderer, "render", draw)
     with pytest.raises(type(error)):
         list(loader)
     assert loader.bad_clips == []
@@ -279,7 +278,7 @@ def test_want_of_memory_is_not_a_bad_clip_on_the_host_path(tmp_path: Path) -> No
     script = """
         import resource, sys
         from pathlib import Path
-        from lavila.data.host_decode import DecodeError, decode_frames
+        from lavila.data.host.decode import DecodeError, decode_frames
         data = Path(sys.argv[1]).read_bytes()
         decode_frames(data, [0])
         used = int(Path("/proc/self/status").read_text().split("VmSize:")[1].split()[0]) << 10

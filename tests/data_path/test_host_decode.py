@@ -10,9 +10,9 @@ import av
 import numpy as np
 import pytest
 
-from lavila.data import host_decode
-from lavila.data.host_decode import DecodeError, decode_frames, decode_planes
-from lavila.data.workers import end_realtime
+from lavila.cluster.workers import end_realtime
+from lavila.data.host import decode
+from lavila.data.host.decode import DecodeError, decode_frames, decode_planes
 
 FRAMES = 45
 X265 = "pools=none:frame-threads=1:log-level=error:bframes=7:b-adapt=0"
@@ -84,14 +84,14 @@ def test_wanted_frames_are_those_of_decoding_everything(name: str) -> None:
 def fed(data: bytes, wanted: list[int], monkeypatch: pytest.MonkeyPatch) -> int:
     """How many packets a decoder is given for some frames."""
     given: list[int] = []
-    needed = host_decode._needed
+    needed = decode._needed
 
     def count(*args: Any) -> list[Any]:
         packets = needed(*args)
         given.append(len(packets))
         return packets
 
-    monkeypatch.setattr(host_decode, "_needed", count)
+    monkeypatch.setattr(decode, "_needed", count)
     decode_frames(data, wanted)
     return given[0]
 

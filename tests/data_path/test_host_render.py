@@ -12,12 +12,12 @@ import torch
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
 from torch.nn.functional import interpolate
 
-from lavila.data.dali_pipelines.graph import PictureSpec
-from lavila.data.host_colour import Planes, rgb_picture
-from lavila.data.host_decode import DecodeError
-from lavila.data.host_render import ClipRenderer, linear_taps
-from lavila.data.host_runner import _Buffers
-from lavila.data.plan import crop_offsets, resized_size
+from lavila.data.host.colour import Planes, rgb_picture
+from lavila.data.host.decode import DecodeError
+from lavila.data.host.render import ClipRenderer, linear_taps
+from lavila.data.host.runner import _Buffers
+from lavila.data.pictures import PictureSpec
+from lavila.plan.crops import crop_offsets, resized_size
 from lavila.records import BLACK_FRAME, ClipPlan
 
 MEAN, STD = (108.3, 116.7, 104.1), (68.5, 66.6, 70.3)

@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from lavila.data.host_decode import DecodeError, decode_frames
-from lavila.data.loader import ClipLoader, LoaderError, Pictures, choose_decoder, clip_sizes
-from lavila.data.order import Shuffle
-from lavila.data.plan import CropChoice, FrameChoice, Ranks, TrainingPlan, ViewChoice, ViewPlan
-from lavila.data.shard_format import ShardSetError
-from lavila.data.shards import ShardSet, open_shard_set
+from lavila.data.host.decode import DecodeError, decode_frames
+from lavila.data.loader import ClipLoader, Pictures, clip_sizes
+from lavila.data.pictures import LoaderError, choose_decoder
+from lavila.plan.crops import CropChoice, ViewChoice
+from lavila.plan.frames import FrameChoice
+from lavila.plan.order import Shuffle
+from lavila.plan.plans import Ranks, TrainingPlan, ViewPlan
+from lavila.shards.format import ShardSetError
+from lavila.shards.reader import ShardSet, open_shard_set
 from tests.footage import decode
 from tests.tolerance import assert_same_pictures
 

@@ -14,14 +14,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lavila.data.captions import CaptionError, Captions, read_captions, write_captions
 from lavila.data.loader import clip_sizes
-from lavila.data.mapped import Column, mapped_problem, open_mapped, sorted_rows, write_mapped
-from lavila.data.plan import CropChoice, FrameChoice, Ranks, TrainingPlan
-from lavila.data.shard_format import CLIPS_SCHEMA, ShardSetError, file_sha256
-from lavila.data.shard_writer import add_mapped
-from lavila.data.shards import ShardSet, open_shard_set
-from lavila.data.stored_sizes import ChosenSizes, ClipSizes, StoredSizes, shuffle_of
+from lavila.data.sizes import ChosenSizes, ClipSizes, StoredSizes, shuffle_of
+from lavila.plan.crops import CropChoice
+from lavila.plan.frames import FrameChoice
+from lavila.plan.plans import Ranks, TrainingPlan
+from lavila.shards.captions import CaptionError, Captions, read_captions, write_captions
+from lavila.shards.format import CLIPS_SCHEMA, ShardSetError, file_sha256
+from lavila.shards.mapped import Column, mapped_problem, open_mapped, sorted_rows, write_mapped
+from lavila.shards.reader import ShardSet, open_shard_set
+from lavila.shards.writer import add_mapped
 
 MANY = 200_000
 

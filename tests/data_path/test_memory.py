@@ -14,15 +14,16 @@ import pytest
 import torch
 
 from lavila.config.load import load_config
-from lavila.data import host_runner, loader
-from lavila.data.dali_pipelines.graph import Execution, PictureSpec
+from lavila.data import loader
 from lavila.data.dali_pipelines.runner import PipelineRunner
-from lavila.data.host_runner import HELD, HostRunner
+from lavila.data.host import runner as host_runner
+from lavila.data.host.runner import HELD, HostRunner
 from lavila.data.loader import ClipLoader
 from lavila.data.memory import GIB, Work, batches_ahead
-from lavila.data.shards import ShardSet
+from lavila.data.pictures import Execution, PictureSpec
 from lavila.engine import build
 from lavila.engine.distributed import Process
+from lavila.shards.reader import ShardSet
 from tests.data_path.test_loader import PICTURES, training
 
 SPEC = PictureSpec(

@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lavila.data import order as order_module
-from lavila.data.order import EpochOrder, Shuffle, random_numbers
-from lavila.data.plan import CropChoice, FrameChoice, Ranks, TrainingPlan
-from lavila.data.stored_sizes import ClipSizes
+from lavila.data.sizes import ClipSizes
+from lavila.plan import order as order_module
+from lavila.plan.crops import CropChoice
+from lavila.plan.frames import FrameChoice
+from lavila.plan.order import EpochOrder, Shuffle, random_numbers
+from lavila.plan.plans import Ranks, TrainingPlan
 
 SMALL = Shuffle(window=64, stretch=4)
 

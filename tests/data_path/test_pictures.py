@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from lavila.data.dali_pipelines.graph import Execution, PictureSpec, build_pipeline
-from lavila.data.dali_pipelines.sources import Payload
-from lavila.data.plan import crop_offsets, resized_size
+from lavila.data.dali_pipelines.graph import build_pipeline
+from lavila.data.pictures import Execution, Payload, PictureSpec
+from lavila.plan.crops import crop_offsets, resized_size
 from lavila.records import BLACK_FRAME, ClipPlan
 from tests.golden import GOLDEN, golden_json
 

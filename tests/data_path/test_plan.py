@@ -9,22 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lavila.data.order import Shuffle, random_numbers
-from lavila.data.plan import (
-    CropChoice,
-    FrameChoice,
-    Ranks,
-    TrainingPlan,
-    ViewChoice,
-    ViewPlan,
-    choose_frames,
-    crop_offsets,
-    draw_frames,
-    draw_window,
-    resized_size,
-    segment_bounds,
-)
-from lavila.data.stored_sizes import ClipSizes
+from lavila.data.sizes import ClipSizes
+from lavila.plan.crops import CropChoice, ViewChoice, crop_offsets, draw_window, resized_size
+from lavila.plan.frames import FrameChoice, choose_frames, draw_frames, segment_bounds
+from lavila.plan.order import Shuffle, random_numbers
+from lavila.plan.plans import Ranks, TrainingPlan, ViewPlan
 from lavila.records import BLACK_FRAME
 from tests.golden import golden_json
 

@@ -7,11 +7,10 @@ import itertools
 import numpy as np
 import pytest
 
-from lavila.data.dali_pipelines.graph import Execution, PictureSpec
 from lavila.data.dali_pipelines.probe import DecodeProbe, augmented, picture_difference, picture_tolerance
-from lavila.data.dali_pipelines.sources import Payload
-from lavila.data.host_decode import decode_frames
-from lavila.data.shards import ShardSet
+from lavila.data.host.decode import decode_frames
+from lavila.data.pictures import Execution, Payload, PictureSpec
+from lavila.shards.reader import ShardSet
 from tests.data_path.test_loader import training
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lavila.data.relevancy import relevancy_of
-from lavila.data.shard_format import ShardFile, ShardSetError
-from lavila.data.shard_writer import SetContents, ShardWriter, write_manifest
-from lavila.data.shards import ShardSet, open_shard_set
+from lavila.engine.relevancy import relevancy_of
+from lavila.shards.format import ShardFile, ShardSetError
+from lavila.shards.reader import ShardSet, open_shard_set
+from lavila.shards.writer import SetContents, ShardWriter, write_manifest
 from tests.conftest import CLASSES
 
 CLIPS = [("a", 0, [2]), ("b", 0, [2, 5]), ("c", 1, [7])]

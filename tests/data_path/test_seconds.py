@@ -9,20 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lavila.annotations import SpanRule, frame_span
-from lavila.data.order import random_numbers
-from lavila.data.plan import (
+from lavila.plan.frames import (
     FrameChoice,
     SamplingName,
     Span,
     choose_frames,
     chosen_frames,
     draw_frames,
+    frame_span,
     interval_span,
     protocol_frames,
     segment_bounds,
 )
-from lavila.records import BLACK_FRAME
+from lavila.plan.order import random_numbers
+from lavila.records import BLACK_FRAME, SpanRule
 from tests.golden import golden_json
 
 SAMPLING = golden_json("sampling")

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from lavila.annotations import AnnotationError
-from lavila.data.encode import EncodeSettings, Limits
-from lavila.data.sharding import Chunk, Plan, ShardJob, assign, needed_chunks, read_result
-from lavila.data.workers import run_jobs
+from lavila.annotations.base import AnnotationError
+from lavila.cluster.workers import run_jobs
+from lavila.ingest.encode import EncodeSettings, Limits
+from lavila.ingest.jobs import Chunk, Plan, ShardJob, assign, needed_chunks, read_result
 from lavila.records import Clip
 from tests.footage import write_numbered_video
 

@@ -17,13 +17,13 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 
-from lavila.data import shards as shards_module
-from lavila.data.encode import EncodedClip, EncodeSettings, Interval, encode_clip
-from lavila.data.shard_format import CLIPS_SCHEMA, ShardFile, ShardSetError, file_sha256
-from lavila.data.shard_writer import SetContents, ShardWriter, write_manifest
-from lavila.data.sharding import clip_row
-from lavila.data.shards import ShardSet, open_shard_set
+from lavila.ingest.encode import EncodedClip, EncodeSettings, Interval, encode_clip
+from lavila.ingest.jobs import clip_row
 from lavila.records import Clip
+from lavila.shards import reader as shards_module
+from lavila.shards.format import CLIPS_SCHEMA, ShardFile, ShardSetError, file_sha256
+from lavila.shards.reader import ShardSet, open_shard_set
+from lavila.shards.writer import SetContents, ShardWriter, write_manifest
 from tests.footage import decode, read_numbers, write_numbered_video
 
 CLASSES = {"verb": ["take", "put"], "noun": ["plate"], "action": ["take plate"]}

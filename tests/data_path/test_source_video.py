@@ -16,8 +16,8 @@ import av
 import numpy as np
 import pytest
 
-from lavila.data import source_video
-from lavila.data.encode import (
+from lavila.ingest import source_video
+from lavila.ingest.encode import (
     EncodedClip,
     EncodeError,
     EncodeSettings,

@@ -16,10 +16,12 @@ from typing import Any
 import pytest
 
 from lavila.data.loader import ClipLoader, Pictures, clip_sizes
-from lavila.data.order import Shuffle
-from lavila.data.plan import CropChoice, FrameChoice, Ranks, TrainingPlan
-from lavila.data.shard_format import ShardSetError
-from lavila.data.shards import ShardSet, open_shard_set
+from lavila.plan.crops import CropChoice
+from lavila.plan.frames import FrameChoice
+from lavila.plan.order import Shuffle
+from lavila.plan.plans import Ranks, TrainingPlan
+from lavila.shards.format import ShardSetError
+from lavila.shards.reader import ShardSet, open_shard_set
 
 ROWS_OF = {0: range(6), 1: range(6, 12)}  # of the two tars of `vp9_shards`
 PATIENCE = 10  # seconds until a test says that something hangs

@@ -11,8 +11,8 @@ import huggingface_hub.constants
 import pytest
 import torch
 
-from lavila.data import text as text_module
-from lavila.data.text import BertTokenizer, ClipTokenizer, Gpt2Tokenizer, Tokenizer, TokenizerError
+from lavila.models import tokenizers as text_module
+from lavila.models.tokenizers import BertTokenizer, ClipTokenizer, Gpt2Tokenizer, Tokenizer, TokenizerError
 from tests.golden import golden_json
 
 START, END = 49406, 49407

@@ -17,17 +17,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lavila.data import verify as verify_module
+from lavila.cluster.workers import Job, Progress
 from lavila.data.dali_pipelines import check
 from lavila.data.dali_pipelines.check import SEEK_FRAMES, VideoCheck, asks
 from lavila.data.loader import ClipLoader, Pictures, clip_sizes
-from lavila.data.plan import CropChoice, FrameChoice, Ranks, TrainingPlan, ViewChoice, ViewPlan
-from lavila.data.shard_format import CHUNKS_SCHEMA, CLIPS_SCHEMA, ShardSetError, file_sha256
-from lavila.data.shard_writer import SetContents, ShardWriter, add_mapped, write_manifest, write_table
-from lavila.data.shards import ShardSet, open_shard_set
-from lavila.data.verify import Quarantined, Verdict, verify_shard_set, write_quarantine
-from lavila.data.verify_videos import TrainingDecoder, VideoTest
-from lavila.data.workers import Job, Progress
+from lavila.inspection import verify as verify_module
+from lavila.inspection.verify import Quarantined, Verdict, verify_shard_set, write_quarantine
+from lavila.inspection.videos import TrainingDecoder, VideoTest
+from lavila.plan.crops import CropChoice, ViewChoice
+from lavila.plan.frames import FrameChoice
+from lavila.plan.plans import Ranks, TrainingPlan, ViewPlan
+from lavila.shards.format import CHUNKS_SCHEMA, CLIPS_SCHEMA, ShardSetError, file_sha256
+from lavila.shards.reader import ShardSet, open_shard_set
+from lavila.shards.writer import SetContents, ShardWriter, add_mapped, write_manifest, write_table
 from tests.data_path.hostile import Hostile
 from tests.footage import Coding, numbered_picture, write_numbered_video
 from tests.older_sets import as_format_2
@@ -88,7 +90,7 @@ def write_clips(folder: Path, encoded: list[bytes], **facts: Any) -> ShardSet:
 
 
 def chunk_bytes(first: int, frames: int) -> tuple[bytes, list[int]]:
-    """A chunk as `lavila.data.shard_format` describes it, and its gop_offsets."""
+    """A chunk as `lavila.shards.format` describes it, and its gop_offsets."""
     buffer = io.BytesIO()
     flags = "+frag_keyframe+empty_moov+default_base_moof+negative_cts_offsets+frag_discont"
     options = {"deadline": "realtime", "cpu-used": "8", "b": "0", "crf": "12", "lag-in-frames": "0"}

@@ -1,4 +1,4 @@
-"""lavila/data/workers.py with processes that really crash, hang and are killed."""
+"""lavila/cluster/workers.py with processes that really crash, hang and are killed."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from lavila.data import workers
-from lavila.data.workers import Progress, WorkerDied, run_jobs
+from lavila.cluster import workers
+from lavila.cluster.workers import Progress, WorkerDied, run_jobs
 from tests.slurm.toys import Toy
 
 ROOT = Path(__file__).parents[2]
@@ -208,7 +208,7 @@ def test_any_number_of_kills_later_the_result_is_the_same(tmp_path: Path) -> Non
 PARENT = """
 import sys
 from pathlib import Path
-from lavila.data.workers import run_jobs
+from lavila.cluster.workers import run_jobs
 from tests.slurm.toys import Toy
 if __name__ == "__main__":
     jobs = [Toy(number=n, items=(sys.argv[2],), folder=Path(sys.argv[1])) for n in range(2)]
@@ -256,7 +256,7 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
 
 
 def test_nothing_heavy_is_imported() -> None:
-    code = "import sys, lavila.data.workers; print([m for m in ('torch', 'av', 'nvidia.dali') if m in sys.modules])"
+    code = "import sys, lavila.cluster.workers; print([m for m in ('torch', 'av', 'nvidia.dali') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -12,13 +12,14 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from lavila.checkpoints import store
+from lavila.checkpoints.errors import CheckpointError
+from lavila.checkpoints.store import trained_on
+from lavila.checkpoints.zoo import CLIP_PICTURES, IMAGENET_PICTURES
 from lavila.config.load import load_config
 from lavila.config.schema import ConfigError, RunConfig
-from lavila.data.shards import ShardSet, open_shard_set
 from lavila.engine import build, evaluator, trainer
-from lavila.models import checkpoints
-from lavila.models.checkpoints import CheckpointError, trained_on
-from lavila.models.zoo import CLIP_PICTURES, IMAGENET_PICTURES
+from lavila.shards.reader import ShardSet, open_shard_set
 from lavila.tasks import TaskError
 from tests.engine.test_runs import config_file
 from tests.models.published_files import published_state, tiny, write
@@ -215,8 +216,8 @@ def test_weights_are_read_once_and_from_the_file_that_was_compared(
     run: Path, vp9_shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`latest` may name a newer checkpoint by the time that the weights are read."""
-    reads, read = [], checkpoints.load_file
-    monkeypatch.setattr(checkpoints, "load_file", lambda file: reads.append(file) or read(file))
+    reads, read = [], store.load_file
+    monkeypatch.setattr(store, "load_file", lambda file: reads.append(file) or read(file))
     file = trained_on(run).file
     assert reads == []
     evaluator.evaluate(evaluation(tmp_path, vp9_shards, run))

@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 import torch
 
+from lavila.checkpoints.errors import CheckpointError
+from lavila.checkpoints.store import load_model
 from lavila.engine import checkpoint
 from lavila.engine.checkpoint import Progress, TrainState
 from lavila.engine.distributed import Process
 from lavila.engine.run_folder import start_from, subject_of
-from lavila.models.checkpoints import CheckpointError, load_model
 from lavila.models.classifier import VideoClassifier
 from lavila.models.timesformer import TimeSformer, TimeSformerConfig
 

@@ -10,11 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from lavila.engine import environment as module
-from lavila.engine.distributed import Process
-from lavila.engine.environment import environment
+from lavila.report import environment as module
+from lavila.report.environment import environment
 
-PROCESS = Process(rank=0, world=2, local_world=2, device=torch.device("cpu"))
 FACTS = {"lavila", "python", "torch", "dali", "device", "cpu", "cores", "ranks"}
 
 
@@ -43,7 +41,7 @@ def test_any_wheel_of_dali_is_named_and_none_is_none(
     wheels: list[tuple[str | None, str]], dali: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "distributions", lambda: [Wheel(*wheel) for wheel in wheels])
-    found = environment(PROCESS)
+    found = environment(torch.device("cpu"), ranks=2)
     assert set(found) == FACTS and found["dali"] == dali and found["lavila"] and found["ranks"] == 2
 
 
@@ -53,7 +51,7 @@ def test_lavila_need_not_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(metadata, "version", missing)
     monkeypatch.setattr(metadata.Distribution, "from_name", missing)
-    assert environment(PROCESS)["lavila"] is not None
+    assert environment(torch.device("cpu"), ranks=2)["lavila"] is not None
 
 
 def test_a_fact_that_cannot_be_found_out_is_null_and_the_others_stay(
@@ -66,7 +64,7 @@ def test_a_fact_that_cannot_be_found_out_is_null_and_the_others_stay(
     monkeypatch.setattr(platform, "python_version", broken)
     monkeypatch.setattr(os, "sched_getaffinity", broken)
     monkeypatch.setattr(torch.cuda, "get_device_name", broken)
-    found = environment(Process(rank=0, world=1, local_world=1, device=torch.device("cuda", 0)))
+    found = environment(torch.device("cuda", 0), ranks=1)
     assert set(found) == FACTS
     assert {name for name, value in found.items() if value is None} == {"python", "dali", "device", "cores"}
     assert found["torch"] == torch.__version__ and "environment: dali" in caplog.text

@@ -10,11 +10,11 @@ import torch
 
 from lavila.config.load import load_config
 from lavila.config.schema import ConfigError, Precision
-from lavila.data.shards import ShardSet
 from lavila.engine.evaluator import evaluate
 from lavila.engine.precision import Arithmetic
-from lavila.engine.reporting import read_metrics
 from lavila.engine.trainer import train
+from lavila.report.files import read_metrics
+from lavila.shards.reader import ShardSet
 from tests.engine.test_runs import config_file
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from lavila.config.load import load_config
-from lavila.data.plan import Ranks
-from lavila.data.shards import ShardSet
 from lavila.engine import build
 from lavila.engine.distributed import Process
-from lavila.engine.reporting import read_metrics
+from lavila.plan.plans import Ranks
+from lavila.report.files import read_metrics
+from lavila.shards.reader import ShardSet
 from tests.data_path.test_loader import damaged, training
 from tests.engine.test_runs import ENVIRONMENT, ROOT, config_file
 

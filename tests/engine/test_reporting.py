@@ -17,17 +17,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lavila.engine import report_figures, reporting
-from lavila.engine.report_charts import MATRIX_CLASSES, duration, number, smooth, thin, ticks
-from lavila.engine.reporting import (
+from lavila.report import figures, files
+from lavila.report.charts import MATRIX_CLASSES, duration, number, smooth, thin, ticks
+from lavila.report.figures import ReportPictures, ViewStrip, view_labels
+from lavila.report.files import (
     MetricsLog,
     ReportError,
-    ReportPictures,
-    ViewStrip,
     append_stage,
     read_metrics,
     read_stages,
-    view_labels,
     write_json_atomic,
     write_report,
 )
@@ -431,7 +429,7 @@ def test_a_page_that_cannot_be_drawn_costs_no_number(
     """report.json holds the new numbers, and the page of older ones does not lie beside it."""
     write_report(tmp_path, report, pictures=NO_PICTURES, history=[])
     report["metrics"]["verb_top1"] = 12.5
-    monkeypatch.setattr(report_figures, "cards", lambda _: 1 / 0)
+    monkeypatch.setattr(figures, "cards", lambda _: 1 / 0)
     with pytest.raises(ReportError) as caught:
         write_report(tmp_path, report, pictures=NO_PICTURES, history=[])
     assert isinstance(caught.value.__cause__, ZeroDivisionError) and "\n" not in str(caught.value)
@@ -496,6 +494,6 @@ def test_stage_times(tmp_path: Path) -> None:
     for wrong in (-1.0, float("nan")):
         with pytest.raises(ValueError, match="stage 'train'"):
             append_stage(run, "train", wrong)
-    (run / reporting.STAGES_FILE).open("a").write('{"stage": "sh')
+    (run / files.STAGES_FILE).open("a").write('{"stage": "sh')
     append_stage(run, "shard", 3.0)
     assert read_stages(run)["shard"] == 3.0

@@ -12,15 +12,15 @@ import pytest
 import yaml
 from torch import nn
 
+from lavila.checkpoints.errors import CheckpointError
 from lavila.config.load import load_config
 from lavila.config.schema import RunConfig
-from lavila.data.loader import LoaderError
-from lavila.data.shards import ShardSet
+from lavila.data.pictures import LoaderError
 from lavila.engine import checkpoint, trainer
 from lavila.engine.optim import LearningRate
-from lavila.engine.reporting import read_metrics
 from lavila.engine.trainer import TrainingError, train
-from lavila.models.checkpoints import CheckpointError
+from lavila.report.files import read_metrics
+from lavila.shards.reader import ShardSet
 from lavila.tasks import TaskError
 from tests.data_path.test_loader import damaged
 from tests.engine.interrupted import clips_seen, train_until

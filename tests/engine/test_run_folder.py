@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 
+from lavila.checkpoints.errors import CheckpointError
+from lavila.checkpoints.store import trained_on
+from lavila.checkpoints.zoo import ZOO
 from lavila.config.load import load_config
-from lavila.data.shards import ShardSet
 from lavila.engine import evaluator
 from lavila.engine.evaluator import evaluate
-from lavila.engine.reporting import append_stage, read_metrics
 from lavila.engine.trainer import train
-from lavila.models.checkpoints import CheckpointError, trained_on
-from lavila.models.zoo import ZOO
+from lavila.report.files import append_stage, read_metrics
+from lavila.shards.reader import ShardSet
 from tests.engine.interrupted import train_until
 from tests.engine.test_resume import files_of
 from tests.engine.test_runs import config_file

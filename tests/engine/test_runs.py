@@ -18,14 +18,16 @@ import yaml
 
 import evaluate as evaluate_command
 import train as train_command
+from lavila.checkpoints.store import load_model
 from lavila.config.load import load_config
 from lavila.config.schema import ConfigError, RunConfig
-from lavila.data.shards import ShardSet
-from lavila.engine import build, checkpoint, environment, evaluator
-from lavila.engine.evaluator import _view_strip, evaluate
-from lavila.engine.reporting import read_metrics, read_stages
+from lavila.engine import build, checkpoint, evaluator
+from lavila.engine.evaluator import evaluate
 from lavila.engine.trainer import TrainingError, train
-from lavila.models.checkpoints import load_model
+from lavila.report import compose, environment
+from lavila.report.compose import _view_strip
+from lavila.report.files import read_metrics, read_stages
+from lavila.shards.reader import ShardSet
 from lavila.tasks import Predictions, Scores
 from tests.data_path.test_loader import damaged
 from tests.models.published_files import published_state, tiny, write
@@ -232,7 +234,7 @@ def test_nothing_beside_the_result_costs_it(config: RunConfig, monkeypatch: pyte
     for name in ("metrics.jsonl", "stages.jsonl"):
         (folder / name).write_text("spoilt\nspoilt\n")
     monkeypatch.setattr(environment, "distributions", lambda: 1 / 0)
-    monkeypatch.setattr(evaluator, "_view_strip", lambda *_: 1 / 0)
+    monkeypatch.setattr(compose, "_view_strip", lambda *_: 1 / 0)
     assert evaluate(config) == folder / "report.html"
     report = json.loads((folder / "report.json").read_text())
     assert report["environment"]["dali"] is None and report["environment"]["torch"] == torch.__version__

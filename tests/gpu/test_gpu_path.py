@@ -16,10 +16,10 @@ import torch
 from lavila.config.load import load_config
 from lavila.data.dali_pipelines.probe import picture_tolerance
 from lavila.data.loader import ClipLoader, Pictures
-from lavila.data.shards import ShardSet
 from lavila.engine.evaluator import evaluate
 from lavila.engine.trainer import train
 from lavila.models.timesformer import TimeSformer, TimeSformerConfig
+from lavila.shards.reader import ShardSet
 from tests.data_path.test_loader import damaged, training, viewing
 from tests.engine.test_runs import config_file
 

@@ -14,8 +14,8 @@ import av
 import numpy as np
 import pytest
 
-from lavila.data.codecs import NVENC
-from lavila.data.encode import EncodeSettings, Interval, check_encoder, encode_chunk, encode_clip
+from lavila.ingest.codecs import NVENC
+from lavila.ingest.encode import EncodeSettings, Interval, check_encoder, encode_chunk, encode_clip
 from tests.footage import Coding, decode, read_numbers, write_numbered_video
 
 pytestmark = pytest.mark.gpu

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lavila.models import build_model
+from lavila.checkpoints.store import build_model
 from tests.golden import GOLDEN
 
 FILES = GOLDEN / "checkpoints"

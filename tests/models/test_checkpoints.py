@@ -13,18 +13,19 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lavila import files
-from lavila.models import (
-    CheckpointError,
-    TimeSformer,
-    TimeSformerConfig,
-    VideoClassifier,
+from lavila.checkpoints import store as checkpoints_module
+from lavila.checkpoints.errors import CheckpointError
+from lavila.checkpoints.store import (
+    Inflation,
     build_model,
+    inflate_temporal_embed,
     load_model,
     read_extra,
+    resize_pos_embed,
     save_model,
 )
-from lavila.models import checkpoints as checkpoints_module
-from lavila.models.checkpoints import Inflation, inflate_temporal_embed, resize_pos_embed
+from lavila.models.classifier import VideoClassifier
+from lavila.models.timesformer import TimeSformer, TimeSformerConfig
 from tests.golden import GOLDEN
 from tests.models.published_files import ARCHITECTURES, outputs, tiny
 

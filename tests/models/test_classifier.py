@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lavila.models import TimeSformer, TimeSformerConfig, VideoClassifier
+from lavila.models.classifier import VideoClassifier
+from lavila.models.timesformer import TimeSformer, TimeSformerConfig
 from tests.golden import GOLDEN
 
 TINY = TimeSformerConfig(image_size=32, patch_size=8, width=48, depth=3, heads=4, num_frames=4)

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lavila.models.clip_weights import (
+from lavila.checkpoints.clip_weights import (
     ClipWeightsError,
     init_dual_encoder,
     init_tower,

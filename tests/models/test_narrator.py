@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from lavila.models import TimeSformer, TimeSformerConfig
 from lavila.models.gated_gpt2 import GatedGpt2Config
 from lavila.models.generation import Narrations
 from lavila.models.narrator import CONSTANT_BUFFERS, Narrator
+from lavila.models.timesformer import TimeSformer, TimeSformerConfig
 from tests.golden import GOLDEN, golden_json
 from tests.models.golden_towers import difference, tower_config
 

@@ -28,8 +28,9 @@ import torch
 import torch.utils.collect_env
 from torch import Tensor, nn
 
-from lavila.models import CheckpointError, load_model
-from lavila.models.pickles import PickledFile, Record, StoredTensor, read_pickled, read_tensors
+from lavila.checkpoints.errors import CheckpointError
+from lavila.checkpoints.store import load_model
+from lavila.pickles.tensors import PickledFile, Record, StoredTensor, read_pickled, read_tensors
 from tests.models.published_files import FILES, SAMPLES, published_state, tiny
 
 DTYPES = (

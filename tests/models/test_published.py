@@ -11,11 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from lavila.models import CheckpointError, build_model, load_model, read_extra
-from lavila.models.clip_weights import NOT_WEIGHTS, OF_TIME, visual_name
-from lavila.models.layouts import architecture_of
-from lavila.models.narrator import Narrator
-from lavila.models.published import (
+from lavila.checkpoints.clip_weights import NOT_WEIGHTS, OF_TIME, visual_name
+from lavila.checkpoints.errors import CheckpointError
+from lavila.checkpoints.layouts import architecture_of
+from lavila.checkpoints.published import (
     PUBLISHED,
     _check_arguments,
     constants_of,
@@ -23,6 +22,8 @@ from lavila.models.published import (
     published_name,
     read_published,
 )
+from lavila.checkpoints.store import build_model, load_model, read_extra
+from lavila.models.narrator import Narrator
 from tests.models.published_files import ARCHITECTURES, layouts, outputs, published_state, tiny, write
 
 OPENAI = [name for name in layouts() if name.startswith("OPENAI_CLIP")]

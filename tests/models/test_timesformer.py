@@ -13,8 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lavila.models import TimeSformer, TimeSformerConfig
-from lavila.models.timesformer import Block
+from lavila.models.timesformer import Block, TimeSformer, TimeSformerConfig
 from tests.golden import GOLDEN, golden_json
 from tests.models.golden_towers import difference, tower_config
 

@@ -17,13 +17,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from lavila.models import CheckpointError, load_model
-from lavila.models import zoo as zoo_module
-from lavila.models.download import Patience, download
-from lavila.models.layouts import architecture_of
-from lavila.models.published import PUBLISHED, pictures
-from lavila.models.zoo import ZOO, fetch, main, table, zoo_name
-from lavila.models.zoo_table import NOT_BUILT, RECIPES, markdown
+from lavila.checkpoints import zoo as zoo_module
+from lavila.checkpoints.download import Patience, download
+from lavila.checkpoints.errors import CheckpointError
+from lavila.checkpoints.layouts import architecture_of
+from lavila.checkpoints.published import PUBLISHED, pictures
+from lavila.checkpoints.store import load_model
+from lavila.checkpoints.zoo import ZOO, fetch, zoo_name
+from lavila.checkpoints.zoo_command import NOT_BUILT, RECIPES, main, markdown, table
 from tests.golden import golden_json
 from tests.models.published_files import layouts, published_state, tiny, write
 
@@ -237,7 +238,7 @@ def test_what_cannot_be_written_is_told(server: Server, target: Path, monkeypatc
 def test_processes_at_once_download_once(server: Server, target: Path) -> None:
     server.slow = 0.3
     code = (
-        "import sys; from pathlib import Path; from lavila.models.download import download\n"
+        "import sys; from pathlib import Path; from lavila.checkpoints.download import download\n"
         "print(download(sys.argv[1], Path(sys.argv[2]), md5=sys.argv[3]))\n"
     )
     command = [sys.executable, "-c", code, server.url, str(target), MD5]
@@ -250,7 +251,7 @@ def test_processes_at_once_download_once(server: Server, target: Path) -> None:
 def test_a_killed_download_is_gone_on_with_by_another_process(server: Server, target: Path) -> None:
     server.drops = [1_000_000] + [0] * 1000
     code = (
-        "import sys; from pathlib import Path; from lavila.models.download import download\n"
+        "import sys; from pathlib import Path; from lavila.checkpoints.download import download\n"
         "download(sys.argv[1], Path(sys.argv[2]))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code, server.url, str(target)], cwd=REPOSITORY)
@@ -316,7 +317,7 @@ def test_the_command_downloads_and_prints_the_table(served_zoo: Server, capsys: 
 
 
 def test_the_command_runs_without_warnings_and_without_torch() -> None:
-    command = [sys.executable, "-X", "importtime", "-W", "error", "-m", "lavila.models.zoo"]
+    command = [sys.executable, "-X", "importtime", "-W", "error", "-m", "lavila.checkpoints.zoo_command"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=True)
     assert result.stdout.startswith("name ")
     assert " torch\n" not in result.stderr
@@ -414,7 +415,7 @@ def test_the_documents_table_is_the_one_of_the_data() -> None:
         (score.task, score.how) not in RECIPES for model in ZOO.values() for score in model.scores
     )
     for recipe in RECIPES.values():
-        assert (REPOSITORY / "configs" / f"{recipe}.yaml").is_file()
+        assert (REPOSITORY / "lavila/configs" / f"{recipe}.yaml").is_file()
         assert f"--config {recipe} checkpoint=" in markdown()
 
 

@@ -1,4 +1,4 @@
-"""tools/_cluster.py on a real SLURM, and by the same path on submitit's local executor."""
+"""lavila/cluster/arrays.py on a real SLURM, and by the same path on submitit's local executor."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import _cluster
 import pytest
-from _cluster import ClusterError, ClusterOptions, run_on_cluster
 
-from lavila.data.workers import Progress
+from lavila.cluster import arrays as _cluster
+from lavila.cluster.arrays import ClusterError, ClusterOptions, run_on_cluster
+from lavila.cluster.workers import Progress
 from tests.slurm.conftest import MAX_ARRAY
 from tests.slurm.toys import Toy
 
@@ -197,10 +197,10 @@ def test_an_element_that_is_put_back_comes_to_the_same_result(
 PARENT = """
 import sys
 from pathlib import Path
-import _cluster
-from _cluster import ClusterOptions, run_on_cluster
+import lavila.cluster.arrays
+from lavila.cluster.arrays import ClusterOptions, run_on_cluster
 from tests.slurm.test_cluster import SMALL, held
-_cluster.POLL_SECONDS = {"slurm": 0.3, "local": 0.1}
+lavila.cluster.arrays.POLL_SECONDS = {"slurm": 0.3, "local": 0.1}
 folder = Path(sys.argv[2])
 try:
     run_on_cluster([held(folder, n) for n in range(3)], cluster=sys.argv[1], concurrent=2, folder=folder / "logs",
@@ -329,5 +329,5 @@ def test_without_submitit_or_slurm_it_is_said_what_to_do(tmp_path: Path, monkeyp
 
 
 def test_submitit_is_imported_only_when_used() -> None:
-    code = f"import sys; sys.path.insert(0, {str(ROOT / 'tools')!r}); import _cluster; print('submitit' in sys.modules)"
+    code = f"import sys; sys.path.insert(0, {str(ROOT / 'tools')!r}); import lavila.cluster.arrays; print('submitit' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lavila.data.workers import ItemEvent
+from lavila.cluster.workers import ItemEvent
 from lavila.files import whole_file
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from _doctor_findings import Machine, Ran, TorchFacts
+from lavila.doctor.findings import Machine, Ran, TorchFacts
 
 A100 = "NVIDIA A100-SXM4-80GB, 580.65.06, 81920, Disabled\n"
 H100_OLD = "NVIDIA H100 80GB HBM3, 550.54.15, 81559, Disabled\n"

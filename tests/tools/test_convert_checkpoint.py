@@ -13,10 +13,11 @@ import pytest
 import torch
 import yaml
 
-from lavila.models import build_model, load_model, read_extra, save_model
-from lavila.models.pickles import read_pickled
-from lavila.models.published import PUBLISHED
-from lavila.models.zoo import ZOO
+from lavila.checkpoints import convert as convert_module
+from lavila.checkpoints.published import PUBLISHED
+from lavila.checkpoints.store import build_model, load_model, read_extra, save_model
+from lavila.checkpoints.zoo import ZOO
+from lavila.pickles.tensors import read_pickled
 from tests.models.published_files import ARCHITECTURES, TOWER, layouts, outputs, published_state, tiny, write
 
 REPOSITORY = Path(__file__).parents[2]
@@ -115,7 +116,7 @@ def test_published_sizes_get_their_published_name(name: str) -> None:
     architecture = convert_checkpoint.architecture_of({n: tuple(shape) for n, shape in layout["tensors"].items()})
     with torch.device("meta"):
         model = build_model(architecture)
-    assert convert_checkpoint.arguments_of(model.architecture())["model"] == name  # type: ignore[operator]
+    assert convert_module.arguments_of(model.architecture())["model"] == name  # type: ignore[operator]
     assert convert_checkpoint.architecture_line(model).endswith(f"in LaViLa: {name}")
 
 

@@ -11,16 +11,27 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import _doctor_decode as decode
 import doctor
 import numpy as np
 import pytest
-from _doctor_findings import Finding, Machine, Ran, as_json, checked, exit_status, fixes, report, run_command, verdict
-from _doctor_machine import check_cache, check_cores, check_java, check_memory, check_slurm, check_vocabularies
-from _doctor_rate import PROBES, _cache_state, drop_cache, medians, rate
-from _doctor_storage import check_storage, file_system
 
-from lavila.data.shards import ShardSet
+from lavila.doctor import decode, examine
+from lavila.doctor.findings import (
+    Finding,
+    Machine,
+    Ran,
+    as_json,
+    checked,
+    exit_status,
+    fixes,
+    report,
+    run_command,
+    verdict,
+)
+from lavila.doctor.machine import check_cache, check_cores, check_java, check_memory, check_slurm, check_vocabularies
+from lavila.doctor.rate import PROBES, _cache_state, drop_cache, medians, rate
+from lavila.doctor.storage import check_storage, file_system
+from lavila.shards.reader import ShardSet
 from tests.tools.doctor_fakes import Fake, hanging
 
 TOOL = Path(__file__).parents[2] / "tools" / "doctor.py"
@@ -159,7 +170,7 @@ def test_a_container_limited_to_2_of_64_cpus(fake: Fake, cgroup: str, files: dic
     found = check_cores(fake.machine())
     assert found.status == "note" and "limited to 2 of 64 CPUs" in found.found and "64 are visible" in found.found
     assert "data.threads=2" in found.fix[0]
-    assert doctor.Doctor(fake.machine(), quick=True).threads == 2
+    assert examine.Doctor(fake.machine(), quick=True).threads == 2
 
 
 def test_no_limit_and_few_cores(fake: Fake) -> None:
@@ -182,7 +193,7 @@ def test_a_busy_machine_is_said(fake: Fake) -> None:
 
 def test_memory_and_its_limit(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     (fake.root / "dev/shm").mkdir(parents=True)
-    monkeypatch.setattr("_doctor_machine.shutil.disk_usage", lambda folder: Usage)
+    monkeypatch.setattr("lavila.doctor.machine.shutil.disk_usage", lambda folder: Usage)
     fake.file("proc/self/cgroup", "0::/job\n")
     fake.file("sys/fs/cgroup/job/memory.max", f"{4 * GIB}\n")
     found = check_memory(fake.machine())
@@ -308,7 +319,7 @@ def test_storage(vp9_shards: ShardSet, fake: Fake, monkeypatch: pytest.MonkeyPat
     size = sum(shard.bytes for shard in vp9_shards.shards)
     assert found.facts["bytes"] == size and found.facts["clips"] == len(vp9_shards)
     assert found.facts["sequential_bytes_per_second"] > 0 and found.facts["random_clips_per_second"] > 0
-    monkeypatch.setattr("_doctor_storage._random", lambda *arguments, **more: (20.0, 1e6))
+    monkeypatch.setattr("lavila.doctor.storage._random", lambda *arguments, **more: (20.0, 1e6))
     slow = check_storage(fake.machine(), vp9_shards, threads=2, seconds=0.05)
     assert slow.status == "note" and "cp -r" in slow.fix[0]
     assert check_storage(fake.machine(), None, threads=2, seconds=1.0).status == "ok"
@@ -370,6 +381,6 @@ def test_interrupted(fake: Fake, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     def interrupted(self: object, shards: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(doctor.Doctor, "gpu_checks", interrupted)
+    monkeypatch.setattr(examine.Doctor, "gpu_checks", interrupted)
     assert doctor.main(["--quick"], machine=fake.machine()) == 130
     assert capsys.readouterr().out == ""

@@ -8,11 +8,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from _doctor_findings import Finding, Ran, TorchFacts, exit_status
-from _doctor_nvdec import DecodeCaps, DriverError, decode_caps, driver_cuda
-from _doctor_versions import check_versions
-from doctor import Doctor
 
+from lavila.doctor.examine import Doctor
+from lavila.doctor.findings import Finding, Ran, TorchFacts, exit_status
+from lavila.doctor.nvdec import DecodeCaps, DriverError, decode_caps, driver_cuda
+from lavila.doctor.versions import check_versions
 from tests.tools.doctor_fakes import A100, A100_CODECS, H100_OLD, Fake, FakeCuda, FakeCuvid, hanging
 
 
@@ -205,7 +205,7 @@ def test_versions_that_do_not_fit(fake: Fake, changes: dict[str, str | None], fo
 
 
 def test_what_is_installed_here_fits() -> None:
-    from _doctor_findings import Machine
+    from lavila.doctor.findings import Machine
 
     assert check_versions(Machine()).status == "ok"
 

@@ -7,22 +7,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import _doctor_model as model_bench
-import _doctor_step as step
 import doctor
 import numpy as np
 import pytest
 import torch
-from _doctor_findings import Finding
-from _doctor_verdict import bound, expected, stage_lines, step_finding
 from tqdm import tqdm
 
 from lavila.config.load import load_config
-from lavila.data.host_decode import DecodeError
-from lavila.data.plan import PlanError
-from lavila.data.shards import ShardSet
+from lavila.data.host.decode import DecodeError
+from lavila.doctor import examine, step
+from lavila.doctor import model as model_bench
+from lavila.doctor.findings import Finding
+from lavila.doctor.verdict import bound, expected, stage_lines, step_finding
 from lavila.engine import build
 from lavila.engine.distributed import Process
+from lavila.plan.plans import PlanError
+from lavila.shards.reader import ShardSet
 from tests.data_path.test_loader import damaged
 from tests.engine.test_runs import config_file
 from tests.tools.doctor_fakes import Fake
@@ -81,8 +81,8 @@ def test_loader_and_model_are_measured_together(vp9_shards: ShardSet, tmp_path: 
 def test_the_step_is_a_finding_of_the_tool(
     h264_shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(doctor, "STEP_SECONDS", 0.1)
-    monkeypatch.setattr(doctor.Doctor, "decoder_checks", lambda self, folder: None)
+    monkeypatch.setattr(examine, "STEP_SECONDS", 0.1)
+    monkeypatch.setattr(examine.Doctor, "decoder_checks", lambda self, folder: None)
     path = config_file(tmp_path, h264_shards)
     assert doctor.main(["--config", str(path), "--shards", str(h264_shards.path)]) in (0, 1)
     out = capsys.readouterr().out
@@ -98,8 +98,8 @@ def test_a_model_that_cannot_be_built_is_a_finding(
 ) -> None:
     config = load_config(config_file(tmp_path, vp9_shards))
     broken = replace(config, task=replace(config.task, heads=("scent",)))
-    monkeypatch.setattr(doctor, "STEP_SECONDS", 0.1)
-    examined = doctor.Doctor(doctor.Machine(), quick=False)
+    monkeypatch.setattr(examine, "STEP_SECONDS", 0.1)
+    examined = examine.Doctor(doctor.Machine(), quick=False)
     with tqdm(disable=True) as bar:
         examined.step_check(broken, vp9_shards, bar=bar, plain=True)
     start, found = examined.findings
@@ -117,7 +117,7 @@ def test_a_model_that_cannot_be_built_is_a_finding(
     ],
 )
 def test_whether_a_config_can_start(vp9_shards: ShardSet, tmp_path: Path, setting: str, status: str, said: str) -> None:
-    examined = doctor.Doctor(doctor.Machine(), quick=True)
+    examined = examine.Doctor(doctor.Machine(), quick=True)
     config = load_config(config_file(tmp_path, vp9_shards), [setting])
     with tqdm(disable=True) as bar:
         examined.step_check(config, vp9_shards, bar=bar, plain=True)

@@ -25,16 +25,16 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from _sample_forms import FORMS, commands
 
 from lavila import load_config
 from lavila.annotations.epic_retrieval import relevancy
-from lavila.data.host_decode import decode_frames
+from lavila.data.host.decode import decode_frames
 from lavila.data.loader import ClipLoader
-from lavila.data.shards import ShardSet, open_shard_set
 from lavila.engine.build import training_loader, view_loader
 from lavila.engine.distributed import Process
 from lavila.records import VideoBatch
+from lavila.sample.forms import FORMS, commands
+from lavila.shards.reader import ShardSet, open_shard_set
 
 ROOT = Path(__file__).parents[2]
 FOOTAGE = ROOT / "assets/bigbuckbunny.mp4"

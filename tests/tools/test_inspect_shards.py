@@ -12,11 +12,11 @@ from typing import Any
 import inspect_shards
 import numpy as np
 import pytest
-from _inspect_facts import amount, duration, failure_groups
-from _inspect_preview import BOX, CARD, FRAMES, chosen_rows, label_text, letterboxed, one_line, sheet_size
 from PIL import Image
 
-from lavila.data.shards import ShardSet, open_shard_set
+from lavila.inspection.facts import amount, duration, failure_groups
+from lavila.inspection.preview import BOX, CARD, FRAMES, chosen_rows, label_text, letterboxed, one_line, sheet_size
+from lavila.shards.reader import ShardSet, open_shard_set
 from tests.data_path import test_verify
 from tests.data_path.test_verify import break_frame, renew_hashes, write_chunks, write_clips
 from tests.older_sets import as_format_2
@@ -246,7 +246,7 @@ def test_interrupting_leaves_the_quarantine_as_it_was(clips: ShardSet) -> None:
 
 def brightness(sheet: Image.Image, place: int, columns: int) -> list[int]:
     """How many different colours each frame's place of a card has."""
-    from _inspect_preview import GAP, HEAD, MARGIN, PADDING, TITLE
+    from lavila.inspection.preview import GAP, HEAD, MARGIN, PADDING, TITLE
 
     down, right = divmod(place, columns)
     left = MARGIN + right * (CARD[0] + MARGIN) + PADDING
@@ -278,7 +278,7 @@ def test_a_preview_shows_clips_over_the_whole_set(
 def test_a_preview_that_cannot_be_drawn_costs_no_finding(
     clips: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("_inspect_preview.write_preview", lambda *_: open("/nowhere/sheet.png"))  # noqa: SIM115, PTH123
+    monkeypatch.setattr("lavila.inspection.preview.write_preview", lambda *_: open("/nowhere/sheet.png"))  # noqa: SIM115, PTH123
     status, told = figures(capsys, clips.path, "--verify", "--preview", 1, "--out", tmp_path / "sheet.png")
     assert status != 0 and told["verified"]["problems"] == [] and "preview" not in told
 

@@ -13,8 +13,8 @@ import make_captions
 import pytest
 
 from lavila.annotations.ego4d import read_clips
-from lavila.data.captions import Captions, read_captions
-from lavila.data.shards import ShardSet
+from lavila.shards.captions import Captions, read_captions
+from lavila.shards.reader import ShardSet
 
 ROOT = Path(__file__).parents[2]
 VIDEO = "3f0c2f2e-7a6d-4a3e-9a9e-000000000001"

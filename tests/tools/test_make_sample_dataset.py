@@ -15,15 +15,19 @@ import av
 import numpy as np
 import pytest
 
-from lavila.annotations import AnnotationSet, frame_span, read_annotations
+from lavila.annotations import read_annotations
+from lavila.annotations.base import AnnotationSet
+from lavila.plan.frames import frame_span
+from lavila.sample import make
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 
-import _sample_camera as camera  # noqa: E402
 import make_sample_dataset as tool  # noqa: E402
-from _sample_annotations import write_annotations  # noqa: E402
-from _sample_render import Rendering, Sample  # noqa: E402
+
+from lavila.sample import camera  # noqa: E402
+from lavila.sample.annotations import write_annotations  # noqa: E402
+from lavila.sample.render import Rendering, Sample  # noqa: E402
 
 FOOTAGE = ROOT / "assets/bigbuckbunny.mp4"
 SMALL = ["--train-clips", "9", "--val-clips", "9", "--videos", "4", "--height", "64"]
@@ -37,7 +41,7 @@ def source() -> camera.Source:
 def plan(
     source: camera.Source, *, seed: int = 0, train: int = 90, val: int = 36, videos: int = 6
 ) -> list[camera.Video]:
-    return tool.plan_videos([source], clips={"train": train, "val": val}, videos=videos, height=64, seed=seed)
+    return make.plan_videos([source], clips={"train": train, "val": val}, videos=videos, height=64, seed=seed)
 
 
 # ---------------------------------------------------------------- plan
@@ -146,7 +150,7 @@ def test_the_bytes_stay_what_they_were(made: Path, source: camera.Source) -> Non
     for name, content in contents(made / "annotations").items():
         words.update(name.encode() + b"\0" + content)
     assert words.hexdigest() == "92c91f5b6db90bc7004d90fe82782696dcd8b62a39f5de632d7d63f4751dbf88"
-    arguments = json.loads((made / tool.MANIFEST).read_text())["arguments"]
+    arguments = json.loads((made / make.MANIFEST).read_text())["arguments"]
     assert (
         hashlib.sha256(json.dumps(arguments).encode()).hexdigest()
         == "99c9d8cf4d70fc97c682917623e487dda1789fac1d5d60d93d8c6a15797791b2"
@@ -289,7 +293,7 @@ def test_a_damaged_dataset_is_not_taken_for_whole(
 ) -> None:
     damaged = tmp_path / "b"
     (damaged / "videos").mkdir(parents=True)
-    (damaged / tool.MANIFEST).write_bytes((made / tool.MANIFEST).read_bytes())
+    (damaged / make.MANIFEST).write_bytes((made / make.MANIFEST).read_bytes())
     assert "is missing or changed; remove it" in refusal(capsys, arguments_for(damaged))
 
 
@@ -340,7 +344,7 @@ def test_two_pieces_of_footage_share_the_work(tmp_path: Path, source: camera.Sou
     footage = tmp_path / "f.mp4"
     footage.symlink_to(FOOTAGE)
     sources = [source, camera.read_source(footage)]
-    videos = tool.plan_videos(sources, clips={"train": 45, "val": 20}, videos=5, height=64, seed=0)
+    videos = make.plan_videos(sources, clips={"train": 45, "val": 20}, videos=5, height=64, seed=0)
     assert [(v.split, v.video_id) for v in videos] == [
         ("train", "P01_01"),
         ("train", "P01_02"),
@@ -364,7 +368,7 @@ def test_nothing_half_made_is_left(tmp_path: Path, source: camera.Source, monkey
     monkeypatch.setattr(tool, "render_all", fail)
     with pytest.raises(camera.SampleError):
         sample = Sample(videos=plan(source), seed=0, chunk_seconds=300)
-        tool.make(sample, tmp_path / "out", {}, forms=["ek100"], workers=1)
+        make.make(sample, tmp_path / "out", {}, forms=["ek100"], workers=1)
     assert list(tmp_path.iterdir()) == []
 
 

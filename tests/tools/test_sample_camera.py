@@ -16,8 +16,7 @@ import torch
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 
-import _sample_camera as camera  # noqa: E402
-
+from lavila.sample import camera  # noqa: E402
 from tests.footage import with_latin_tags  # noqa: E402
 
 FOOTAGE = ROOT / "assets/bigbuckbunny.mp4"

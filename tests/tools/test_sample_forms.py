@@ -17,18 +17,15 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import _sample_annotations as ek100
-import _sample_camera as camera
-import _sample_charades as charades
-import _sample_ego4d as ego4d
-import _sample_egtea as egtea
-import _sample_forms as forms
 import av
 import make_sample_dataset as tool
 import numpy as np
 import numpy.typing as npt
 import pytest
-from _sample_render import Rendering, Sample, VideoFile, gather, render
+
+from lavila.sample import annotations as ek100
+from lavila.sample import camera, charades, ego4d, egtea, forms, make
+from lavila.sample.render import Rendering, Sample, VideoFile, gather, render
 
 ROOT = Path(__file__).parents[2]
 FOOTAGE = ROOT / "assets/bigbuckbunny.mp4"
@@ -43,7 +40,7 @@ def source() -> camera.Source:
 
 
 def plan(source: camera.Source, *, seed: int = 0, train: int = 6, val: int = 10, videos: int = 4) -> Sample:
-    planned = tool.plan_videos([source], clips={"train": train, "val": val}, videos=videos, height=64, seed=seed)
+    planned = make.plan_videos([source], clips={"train": train, "val": val}, videos=videos, height=64, seed=seed)
     return Sample(videos=planned, seed=seed, chunk_seconds=2)
 
 

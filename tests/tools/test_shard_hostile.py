@@ -10,7 +10,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from lavila.data.shards import open_shard_set
+from lavila.shards.reader import open_shard_set
 from tests.data_path.test_encode_fuzz import SEEDS, write_mutant
 from tests.footage import write_numbered_video
 from tests.tools.test_shard_videos import command, csv_line, write_annotations

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lavila.data.shards import open_shard_set
+from lavila.shards.reader import open_shard_set
 from tests.tools.test_shard_videos import (
     ENVIRONMENT,
     command,

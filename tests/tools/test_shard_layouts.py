@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lavila.annotations import frame_span
 from lavila.data.loader import ClipLoader, Pictures, clip_sizes
-from lavila.data.plan import CropChoice, FrameChoice, Ranks, TrainingPlan, ViewChoice, ViewPlan, choose_frames
-from lavila.data.shard_format import ShardSetError
-from lavila.data.shards import ShardSet, open_shard_set
+from lavila.plan.crops import CropChoice, ViewChoice
+from lavila.plan.frames import FrameChoice, choose_frames, frame_span
+from lavila.plan.plans import Ranks, TrainingPlan, ViewPlan
+from lavila.shards.format import ShardSetError
+from lavila.shards.reader import ShardSet, open_shard_set
 from tests.footage import Coding, read_number, read_numbers, write_numbered_video
 from tests.tools.test_shard_videos import contents, csv_line, run, write_annotations
 

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lavila.annotations import frame_span
-from lavila.data.encode import EncodeSettings
-from lavila.data.sharding import Plan, assign
-from lavila.data.shards import open_shard_set
+from lavila.ingest.encode import EncodeSettings
+from lavila.ingest.jobs import Plan, assign
+from lavila.plan.frames import frame_span
 from lavila.records import Clip
+from lavila.shards.reader import open_shard_set
 from tests.footage import NTSC_60, Coding, read_numbers, write_numbered_video
 
 ROOT = Path(__file__).parents[2]

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import quickstart
 
-from lavila.data.shards import open_shard_set
-from lavila.engine.reporting import append_stage
+from lavila.report.files import append_stage
+from lavila.shards.reader import open_shard_set
 
 ROOT = Path(__file__).resolve().parents[2]
 

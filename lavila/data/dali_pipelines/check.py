@@ -20,8 +20,8 @@ from nvidia.dali import fn, types
 from nvidia.dali.pipeline import Pipeline
 
 from lavila.data.dali_pipelines.errors import decode_problem
-from lavila.data.dali_pipelines.graph import DecoderName
-from lavila.data.host_decode import video_problem
+from lavila.data.host.decode import video_problem
+from lavila.data.pictures import DecoderName
 
 HELD_BYTES = 256 << 20  # of pictures from NVDEC at a time, on the GPU
 BEYOND = "is out of bounds"  # in DALI's message about a frame after the last

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 
-from lavila.data.host_decode import raise_if_short_of_memory
+from lavila.data.host.decode import raise_if_short_of_memory
 
 _FAILED_OPERATOR = re.compile(r"Error in \w+ operator `([\w.]+)`", re.IGNORECASE)
 _OF_THE_MACHINE = re.compile(r"cuda|cuvid|bad_alloc|allocat|out of memory|driver API", re.IGNORECASE)

@@ -3,9 +3,9 @@
     bytes --decode distinct frames--> [U,H,W,3] --cut window--> --resize (float)--> --gather K x T--> --crop S,
     mirror, normalise--> [K,S,T,3,size,size]
 
-DALI decides nothing: every number that differs from clip to clip is an input, made by `lavila.data.plan`. Each distinct
-frame is decoded and resized once, whatever the number of views. Training is the case of one temporal clip whose window
-is cut before the resize, and of one crop that is the whole picture.
+DALI decides nothing: every number that differs from clip to clip is an input, made by `lavila.plan.plans`. Each
+distinct frame is decoded and resized once, whatever the number of views. Training is the case of one temporal clip
+whose window is cut before the resize, and of one crop that is the whole picture.
 
 Frames are kept before channels in memory, which is how the patch embedding reads them; the loader shows the tensor as
 [B, V, C, T, H, W] without a copy.
@@ -13,41 +13,13 @@ Frames are kept before channels in memory, which is how the patch embedding read
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from nvidia.dali import fn, types
 from nvidia.dali.pipeline import Pipeline
 
 from lavila.data.dali_pipelines.sources import ClipArguments, external_inputs
-
-DecoderName = Literal["nvdec", "dali_cpu", "host"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PictureSpec:
-    """What is the same for every clip of a pipeline."""
-
-    frames: int  # T
-    size: int  # side of the square pictures, pixels
-    view_grid: tuple[int, int]  # K temporal clips, S spatial crops
-    cuts_window: bool  # training: a window is cut before the resize; evaluation: crops after it
-    pads_black: bool  # short clips are padded with black frames
-    mean: tuple[float, float, float]  # R, G, B on 0..255
-    std: tuple[float, float, float]  # R, G, B on 0..255
-    antialias: bool = False  # low-pass before shrinking
-    half: bool = False  # float16 pictures
-
-
-@dataclass(frozen=True, kw_only=True)
-class Execution:
-    """Where and how a pipeline runs."""
-
-    decoder: DecoderName
-    device_id: int | None  # None: everything on the CPU
-    batch_size: int  # clips of the largest batch
-    threads: int  # CPU threads
-    prefetch: int  # batches in flight
+from lavila.data.pictures import DecoderName, Execution, PictureSpec
 
 
 def build_pipeline(source: Any, spec: PictureSpec, execution: Execution) -> Pipeline:

@@ -12,9 +12,8 @@ import numpy.typing as npt
 from nvidia.dali import fn, types
 from nvidia.dali.pipeline import Pipeline
 
-from lavila.data.dali_pipelines.graph import DecoderName, Execution, PictureSpec
-from lavila.data.dali_pipelines.runner import LoadedBatch, PipelineRunner
-from lavila.data.dali_pipelines.sources import Payload
+from lavila.data.dali_pipelines.runner import PipelineRunner
+from lavila.data.pictures import DecoderName, Execution, LoadedBatch, Payload, PictureSpec
 from lavila.records import ClipPlan
 
 Pictures = npt.NDArray[np.uint8]

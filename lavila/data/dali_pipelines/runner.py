@@ -14,26 +14,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
 from nvidia.dali.pipeline import Pipeline
 
 from lavila.data.dali_pipelines.errors import DecoderFault, decode_problem, told
-from lavila.data.dali_pipelines.graph import Execution, PictureSpec, build_pipeline
-from lavila.data.dali_pipelines.sources import Payload
-from lavila.data.host_decode import DecodeError, decode_frames
+from lavila.data.dali_pipelines.graph import build_pipeline
+from lavila.data.host.decode import DecodeError, decode_frames
+from lavila.data.pictures import Execution, LoadedBatch, Payload, PictureSpec
 from lavila.records import ClipPlan
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoadedBatch:
-    """The clips of a step with their bytes (or host-decoded frames), and those that are known to be bad."""
-
-    plans: tuple[ClipPlan, ...]
-    payloads: tuple[Payload, ...]
-    bad: tuple[tuple[ClipPlan, str], ...] = field(default=())  # with the reason
 
 
 class PipelineRunner:

@@ -4,24 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from nvidia.dali import fn, types
 
+from lavila.data.pictures import Payload, PictureSpec
 from lavila.records import ClipPlan
-
-if TYPE_CHECKING:
-    from lavila.data.dali_pipelines.graph import PictureSpec
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Payload:
-    """A planned clip as it was read."""
-
-    data: npt.NDArray[np.uint8]  # [bytes] of an encoded video, or its decoded frames [U, H, W, 3]
-    frames: npt.NDArray[np.int32]  # [U] ascending numbers, in that video, of the plan's distinct frames
 
 
 @dataclass(frozen=True, kw_only=True)

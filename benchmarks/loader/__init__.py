@@ -1,0 +1,1 @@
+"""The loader benchmark: python -m benchmarks.loader"""

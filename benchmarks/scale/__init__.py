@@ -1,0 +1,1 @@
+"""Sets of millions of clips: python -m benchmarks.scale"""

@@ -1,0 +1,1 @@
+"""Files that hold models: ours, the published ones, and their download."""

@@ -1,0 +1,1 @@
+"""From bytes to pictures on CPU threads, without DALI."""

@@ -1,0 +1,181 @@
+"""Decoded planes -> the pictures a model sees, on the CPU, in one pass: colour, crop, resize, normalisation, layout.
+
+The arithmetic is that of the DALI graph (`dali_pipelines.graph.augment`): RGB by BT.601 limited with centred bilinear
+chroma, rounded to 0..255; then a linear resize of the window in floating point; then normalisation. But only the lines
+that a window needs are converted, and every value is written once, into the batch itself.
+
+Colours are DALI's bit for bit; the resize differs by less than a hundredth of a level of 255.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lavila.data.host.colour import F32, Bytes, Floats, Planes, chroma_scratch, compiled, rgb_line
+from lavila.data.host.decode import DecodeError
+from lavila.data.pictures import PictureSpec
+from lavila.records import BLACK_FRAME, ClipPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taps:
+    """A resize along one axis: output i is the sum over k of weights[k, i] * input[first[i] + k]."""
+
+    first: npt.NDArray[np.int32]  # [S] ascending, or descending where mirrored
+    weights: Floats  # [K, S]
+
+    def part(self, start: int, size: int, *, mirrored: bool = False) -> Taps:
+        """Some consecutive outputs, mirrored if asked for."""
+        first, weights = self.first[start : start + size], self.weights[:, start : start + size]
+        if mirrored:
+            first, weights = first[::-1], weights[:, ::-1]
+        return Taps(first=np.ascontiguousarray(first), weights=np.ascontiguousarray(weights))
+
+
+def linear_taps(start: int, length: int, size: int, *, antialias: bool) -> Taps:
+    """Resize `length` inputs from `start` on to `size` outputs, reading none beside them.
+
+    Output i lies at input (i + 0.5) * length / size - 0.5, as in torchvision and DALI. antialias: where that shrinks,
+    an output is the mean of its surroundings under a triangle as wide as two outputs.
+    """
+    step = length / size
+    reach = max(step, 1.0) if antialias else 1.0
+    centre = (np.arange(size) + 0.5) * step - 0.5
+    if reach == 1.0:
+        centre = np.clip(centre, 0, length - 1)
+    count = min(math.ceil(reach) * 2, length)
+    first = np.clip(np.floor(centre - reach).astype(np.int32) + 1, 0, length - count)
+    weights = np.maximum(1.0 - np.abs(first + np.arange(count)[:, None] - centre) / reach, 0.0)
+    weights /= weights.sum(0)
+    return Taps(first=(first + start).astype(np.int32), weights=weights.astype(F32))
+
+
+class ClipRenderer:
+    """Fills a clip's place in a batch. Safe to use from many threads."""
+
+    def __init__(self, spec: PictureSpec) -> None:
+        self._spec = spec
+        mean, std = np.array(spec.mean), np.array(spec.std)
+        self._scale = np.stack([1 / std, -mean / std]).astype(F32)  # factor and summand of each channel
+
+    def render(self, plan: ClipPlan, frames: Iterable[Planes], out: npt.NDArray[Any]) -> None:
+        """Write every view of a clip.
+
+        Args:
+            plan: of the clip.
+            frames: those of `plan.distinct_frames()`, in their order.
+            out: [K, S, T, 3, size, size] float32 or float16.
+
+        Raises:
+            DecodeError: pictures smaller than the plan's window; whatever `frames` raises.
+        """
+        top, left, height, width = plan.window
+        rows = linear_taps(top, height, plan.resized[0], antialias=self._spec.antialias)
+        columns = linear_taps(left, width, plan.resized[1], antialias=self._spec.antialias)
+        crops = plan.crops
+        if len(crops) == 1:  # nothing but this crop is made
+            rows = rows.part(int(crops[0, 0]), self._spec.size)
+            columns = columns.part(int(crops[0, 1]), self._spec.size, mirrored=plan.flip)
+            crops = np.zeros_like(crops)
+        assert len(crops) == 1 or not plan.flip, plan
+        # One for all frames: fresh memory costs page faults, and those of several threads wait for one another.
+        picture = np.empty((3, len(rows.first), len(columns.first)), F32)
+        places = plan.gather()
+        for place, planes in enumerate(frames):
+            _check_size(planes, plan)
+            slots = np.argwhere(places == place)
+            straight = len(slots) == len(crops) == 1 and out.dtype == F32
+            target = out[slots[0, 0], 0, slots[0, 1]] if straight else picture
+            _draw(
+                (planes.luma, planes.blue, planes.red),
+                planes.width,
+                (rows.first, rows.weights),
+                (columns.first, columns.weights),
+                self._scale,
+                target,
+            )
+            if not straight:
+                _hand_out(picture, slots, crops, out)
+        for k, t in np.argwhere(plan.frames == BLACK_FRAME):
+            out[k, :, t] = self._scale[1][:, None, None]
+
+
+def _hand_out(picture: Floats, slots: npt.NDArray[Any], crops: npt.NDArray[np.int32], out: npt.NDArray[Any]) -> None:
+    size = out.shape[-1]
+    for k, t in slots:
+        for s, (y, x) in enumerate(crops):
+            out[k, s, t] = picture[:, y : y + size, x : x + size]
+
+
+def _check_size(planes: Planes, plan: ClipPlan) -> None:
+    top, left, height, width = plan.window
+    if top + height > len(planes.luma) or left + width > planes.width:
+        raise DecodeError(
+            f"pictures of {planes.width}x{len(planes.luma)} pixels, where the table says that there are "
+            f"{left + width}x{top + height} at least"
+        )
+
+
+@compiled
+def _draw(
+    planes: tuple[Bytes, Bytes, Bytes],
+    wide: int,
+    rows: tuple[Any, Floats],
+    columns: tuple[Any, Floats],
+    scale: Any,
+    out: Any,
+) -> None:
+    """One frame, [3, rows, columns]: RGB, resized along y, then along x, times scale[0] and plus scale[1].
+
+    Line by line, so that what is in work stays in the processor's nearest cache.
+    """
+    first, weights = rows
+    taps = weights.shape[0]
+    left, right = columns[0].min(), columns[0].max() + columns[1].shape[0]
+    places = (columns[0] - left).astype(np.uint32)
+    lines = np.empty((3, taps, wide), np.float32)  # RGB of line y is in lines[:, y % taps]
+    blended, scratch = np.empty(right - left, np.float32), chroma_scratch(wide)
+    following = first[0]  # the line to be converted next
+    for i in range(out.shape[1]):
+        for y in range(max(following, first[i]), first[i] + taps):
+            rgb_line(planes, y, (left, right), lines, y % taps, scratch)
+            following = y + 1
+        for channel in range(3):
+            _blend(lines[channel], left, first[i] % taps, weights[:, i], blended)
+            _resize_line(blended, places, columns[1], scale[0, channel], scale[1, channel], out[channel, i])
+
+
+@compiled
+def _blend(lines: Floats, left: int, first: int, weights: Any, out: Floats) -> None:
+    """Weighted sum of all lines from pixel `left` on; weight 0 is that of line `first`, the others follow round."""
+    taps, right = weights.shape[0], left + out.shape[0]
+    if taps == 2:  # all but shrinking with antialiasing; a sum of known length is several times as fast
+        below, above, low, high = lines[first, left:right], lines[1 - first, left:right], weights[0], weights[1]
+        for x in range(out.shape[0]):
+            out[x] = low * below[x] + high * above[x]
+        return
+    out[:] = 0
+    for k in range(taps):
+        line, weight = lines[(first + k) % taps, left:right], weights[k]
+        for x in range(out.shape[0]):
+            out[x] += weight * line[x]
+
+
+@compiled
+def _resize_line(values: Floats, first: Any, weights: Floats, scale: float, shift: float, out: Floats) -> None:
+    if weights.shape[0] == 2:
+        low, high = weights[0], weights[1]
+        for i in range(out.shape[0]):
+            out[i] = (low[i] * values[first[i]] + high[i] * values[first[i] + np.uint32(1)]) * scale + shift
+        return
+    for i in range(out.shape[0]):
+        total = F32(0)
+        for k in range(weights.shape[0]):
+            total += weights[k, i] * values[first[i] + np.uint32(k)]
+        out[i] = total * scale + shift

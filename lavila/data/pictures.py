@@ -1,0 +1,87 @@
+"""What is asked of a decoder and what comes of it, whichever decoder it is. Imports without DALI."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lavila.records import ClipPlan
+
+DecoderName = Literal["nvdec", "dali_cpu", "host"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureSpec:
+    """What is the same for every clip of a pipeline."""
+
+    frames: int  # T
+    size: int  # side of the square pictures, pixels
+    view_grid: tuple[int, int]  # K temporal clips, S spatial crops
+    cuts_window: bool  # training: a window is cut before the resize; evaluation: crops after it
+    pads_black: bool  # short clips are padded with black frames
+    mean: tuple[float, float, float]  # R, G, B on 0..255
+    std: tuple[float, float, float]  # R, G, B on 0..255
+    antialias: bool = False  # low-pass before shrinking
+    half: bool = False  # float16 pictures
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """Where and how a pipeline runs."""
+
+    decoder: DecoderName
+    device_id: int | None  # None: everything on the CPU
+    batch_size: int  # clips of the largest batch
+    threads: int  # CPU threads
+    prefetch: int  # batches in flight
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Payload:
+    """A planned clip as it was read."""
+
+    data: npt.NDArray[np.uint8]  # [bytes] of an encoded video, or its decoded frames [U, H, W, 3]
+    frames: npt.NDArray[np.int32]  # [U] ascending numbers, in that video, of the plan's distinct frames
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedBatch:
+    """The clips of a step with their bytes (or host-decoded frames), and those that are known to be bad."""
+
+    plans: tuple[ClipPlan, ...]
+    payloads: tuple[Payload, ...]
+    bad: tuple[tuple[ClipPlan, str], ...] = field(default=())  # with the reason
+
+
+DALI_CPU_CODECS = ("vp9", "vp8", "mjpeg")
+
+
+class LoaderError(ValueError):
+    """Data or settings that a loader cannot work with, told in one line."""
+
+
+def choose_decoder(decoder: str, *, codec: str, device: torch.device) -> DecoderName:
+    """The decoder that `auto` stands for, or the one asked for where it can work.
+
+    Raises:
+        LoaderError: naming what to use instead.
+    """
+    if decoder == "auto":
+        return "nvdec" if device.type == "cuda" else "host"
+    if decoder == "nvdec" and device.type != "cuda":
+        driver = "" if torch.cuda.is_available() else " and this machine has no usable NVIDIA driver"
+        raise LoaderError(
+            f"data.decoder=nvdec decodes on a GPU, but device is {device.type}{driver}; use data.decoder=auto"
+        )
+    if decoder == "dali_cpu" and codec not in DALI_CPU_CODECS:
+        raise LoaderError(
+            f"data.decoder=dali_cpu: the shards hold {codec}, which DALI decodes on a GPU only (on the CPU: "
+            f"{', '.join(DALI_CPU_CODECS)}); use data.decoder=host or auto, or make the shards with --codec vp9"
+        )
+    if decoder not in ("nvdec", "dali_cpu", "host"):
+        raise LoaderError(f"data.decoder={decoder}: must be one of auto, nvdec, dali_cpu, host")
+    return decoder  # type: ignore[return-value]

@@ -1,0 +1,253 @@
+"""Checks of driver, GPU, container and NVDEC."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from lavila.doctor.findings import Finding, Machine
+from lavila.doctor.nvdec import CodecCaps, DriverError, decode_caps, driver_cuda
+
+SMI_FIELDS = ("name", "driver_version", "memory.total", "mig.mode.current")
+SMI_SECONDS = 30.0  # without persistence mode the first question after boot takes several seconds for each GPU
+DRIVER_FOR = {11: 450, 12: 525, 13: 580}  # the first driver of each CUDA major release, as NVIDIA documents it
+CAPABILITIES = ("compute", "video", "utility")
+TYPE_CAPABILITIES = (
+    f"start the container with NVIDIA_DRIVER_CAPABILITIES={','.join(CAPABILITIES)}: docker run --gpus all -e "
+    f"NVIDIA_DRIVER_CAPABILITIES={','.join(CAPABILITIES)} ..., or export it before srun --container-image=... (pyxis)"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """A GPU as nvidia-smi lists it."""
+
+    name: str
+    memory_mib: int
+    mig: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuState:
+    """What there is of driver and GPUs."""
+
+    driver: str | None  # version; None: none was found
+    cuda: tuple[int, int] | None  # newest CUDA release it runs
+    gpus: tuple[Gpu, ...]  # as nvidia-smi lists them
+    devices: int  # /dev/nvidia0 and so on
+    problem: str = ""  # what nvidia-smi or the driver library complains of
+
+    @property
+    def present(self) -> bool:
+        """Whether there is a GPU, usable or not."""
+        return bool(self.gpus or self.devices)
+
+
+def gpu_state(machine: Machine) -> GpuState:
+    """Ask nvidia-smi, the driver's library and the kernel. Raises TimeoutExpired where nvidia-smi hangs."""
+    smi = machine.run(
+        "nvidia-smi", f"--query-gpu={','.join(SMI_FIELDS)}", "--format=csv,noheader,nounits", timeout=SMI_SECONDS
+    )
+    gpus, versions, problem = [], set(), ""
+    if smi.status == 0:
+        for line in smi.out.strip().splitlines():
+            name, version, memory, mig = (field.strip() for field in line.split(","))
+            gpus.append(Gpu(name=name, memory_mib=int(memory) if memory.isdecimal() else 0, mig=mig == "Enabled"))
+            versions.add(version)
+    elif smi.status is not None and "No devices were found" not in smi.said():
+        problem = f"nvidia-smi: {smi.said()}"
+    try:
+        cuda = driver_cuda(machine.load)
+    except DriverError as error:
+        cuda, problem = None, problem or str(error)
+    kernel = re.search(r"Module\s+(?:for \S+\s+)?(\d+\.[\d.]+)", machine.read("proc/driver/nvidia/version") or "")
+    driver = next(iter(versions), kernel[1] if kernel else None)
+    devices = len(list((machine.root / "dev").glob("nvidia[0-9]*")))
+    return GpuState(driver=driver, cuda=cuda, gpus=tuple(gpus), devices=devices, problem=problem)
+
+
+def check_driver(machine: Machine, state: GpuState) -> Finding:
+    """Whether the driver works, and can run the CUDA release that PyTorch was built for."""
+    name, facts = "driver", {"version": state.driver, "cuda": state.cuda}
+    if state.problem:
+        cure = ["reload the driver (reboot the node), or use another node"]
+        if "version mismatch" in state.problem:
+            cure = ["the driver was updated while loaded: reboot the node, or use another one"]
+        elif "Unknown Error" in state.problem:
+            cure = ["the container has lost its devices: start it again"]
+        return Finding(name=name, status="broken", found=state.problem, fix=tuple(cure), facts=facts)
+    if state.driver is None and state.cuda is None:
+        found = "no NVIDIA driver: training and decoding run on the CPU"
+        if state.devices:
+            return Finding(
+                name=name,
+                status="broken",
+                found=f"{state.devices} GPU(s) in /dev, but no driver library and no nvidia-smi",
+                fix=(TYPE_CAPABILITIES, "with Apptainer or Singularity: add --nv"),
+                facts=facts,
+            )
+        return Finding(name=name, status="missing", found=found, fix=_to_a_gpu(machine), facts=facts)
+    told = f"NVIDIA {state.driver or 'driver of unknown version'}"
+    told += f", runs CUDA up to {state.cuda[0]}.{state.cuda[1]}" if state.cuda else ", libcuda.so.1 cannot be loaded"
+    built = machine.torch().cuda
+    major = int(built.split(".")[0]) if built else None
+    if major and state.cuda and state.cuda[0] < major:
+        return Finding(
+            name=name,
+            status="broken",
+            found=f"{told}; PyTorch is built for CUDA {built}: driver {DRIVER_FOR.get(major, '?')} or newer",
+            fix=_older_cuda(major, state.cuda[0]),
+            facts=facts,
+        )
+    if state.present and not state.cuda:
+        return Finding(name=name, status="broken", found=told, fix=(TYPE_CAPABILITIES,), facts=facts)
+    return Finding(name=name, status="ok", found=told, facts=facts)
+
+
+def _older_cuda(built: int, runs: int) -> tuple[str, ...]:
+    update = f"install NVIDIA driver {DRIVER_FOR.get(built, '(see the CUDA release notes)')} or newer on the node"
+    if runs != 12:
+        return (update,)
+    return (
+        update,
+        "or use builds for CUDA 12: pip uninstall -y nvidia-dali-cuda130 && pip install nvidia-dali-cuda120 && pip "
+        "install --force-reinstall torch torchvision --index-url https://download.pytorch.org/whl/cu126",
+    )
+
+
+def _to_a_gpu(machine: Machine) -> tuple[str, ...]:
+    slurm = machine.run("sinfo", "--version").status == 0
+    return ("srun --gres=gpu:1 --cpus-per-task=8 --pty python tools/doctor.py",) if slurm else ()
+
+
+def check_gpu(machine: Machine, state: GpuState) -> Finding:
+    """Which GPUs there are, and whether PyTorch can use them."""
+    name, seen = "gpu", machine.torch()
+    facts = {"gpus": [asdict(gpu) for gpu in state.gpus], "devices": state.devices, "torch_devices": seen.devices}
+    if not state.present:
+        found = "no NVIDIA GPU: everything runs on the CPU, in full but slowly"
+        if state.driver:
+            found = "a driver, but no GPU is given to this job or container"
+        fix = ("ask for one: srun --gres=gpu:1 ..., docker run --gpus all ...",) if state.driver else ()
+        return Finding(name=name, status="missing", found=found, fix=fix, facts=facts)
+    kinds = {gpu.name: sum(other.name == gpu.name for other in state.gpus) for gpu in state.gpus}
+    memory = min((gpu.memory_mib for gpu in state.gpus), default=0) / 1024
+    told = ", ".join(f"{count} x {kind}" for kind, count in kinds.items()) or f"{state.devices} in /dev"
+    told += f", {memory:.0f} GiB each" if memory else ""
+    told += ", split by MIG" if any(gpu.mig for gpu in state.gpus) else ""
+    if seen.devices:
+        fewer = seen.devices < len(state.gpus)
+        told += f"; PyTorch may use {seen.devices} of them" if fewer else ""
+        return Finding(name=name, status="note" if fewer else "ok", found=told, facts=facts)
+    hidden = machine.environ.get("CUDA_VISIBLE_DEVICES")
+    if hidden is not None and hidden.strip() in ("", "-1", "NoDevFiles"):
+        found, fix = f"{told}, hidden by CUDA_VISIBLE_DEVICES={hidden!r}", ("unset CUDA_VISIBLE_DEVICES",)
+    elif seen.cuda is None:
+        found = f"{told}; the installed PyTorch is a build without CUDA"
+        fix = ("pip install --force-reinstall torch torchvision --index-url https://download.pytorch.org/whl/cu130",)
+    else:
+        found, fix = f"{told}; PyTorch cannot use any", ()
+        if state.cuda and state.cuda[0] >= int(seen.cuda.split(".")[0]):
+            fix = ('python -c "import torch; torch.cuda.init()"   (says why)',)
+    return Finding(name=name, status="broken", found=found, fix=fix, facts=facts)
+
+
+def in_container(machine: Machine) -> str | None:
+    """The kind of container this is; None where it shows no sign of one."""
+    if (machine.root / ".dockerenv").exists():
+        return "Docker"
+    if (machine.root / "run/.containerenv").exists():
+        return "Podman"
+    for variable, kind in (
+        ("APPTAINER_CONTAINER", "Apptainer"),
+        ("SINGULARITY_CONTAINER", "Singularity"),
+        ("ENROOT_ROOTFS", "Enroot"),
+        ("KUBERNETES_SERVICE_HOST", "Kubernetes"),
+        ("NVIDIA_VISIBLE_DEVICES", "with NVIDIA's runtime"),
+    ):
+        if variable in machine.environ:
+            return kind
+    return None
+
+
+def check_container(machine: Machine, state: GpuState) -> Finding:
+    """Whether a container is given all of the driver: compute for CUDA, video for NVDEC, utility for nvidia-smi."""
+    name, kind, given = "container", in_container(machine), machine.environ.get("NVIDIA_DRIVER_CAPABILITIES")
+    facts = {"kind": kind, "NVIDIA_DRIVER_CAPABILITIES": given}
+    if kind is None and given is None:
+        return Finding(name=name, status="ok", found="not in a container, as far as one can see", facts=facts)
+    told = (
+        f"container ({kind or 'kind unknown'}), NVIDIA_DRIVER_CAPABILITIES={given if given is not None else 'not set'}"
+    )
+    if not (state.present or state.driver):
+        return Finding(name=name, status="ok", found=f"{told}; without a GPU it does not matter", facts=facts)
+    capabilities = {part.strip() for part in (given or "").split(",")}
+    lacking = [one for one in CAPABILITIES if one not in capabilities and "all" not in capabilities]
+    loads = _loads(machine, "libnvcuvid.so.1")
+    if not lacking and loads:
+        return Finding(name=name, status="ok", found=told, facts=facts)
+    if loads and (given is None or "video" not in lacking):
+        return Finding(name=name, status="ok", found=f"{told}; libnvcuvid.so.1 is there all the same", facts=facts)
+    if loads:
+        found = f"{told} lacks {', '.join(lacking)}, though libnvcuvid.so.1 is there"
+        return Finding(name=name, status="note", found=found, fix=(TYPE_CAPABILITIES,), facts=facts)
+    found = f"{told} lacks {', '.join(lacking) or 'nothing'}; libnvcuvid.so.1 cannot be loaded, so NVDEC cannot be used"
+    fix = (
+        TYPE_CAPABILITIES if lacking else "start the container with the host's driver: --gpus all, or --nv (Apptainer)"
+    )
+    return Finding(name=name, status="broken", found=found, fix=(fix,), facts=facts)
+
+
+def _loads(machine: Machine, library: str) -> bool:
+    try:
+        machine.load(library)
+    except OSError:
+        return False
+    return True
+
+
+def check_nvdec(machine: Machine, state: GpuState, *, codec: str | None) -> Finding:
+    """Which codecs the GPU decodes. `codec`: that of the shard set; None = any will do."""
+    name = "nvdec"
+    if not state.present:
+        return Finding(name=name, status="missing", found="no GPU, so no NVDEC: videos are decoded on the CPU")
+    meanwhile = "until then: train.py ... data.decoder=host (any codec) or data.decoder=dali_cpu (vp9), on the CPU"
+    try:
+        caps = decode_caps(machine.load)
+    except OSError as error:
+        fix = (TYPE_CAPABILITIES, meanwhile) if in_container(machine) else (
+            "install the driver's decode library, of the driver's own version: apt install libnvidia-decode-"
+            f"{(state.driver or '580').split('.')[0]}-server (Debian, Ubuntu)", meanwhile)  # fmt: skip
+        return Finding(name=name, status="broken", found=f"{error}: NVDEC cannot be used", fix=fix)
+    except DriverError as error:
+        return Finding(name=name, status="broken", found=str(error), fix=(meanwhile,))
+    facts = {kind: asdict(one) for kind, one in caps.items()}
+    told = "; ".join(_codec_text(kind, one) for kind, one in caps.items())
+    if codec in caps and not caps[codec].supported:
+        others = [kind for kind, one in caps.items() if one.supported]
+        fix = (
+            "train.py ... data.decoder=host",
+            f"or make the shards again with --codec {others[0] if others else 'vp9'}",
+        )
+        return Finding(
+            name=name, status="broken", found=f"the shards hold {codec}, which this GPU does not decode; {told}",
+            fix=fix, facts=facts,
+        )  # fmt: skip
+    if not any(one.supported for one in caps.values()):
+        return Finding(
+            name=name, status="broken", found=f"this GPU decodes no codec; {told}", fix=(meanwhile,), facts=facts
+        )
+    return Finding(name=name, status="ok", found=told, facts=facts)
+
+
+def _codec_text(name: str, caps: CodecCaps) -> str:
+    if not caps.supported:
+        return f"{name} not decoded"
+    return f"{name} by {caps.engines} engine(s), up to {caps.max_width}x{caps.max_height}"
+
+
+def nvdec_codecs(findings: Sequence[Finding]) -> list[str]:
+    """The codecs that check_nvdec found to be decoded."""
+    facts = next((one.facts for one in findings if one.name == "nvdec" and one.status == "ok"), {})
+    return [name for name, caps in facts.items() if caps["supported"]]

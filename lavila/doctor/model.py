@@ -1,0 +1,99 @@
+"""How fast a config's model goes forward and backward, from random weights."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from lavila.config.schema import RunConfig
+from lavila.engine import build
+from lavila.engine.distributed import Process
+from lavila.engine.precision import Arithmetic
+from lavila.records import VideoBatch
+from lavila.shards.reader import ShardSet
+from lavila.tasks import Task
+
+STEPS_OF_A_SIZE = 3  # that must fit into the time of a stage, for the batch to be doubled once more
+
+
+class ModelBench:
+    """Forward and backward of a config's model, from random weights."""
+
+    def __init__(self, config: RunConfig, shards: ShardSet, process: Process) -> None:
+        classes = build.head_classes(config, shards)
+        fresh = replace(config, model=replace(config.model, init=""))  # the weights do not change the time
+        model = build.classifier(fresh, classes).to(process.device)
+        self.task: Task = build.build_task(config, model, classes)
+        self.task.model.train()
+        self.device, self.arithmetic = process.device, Arithmetic.of_training(config, process.device)
+
+    def step(self, batch: VideoBatch) -> None:
+        """One forward and backward; returns when it is done."""
+        with self.arithmetic.autocast():
+            loss, _ = self.task.step(self.arithmetic.fitted(batch))
+        loss.backward()
+        self.task.model.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def measure(self, batch: VideoBatch, *, share: int, seconds: float) -> tuple[float, int, list[str]]:
+        """Clips per second, the batch size they were measured at, and notes.
+
+        The batch is doubled up to the config's, as far as time and memory go.
+        """
+        size, notes, best = 1, [], 0
+        while True:
+            try:
+                part = tiled(batch, size)
+                self.step(part)
+                elapsed = min(self._seconds(part), self._seconds(part))
+            except torch.OutOfMemoryError:
+                torch.cuda.empty_cache()
+                if not best:
+                    raise
+                notes.append(
+                    f"{size} clips at once do not fit into the GPU's memory: give every rank at most {best} "
+                    "(optim.accumulate, model.gradient_checkpointing=true, more ranks)"
+                )
+                break
+            best = size
+            if size == share or 2 * elapsed * STEPS_OF_A_SIZE > seconds:
+                break
+            size = min(2 * size, share)
+        if best < share and not notes:
+            notes.append(
+                f"the model was measured with {best} clip(s) at once, the config has {share}: for want of time"
+            )
+        part = tiled(batch, best)
+        times: list[float] = []
+        while sum(times) < seconds or len(times) < 3:
+            times.append(self._seconds(part))
+            if sum(times) > 10 * seconds:  # one step takes so long that a median of few must do
+                break
+        return best / float(np.median(times)), best, notes
+
+    def _seconds(self, batch: VideoBatch) -> float:
+        began = time.perf_counter()
+        self.step(batch)
+        return time.perf_counter() - began
+
+
+def tiled(batch: VideoBatch, size: int) -> VideoBatch:
+    """The clips of a batch again and again, until there are `size`."""
+    places = np.resize(np.arange(len(batch)), size)
+    index = torch.from_numpy(places)
+    take = [int(place) for place in places]
+    return VideoBatch(
+        video=batch.video[index.to(batch.video.device)],
+        rows=batch.rows[places],
+        positions=batch.positions[places],
+        clip_ids=tuple(batch.clip_ids[place] for place in take),
+        labels={name: values[index.to(values.device)] for name, values in batch.labels.items()},
+        label_sets=tuple(batch.label_sets[place] for place in take),
+        narrations=tuple(batch.narrations[place] for place in take),
+        sources=tuple(batch.sources[place] for place in take),
+        chosen=batch.chosen[places],
+    )

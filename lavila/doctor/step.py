@@ -1,0 +1,300 @@
+"""What bounds a training step: each stage alone, on the plan, the data and the model of a config, and all together."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from lavila.config.schema import RunConfig
+from lavila.data.dali_pipelines.probe import augmented
+from lavila.data.host.colour import Planes
+from lavila.data.host.decode import DecodeError, decode_frames, decode_planes
+from lavila.data.host.render import ClipRenderer
+from lavila.data.loader import ClipLoader
+from lavila.data.pictures import DecoderName, Execution, Payload
+from lavila.doctor.decode import cpu_decoders, decode_rate
+from lavila.doctor.findings import Finding
+from lavila.doctor.model import ModelBench
+from lavila.doctor.rate import CacheState, drop_cache, medians, rate
+from lavila.engine import build
+from lavila.engine.distributed import Process, join
+from lavila.records import ClipPlan, VideoBatch
+from lavila.shards.reader import ShardSet
+
+LEAST_BATCH = 8  # clips of a batch of the data stages, where the config has so many
+CLIPS_AHEAD = 2000  # whose tars are dropped from the page cache before a slice
+CLIPS_HELD = 32  # clips that decode and augment go round and round with
+HELD_BYTES = 1 << 30  # of decoded frames that are kept in memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepFacts:
+    """Rates in clips per second, and what they were measured on."""
+
+    rates: dict[str, float]  # read, decode, augment, loader; model and together where they were measured
+    decoders: dict[DecoderName, float]  # decoding alone, by each decoder that takes the codec here
+    decoder: DecoderName  # the config's
+    codec: str
+    device: str  # cpu or cuda
+    threads: int
+    data_batch: int  # clips
+    model_batch: int  # clips the model took at once; 0 = it was not measured
+    share: int  # clips of one pass of the config on one rank
+    image_size: int  # pixels
+    stored: tuple[int, int]  # median height and width in pixels of the clips
+    wanted_frames: float  # of a clip, on average
+    passed_frames: float  # that a decoder without seeking goes through for them, on average
+    clip_bytes: float  # read for a clip, on average
+    page_cache: CacheState  # before reading
+    data_wait_percent: float | None = None  # of the steps measured together
+    notes: tuple[str, ...] = ()  # what limits what was measured
+    model_problem: str = ""  # why the model could not be measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Data:
+    """Some clips of the plan, as each stage takes them."""
+
+    plans: list[list[ClipPlan]]  # batches of one size
+    payloads: list[list[Payload]]
+    frames: list[list[np.ndarray]]  # decoded, [U, H, W, 3] uint8; empty where the CPU draws from planes
+    planes: list[list[list[Planes]]]  # decoded, U of each clip; empty where DALI augments
+
+
+def check_config(config: RunConfig, shards: ShardSet) -> Finding:
+    """Whether training as the config says can start on this machine, as one process; measures nothing.
+
+    Raises what building a run raises: ConfigError, PlanError, LoaderError ...
+    """
+    with join(config.device.value) as process:
+        loader = build.training_loader(config, shards, process)
+        classes = build.head_classes(config, shards)
+    heads = ", ".join(f"{head} {len(names)}" for head, names in classes.items())
+    found = f"{config.name} can start: {len(loader)} steps an epoch of {loader.plan.largest_batch} clips on "
+    found += f"{process.device.type}, decoder {loader.decoder}, classes: {heads}"
+    facts = {"name": config.name, "device": process.device.type, "decoder": loader.decoder, "steps": len(loader)}
+    return Finding(name="config", status="ok", found=found, facts=facts)
+
+
+def measure_step(config: RunConfig, shards: ShardSet, *, nvdec: bool, seconds: float, bar: tqdm[None]) -> StepFacts:
+    """Measure all stages, about `seconds` for each; a model that is slow here takes longer. `bar` tells which.
+
+    `nvdec`: the GPU decodes the shards' codec, and is compared with the CPU also where the config does not use it.
+
+    Raises what building a run raises: ConfigError, PlanError, LoaderError ...
+    """
+    with join(config.device.value) as process:
+        bench = _Bench(config, shards, process, nvdec=nvdec)
+        bar.set_postfix_str("read, decode, augment, loader")
+        rates = medians(bench.slices(), seconds=seconds)
+        decoders = {name: rates.pop(f"decode {name}", rates["decode"]) for name in bench.decoders}
+        facts = replace(bench.facts(), rates=rates, decoders=decoders)
+        try:
+            return _with_model(facts, bench, seconds=seconds, bar=bar)
+        except (ValueError, torch.OutOfMemoryError) as error:  # the house's own errors, and a GPU that is too small
+            return replace(facts, model_problem=" ".join(str(error).split())[:300])
+
+
+def _with_model(facts: StepFacts, bench: _Bench, *, seconds: float, bar: tqdm[None]) -> StepFacts:
+    """The same with the model's rate, and that of loader and model together."""
+    bar.set_postfix_str("model")
+    model = ModelBench(bench.config, bench.shards, bench.process)
+    rate, size, notes = model.measure(bench.one_batch(), share=bench.share, seconds=seconds)
+    facts = replace(facts, rates=facts.rates | {"model": rate}, model_batch=size, notes=tuple(notes))
+    bar.set_postfix_str("loader and model together")
+    together = bench.together(model, size, rate, seconds=seconds)
+    if together is None:
+        return facts
+    return replace(facts, rates=facts.rates | {"together": together[0]}, data_wait_percent=together[1])
+
+
+class _Bench:
+    """The data stages of a config."""
+
+    def __init__(self, config: RunConfig, shards: ShardSet, process: Process, *, nvdec: bool = False) -> None:
+        self._nvdec = nvdec
+        self.config, self.shards, self.process = config, shards, process
+        self.share = config.data.batch_size // config.optim.accumulate
+        cores = len(os.sched_getaffinity(0))
+        self.threads = config.data.threads or max(1, cores // process.local_world)
+        usable = len(shards.usable_rows())
+        self.batch = max(1, min(self.share, max(LEAST_BATCH, 2 * self.threads), usable))
+        self.loader = self._loader(self.batch)
+        self.plan = self.loader.plan
+        self._epoch = 0
+        self.page_cache = self._forget(self._planned(0))
+        self.data = self._load()
+
+    def _loader(self, batch: int) -> ClipLoader:
+        # The order, the frames and the crops of a plan do not depend on its batch size.
+        data = replace(self.config.data, batch_size=batch)
+        optim = replace(self.config.optim, accumulate=1)
+        return build.training_loader(replace(self.config, data=data, optim=optim), self.shards, self.process)
+
+    def _planned(self, epoch: int) -> list[list[ClipPlan]]:
+        """The first batches of an epoch, more than a slice gets through of a large set."""
+        steps = min(self.plan.steps, -(-CLIPS_AHEAD // self.batch))
+        return [self.plan.batch(epoch, step) for step in range(steps)]
+
+    def _forget(self, batches: list[list[ClipPlan]]) -> CacheState:
+        """Drop the tars of some clips from the page cache."""
+        rows = [plan.row for batch in batches for plan in batch]
+        numbers = np.unique(np.asarray(self.shards.clips.column("shard").to_numpy())[rows])
+        return drop_cache(self.shards.path / self.shards.shards[number].name for number in numbers.tolist())
+
+    def _new_epoch(self) -> int:
+        self._epoch += 1
+        return self._epoch
+
+    def _read(self, plan: ClipPlan) -> Payload:
+        data, frames = self.shards.read_frames(plan.row, plan.distinct_frames())
+        return Payload(data=np.frombuffer(data, np.uint8), frames=frames)
+
+    def _load(self) -> _Data:
+        clip_bytes = int(np.prod(self._stored())) * 3 * self.plan.frames
+        fit = min(CLIPS_HELD, HELD_BYTES // clip_bytes)
+        plans = self._planned(0)[: max(1, fit // self.batch)]
+        with ThreadPoolExecutor(self.threads) as pool:
+            payloads = [list(pool.map(self._read, batch)) for batch in plans]
+            decoded = [list(pool.map(self._decode, batch, ones)) for batch, ones in zip(plans, payloads, strict=True)]
+        frames, planes = ([], decoded) if self._draws else (decoded, [])
+        return _Data(plans=plans, payloads=payloads, frames=frames, planes=planes)  # type: ignore[arg-type]
+
+    @property
+    def _draws(self) -> bool:
+        """Whether the loader makes pictures from decoded planes on the CPU, without DALI."""
+        return self.loader.decoder == "host" and self.process.device.type == "cpu"
+
+    def _decode(self, plan: ClipPlan, payload: Payload) -> np.ndarray | list[Planes]:
+        try:
+            if not self._draws:
+                return decode_frames(payload.data, payload.frames)
+            frames = decode_planes(payload.data, payload.frames)
+            return [Planes(one.luma.copy(), one.blue.copy(), one.red.copy(), one.width) for one in frames]
+        except DecodeError as error:
+            clip = self.shards.clips.column("clip_id")[plan.row].as_py()
+            again = f"run tools/inspect_shards.py {self.shards.path} --verify"
+            raise DecodeError(f"clip {clip} of {self.shards.path} cannot be decoded ({error}); {again}") from error
+
+    def _stored(self) -> tuple[int, int]:
+        height, width = (np.asarray(self.shards.clips.column(name).to_numpy()) for name in ("height", "width"))
+        return int(np.median(height)), int(np.median(width))
+
+    def slices(self) -> dict[str, Callable[[float], float]]:
+        """What `medians` takes; "decode" is by the config's decoder, "decode <name>" by others."""
+        slices: dict[str, Callable[[float], float]] = {
+            "read": self._read_slice,
+            "decode": functools.partial(self._decode_slice, self.loader.decoder),
+            "augment": self._augment_slice,
+            "loader": self._loader_slice,
+        }
+        others = [name for name in self.decoders if name != self.loader.decoder]
+        return slices | {f"decode {name}": functools.partial(self._decode_slice, name) for name in others}
+
+    def _read_slice(self, seconds: float) -> float:
+        batches = self._planned(self._new_epoch())
+        self._forget(batches)
+        with ThreadPoolExecutor(self.threads) as pool:
+            done, began = 0, time.perf_counter()
+            for batch in batches:  # at most once: a clip that is read for the second time comes from memory
+                done += len(list(pool.map(self._read, batch)))
+                if time.perf_counter() - began > seconds:
+                    break
+            return done / (time.perf_counter() - began)
+
+    @property
+    def decoders(self) -> list[DecoderName]:
+        """Those that take the codec here."""
+        on_gpu: list[DecoderName] = ["nvdec"] if self._nvdec or self.loader.decoder == "nvdec" else []
+        return on_gpu + cpu_decoders(self.shards.codec)
+
+    def _decode_slice(self, decoder: DecoderName, seconds: float) -> float:
+        return decode_rate(decoder, self.data.payloads, threads=self.threads, seconds=seconds)
+
+    def _augment_slice(self, seconds: float) -> float:
+        if self._draws:
+            return self._draw_slice(seconds)
+        device = self.process.device
+        execution = Execution(
+            decoder="host",
+            device_id=device.index or 0 if device.type == "cuda" else None,
+            batch_size=self.batch,
+            threads=self.threads,
+            prefetch=self.config.data.prefetch,
+        )
+        batches = augmented(list(zip(self.data.plans, self.data.frames, strict=True)), self.loader.spec, execution)
+        return rate(lambda: next(batches), seconds=seconds, warm=self.config.data.prefetch + 1)
+
+    def _draw_slice(self, seconds: float) -> float:
+        spec = self.loader.spec
+        renderer = ClipRenderer(spec)
+        plans, planes = (list(itertools.chain(*batches)) for batches in (self.data.plans, self.data.planes))
+        pictures = np.empty((len(plans), *spec.view_grid, spec.frames, 3, spec.size, spec.size), np.float32)
+        with ThreadPoolExecutor(self.threads) as pool:
+            return rate(lambda: len(list(pool.map(renderer.render, plans, planes, pictures))), seconds=seconds, warm=1)
+
+    def _batches(self, loader: ClipLoader) -> Iterator[VideoBatch]:
+        """Batches without end, from an epoch that no earlier call has used."""
+        while True:
+            loader.set_epoch(self._new_epoch())
+            yield from loader
+
+    def _loader_slice(self, seconds: float) -> float:
+        self._forget(self._planned(self._epoch + 1))
+        batches = self._batches(self.loader)
+        # Those that were prefetched before the clock starts would come for nothing.
+        return rate(lambda: len(next(batches)), seconds=seconds, warm=self.config.data.prefetch + 2)
+
+    def one_batch(self) -> VideoBatch:
+        return next(self._batches(self.loader))
+
+    def together(
+        self, model: ModelBench, size: int, model_rate: float, *, seconds: float
+    ) -> tuple[float, float] | None:
+        """Clips per second of loader and model at once, and percent of the time spent waiting for data.
+
+        None where not even a few steps fit into a few times `seconds`, or the model was not measured.
+        """
+        size = min(size, len(self.shards.usable_rows()))
+        if not size or 3 * size / model_rate > 3 * seconds:
+            return None
+        loader = self._loader(size)
+        batches = self._batches(loader)
+        for _ in range(2):
+            model.step(next(batches))
+        waited, clips, began = loader.wait_seconds, 0, time.perf_counter()
+        while time.perf_counter() - began < seconds:
+            batch = next(batches)
+            model.step(batch)
+            clips += len(batch)
+        elapsed = time.perf_counter() - began
+        return clips / elapsed, 100 * (loader.wait_seconds - waited) / elapsed
+
+    def facts(self) -> StepFacts:
+        payloads = [payload for batch in self.data.payloads for payload in batch]
+        return StepFacts(
+            rates={},
+            decoders={},
+            decoder=self.loader.decoder,
+            codec=self.shards.codec,
+            device=self.process.device.type,
+            threads=self.threads,
+            data_batch=self.batch,
+            model_batch=0,
+            share=self.share,
+            image_size=self.config.data.image_size,
+            stored=self._stored(),
+            wanted_frames=float(np.mean([len(payload.frames) for payload in payloads])),
+            passed_frames=float(np.mean([payload.frames[-1] + 1 for payload in payloads])),
+            clip_bytes=float(np.mean([len(payload.data) for payload in payloads])),
+            page_cache=self.page_cache,
+        )

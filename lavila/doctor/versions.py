@@ -1,0 +1,99 @@
+"""Check of whether Python, PyTorch, torchvision and DALI belong together. Whether the driver fits is check_driver's."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+from lavila.doctor.findings import Finding, Machine
+
+DALI = re.compile(r"nvidia-dali-(?:nightly-|weekly-)?cuda(\d\d)0")
+FIRST_DALI = (2, 1)  # with fn.decoders.video on the CPU
+FIRST_PYTHON = (3, 11)
+
+
+def check_versions(machine: Machine) -> Finding:
+    """Whether Python, PyTorch, torchvision and DALI belong together."""
+    versions, built = machine.versions(), machine.torch().cuda
+    dali = {name: int(match[1]) for name in versions if (match := DALI.fullmatch(name))}
+    told = [f"Python {'.'.join(map(str, sys.version_info[:3]))}"]
+    told += [f"torch {versions.get('torch', 'missing')}{f' (CUDA {built})' if built else ' (CPU)'}"]
+    told += [f"torchvision {versions.get('torchvision', 'missing')}"]
+    told += [f"{name} {versions[name]}" for name in dali] or ["no DALI"]
+    told += [f"PyAV {versions.get('av', 'missing')}"]
+    problems = [*_dali_problems(versions, dali, built), *_other_problems(versions)]
+    found = ", ".join(told) + "".join(f"; {problem}" for problem, _ in problems)
+    facts = {
+        "python": list(sys.version_info[:3]),
+        "torch_cuda": built,
+        **{name: version for name, version in versions.items() if name in ("torch", "torchvision", "av", *dali)},
+    }
+    return Finding(
+        name="versions",
+        status="broken" if problems else "ok",
+        found=found,
+        fix=tuple(cure for _, cure in problems if cure),
+        facts=facts,
+    )
+
+
+def _dali_problems(versions: dict[str, str], dali: dict[str, int], built: str | None) -> list[tuple[str, str]]:
+    """What is wrong with DALI, and what to type."""
+    major = int(built.split(".")[0]) if built else 13
+    wanted = f"nvidia-dali-cuda{major}0"
+    problems = []
+    if "nvidia-dali" in versions:
+        problems.append(
+            (
+                "the package nvidia-dali of PyPI is a placeholder, not DALI",
+                f"pip uninstall -y nvidia-dali && pip install --force-reinstall '{wanted}>=2.1'",
+            )
+        )
+    if not dali:
+        return [*problems, ("DALI is not installed", f"pip install '{wanted}>=2.1'")]
+    if len(dali) > 1:
+        names = " ".join(sorted(dali))
+        problems.append(
+            (
+                "two builds of DALI overwrite each other's files",
+                f"pip uninstall -y {names} && pip install '{wanted}>=2.1'",
+            )
+        )
+    for name, cuda in dali.items():
+        if built and cuda != major and len(dali) == 1:
+            problems.append(
+                (
+                    f"{name} is for CUDA {cuda}, torch for CUDA {built}",
+                    f"pip uninstall -y {name} && pip install '{wanted}>=2.1'",
+                )
+            )
+        if _numbers(versions[name])[:2] < FIRST_DALI:
+            problems.append(
+                (f"DALI {versions[name]} does not decode on the CPU; 2.1 and newer do", f"pip install -U '{name}>=2.1'")
+            )
+    return problems
+
+
+def _other_problems(versions: dict[str, str]) -> list[tuple[str, str]]:
+    problems = [
+        (f"{name} is not installed", "pip install -e .")
+        for name in ("torch", "torchvision", "av")
+        if name not in versions
+    ]
+    if sys.version_info[:2] < FIRST_PYTHON:
+        problems.append((f"Python must be {'.'.join(map(str, FIRST_PYTHON))} or newer", "make PYTHON=python3.12 venv"))
+    if "torch" in versions and "torchvision" in versions:
+        torch, vision = _numbers(versions["torch"]), _numbers(versions["torchvision"])
+        # Since torch 2.0 with torchvision 0.15 the minor numbers have gone up together.
+        if torch[0] == 2 and vision[0] == 0 and vision[1] != torch[1] + 15:
+            pair = f"torchvision==0.{torch[1] + 15}.*"
+            problems.append(
+                (f"torchvision {versions['torchvision']} is not the one for torch {versions['torch']}",
+                 f"pip install '{pair}'")
+            )  # fmt: skip
+    return problems
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """2.14.1+cu130 -> (2, 14, 1)."""
+    return tuple(int(part) for part in re.findall(r"\d+", version.split("+")[0])[:3])

@@ -1,0 +1,1 @@
+"""Writes shard sets, once: source videos and clips -> tars and tables."""

@@ -1,0 +1,361 @@
+"""From annotated clips to tars: which clip goes where, and one tar as a unit of work.
+
+The assignment to tars is a pure function of annotations and settings, and a tar's bytes one of what it holds, so any
+number of workers, on any machines, in any order, after any number of interruptions, gives the same set.
+`lavila.ingest.assembly` holds the folder meanwhile and puts the set together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from lavila.annotations.base import AnnotationError, AnnotationSet
+from lavila.cluster.workers import ItemEvent
+from lavila.files import whole_file
+from lavila.ingest.encode import (
+    ENCODERS,
+    Chooser,
+    EncodedClip,
+    EncodeError,
+    EncodeSettings,
+    Interval,
+    Limits,
+    encode_chunk,
+    encode_clip,
+    encoder_versions,
+    probe_video,
+)
+from lavila.plan.frames import FrameChoice, chosen_frames
+from lavila.records import Clip, SpanRule
+from lavila.shards.chunks import chunk_numbers
+from lavila.shards.format import KEY, WORK, ShardFile, ShardSetError, file_sha256, shard_name, verify_shard
+from lavila.shards.writer import ShardWriter
+from lavila.version import __version__
+
+Layout = Literal["clips", "chunks"]
+
+UNKNOWN_SECONDS = 10.0  # taken for a clip that lasts to the end of its video, when tars are filled by estimate
+REFERENCE_AREA = 512 * 288  # pixels
+BYTES_PER_SECOND = {"vp9": 32_000, "h264": 55_000, "hevc": 40_000, "av1": 36_000}  # of REFERENCE_AREA, default crf
+CRF_PER_HALVING = 6  # a step of this size in crf about halves the bytes
+MIN_SHARDS, MIN_SHARD_CLIPS = 16, 32  # small sets still get so many tars, so that workers can share the work
+
+Failure = dict[str, str]  # clip_id, video, reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """An evaluation's choice of frames."""
+
+    choice: FrameChoice
+    clips: int  # temporal clips
+
+    def settings(self) -> dict[str, Any]:
+        """As the manifest tells it."""
+        return {**asdict(self.choice), "clips": self.clips}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a shard set is made of; the same fields that a run may not change half-way."""
+
+    dataset: str
+    split: str
+    encoder: EncodeSettings
+    shard_bytes: int  # aimed at
+    seed: int
+    limit: int | None = None  # clips, from the start of the annotations; None = all
+    layout: Layout = "clips"
+    chunk_seconds: float = 60.0  # of layout "chunks"
+    frames_for: Protocol | None = None  # store the frames of this evaluation only
+    narrations_source: str = "human"  # who wrote the annotations' narrations
+
+    def settings(self, annotations: AnnotationSet) -> dict[str, Any]:
+        """As JSON: what two runs must agree on to give the same bytes."""
+        return {
+            "dataset": self.dataset,
+            "split": self.split,
+            "layout": self.layout,
+            "chunk_seconds": self.chunk_seconds if self.layout == "chunks" else None,
+            "frames_for": self.frames_for.settings() if self.frames_for else None,
+            "span_rule": annotations.span_rule,
+            "narrations_source": self.narrations_source,
+            "encoder": asdict(self.encoder),
+            "shard_bytes": self.shard_bytes,
+            "seed": self.seed,
+            "limit": self.limit,
+            "annotation_files": [{"name": path.name, "sha256": file_sha256(path)} for path in annotations.files],
+            "versions": {"lavila": __version__, **encoder_versions()},
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chunk:
+    """A stretch of a video to be stored."""
+
+    chunk_id: str
+    video_id: str
+    video_path: str
+    number: int  # from 0 at the start of the video
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardResult:
+    """A tar that is whole. `file` is None where nothing that it should hold could be stored."""
+
+    file: ShardFile | None
+    rows: list[dict[str, Any]]  # of clips.parquet or chunks.parquet
+    failures: dict[str, str]  # clip_id or chunk_id -> reason
+    after_end: list[str]  # chunk_ids that lie after the end of their video
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardJob:
+    """One tar to be made, by any process on any machine."""
+
+    number: int
+    items: tuple[Clip | Chunk, ...]
+    videos: Path  # root of the video paths
+    out: Path
+    plan: Plan
+    span_rule: SpanRule = "edges"
+    limits: Limits = field(default_factory=Limits)
+
+    @property
+    def num_items(self) -> int:
+        return len(self.items)
+
+    def is_done(self) -> bool:
+        """Whether the tar is there, by the size on record."""
+        return read_result(self.out, self.number, full=False) is not None
+
+    def run(self, report: Callable[[int, ItemEvent], None], lost: Mapping[int, str]) -> None:
+        """Store every item and write the tar, its index and its record in .work.
+
+        `report` is told of each item as it is begun, stored or failed. An item that cannot be stored becomes a failure;
+        any other error ends the job and leaves nothing behind. `lost`: items that took a process down, with the reason.
+        """
+        lost = {**self._remembered(), **lost}
+        rows: list[dict[str, Any]] = []
+        failures: dict[str, str] = {}
+        after_end: list[str] = []
+        with ShardWriter(self.out, self.number) as writer:
+            for place, item in enumerate(self.items):
+                report(place, ItemEvent.BEGUN)
+                key = item.clip_id if isinstance(item, Clip) else item.chunk_id
+                try:
+                    if place in lost:
+                        raise EncodeError(lost[place])
+                    data, row = self._encode(item)
+                except EncodeError as error:
+                    if error.after_end and isinstance(item, Chunk):
+                        after_end.append(key)
+                    else:
+                        failures[key] = str(error).removeprefix(f"{self.videos / item.video_path}: ")
+                    report(place, ItemEvent.FAILED)
+                    continue
+                rows.append(writer.add(key, data, row))
+                report(place, ItemEvent.STORED)
+        assert writer.file is not None
+        if not rows:
+            writer.path.unlink()
+            writer.path.with_suffix(".idx").unlink()
+        file = asdict(writer.file) if rows else None
+        record = {"file": file, "rows": rows, "failures": failures, "after_end": after_end}
+        with whole_file(_record_path(self.out, self.number)) as stream:
+            stream.write(json.dumps(record, ensure_ascii=False).encode())
+
+    def remember_loss(self, item: int, reason: str) -> None:
+        """Note an item that took a process down, so that no later run tries it again."""
+        with whole_file(self._loss_path()) as file:
+            file.write(json.dumps({**self._remembered(), item: reason}).encode())
+
+    def forget(self, *, lost: bool) -> None:
+        """Make the tar anew. `lost`: trying again also what took a process down."""
+        _record_path(self.out, self.number).unlink(missing_ok=True)
+        if lost:
+            self._loss_path().unlink(missing_ok=True)
+
+    def _remembered(self) -> dict[int, str]:
+        path = self._loss_path()
+        return {int(k): v for k, v in json.loads(path.read_text()).items()} if path.exists() else {}
+
+    def _loss_path(self) -> Path:
+        return _record_path(self.out, self.number).with_suffix(".lost.json")
+
+    def _encode(self, item: Clip | Chunk) -> tuple[bytes, dict[str, Any]]:
+        """The mp4 of a clip or chunk, and its row less where it lies."""
+        path, settings = self.videos / item.video_path, self.plan.encoder
+        if isinstance(item, Chunk):
+            seconds = self.plan.chunk_seconds
+            chunk = encode_chunk(path, number=item.number, seconds=seconds, settings=settings, limits=self.limits)
+            row = {name: value for name, value in vars(chunk).items() if name != "data"}
+            header = hashlib.sha256(chunk.data[: chunk.header_size]).hexdigest()
+            ids = {"chunk_id": item.chunk_id, "video_id": item.video_id}
+            return chunk.data, {**ids, **row, "header_sha256": header}
+        assert isinstance(item, Clip)
+        interval = Interval(start_second=item.start_second, stop_second=item.stop_second, rule=self.span_rule)
+        choose = self._chooser(item) if self.plan.frames_for else None
+        clip = encode_clip(path, interval=interval, settings=settings, limits=self.limits, choose=choose)
+        return clip.data, clip_row(item, clip)
+
+    def _chooser(self, clip: Clip) -> Chooser:
+        assert self.plan.frames_for is not None
+        protocol, rule = self.plan.frames_for.settings(), self.span_rule
+
+        def choose(num_frames: int, frames_after: int, fps: float) -> list[int]:
+            seconds = num_frames / fps if clip.stop_second is None else clip.stop_second - clip.start_second
+            of_clip = {"stored": num_frames, "after": frames_after}
+            wanted: list[int] = chosen_frames(protocol, rule, **of_clip, fps=fps, seconds=seconds).tolist()
+            return wanted
+
+        return choose
+
+
+def assign(items: Sequence[Clip] | Sequence[Chunk], plan: Plan) -> list[tuple[Any, ...]]:
+    """What each tar holds, in storage order.
+
+    For training, clips (or chunks) are shuffled over all tars (seeded), so that reading tar after tar is already
+    random; other splits keep their order. Tars are cut at equal shares of the estimated bytes.
+    """
+    chosen: list[Any] = list(items)
+    if plan.split == "train":
+        chosen = [chosen[i] for i in np.random.Generator(np.random.PCG64(plan.seed)).permutation(len(chosen))]
+    if not chosen:
+        return []
+    settings = plan.encoder
+    area = settings.short_side**2 * 16 / 9
+    quality = 2.0 ** ((ENCODERS[settings.codec].crf - settings.crf) / CRF_PER_HALVING)
+    rate = BYTES_PER_SECOND[settings.codec] * area / REFERENCE_AREA * quality
+    ends = np.cumsum(np.asarray([_seconds(item, plan) for item in chosen]) * rate + 4096)
+    at_least = min(MIN_SHARDS, -(-len(chosen) // MIN_SHARD_CLIPS))
+    count = max(at_least, -(-int(ends[-1]) // plan.shard_bytes))
+    numbers = np.minimum((ends - ends[0]) * count // ends[-1], count - 1)
+    cuts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(chosen)]
+    return [tuple(chosen[first:stop]) for first, stop in pairwise(cuts)]
+
+
+def _seconds(item: Clip | Chunk, plan: Plan) -> float:
+    if isinstance(item, Chunk):
+        return plan.chunk_seconds
+    if item.stop_second is None:
+        return UNKNOWN_SECONDS
+    return item.stop_second - item.start_second + 2 * plan.encoder.margin
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkNeeds:
+    """Which chunks each clip needs."""
+
+    chunks: list[Chunk]  # each once; of a video in order, videos in the order of first use
+    of_clip: list[tuple[str, range]]  # video and numbers in it
+    failures: list[Failure]  # clips whose video cannot be probed
+
+    def ids(self, place: int) -> list[str]:
+        """chunk_ids that clip number `place` needs, in order."""
+        video, numbers = self.of_clip[place]
+        return [chunk_id(video, number) for number in numbers]
+
+
+def chunk_id(video_id: str, number: int) -> str:
+    """Name of a chunk. Dots and spaces of the video's name give way: it names a tar member."""
+    return f"{'-'.join(video_id.replace('.', '-').split())}_{number:05d}"
+
+
+def needed_chunks(clips: Sequence[Clip], plan: Plan, videos: Path) -> ChunkNeeds:
+    """The chunks that some clip needs. Videos are opened only for clips that last to the end."""
+    numbers: dict[str, set[int]] = {}
+    first: dict[str, Clip] = {}
+    durations: dict[str, float] = {}
+    of_clip: list[tuple[str, range]] = []
+    failures: list[Failure] = []
+    for clip in clips:
+        duration = None
+        if clip.stop_second is None:
+            try:
+                if clip.video_path not in durations:
+                    durations[clip.video_path] = probe_video(videos / clip.video_path).seconds
+                duration = durations[clip.video_path]
+            except EncodeError as error:
+                reason = str(error).removeprefix(f"{videos / clip.video_path}: ")
+                failures.append({"clip_id": clip.clip_id, "video": clip.video_path, "reason": reason})
+                of_clip.append((clip.video_id, range(0)))
+                continue
+        wanted = chunk_numbers(clip, seconds=plan.chunk_seconds, margin=plan.encoder.margin, duration=duration)
+        of_clip.append((clip.video_id, wanted))
+        if first.setdefault(clip.video_id, clip).video_path != clip.video_path:
+            other = first[clip.video_id].video_path
+            raise AnnotationError(
+                f"video id {clip.video_id!r} names both {other} and {clip.video_path}; use --layout clips"
+            )
+        numbers.setdefault(clip.video_id, set()).update(wanted)
+    chunks = [
+        Chunk(chunk_id=chunk_id(video, n), video_id=video, video_path=first[video].video_path, number=n)
+        for video, wanted_of_video in numbers.items()
+        for n in sorted(wanted_of_video)
+    ]
+    for chunk in chunks:
+        if not KEY.fullmatch(chunk.chunk_id):
+            raise AnnotationError(f"video id {chunk.video_id!r} cannot name a tar member; slashes are not allowed")
+    return ChunkNeeds(chunks=chunks, of_clip=of_clip, failures=failures)
+
+
+def missing_videos(clips: Sequence[Clip], videos: Path) -> set[str]:
+    """Paths below `videos` of the videos (files, or folders of chunk files) that are not there."""
+    return {path for path in {clip.video_path for clip in clips} if not (videos / path).exists()}
+
+
+def clip_row(clip: Clip, encoded: EncodedClip) -> dict[str, Any]:
+    """A clip's row of clips.parquet, less where it lies."""
+    stop = clip.stop_second
+    picture = ("fps", "height", "width", "source_fps", "source_height", "source_width", "scaled_height", "scaled_width")
+    return {
+        **words(clip),
+        **{name: getattr(encoded, name) for name in ("first_frame", "num_frames", "frames_after", *picture)},
+        "chunk": None,
+        "stop_second": clip.start_second + encoded.num_frames / encoded.fps if stop is None else stop,
+    }
+
+
+def words(clip: Clip) -> dict[str, Any]:
+    """What clips.parquet says of a clip that is not about its pixels."""
+    return {
+        "clip_id": clip.clip_id,
+        "video_id": clip.video_id,
+        "start_second": clip.start_second,
+        "narrations": list(clip.narrations),
+        "verb": clip.verb,
+        "noun": clip.noun,
+        "action": clip.action,
+        "labels": list(clip.labels),
+        "extra": dict(clip.extra),
+    }
+
+
+def _record_path(out: Path, number: int) -> Path:
+    return out / WORK / f"{Path(shard_name(number)).stem}.json"
+
+
+def read_result(out: Path, number: int, *, full: bool = True) -> ShardResult | None:
+    """The tar that an earlier job made, checked (`full`: byte by byte); None = it has to be made (again)."""
+    path = _record_path(out, number)
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    entry = record.pop("file")
+    file = None if entry is None else ShardFile(**entry)
+    if file is not None:
+        try:
+            verify_shard(out, file, full=full)
+        except ShardSetError:
+            return None
+    return ShardResult(file=file, **record)

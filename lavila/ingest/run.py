@@ -1,0 +1,192 @@
+"""How tools/shard_videos.py makes a set: what is there already, what has to be made, and putting it together."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from lavila.annotations.base import AnnotationSet
+from lavila.cluster.arrays import MEMORY, ClusterOptions, run_on_cluster
+from lavila.cluster.workers import Progress, run_jobs
+from lavila.ingest.assembly import ChunkAssembly, Stored, assemble, clip_failures, write_failures
+from lavila.ingest.encode import Limits
+from lavila.ingest.jobs import ChunkNeeds, Failure, Plan, ShardJob, assign, missing_videos, needed_chunks, read_result
+from lavila.records import Clip
+from lavila.shards.format import FAILURES
+
+
+class Stop(Exception):
+    """The set cannot be completed; the message says why and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machines:
+    """Where the tars are made."""
+
+    workers: int  # processes on this machine
+    cluster: Literal["none", "slurm", "local"] = "none"
+    jobs: int = 1  # elements of the job array at a time
+    options: ClusterOptions = field(default_factory=ClusterOptions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run's arguments and what they lead to."""
+
+    out: Path
+    videos: Path
+    machines: Machines
+    max_failures: int
+    limits: Limits
+    plan: Plan
+    annotations: AnnotationSet
+
+    @property
+    def clips(self) -> list[Clip]:
+        """The clips that the set shall hold."""
+        return self.annotations.clips[: self.plan.limit]
+
+
+def make_set(run: Run, settings: dict[str, Any], *, resume: bool) -> dict[str, Any]:
+    """Make what is missing and complete the set; returns the manifest. Raises Stop at too many failures."""
+    clips = run.clips
+    failures: list[Failure] = [
+        {"clip_id": clip_id, "video": video, "reason": reason} for clip_id, video, reason in run.annotations.failures
+    ]
+    missing = missing_videos(clips, run.videos)
+    lost = {clip.clip_id: "no such video" for clip in clips if clip.video_path in missing}
+    if len(failures) + len(lost) > run.max_failures:
+        # Known before the first clip is encoded, so it is said now rather than hours later.
+        _stop(run, [*failures, *clip_failures(clips, lost)])
+    needs = needed_chunks(clips, run.plan, run.videos) if run.plan.layout == "chunks" else None
+    groups = assign(needs.chunks if needs else clips, run.plan)
+    jobs = [
+        ShardJob(
+            number=number,
+            items=group,
+            videos=run.videos,
+            out=run.out,
+            plan=run.plan,
+            span_rule=run.annotations.span_rule,
+            limits=run.limits,
+        )
+        for number, group in enumerate(groups)
+    ]
+    to_make = _to_make(run, jobs, _clips_of(needs), allowed=run.max_failures - len(failures)) if resume else jobs
+    if to_make:
+        _make(run, to_make, done=sum(job.num_items for job in jobs) - sum(job.num_items for job in to_make))
+    stored = Stored(out=run.out, shards=len(jobs))
+    return _complete(run, stored, needs, settings=settings, failures=failures)
+
+
+def _clips_of(needs: ChunkNeeds | None) -> Counter[str] | None:
+    """Number of clips that need each chunk; None in layout "clips"."""
+    if needs is None:
+        return None
+    return Counter(chunk for place in range(len(needs.of_clip)) for chunk in needs.ids(place))
+
+
+def _to_make(run: Run, jobs: Sequence[ShardJob], clips_of: Counter[str] | None, *, allowed: int) -> list[ShardJob]:
+    """Jobs whose tars are not there or not sound. Where too much failed for the set, those with failures as well."""
+    failed: dict[int, int] = {}
+    missing = []
+    for job in tqdm(jobs, desc="checking what is there", unit="tar", dynamic_ncols=True, disable=len(jobs) < 16):
+        result = read_result(run.out, job.number)
+        if result is None:
+            missing.append(job)
+            job.forget(lost=False)  # a tar that is damaged must not be taken for done
+        elif result.failures:
+            failed[job.number] = sum(1 if clips_of is None else clips_of[key] for key in result.failures)
+    sys.stdout.write(f"{len(jobs) - len(missing)} of {len(jobs)} shards are whole already\n")
+    if sum(failed.values()) <= allowed:
+        return missing
+    again = [job for job in jobs if job.number in failed]
+    for job in again:  # what took a process down gets another chance as well: its video may have been put right
+        job.forget(lost=True)
+    return sorted([*missing, *again], key=lambda job: job.number)
+
+
+def _make(run: Run, jobs: Sequence[ShardJob], *, done: int) -> None:
+    """Make the tars on this machine or a cluster, showing progress over clips or chunks."""
+    unit = "clip" if run.plan.layout == "clips" else "chunk"
+    total = done + sum(job.num_items for job in jobs)
+    with tqdm(total=total, initial=done, unit=unit, dynamic_ncols=True) as bar:
+
+        def show(progress: Progress) -> None:
+            bar.set_postfix(failed=progress.failed, refresh=False)
+            bar.update(done + progress.stored + progress.failed - bar.n)
+
+        machines = run.machines
+        if machines.cluster == "none":
+            seconds = run.limits.seconds
+            run_jobs(jobs, workers=machines.workers, item_seconds=seconds, memory=MEMORY, on_progress=show)
+        else:
+            run_on_cluster(
+                jobs,
+                cluster=machines.cluster,
+                concurrent=machines.jobs,
+                folder=run.out / ".work" / "logs",
+                options=machines.options,
+                on_progress=show,
+            )
+
+
+def _complete(
+    run: Run, stored: Stored, needs: ChunkNeeds | None, *, settings: dict[str, Any], failures: list[Failure]
+) -> dict[str, Any]:
+    clips = run.clips
+    if needs is None:
+        failures = [*failures, *clip_failures(clips, stored.failures())]
+        rows = stored.rows()
+    else:
+        assembly = ChunkAssembly(stored, clips=clips, needs=needs, rule=run.annotations.span_rule)
+        failures = [*failures, *assembly.failures]
+        rows = assembly.rows(in_storage_order=run.plan.split == "train")
+    if len(failures) > run.max_failures or len(failures) == len(clips) + len(run.annotations.failures):
+        _stop(run, failures)
+    if needs is not None:
+        assembly.write_chunks(run.out)
+    return assemble(stored, rows=rows, annotations=run.annotations, settings=settings, failures=failures)
+
+
+def _stop(run: Run, failures: Sequence[Failure]) -> None:
+    write_failures(run.out, failures)
+    if not failures:
+        raise Stop("the annotations hold no clip of this split; check --annotations and --split")
+    first = failures[0]
+    raise Stop(
+        f"{len(failures)} clips cannot be stored, --max-failures is {run.max_failures}; the first is "
+        f"{first['clip_id']} of {run.videos / first['video']}: {first['reason']}. All are in {run.out / FAILURES}; put "
+        "the videos right or raise --max-failures, and run again with --resume"
+    )
+
+
+def summary(run: Run, manifest: dict[str, Any], *, began: float) -> str:
+    """What was made, as a table."""
+    seconds = max(time.monotonic() - began, 1e-9)
+    shards, clips, hours = manifest["shards"], manifest["clips"], manifest["seconds"] / 3600
+    size = sum(shard["bytes"] for shard in shards)
+    encoder = run.plan.encoder
+    rows = [
+        ("clips", f"{clips} clips of {hours:.2f} h, {manifest['failures']} failures"),
+        ("stored", f"{size / 1e6:.1f} MB in {len(shards)} shards, {size / clips / 1e3:.1f} KB a clip"),
+        ("coding", f"{encoder.codec}, crf {encoder.crf}, speed {encoder.speed}, short side {encoder.short_side}"),
+        ("rate", f"{clips / seconds:.2f} clips/s, {manifest['seconds'] / seconds:.1f} x real time, {seconds:.0f} s"),
+    ]
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    if run.machines.cluster == "none" and peak:
+        rows.append(("memory", f"{peak / 1024:.0f} MiB in the largest worker"))
+    text = [f"  {name:8}{value}" for name, value in rows]
+    if manifest["failures"]:
+        text.append(f"failures are listed in {run.out / FAILURES}")
+    text.append(f"shard set: {run.out}")
+    text.append(f"next: python tools/inspect_shards.py {run.out} --verify --preview 12 --out {run.out.name}.png")
+    return "\n".join(text)

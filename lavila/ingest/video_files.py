@@ -1,0 +1,182 @@
+"""Video files as they come from outside, opened without trust.
+
+Only real containers are read, nothing that they refer to is opened, and pictures and time are bounded. What is wrong
+with a video is an `EncodeError`.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+
+from lavila.libav import ANY_TAGS, DAMAGE, reason
+
+MIN_FPS, MAX_FPS = Fraction(1, 100), 1000
+TRUNCATED_SECONDS = 1.0  # a video that ends this much before its header says is damaged, not short
+# FFmpeg's names of demuxers. Those for playlists, scripts and series of pictures are left out: they open other files.
+DEMUXERS = "mov,matroska,webm,avi,mpeg,mpegts,flv,asf,ogg,ivf,m4v"
+KINDS = "mp4, mov, mkv, webm, avi, mpg, ts, flv, wmv, ogg or ivf"
+PART_NAME = re.compile(r"([0-9]{1,7})\.(mp4|mov|mkv|webm|avi)", re.IGNORECASE)
+
+
+class EncodeError(ValueError):
+    """A clip that cannot be cut from its video, told in one line. `after_end`: only because the video ends before."""
+
+    def __init__(self, message: str, *, after_end: bool = False) -> None:
+        super().__init__(message)
+        self.after_end = after_end
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one clip or chunk may take before it is given up."""
+
+    seconds: float = 600.0  # wall clock; a single call into FFmpeg is not interrupted
+    pixels: int = 8192 * 8192  # of the largest picture
+
+
+class Deadline:
+    """Raises EncodeError from `check` once its time is over."""
+
+    def __init__(self, name: str, seconds: float) -> None:
+        self.name, self.seconds = name, seconds
+        self._end = time.monotonic() + seconds
+
+    def left(self) -> float:
+        """Seconds, above 0."""
+        return max(self._end - time.monotonic(), 0.001)
+
+    def check(self) -> None:
+        if time.monotonic() > self._end:
+            raise EncodeError(f"{self.name}: given up after {self.seconds:g} s, the limit for one clip")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One file of a video."""
+
+    path: Path
+    name: str  # in messages
+    start: Fraction  # second of the video at which it begins
+    stop: Fraction | None  # second at which the next one begins; None = the last
+
+
+def find_parts(path: Path) -> list[Part]:
+    """The files of a video, in order of time."""
+    try:
+        if path.is_file():
+            return [Part(path=path, name=str(path), start=Fraction(0), stop=None)]
+        if not path.is_dir():
+            raise EncodeError(f"{path}: no such video")
+        found = sorted((int(match[1]), file) for file in path.iterdir() if (match := PART_NAME.fullmatch(file.name)))
+    except OSError as error:
+        raise EncodeError(f"{path}: not readable ({error.strerror})") from error
+    if not found:
+        raise EncodeError(f"{path}: a folder without files named after seconds, such as 0.mp4 and 300.mp4")
+    starts = [start for start, _ in found]
+    if len(set(starts)) < len(starts):
+        twice = next(start for start in starts if starts.count(start) > 1)
+        raise EncodeError(f"{path}: two files begin at second {twice}; remove one")
+    stops = [*map(Fraction, starts[1:]), None]
+    return [
+        Part(path=file, name=f"{path}: {file.name}", start=Fraction(start), stop=stop)
+        for (start, file), stop in zip(found, stops, strict=True)
+    ]
+
+
+def open_video(part: Part, limits: Limits, deadline: Deadline) -> tuple[Any, Any]:
+    """Container and video stream of a file."""
+    container = _open_container(part, limits, deadline)
+    try:
+        return container, _video_stream(part, container, limits)
+    except BaseException:
+        container.close()
+        raise
+
+
+def _open_container(part: Part, limits: Limits, deadline: Deadline) -> Any:
+    options = {
+        "protocol_whitelist": "file",
+        "format_whitelist": DEMUXERS,
+        "enable_drefs": "0",
+        "use_absolute_path": "0",
+        "max_pixels": _decoder_pixels(limits),  # of the decoders that FFmpeg tries on opening
+    }
+    try:
+        # With a protocol given, no file name can be taken for one.
+        name = f"file:{part.path.absolute()}"
+        return av.open(name, options=options, timeout=deadline.left(), **ANY_TAGS)
+    except (av.FFmpegError, OSError, ValueError) as error:
+        deadline.check()
+        kind = error.__class__.__name__
+        raise EncodeError(f"{part.name}: not a readable video ({kind}); it should be {KINDS}") from error
+
+
+def _video_stream(part: Part, container: Any, limits: Limits) -> Any:
+    stream = container.streams.best("video")
+    if stream is None:
+        raise EncodeError(f"{part.name}: holds no video stream")
+    context = stream.codec_context
+    if context is None or not stream.time_base:
+        raise EncodeError(f"{part.name}: its codec is not known, or its header is damaged")
+    check_size(part.name, context.width, context.height, limits)
+    context.thread_count = 1  # one process per clip is the parallelism here
+    context.options = {"max_pixels": _decoder_pixels(limits)}
+    return stream
+
+
+def check_size(name: str, width: int, height: int, limits: Limits) -> None:
+    """Raise EncodeError for a picture above the limit."""
+    if width * height > limits.pixels:
+        raise EncodeError(f"{name}: picture of {width}x{height}; allowed are {limits.pixels} pixels")
+
+
+def declared_seconds(container: Any, stream: Any) -> Fraction | None:
+    """Seconds of a file as its header says."""
+    if stream.duration is not None:
+        return Fraction(stream.duration * stream.time_base)
+    return None if container.duration is None else Fraction(container.duration, av.time_base)
+
+
+def _decoder_pixels(limits: Limits) -> str:
+    """FFmpeg's own limit, kept before memory is taken. Decoders add edges, so it is a wide one."""
+    return str(4 * limits.pixels + 512 * 512)
+
+
+def frame_rate(name: str, stream: Any) -> Fraction:
+    """Average frames per second as the header says."""
+    rate = stream.average_rate or stream.guessed_rate
+    if not rate:
+        raise EncodeError(f"{name}: states no frame rate; remux it, for example to mp4")
+    if not MIN_FPS <= rate <= MAX_FPS:
+        raise EncodeError(f"{name}: {float(rate):g} frames per second; allowed are {float(MIN_FPS)} to {MAX_FPS}")
+    return Fraction(rate)
+
+
+def truncated(part: Part, seconds: Fraction, declared: Fraction) -> EncodeError:
+    """The error for a file that ends at `seconds`."""
+    return EncodeError(
+        f"{part.name}: ends at {float(seconds):.2f} s although its header says {float(declared):.2f} s; "
+        "fetch the file again"
+    )
+
+
+def measured_seconds(name: str, container: Any, stream: Any, deadline: Deadline) -> Fraction:
+    """Seconds from the first frame to the end of the last, by reading the whole file without decoding."""
+    last: int | None = None
+    try:
+        for packet in container.demux(stream):
+            deadline.check()
+            if packet.pts is not None:
+                last = packet.pts if last is None else max(last, packet.pts)
+    except DAMAGE as error:
+        raise EncodeError(f"{name}: states no length, and is damaged ({reason(error)})") from error
+    if last is None:
+        raise EncodeError(f"{name}: states neither its length nor the time of its frames; remux it, for example to mp4")
+    return Fraction((last - (stream.start_time or 0)) * stream.time_base) + 1 / frame_rate(name, stream)

@@ -1,0 +1,1 @@
+"""Whether a shard set is sound, and what is in it."""

@@ -1,0 +1,118 @@
+"""Whether one stored video is what its row of the tables says, by the decoder that training uses."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from lavila.data.host.decode import video_problem
+from lavila.data.pictures import DecoderName
+from lavila.records import Frames
+from lavila.shards.format import piece_crc32
+from lavila.shards.reader import stored_of_protocol, wrong_checksum
+
+if TYPE_CHECKING:
+    from lavila.data.dali_pipelines.check import VideoCheck
+
+Row = dict[str, Any]
+
+PIECE_FRAMES = 256  # of a chunk, decoded at a time
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Picture:
+    """What the table says of a video's pictures."""
+
+    frames: int
+    height: int  # pixels
+    width: int  # pixels
+
+
+class VideoTest(Protocol):
+    """Tells why an mp4 is not what the table says, in one line, or None. Goes to worker processes by pickle."""
+
+    def __call__(self, data: bytes, told: Picture) -> str | None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingDecoder:
+    """`VideoTest` by one of the loader's decoders."""
+
+    decoder: DecoderName
+
+    def __call__(self, data: bytes, told: Picture) -> str | None:
+        problem = video_problem if self.decoder == "host" else _dali_check(self.decoder).problem
+        return problem(data, frames=told.frames, height=told.height, width=told.width)
+
+
+@functools.cache
+def _dali_check(decoder: DecoderName) -> VideoCheck:
+    from lavila.data.dali_pipelines.check import VideoCheck  # the host's decoder needs no DALI
+
+    return VideoCheck(decoder, device_id=0 if decoder == "nvdec" else None)
+
+
+def readable_frames(row: Row, manifest: Mapping[str, Any]) -> Frames:
+    """The frames of a clip's interval that are stored, 0-based and ascending: all but in a set for one protocol."""
+    if manifest.get("frames_for"):
+        return stored_of_protocol(row, manifest)
+    return np.arange(row["num_frames"], dtype=np.int32)
+
+
+def stored_frames(row: Row, manifest: Mapping[str, Any]) -> int:
+    """Frames of the mp4 of a row of clips.parquet, layout "clips"."""
+    if manifest.get("frames_for"):
+        return len(readable_frames(row, manifest))
+    return int(row["first_frame"] + row["num_frames"] + row["frames_after"])
+
+
+def bad_groups(data: bytes, row: Row, test: VideoTest) -> Iterator[tuple[str, int, int]]:
+    """Reason, first frame and the one past the last of what cannot be decoded of a chunk.
+
+    A chunk is read as training reads it: its header and some of its groups of pictures. What does not have its
+    checksum is not decoded.
+    """
+    frames, gop, offsets = row["num_frames"], row["gop"], row["gop_offsets"]
+    groups = -(-frames // gop)
+    if len(offsets) != groups + 1 or not 0 < offsets[0] < offsets[-1] <= len(data) or min(np.diff(offsets)) <= 0:
+        yield f"{frames} frames in groups of {gop}, but gop_offsets has {len(offsets) - 1} groups", 0, frames
+        return
+    checksums = piece_crc32(data, offsets)
+    recorded = row.get("piece_crc32", checksums)
+    if len(recorded) != len(checksums):
+        yield f"{len(offsets)} pieces, but piece_crc32 has {len(recorded)} checksums", 0, frames
+        return
+
+    def checksum_problem(part: int) -> str | None:
+        """Of the header (0) or a group (from 1)."""
+        if checksums[part] == recorded[part]:
+            return None
+        start = 0 if part == 0 else offsets[part - 1]
+        return wrong_checksum(row["shard"], row["offset"] + start, offsets[part] - start)
+
+    if (of_header := checksum_problem(0)) is not None:
+        yield of_header, 0, frames
+        return
+
+    def problem(first: int, stop: int) -> str | None:
+        damaged = next(filter(None, (checksum_problem(group + 1) for group in range(first, stop))), None)
+        if damaged is not None:
+            return damaged
+        piece = data[: offsets[0]] + data[offsets[first] : offsets[stop]]
+        wanted = min(stop * gop, frames) - first * gop
+        return test(piece, Picture(frames=wanted, height=row["height"], width=row["width"]))
+
+    step = max(PIECE_FRAMES // gop, 1)
+    for first in range(0, groups, step):
+        stop = min(first + step, groups)
+        reason = problem(first, stop)
+        if reason is None:
+            continue
+        single = [(group, problem(group, group + 1)) for group in range(first, stop)]
+        found = [(why, group, group + 1) for group, why in single if why is not None] or [(reason, first, stop)]
+        for why, start, end in found:
+            yield why, start * gop, min(end * gop, frames)

@@ -1,0 +1,216 @@
+"""What every step of an epoch sees, decided here and nowhere else, in plain numpy.
+
+A plan is a pure function of (seed, epoch, position): which clip, which frames, which crop window, mirrored or not.
+`position` counts clips in the epoch's global order, so the same clips meet in the same step on any number of ranks,
+and a run that stops goes on from two integers, (epoch, step).
+
+Frame choice follows LaViLa (Zhao et al., CVPR 2023), frame numbers exactly; the crop window follows torchvision's
+RandomResizedCrop; the spatial crops of an evaluation follow SlowFast (Feichtenhofer et al., ICCV 2019).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from lavila.plan.crops import CropChoice, ViewChoice, crop_offsets, draw_window, resized_size
+from lavila.plan.frames import FrameChoice, Span, choose_frames, draw_frames
+from lavila.plan.order import CLIP, EpochOrder, Shuffle, random_numbers
+from lavila.records import ClipPlan
+
+DEFAULT_SHUFFLE = Shuffle()
+
+
+class Sizes(Protocol):
+    """What the plan asks about the clips that may be used, N in all: about those of a step, never about all."""
+
+    def __len__(self) -> int: ...
+
+    def span(self, index: int) -> Span:
+        """How long clip `index` is."""
+        ...
+
+    def picture(self, index: int) -> tuple[int, int]:
+        """Height and width of clip `index`, pixels."""
+        ...
+
+    def row(self, index: int) -> int:
+        """Row of clips.parquet of clip `index`."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """This process among the processes of a run."""
+
+    rank: int = 0
+    world: int = 1
+    local_world: int = 1  # ranks of this machine, whose numbers follow each other
+
+
+class PlanError(ValueError):
+    """A plan that cannot be made, told in one line."""
+
+
+class Plan(Protocol):
+    """What the loader asks of a plan."""
+
+    frames: int  # T
+    size: int  # side of the square pictures, pixels
+    view_grid: tuple[int, int]  # K temporal clips, S spatial crops that are computed
+    pads_black: bool  # whether BLACK_FRAME can occur
+    cuts_window: bool  # whether windows are cut before the resize (training) or crops after it (evaluation)
+
+    @property
+    def steps(self) -> int:
+        """Batches of this rank in an epoch."""
+        ...
+
+    @property
+    def largest_batch(self) -> int:
+        """Clips of this rank in its largest batch."""
+        ...
+
+    def batch(self, epoch: int, step: int) -> list[ClipPlan]:
+        """This rank's clips of a step."""
+        ...
+
+    def ahead(self, epoch: int, step: int) -> list[tuple[int, int]]:
+        """First and last rows of stretches of the table that this rank shall read for its machine, during a step."""
+        ...
+
+
+class TrainingPlan:
+    """Epochs of random clips. A step's global batch is the same on any number of ranks.
+
+    Each of the `world` ranks takes an equal, contiguous share of the step, in `passes` equal parts (gradient
+    accumulation): `batch(epoch, i)` is part i % passes of step i // passes. The clips left over at the end of an epoch
+    wait for another epoch's order.
+    """
+
+    def __init__(
+        self,
+        sizes: Sizes,
+        *,
+        frames: FrameChoice,
+        crop: CropChoice,
+        batch_size: int,
+        seed: int,
+        ranks: Ranks,
+        passes: int = 1,
+        shuffle: Shuffle = DEFAULT_SHUFFLE,
+    ):
+        if batch_size % (ranks.world * passes):
+            fitting = batch_size // (ranks.world * passes) * ranks.world * passes or ranks.world * passes
+            raise PlanError(
+                f"data.batch_size={batch_size} clips cannot be shared equally by {ranks.world} rank(s) in {passes} "
+                f"pass(es) each; try data.batch_size={fitting}"
+            )
+        if batch_size > len(sizes):
+            raise PlanError(
+                f"data.batch_size={batch_size} is more than the {len(sizes)} clip(s) of the training shard set: "
+                "not one step can be made; make it smaller"
+            )
+        self._sizes, self._frame_choice, self._crop, self._seed = sizes, frames, crop, seed
+        self._ranks, self._passes, self._batch_size, self._shuffle = ranks, passes, batch_size, shuffle
+        self._order: tuple[int, EpochOrder] | None = None
+        self.frames, self.size, self.view_grid = frames.frames, crop.size, (1, 1)
+        self.pads_black, self.cuts_window = frames.sampling == "strided", True
+
+    @property
+    def steps(self) -> int:
+        return len(self._sizes) // self._batch_size * self._passes
+
+    @property
+    def largest_batch(self) -> int:
+        return self._batch_size // (self._ranks.world * self._passes)
+
+    @property
+    def order(self) -> dict[str, int]:
+        """All that decides which clips come in which step of an epoch; ranks and passes do not."""
+        facts = {"data.batch_size": self._batch_size, "seed": self._seed, "clips": len(self._sizes)}
+        if self._order_of(0).windows == 1:  # mixed fully, whatever the window
+            return facts
+        return facts | {"data.shuffle_window": self._shuffle.window, "stretch": self._shuffle.stretch}
+
+    def batch(self, epoch: int, step: int) -> list[ClipPlan]:
+        assert 0 <= step < self.steps, (step, self.steps)
+        whole, part = divmod(step, self._passes)
+        share = self._batch_size // self._ranks.world
+        start = whole * self._batch_size + self._ranks.rank * share + part * self.largest_batch
+        return [self.clip(epoch, position) for position in range(start, start + self.largest_batch)]
+
+    def ahead(self, epoch: int, step: int) -> list[tuple[int, int]]:
+        whole, part = divmod(step, self._passes)
+        if part or not self._shuffle.read_ahead:
+            return []
+        start, local = whole * self._batch_size, self._ranks.local_world
+        coming = self._order_of(epoch).coming(
+            start, start + self._batch_size, part=self._ranks.rank % local, parts=local
+        )
+        return [(self._sizes.row(first), self._sizes.row(last)) for first, last in coming]
+
+    def _order_of(self, epoch: int) -> EpochOrder:
+        if self._order is None or self._order[0] != epoch:
+            order = EpochOrder(len(self._sizes), seed=self._seed, epoch=epoch, shuffle=self._shuffle)
+            self._order = (epoch, order)
+        return self._order[1]
+
+    def clip(self, epoch: int, position: int) -> ClipPlan:
+        """The clip at a place of an epoch's global order."""
+        index = self._order_of(epoch)[position]
+        random = random_numbers(self._seed, CLIP, epoch, position)
+        return ClipPlan(
+            position=position,
+            row=self._sizes.row(index),
+            frames=draw_frames(self._sizes.span(index).reach(self._frame_choice), self._frame_choice, random),
+            window=draw_window(*self._sizes.picture(index), self._crop, random),
+            resized=(self._crop.size, self._crop.size),
+            crops=np.zeros((1, 2), np.int32),
+            flip=bool(random.random() < self._crop.flip),
+            caption=float(random.random()),
+        )
+
+
+class ViewPlan:
+    """Every clip exactly once, in storage order, each with all its views. Rank r takes clips r, r + world, ..."""
+
+    def __init__(self, sizes: Sizes, *, frames: FrameChoice, views: ViewChoice, batch_size: int, ranks: Ranks):
+        self._sizes, self._frame_choice, self._views, self._ranks = sizes, frames, views, ranks
+        self.largest_batch = max(1, batch_size // ranks.world)
+        self._mine = range(ranks.rank, len(sizes), ranks.world)
+        self.frames, self.size = frames.frames, views.size
+        self.view_grid = (views.clips, 3 if views.crops == "three" else 1)
+        self.pads_black, self.cuts_window = frames.sampling == "strided", False
+
+    @property
+    def steps(self) -> int:
+        return math.ceil(len(self._mine) / self.largest_batch)
+
+    def batch(self, epoch: int, step: int) -> list[ClipPlan]:
+        del epoch  # every pass over an evaluation set is the same
+        mine = self._mine[step * self.largest_batch : (step + 1) * self.largest_batch]
+        return [self.clip(position) for position in mine]
+
+    def ahead(self, epoch: int, step: int) -> list[tuple[int, int]]:
+        del epoch, step  # storage order is read through as it is
+        return []
+
+    def clip(self, position: int) -> ClipPlan:
+        """The views of the clip at a place of the set."""
+        height, width = self._sizes.picture(position)
+        resized = resized_size(height, width, self._views.size)
+        frames = self._sizes.span(position).reach(self._frame_choice)
+        return ClipPlan(
+            position=position,
+            row=self._sizes.row(position),
+            frames=choose_frames(frames, self._frame_choice, clips=self._views.clips),
+            window=(0, 0, height, width),
+            resized=resized,
+            crops=crop_offsets(*resized, self._views.size, self._views.crops),
+            flip=False,
+            caption=0.0,
+        )

@@ -1,0 +1,290 @@
+"""From a report's numbers to what its page draws: sentences, bars, matrices, curves and film strips.
+
+Everything here is a pure function from plain values to dicts of strings and coordinates; `report.html.j2` puts them in
+place. Nothing returned is HTML, so the template's escaping covers every name and narration.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from lavila.report.charts import NOTHING, curves, duration, head_figures, number, percent
+
+Json = dict[str, Any]
+
+MISTAKES_LISTED = 60  # of those without a picture; report.json has them all
+HEADLINE = "_top1"
+STILL_IS_ENOUGH = 0.6  # share of the gain over the largest class that one frame explains
+MOTION_DECIDES = 0.15
+CONTROLS = {"chance": "chance", "largest_class": "largest class alone", "single_frame": "one frozen frame"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewStrip:
+    """The pictures of one clip as the model got them."""
+
+    clip_id: str
+    title: str
+    subtitle: str
+    frames: npt.NDArray[np.uint8]  # [V, T, H, W, 3] RGB, normalisation undone; V is temporal-clip-major
+    labels: Sequence[str] = ()  # V names of the views; empty = derived from report["views"]
+
+    def __post_init__(self) -> None:
+        shape, dtype = self.frames.shape, self.frames.dtype
+        if self.frames.ndim != 5 or shape[-1] != 3 or 0 in shape or dtype != np.uint8:
+            raise ValueError(
+                f"pictures of clip {self.clip_id!r}: found {dtype}{list(shape)}, need uint8 [V, T, H, W, 3], none empty"
+            )
+        if self.labels and len(self.labels) != shape[0]:
+            raise ValueError(f"pictures of clip {self.clip_id!r}: {len(self.labels)} labels for {shape[0]} views")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportPictures:
+    """Strips to show: every view of a few clips, and one view of each clip that was got wrong."""
+
+    views: Sequence[ViewStrip] = field(default_factory=list)
+    mistakes: Sequence[ViewStrip] = field(default_factory=list)  # matched to report["mistakes"] by clip_id
+
+
+def view_labels(*, clips: int, crops: int, tall: bool = False) -> tuple[str, ...]:
+    """Names of clips x crops views, temporal-clip-major; 3 crops are left/centre/right, if tall top/centre/bottom."""
+    three = ("top", "centre", "bottom") if tall else ("left", "centre", "right")
+    names = {1: ("centre",), 3: three}.get(crops, tuple(f"crop {s + 1}" for s in range(crops)))
+    return tuple(f"clip {k + 1}, {name}" for k in range(clips) for name in names)
+
+
+def page_values(report: Json, *, pictures: ReportPictures, history: Sequence[Mapping[str, Any]]) -> Json:
+    """All that the template asks for; a section is None or empty where `report` has no numbers for it."""
+    controls = report.get("controls") or {}
+    chance = {name: controls.get(f"chance_{name}{HEADLINE}") for name in report.get("heads") or {}}
+    return {
+        "name": report.get("name") or "run",
+        "checkpoint": report.get("checkpoint"),
+        "dataset": report.get("dataset") or {},
+        "number": number,
+        "duration": duration,
+        "percent": percent,
+        "summary": summary(report),
+        "cards": cards(report),
+        "more_metrics": more_metrics(report),
+        "facts": facts(report),
+        "strips": [strip(s, report.get("views") or {}) for s in pictures.views],
+        "heads": [head_figures(n, head, chance=chance[n]) for n, head in (report.get("heads") or {}).items()],
+        "curves": curves(history),
+        "stages": stages(report),
+        "mistakes": mistakes(report, pictures),
+        "failed": failed(report),
+        "notes": list(report.get("notes") or []),
+        "environment": {k: number(v) for k, v in (report.get("environment") or {}).items()},
+        "config": list(flatten(report.get("config") or {})),
+        "trained_with": list(flatten(report.get("trained_with") or {})),
+    }
+
+
+def headline_heads(report: Json) -> list[str]:
+    return [key.removesuffix(HEADLINE) for key in report.get("metrics") or {} if key.endswith(HEADLINE)]
+
+
+def summary(report: Json) -> str:
+    """One sentence a stranger understands: how often it is right, and what that is worth."""
+    heads = headline_heads(report)
+    if not heads:
+        return ""
+    head, metrics, controls = heads[0], report["metrics"], report.get("controls") or {}
+    top1 = metrics[head + HEADLINE]
+    if top1 is None:
+        return ""
+    clips = (report.get("clips") or {}).get("evaluated")
+    of = f"Of {number(clips)} clips" if clips is not None else "Of the clips"
+    if split := (report.get("dataset") or {}).get("split"):
+        of += f" in the {split} split"
+    text = f"{of}, the model's first guess at the {head} is right for {percent(top1)}"
+    chance, largest, still = (controls.get(f"{kind}_{head}{HEADLINE}") for kind in CONTROLS)
+    told = [f"chance is {percent(chance)}"] if chance is not None else []
+    told += [f"always naming the largest class gets {percent(largest)}"] if largest is not None else []
+    told += [f"one frozen frame gets {percent(still)}"] if still is not None else []
+    if told:
+        text += "; " + ", ".join(told[:-1]) + (" and " if told[1:] else "") + told[-1]
+    if still is not None:
+        nothing_learned = max(chance or 0.0, largest or 0.0)
+        gain = top1 - nothing_learned
+        if gain <= 1.0:
+            return text + ". It has not learned the task yet."
+        share = (still - nothing_learned) / gain
+        if share < MOTION_DECIDES:
+            return text + ". What it knows, it reads from the motion."
+        return text + (". A still explains part of that." if share < STILL_IS_ENOUGH else ". A still nearly suffices.")
+    return text + "."
+
+
+def cards(report: Json) -> list[Json]:
+    """The big numbers, one card per head: top-1, the controls beside it, and the head's other metrics."""
+    metrics, controls = report.get("metrics") or {}, report.get("controls") or {}
+    names = {"top5": "top 5", "mean_class": "mean of classes"}
+    result = []
+    for head in headline_heads(report):
+        top1 = metrics[head + HEADLINE]
+        others = {k.removeprefix(head + "_"): v for k, v in metrics.items() if k.startswith(head + "_")}
+        others.pop("top1")
+        marks = [
+            {"kind": kind, "label": label, "value": percent(controls[key]), "at": round(controls[key], 2)}
+            for kind, label in CONTROLS.items()
+            if controls.get(key := f"{kind}_{head}{HEADLINE}") is not None
+        ]
+        result.append(
+            {
+                "head": head,
+                "value": NOTHING if top1 is None else f"{top1:.1f}",
+                "fill": round(min(max(top1 or 0.0, 0.0), 100.0), 2),
+                "marks": marks,
+                "others": [(names.get(k, k.replace("_", " ")), percent(v)) for k, v in others.items()],
+            }
+        )
+    return result
+
+
+def more_metrics(report: Json) -> list[tuple[str, str]]:
+    """Metrics and controls that no card shows, such as mAP and nDCG."""
+    heads = headline_heads(report)
+    shown = {f"{kind}_{head}{HEADLINE}" for head in heads for kind in CONTROLS}
+    rest = [(k, v) for k, v in (report.get("metrics") or {}).items() if not k.startswith(tuple(f"{h}_" for h in heads))]
+    rest += [(k, v) for k, v in (report.get("controls") or {}).items() if k not in shown]
+    return [(k.replace("_", " "), percent(v)) for k, v in rest]
+
+
+def facts(report: Json) -> list[tuple[str, str]]:
+    """The line of small facts under the headline: what was measured, and how."""
+    result = []
+    if clips := report.get("clips"):
+        result.append(("clips evaluated", f"{number(clips.get('evaluated'))} of {number(clips.get('total'))}"))
+    if views := report.get("views"):
+        clips, crops, total = (number(views.get(key)) for key in ("clips", "crops", "total"))
+        result.append(("views of each", f"{clips} clips \N{MULTIPLICATION SIGN} {crops} crops = {total}"))
+        if views.get("computed") not in (None, views.get("total")):
+            result.append(("of them distinct", f"{number(views['computed'])}, computed once"))
+        for key, label in (("crops_rule", "crop rule"), ("frames", "frames of each view"), ("fusion", "fused by")):
+            if key in views:
+                result.append((label, number(views[key]).replace("_", " ")))
+    if seconds := (report.get("dataset") or {}).get("seconds"):
+        result.append(("video", duration(seconds)))
+    if report.get("seconds"):
+        result.append(("all stages", duration(sum(report["seconds"].values()))))
+    return result
+
+
+def strip(pictures: ViewStrip, views: Mapping[str, Any]) -> Json:
+    """A film strip per view, labelled, and the view that is shown moving: the centre crop of the first clip."""
+    count, frames = pictures.frames.shape[:2]
+    clips = int(views.get("clips") or 0)
+    if pictures.labels:
+        labels = tuple(pictures.labels)
+    elif clips and count % clips == 0:
+        labels = view_labels(clips=clips, crops=count // clips)
+    else:
+        labels = tuple(f"view {v + 1}" for v in range(count))
+    middle = next((v for v, label in enumerate(labels) if "centre" in label), 0)
+    rows = [{"label": label, "src": film(view)} for label, view in zip(labels, pictures.frames, strict=True)]
+    return {
+        "clip_id": pictures.clip_id,
+        "title": pictures.title,
+        "subtitle": pictures.subtitle,
+        "frames": frames,
+        "width": pictures.frames.shape[3],
+        "height": pictures.frames.shape[2],
+        "rows": rows,
+        "middle": rows[middle],
+    }
+
+
+def film(view: npt.NDArray[np.uint8]) -> str:
+    """[T, H, W, 3] frames side by side as one JPEG data URI, shrunk to about what a page can show."""
+    frames, height, width, _ = view.shape
+    side = min(128, max(48, 1400 // frames))
+    scale = min(1.0, side / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    picture = Image.new("RGB", (size[0] * frames, size[1]))
+    for place, pixels in enumerate(view):
+        picture.paste(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS), (place * size[0], 0))
+    data = io.BytesIO()
+    picture.save(data, "JPEG", quality=80, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
+
+
+def mistakes(report: Json, pictures: ReportPictures) -> Json:
+    """The clips got wrong: cards for those with pictures, a list of `MISTAKES_LISTED` others, and how many are left."""
+    strips = {s.clip_id: s for s in pictures.mistakes}
+    told, listed = [], []
+    entries = report.get("mistakes") or []
+    unknown = strips.keys() - {entry["clip_id"] for entry in entries}
+    if unknown:
+        raise ValueError(
+            f"pictures of mistakes: {sorted(unknown)} are not in report['mistakes']; add them or drop them"
+        )
+    for entry in entries:
+        truth, predicted = entry.get("truth") or {}, entry.get("predicted") or {}
+        confidence = entry.get("confidence")
+        card = {
+            "clip_id": entry["clip_id"],
+            "narration": entry.get("narration") or "",
+            "heads": [
+                {
+                    "head": h,
+                    "truth": str(t),
+                    "predicted": str(predicted.get(h, NOTHING)),
+                    "right": predicted.get(h) == t,
+                }
+                for h, t in truth.items()
+            ],
+            "confidence": None if confidence is None else f"{100 * confidence:.0f}\u00a0% sure",
+        }
+        if entry["clip_id"] in strips:
+            told.append({**card, "strip": strip(strips[entry["clip_id"]], report.get("views") or {})})
+        else:
+            listed.append(card)
+    return {"told": told, "listed": listed[:MISTAKES_LISTED], "left": max(0, len(listed) - MISTAKES_LISTED)}
+
+
+def failed(report: Json) -> list[tuple[str, str]]:
+    """(clip id, reason) of clips that could not be evaluated; entries are ids or objects with a reason."""
+    entries = (report.get("clips") or {}).get("failed") or []
+    return [(str(e.get("clip_id")), str(e.get("reason", ""))) if isinstance(e, dict) else (str(e), "") for e in entries]
+
+
+def stages(report: Json) -> list[Json]:
+    """Segments of the time bar: share of the total, and the part of it in which the model waited for data."""
+    seconds = report.get("seconds") or {}
+    waits, rates = report.get("data_wait_percent") or {}, report.get("throughput") or {}
+    total = sum(seconds.values())
+    result = []
+    for place, stage in enumerate([*seconds, *(s for s in waits if s not in seconds)]):
+        took, wait = seconds.get(stage), waits.get(stage)
+        speed = [(k.removeprefix(stage + "_"), v) for k, v in rates.items() if k.startswith(stage + "_")]
+        result.append(
+            {
+                "name": stage.replace("_", " "),
+                "colour": place % 6,
+                "seconds": NOTHING if took is None else duration(took),
+                "share": round(100 * took / total, 2) if took and total else 0.0,
+                "wait": wait,
+                "rates": [f"{number(v)} {k.replace('_per_second', '/s').replace('_', ' ')}" for k, v in speed],
+            }
+        )
+    return result
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    """(dotted key, value) of every leaf of a nested config, the way it is typed on the command line."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", "null" if value is None else str(value)

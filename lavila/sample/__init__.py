@@ -1,0 +1,1 @@
+"""A small video dataset, made out of any footage."""

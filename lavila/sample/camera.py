@@ -1,0 +1,329 @@
+"""The camera of the sample dataset: where it stands at each moment, and what it then sees of the footage.
+
+A pose is four numbers: centre x, centre y (in picture heights of the footage, y down), log of the zoom-out (0 = the
+usual window) and roll (radians, clockwise). A move changes exactly one of them, at constant speed:
+
+    pose(t) = stand + offset + direction * RANGE * (t - 1/2),    t = 0 .. 1 over the clip
+
+`offset` is uniform in +-RANGE/2 in every dimension that the move leaves alone and 0 in the one that it changes. At a
+random t each dimension is thus uniform in +-RANGE/2 about the stand whatever the move: a single frame does not
+tell which move it belongs to, only the order of several frames does.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lavila.libav import ANY_TAGS
+
+WINDOW = 0.16  # height of the usual window, in picture heights
+# Over a clip: shares of the usual window's width and height, factor, radians. Large enough for a model without any
+# pretraining to learn them in minutes.
+PAN, TILT, ZOOM, ROLL = 0.6, 0.8, 3.0, math.radians(90)
+STRETCH = 160  # footage frames that one video plays at most; bounds the memory
+
+DIRECTIONS: dict[str, tuple[float, float, float, float]] = {
+    "pan-left": (-1, 0, 0, 0),
+    "pan-right": (1, 0, 0, 0),
+    "tilt-up": (0, -1, 0, 0),
+    "tilt-down": (0, 1, 0, 0),
+    "zoom-in": (0, 0, -1, 0),
+    "zoom-out": (0, 0, 1, 0),
+    "rotate-clockwise": (0, 0, 0, 1),
+    "rotate-counter-clockwise": (0, 0, 0, -1),
+    "hold": (0, 0, 0, 0),
+}
+VERBS = tuple(DIRECTIONS)  # the place is the verb class
+
+Pose = npt.NDArray[np.float64]  # [4]: x, y in picture heights; log zoom-out; roll in radians, clockwise
+Box = tuple[float, float, float, float]  # left, top, right, bottom as fractions of the picture
+
+
+class SampleError(ValueError):
+    """A mistake of the user's, told in one line."""
+
+
+def pose_range(aspect: float) -> Pose:
+    """How far each dimension of the pose goes over a clip; `aspect` is width over height of picture and window."""
+    return np.array([PAN * WINDOW * aspect, TILT * WINDOW, math.log(ZOOM), ROLL])
+
+
+def standing_room(aspect: float) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Lowest and highest x, y (picture heights) of a stand from which every window stays inside the picture."""
+    half_height = WINDOW * math.sqrt(ZOOM) / 2
+    half_width = half_height * aspect
+    # Sides of the upright box round a rectangle grow with its roll up to atan(their ratio), which may come before
+    # the end of the range.
+    rolls = np.linspace(0, ROLL / 2, 64)
+    reach_x = (half_width * np.cos(rolls) + half_height * np.sin(rolls)).max()
+    reach_y = (half_height * np.cos(rolls) + half_width * np.sin(rolls)).max()
+    margin = np.array([reach_x, reach_y]) + pose_range(aspect)[:2] / 2
+    low, high = margin, np.array([aspect, 1.0]) - margin
+    if (low > high).any():
+        raise SampleError(f"a picture {aspect:.2f} times as wide as high leaves the camera no room; 1:4 to 4:1 does")
+    return low, high
+
+
+@dataclass(frozen=True, kw_only=True)
+class Move:
+    """One annotated camera move."""
+
+    verb: int
+    scene: int  # in the footage's scenes
+    start: int  # hundredths of a second from the start of the video, as the csv can say it
+    stop: int
+    middle: Pose  # at the middle of the clip
+    travel: Pose  # from start to stop
+
+    def pose(self, second: float) -> Pose:
+        """Pose at a time of the video, in seconds; constant before and after the move."""
+        t = min(max((second * 100 - self.start) / (self.stop - self.start), 0.0), 1.0)
+        return self.middle + self.travel * (t - 0.5)
+
+
+def draw_pose(rng: np.random.Generator, *, verb: int, box: Box, aspect: float) -> tuple[Pose, Pose]:
+    """Middle and travel of one move in a scene: the camera stands somewhere in the middle third of the scene's box."""
+    low, high = standing_room(aspect)
+    left, top, right, bottom = box
+    corner, size = np.array([left * aspect, top]), np.array([(right - left) * aspect, bottom - top])
+    stand = np.zeros(4)
+    stand[:2] = np.clip(corner + size * rng.uniform(1 / 3, 2 / 3, 2), low, high)
+    direction = np.array(DIRECTIONS[VERBS[verb]], dtype=np.float64)
+    reach = pose_range(aspect)
+    offset = rng.uniform(-0.5, 0.5, 4) * reach
+    return stand + np.where(direction == 0, offset, 0.0), direction * reach
+
+
+def pose_at(moves: list[Move], second: float) -> Pose:
+    """Where the camera is; between two moves it glides from the end of one to the start of the next."""
+    after = next((i for i, move in enumerate(moves) if move.stop / 100 >= second), len(moves) - 1)
+    move = moves[after]
+    if after == 0 or second >= move.start / 100:
+        return move.pose(second)
+    left, arrives = moves[after - 1].stop / 100, move.start / 100
+    t = (second - left) / (arrives - left)
+    ease = t * t * (3 - 2 * t)
+    return moves[after - 1].pose(left) * (1 - ease) + move.pose(arrives) * ease
+
+
+def draw_moves(rng: np.random.Generator, pairs: list[tuple[int, int]], source: Source) -> list[Move]:
+    """Moves of 1 to 3 s (1.5 s on average) with gaps of 0.3 to 1 s, mostly short: the gaps teach nothing."""
+    moves: list[Move] = []
+    boxes = list(source.scenes.values())
+    now = 0
+    for verb, scene in pairs:
+        start = now + 30 + round(70 * rng.uniform() ** 3)
+        now = start + 100 + round(200 * rng.uniform() ** 3)
+        middle, travel = draw_pose(rng, verb=verb, box=boxes[scene], aspect=source.aspect)
+        moves.append(Move(verb=verb, scene=scene, start=start, stop=now, middle=middle, travel=travel))
+    return moves
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A piece of footage and what is known of it."""
+
+    path: Path
+    sha256: str
+    frames: int
+    fps: float
+    width: int
+    height: int
+    scenes: dict[str, Box]
+
+    @property
+    def aspect(self) -> float:
+        return self.width / self.height
+
+
+def read_source(path: Path) -> Source:
+    """Footage, its hash and its scenes. Raises SampleError naming what is wrong with either."""
+    if not path.is_file():
+        raise SampleError(f"{path}: no such file; give a video file as --footage")
+    frames, fps, width, height = _probe(path)
+    if frames < 20:
+        raise SampleError(f"{path}: has {frames} frames, but training and validation need at least 20 to share")
+    sha256 = _sha256(path)
+    sidecar = path.with_name(f"{path.stem}.scenes.json")
+    if sidecar.exists():
+        scenes = read_scenes(sidecar)
+    else:
+        sides = ("upper left", (0.0, 0.0)), ("upper right", (0.5, 0.0)), ("lower left", (0.0, 0.5))
+        scenes = {
+            f"{path.stem} {name}": (left, top, left + 0.5, top + 0.5)
+            for name, (left, top) in (*sides, ("lower right", (0.5, 0.5)))
+        }
+    return Source(path=path, sha256=sha256, frames=frames, fps=fps, width=width, height=height, scenes=scenes)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_scenes(sidecar: Path) -> dict[str, Box]:
+    """Named boxes of the picture."""
+    shape = 'it should look like {"meadow": [0.0, 0.5, 0.5, 1.0]} (left, top, right, bottom)'
+    try:
+        content = json.loads(sidecar.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SampleError(f"{sidecar}: cannot be read as JSON ({error}); {shape}") from None
+    if not isinstance(content, dict) or not content:
+        raise SampleError(f"{sidecar}: names no scenes; {shape}")
+    scenes: dict[str, Box] = {}
+    for name, box in content.items():
+        numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(side, int | float) for side in box)
+        if not numbers or not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
+            raise SampleError(f"{sidecar}: scene {name!r} is {box}, not a box within 0 to 1; {shape}")
+        scenes[name] = (box[0], box[1], box[2], box[3])
+    return scenes
+
+
+def _probe(path: Path) -> tuple[int, float, int, int]:
+    """Frames, frames per second, width, height of a piece of footage. Raises SampleError if it cannot be played."""
+    try:
+        with av.open(str(path), **ANY_TAGS) as container:
+            if not container.streams.video:
+                raise SampleError(f"{path}: holds no video; give a video file as --footage")
+            stream = container.streams.video[0]
+            rate = float(stream.average_rate or 0)
+            width, height = next(container.decode(stream)).to_ndarray(format="gray").shape[::-1]
+            container.seek(0)
+            frames = sum(1 for packet in container.demux(stream) if packet.size)
+    except (av.error.FFmpegError, OSError, StopIteration) as error:
+        reason = getattr(error, "strerror", "") or str(error) or "no pictures in it"
+        raise SampleError(f"{path}: cannot be played ({reason}); give a readable video file as --footage") from None
+    if rate <= 0:
+        raise SampleError(f"{path}: says no frame rate; remux it, or give another file as --footage")
+    standing_room(width / height)
+    return frames, rate, width, height
+
+
+@dataclass(frozen=True, kw_only=True)
+class Video:
+    """One video to make. It can be rendered knowing nothing else."""
+
+    split: str  # "train" or "val"
+    participant: str
+    video_id: str
+    source: Source
+    fps: Fraction
+    height: int
+    first: int  # frames of the footage that it plays, to and fro: first .. stop - 1
+    stop: int
+    phase: int  # how far into the playing it begins, in frames of the footage
+    moves: list[Move]
+
+    @property
+    def frames(self) -> int:
+        return int((self.moves[-1].stop / 100 + 0.5) * self.fps)
+
+    @property
+    def file(self) -> str:
+        return f"videos/{self.participant}/{self.video_id}.MP4"
+
+    def footage_frame(self, frame: int) -> int:
+        """Which frame of the stretch (0-based) is playing at a frame of the video."""
+        count = self.stop - self.first
+        place = (int(frame / self.fps * self.source.fps) + self.phase) % (2 * count)
+        return min(place, 2 * count - 1 - place)
+
+
+@dataclass
+class Footage:
+    """Some frames of a video in memory, and a window moved over them."""
+
+    planes: list[tuple[torch.Tensor, torch.Tensor]]  # per frame: luma uint8 [1,1,H,W], chroma uint8 [1,2,H/2,W/2]
+    aspect: float  # width over height
+    size: tuple[int, int]  # height, width of what is rendered, pixels, even
+    _recent: tuple[int, tuple[torch.Tensor, torch.Tensor]] | None = field(default=None, init=False)
+
+    @classmethod
+    def load(cls, path: Path, first: int, stop: int, *, height: int) -> Footage:
+        """Frames `first` to `stop` - 1, in BT.601 limited range, no larger than a window of `height` pixels needs."""
+        planes = []
+        try:
+            with av.open(str(path), **ANY_TAGS) as container:
+                stream = container.streams.video[0]
+                stream.thread_type = "AUTO"
+                for number, frame in enumerate(container.decode(stream)):
+                    if number >= stop:
+                        break
+                    if number >= first:
+                        planes.append(_planes(frame, round(height / WINDOW * 1.05)))
+                        aspect = frame.width / frame.height
+        except av.error.FFmpegError as error:
+            raise SampleError(
+                f"{path}: damaged after frame {first + len(planes)} ({error.strerror}); repair it"
+            ) from None
+        if len(planes) != stop - first:
+            raise SampleError(f"{path}: frames {first} to {stop - 1} were to be played, but it ends before; repair it")
+        return cls(planes=planes, aspect=aspect, size=(height, picture_width(height, aspect)))
+
+    def render(self, number: int, pose: Pose) -> npt.NDArray[np.uint8]:
+        """The window at `pose` on frame `number`, as one yuv420p picture: uint8 [height * 3/2, width]."""
+        if self._recent is None or self._recent[0] != number:
+            luma, chroma = self.planes[number]
+            self._recent = number, (luma.float(), chroma.float())
+        height, width = self.size
+        picture = np.empty(height * width * 3 // 2, np.uint8)
+        for plane, (rows, columns), place in (
+            (self._recent[1][0], (height, width), slice(0, height * width)),
+            (self._recent[1][1], (height // 2, width // 2), slice(height * width, None)),
+        ):
+            grid = sampling_grid(pose, rows, columns, self.aspect)
+            seen = torch.nn.functional.grid_sample(plane, grid, "bilinear", "border", align_corners=False)
+            picture[place] = seen.add_(0.5).numpy().astype(np.uint8).ravel()
+        return picture.reshape(height * 3 // 2, width)
+
+
+def picture_width(height: int, aspect: float) -> int:
+    """Even width that keeps the shape of the picture."""
+    return round(height * aspect / 2) * 2
+
+
+def sampling_grid(pose: Pose, rows: int, columns: int, aspect: float) -> torch.Tensor:
+    """float32 [1, rows, columns, 2]: x, y in the picture, -1 to 1, of each pixel of the window at `pose`."""
+    x, y, zoom_out, roll = pose.tolist()
+    window = WINDOW * math.exp(zoom_out)
+    across, down = _steps(columns) * (window * aspect), _steps(rows)[:, None] * window
+    cos, sin = math.cos(roll), math.sin(roll)
+    grid = torch.empty(1, rows, columns, 2)
+    # Short vectors in numpy, pictures in torch: each is several times quicker there.
+    for axis, along, other in (
+        (0, (across * cos + x) * (2 / aspect) - 1, down * (-sin * 2 / aspect)),
+        (1, (across * sin + y) * 2 - 1, down * (cos * 2)),
+    ):
+        torch.add(torch.from_numpy(along), torch.from_numpy(other), out=grid[0, ..., axis])
+    return grid
+
+
+@functools.cache
+def _steps(count: int) -> npt.NDArray[np.float32]:
+    """Middles of `count` equal parts of -1/2 .. 1/2."""
+    return ((np.arange(count) + 0.5) / count - 0.5).astype(np.float32)
+
+
+def _planes(frame: av.VideoFrame, largest: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Luma and chroma of a frame at a height of at most `largest` pixels. Untagged colours are taken as BT.601."""
+    height = min(frame.height, largest) // 2 * 2
+    width = round(frame.width * height / frame.height / 2) * 2
+    chosen = av.video.reformatter.Interpolation
+    flags = chosen.BICUBIC | chosen.ACCURATE_RND | chosen.FULL_CHR_H_INT
+    small = frame.reformat(
+        width, height, "yuv420p", interpolation=flags, dst_colorspace="ITU601", dst_color_range="MPEG"
+    )
+    stacked = torch.from_numpy(small.to_ndarray())  # [H * 3/2, W]: luma, then both chroma planes
+    luma = stacked[:height].reshape(1, 1, height, width)
+    return luma, stacked[height:].reshape(1, 2, height // 2, width // 2)

@@ -1,0 +1,1 @@
+"""The form of a shard set: reading and writing it."""

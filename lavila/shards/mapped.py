@@ -1,0 +1,140 @@
+"""Tables that are read in place: an Arrow file beside a Parquet file, with the same rows, mapped into memory.
+
+Parquet has to be decoded as a whole; of a mapped file only those pages are read that are looked at, and all processes
+of a machine share them. Opening one costs a page for each of its batches, however many rows it has.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pyarrow.types as kinds
+
+from lavila.files import whole_path
+from lavila.shards.format import ROW_GROUP, ShardSetError, file_sha256
+
+MADE_FROM = b"sha256 of the Parquet file"  # in an Arrow file's metadata
+MADE_FROM_BYTES = b"bytes of the Parquet file"  # likewise; tells most changes without reading the file
+
+
+class Column:
+    """Values of a table's column by row, looked up when they are asked for: nothing of the size of the table is made.
+
+    A lookup takes about half a microsecond. `ChunkedArray.take` would join all batches first.
+    """
+
+    def __init__(self, table: pa.Table, name: str, *, null: Any = None) -> None:
+        """`null` is given for rows that have no value."""
+        self._values: pa.ChunkedArray = table.column(name)
+        self._null = null
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getitem__(self, row: int) -> Any:
+        value = self._values[row].as_py()
+        return self._null if value is None else value
+
+
+def mapped_path(table: Path) -> Path:
+    """The Arrow file that goes with a Parquet file."""
+    return table.with_suffix(".arrow")
+
+
+def write_mapped(table: Path, *, sort_by: str | None = None) -> None:
+    """Write the Arrow file of a Parquet file: a few thousand rows at a time, or sorted by a column, all at once."""
+    made_from = {MADE_FROM: file_sha256(table), MADE_FROM_BYTES: str(table.stat().st_size)}
+    plain = pa.ipc.IpcWriteOptions(compression=None)  # what is compressed cannot be read in place
+    with (
+        whole_path(mapped_path(table)) as temporary,
+        pq.ParquetFile(table) as source,
+        pa.OSFile(str(temporary), "wb") as sink,
+        pa.ipc.new_file(sink, source.schema_arrow.with_metadata(made_from), options=plain) as out,
+    ):
+        if sort_by is not None:
+            out.write_table(sorted_rows(read_rows(source), sort_by))
+            return
+        for batch in source.iter_batches(batch_size=ROW_GROUP):
+            out.write_batch(batch)
+
+
+def read_rows(source: pq.ParquetFile) -> pa.Table:
+    """All rows of a Parquet file. Arrow cannot read more than 2 GiB of text in lists other than in batches."""
+    return pa.Table.from_batches(source.iter_batches(batch_size=ROW_GROUP), source.schema_arrow)
+
+
+def sorted_rows(table: pa.Table, column: str) -> pa.Table:
+    """The rows in the order of a column's values, in batches. All text together may be more than 2 GiB."""
+    wide = table.cast(pa.schema([field.with_type(_wide(field.type)) for field in table.schema])).combine_chunks()
+    order = pc.sort_indices(wide.column(column))
+    pieces = (wide.take(order[first : first + ROW_GROUP]) for first in range(0, len(order), ROW_GROUP))
+    return pa.concat_tables([table.slice(0, 0), *(piece.cast(table.schema) for piece in pieces)])
+
+
+def _wide(kind: pa.DataType) -> pa.DataType:
+    """The same with 64-bit offsets, so that one array can hold all rows."""
+    if kinds.is_list(kind):
+        return pa.large_list(_wide(kind.value_type))
+    return pa.large_string() if kinds.is_string(kind) else kind
+
+
+def open_mapped(path: Path, schema: pa.Schema) -> pa.Table:
+    """An Arrow file as a table whose columns lie in the file.
+
+    Raises ShardSetError for a file that is not whole, or not of this schema.
+    """
+    try:
+        with pa.memory_map(str(path)) as source:  # the table keeps the mapping, not the descriptor
+            table = pa.ipc.open_file(source).read_all()
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise ShardSetError(f"{path}: not readable ({reason}); copy it again") from error
+    if not table.schema.equals(schema):
+        raise ShardSetError(f"{path}: not the table the manifest was written for; copy both again")
+    return table
+
+
+def check_unchanged(mapped: pa.Table, table: Path) -> None:
+    """ShardSetError where a Parquet file has another size than when its Arrow file was made: its rows would be old."""
+    recorded = (mapped.schema.metadata or {}).get(MADE_FROM_BYTES)
+    if recorded is not None and table.stat().st_size != int(recorded):
+        raise ShardSetError(
+            f"{table}: not the file that {mapped_path(table).name} was made from ({table.stat().st_size} bytes, it had "
+            f"{int(recorded)}); if it was changed on purpose, run tools/inspect_shards.py {table.parent} --add-mapped"
+        )
+
+
+def current_mapped(table: Path, schema: pa.Schema) -> pa.Table | None:
+    """The Arrow file of a Parquet file where there is one that was made from it as it is now. Hashes the Parquet file.
+
+    Raises ShardSetError as `open_mapped`.
+    """
+    path = mapped_path(table)
+    if not path.is_file():
+        return None
+    mapped = open_mapped(path, schema)
+    made_from = (mapped.schema.metadata or {}).get(MADE_FROM, b"").decode()
+    return mapped if made_from == file_sha256(table) else None
+
+
+def mapped_problem(table: Path) -> str | None:
+    """How an Arrow file differs from its Parquet file, in one line; None where both have the same rows."""
+    path = mapped_path(table)
+    try:
+        with pq.ParquetFile(table) as source:
+            mapped = open_mapped(path, source.schema_arrow)
+            mapped.validate(full=True)
+            done = 0
+            for batch in source.iter_batches(batch_size=ROW_GROUP):
+                if not pa.Table.from_batches([batch]).equals(mapped.slice(done, len(batch))):
+                    return f"{path}: rows from {done} on are not those of {table.name}; copy both again"
+                done += len(batch)
+    except ShardSetError as error:
+        return str(error)
+    except (pa.ArrowException, OSError) as error:
+        return f"{path}: cannot be compared with {table.name} ({' '.join(str(error).split())}); copy both again"
+    return None if done == mapped.num_rows else f"{path}: {mapped.num_rows} rows, {table.name} has {done}"

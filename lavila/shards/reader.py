@@ -1,0 +1,457 @@
+"""Reading a shard set: its tables, the bytes of a clip's frames, and whether the files are sound."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import resource
+import threading
+import time
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from lavila.plan.frames import chosen_frames
+from lavila.shards.chunks import ByteRange, ChunkTable
+from lavila.shards.format import (
+    ADDING,
+    CHUNKS,
+    CLIPS,
+    FORMAT,
+    QUARANTINE,
+    DamagedClip,
+    ShardFile,
+    ShardSetError,
+    file_sha256,
+    read_manifest,
+    schema_of,
+    shard_name,
+    verify_shard,
+)
+from lavila.shards.mapped import Column, check_unchanged, mapped_path, mapped_problem, open_mapped
+from lavila.shards.packets import packet_problem
+
+log = logging.getLogger(__name__)
+
+Ints = npt.NDArray[np.int64]
+Frames = npt.NDArray[np.int32]
+MAX_OPEN_TARS = 4096  # and no more than half of the descriptors that the process may have
+LONGEST_AHEAD = 32 << 20  # bytes; rows that lie further apart than that are not neighbours in a tar
+READ_PAUSES = (0.25, 1.0, 4.0, 15.0)  # seconds between the five tries to read: long enough for a server to come back
+# Waiting does not mend these.
+LASTING = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+
+
+class _OpenTar:
+    """A file descriptor that closes with its last user, so that eviction cannot pull it from under a reader."""
+
+    def __init__(self, path: Path, *, size: int | None) -> None:
+        try:
+            self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise ShardSetError(f"{path}: missing; copy it again, or make the set again") from None
+        found = os.fstat(self.descriptor).st_size
+        if size is not None and found != size:
+            raise ShardSetError(f"{path}: {found} bytes, should be {size}; copy the file again")
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
+def _read_all(descriptor: int, offset: int, size: int) -> bytes:
+    """Fewer than `size` bytes only where the file ends: a single call may give less than there is."""
+    pieces: list[bytes] = []
+    got = 0
+    while got < size and (piece := os.pread(descriptor, size - got, offset + got)):
+        pieces.append(piece)
+        got += len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+class ShardSet:
+    """A whole shard set, opened for reading. Safe to use from many threads; pickles as its path."""
+
+    path: Path
+    manifest: dict[str, Any]
+    clips: pa.Table  # columns as in CLIPS_SCHEMA, one row per clip; without checksums in sets of format 2
+    chunks: pa.Table | None  # columns as in CHUNKS_SCHEMA, likewise; None in layout "clips"
+    quarantine: dict[str, str]  # clip_id -> why the clip is left out of training and evaluation
+
+    def __init__(self, path: Path, manifest: dict[str, Any], clips: pa.Table, chunks: pa.Table | None) -> None:
+        self.path, self.manifest, self.clips, self.chunks = path, manifest, clips, chunks
+        self.quarantine = read_quarantine(path)
+        self._shard, self._offset, self._size = (Column(clips, name) for name in ("shard", "offset", "size"))
+        self._first, self._count = Column(clips, "first_frame"), Column(clips, "num_frames")
+        self._after = Column(clips, "frames_after")
+        self._height, self._width = Column(clips, "height"), Column(clips, "width")
+        self._crc32 = Column(clips, "crc32") if self.has_checksums else None
+        self._chunk_table = None if chunks is None else ChunkTable(chunks)
+        self._chunk = None if chunks is None else Column(clips, "chunk", null=-1)
+        self._tar_bytes: dict[str, int] = {entry["name"]: entry["bytes"] for entry in manifest["shards"]}
+        self._open: OrderedDict[int, _OpenTar] = OrderedDict()
+        self._opening: dict[int, Future[_OpenTar]] = {}  # by one reader each; others who want the same tar wait for it
+        self._failing: set[int] = set()  # tars whose last read failed: one line in the log for all their readers
+        allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # infinity is -1
+        self._most_open = MAX_OPEN_TARS if allowed < 0 else max(1, min(MAX_OPEN_TARS, allowed // 2))
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return int(self.clips.num_rows)
+
+    def __reduce__(self) -> tuple[Callable[[Path], ShardSet], tuple[Path]]:
+        return open_shard_set, (self.path,)
+
+    @property
+    def codec(self) -> str:
+        """vp9, h264, hevc or av1."""
+        return str(self.manifest["encoder"]["codec"])
+
+    @property
+    def has_checksums(self) -> bool:
+        """Whether the tables have a checksum of all that is read; those of format 2 have none."""
+        return bool(self.manifest["format"] >= FORMAT)
+
+    @property
+    def classes(self) -> dict[str, list[str]]:
+        """Kind of label ("verb", "noun", "action", "labels") -> name of each class, by class index."""
+        return dict(self.manifest["classes"])
+
+    @property
+    def shards(self) -> list[ShardFile]:
+        """The tars, as the manifest lists them."""
+        return [ShardFile(**entry) for entry in self.manifest["shards"]]
+
+    @property
+    def stored_bytes(self) -> int:
+        """Of all tars."""
+        return sum(self._tar_bytes.values())
+
+    def quarantined_rows(self) -> Ints:
+        """Rows of `clips` that are in quarantine, ascending. Reads all clip ids where there is a quarantine."""
+        if not self.quarantine:
+            return np.zeros(0, np.int64)
+        bad = pc.is_in(self.clips.column("clip_id"), pa.array(self.quarantine, pa.string()))
+        return np.flatnonzero(np.asarray(bad)).astype(np.int64)
+
+    def usable_rows(self) -> Ints:
+        """Rows of `clips` that are not in quarantine, ascending."""
+        return np.delete(np.arange(len(self), dtype=np.int64), self.quarantined_rows())
+
+    def table(self, name: str) -> pa.Table:
+        """A further table of the annotations, such as "sentences" or "questions"."""
+        if f"{name}.parquet" not in self.manifest["tables"]:
+            known = ", ".join(Path(file).stem for file in self.manifest["tables"])
+            raise ShardSetError(f"{self.path}: holds no table {name!r}; it has {known}")
+        return pq.read_table(self.path / f"{name}.parquet")
+
+    def read_video(self, row: int) -> bytes:
+        """An mp4 file that holds the clip in `row` of `clips` (0-based), as stored.
+
+        In layout "clips" the whole file, with margins; in layout "chunks" the groups of pictures that the clip lies in.
+
+        Raises as `read_frames` does.
+        """
+        self._check_row(row)
+        if self._chunk_table is None:
+            data = self._read(row, self._shard[row], self._offset[row], self._size[row])
+            self._check_clip(row, data)
+            return data
+        return self.read_frames(row, np.arange(self._count[row], dtype=np.int32))[0]
+
+    def read_frames(self, row: int, frames: Sequence[int] | Frames) -> tuple[bytes, Frames]:
+        """An mp4 file that holds some frames of a clip, and their numbers in it.
+
+        Args:
+            row: of `clips`, 0-based.
+            frames: ascending, distinct, 0-based from the start of the clip; up to `frames_after` past its end.
+
+        Returns:
+            bytes and int32 frame numbers, as many as `frames`.
+
+        Raises:
+            DamagedClip: bytes that are not those that were stored, by their checksum; where the set has none, by the
+                packets that a demuxer finds.
+            ShardSetError: frames that are not stored; a tar that is too short, or cannot be read for READ_PAUSES long.
+        """
+        self._check_row(row)
+        wanted = np.asarray(frames, np.int32)
+        last = self._count[row] + self._after[row] - 1
+        if len(wanted) and not 0 <= wanted[0] <= wanted[-1] <= last:
+            raise ShardSetError(f"{self.path}: frames {wanted[0]} to {wanted[-1]} of row {row}, which has 0 to {last}")
+        if self.manifest.get("frames_for"):
+            return self.read_video(row), self._places_of_chosen(row, wanted)
+        wanted = (wanted + self._first[row]).astype(np.int32)
+        if self._chunk_table is None or self._chunk is None:
+            return self.read_video(row), wanted
+        pieces, numbers = self._chunk_table.ranges(self._chunk[row], wanted)
+        data = b"".join(self._read_piece(row, piece) for piece in pieces)
+        if not self.has_checksums:
+            chunk, frames_read = self._chunk[row], sum(piece.frames for piece in pieces)
+            shape = {"height": self._chunk_table.height[chunk], "width": self._chunk_table.width[chunk]}
+            self._check_packets(row, data, frames=frames_read, **shape)
+        return data, numbers.astype(np.int32)
+
+    def read_ahead(self, first: int, last: int) -> None:
+        """Have the system read what lies between two rows' videos, both included, into its cache. Does not wait.
+
+        For rows that are stored one after another, as those of a training set are; others are left alone.
+        """
+        tars = range(self._shard[first], self._shard[last] + 1)
+        stop = self._offset[last] + self._size[last]
+        for number in tars if len(tars) <= 2 else ():
+            tar = self._tar(number)
+            begin = self._offset[first] if number == tars[0] else 0
+            end = stop if number == tars[-1] else os.fstat(tar.descriptor).st_size
+            if 0 < end - begin <= LONGEST_AHEAD:
+                os.posix_fadvise(tar.descriptor, begin, end - begin, os.POSIX_FADV_WILLNEED)
+
+    def _places_of_chosen(self, row: int, wanted: Frames) -> Frames:
+        """Where frames lie in a set made with --frames-for, which holds only those of one protocol."""
+        stored = stored_of_protocol(self.clips.slice(row, 1).to_pylist()[0], self.manifest)
+        places = np.searchsorted(stored, wanted)
+        if not np.isin(wanted, stored).all():
+            raise ShardSetError(
+                f"{self.path}: holds only the frames of {self.manifest['frames_for']}, and others are asked for; "
+                "evaluate with those settings, or use a shard set made without --frames-for"
+            )
+        return places.astype(np.int32)
+
+    def _check_row(self, row: int) -> None:
+        if not 0 <= row < len(self):
+            raise ShardSetError(
+                f"{self.path}: row {row} of a set of {len(self)} clips; allowed are 0 to {len(self) - 1}"
+            )
+
+    def _read_piece(self, row: int, piece: ByteRange) -> bytes:
+        table = self._chunk_table
+        assert table is not None
+        number, offset = table.shard[piece.chunk], table.offset[piece.chunk]
+        data = self._read(row, number, offset + piece.start, piece.stop - piece.start)
+        damaged = table.damaged(piece, data)
+        if damaged is not None:
+            raise DamagedClip(wrong_checksum(number, offset + damaged[0], damaged[1] - damaged[0]))
+        return data
+
+    def _check_clip(self, row: int, data: bytes) -> None:
+        """DamagedClip where the mp4 of a row of layout "clips" is not the one that was stored."""
+        if self._crc32 is None:
+            stored = self._first[row] + self._count[row] + self._after[row]
+            if self.manifest.get("frames_for"):
+                stored = len(stored_of_protocol(self.clips.slice(row, 1).to_pylist()[0], self.manifest))
+            self._check_packets(row, data, frames=stored, height=self._height[row], width=self._width[row])
+        elif zlib.crc32(data) != self._crc32[row]:
+            raise DamagedClip(wrong_checksum(self._shard[row], self._offset[row], len(data)))
+
+    def _check_packets(self, row: int, data: bytes, *, frames: int, height: int, width: int) -> None:
+        problem = packet_problem(data, frames=frames, height=height, width=width)
+        if problem is not None:
+            raise DamagedClip(f"damaged in {shard_name(self._shard[row])}: {problem}; copy the tar again")
+
+    def _read(self, row: int, number: int, offset: int, size: int) -> bytes:
+        data = self._bytes(number, offset, size)
+        if len(data) != size:
+            raise ShardSetError(
+                f"{self.path / shard_name(number)}: ends before the clip in row {row} "
+                f"({size} bytes from {offset}); copy the file again"
+            )
+        return data
+
+    def _bytes(self, number: int, offset: int, size: int) -> bytes:
+        """Of a tar; fewer than `size` where it ends. Tries again, with the file opened anew, while storage fails."""
+        path = self.path / shard_name(number)
+        for pause in (*READ_PAUSES, None):
+            tar = None
+            try:
+                tar = self._tar(number)  # held until it has been read from, so that eviction cannot close it
+                data = _read_all(tar.descriptor, offset, size)
+            except OSError as error:
+                with self._lock:
+                    if self._open.get(number) is tar:
+                        self._open.pop(number, None)
+                    known = number in self._failing
+                    self._failing.add(number)
+                lasting = error.errno in LASTING
+                if pause is None or lasting:
+                    tried = "" if lasting else f", tried {len(READ_PAUSES) + 1} times in {sum(READ_PAUSES):g} s"
+                    raise ShardSetError(
+                        f"{path}: cannot be read ({error.strerror}{tried}); see whether its storage can be reached and "
+                        "the file may be read, then start again"
+                    ) from error
+                if not known:
+                    log.warning("%s: %s; trying again for %g s", path, error.strerror, sum(READ_PAUSES))
+                time.sleep(pause)
+            else:
+                self._failing.discard(number)
+                return data
+        raise AssertionError("the last try returns or raises")
+
+    def _tar(self, number: int) -> _OpenTar:
+        """Opens it if need be. Network storage may take long over that: only those who want this tar wait for it."""
+        with self._lock:
+            if number in self._open:
+                self._open.move_to_end(number)
+                return self._open[number]
+            opening, mine = self._opening.get(number), Future[_OpenTar]()
+            if opening is None:
+                self._opening[number] = mine
+        if opening is not None:
+            return opening.result()
+        name = shard_name(number)
+        evicted = None  # closed outside the lock
+        try:
+            tar = _OpenTar(self.path / name, size=self._tar_bytes.get(name))
+        except BaseException as error:
+            with self._lock:
+                del self._opening[number]
+            mine.set_exception(error)
+            raise
+        with self._lock:
+            del self._opening[number]
+            self._open[number] = tar
+            if len(self._open) > self._most_open:
+                evicted = self._open.popitem(last=False)
+        mine.set_result(tar)
+        del evicted
+        return tar
+
+    def verify(self, *, full: bool = False) -> list[str]:
+        """What is wrong with the files, one line each; empty = nothing. `full` reads every byte and compares hashes.
+
+        Opening a set looks for its files by name only, and a tar's size is compared when it is first read from: ten
+        thousand questions to network storage take longer than all else. Here all are compared.
+        """
+        problems = []
+        for shard in self.shards:
+            try:
+                verify_shard(self.path, shard, full=full)
+            except ShardSetError as error:
+                problems.append(str(error))
+        return problems + (table_problems(self) if full else [])
+
+
+def wrong_checksum(tar: int, start: int, size: int) -> str:
+    """The reason of a clip whose `size` bytes from `start` of a tar are not those that were stored."""
+    return (
+        f"damaged on the disk: {size} bytes from {start} of {shard_name(tar)} do not have the checksum on record; "
+        "copy the tar again"
+    )
+
+
+def table_problems(shard_set: ShardSet) -> list[str]:
+    """Tables that are not those the manifest was written for, one line each. Reads them all."""
+    folder, manifest = shard_set.path, shard_set.manifest
+    mapped = manifest.get("mapped", {})
+    problems = [
+        f"{folder / name}: SHA-256 is not the manifest's; copy the file again"
+        for name, recorded in {**manifest["tables"], **mapped}.items()
+        if file_sha256(folder / name) != recorded
+    ]
+    pairs = [folder / name for name in manifest["tables"] if mapped_path(folder / name).name in mapped]
+    return problems + [problem for problem in map(mapped_problem, pairs) if problem is not None]
+
+
+def stored_of_protocol(row: Mapping[str, Any], manifest: Mapping[str, Any]) -> Frames:
+    """The frames of a clip, a row of clips.parquet, that a set made with --frames-for holds: ascending, 0-based."""
+    return chosen_frames(
+        manifest["frames_for"],
+        manifest.get("span_rule", "edges"),
+        stored=row["num_frames"],
+        after=row["frames_after"],
+        fps=row["fps"],
+        seconds=row["stop_second"] - row["start_second"],
+    )
+
+
+def read_quarantine(folder: Path) -> dict[str, str]:
+    """clip_id -> reason, from quarantine.jsonl; empty where there is none. ShardSetError names a line that is wrong."""
+    path = folder / QUARANTINE
+    if not path.is_file():
+        return {}
+    found: dict[str, str] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            entry = json.loads(line)
+            found[str(entry["clip_id"])] = str(entry["reason"])
+        except (ValueError, KeyError, TypeError):
+            raise ShardSetError(
+                f"{path}, line {number}: not {{clip_id, shard, reason}}; run tools/inspect_shards.py --verify again"
+            ) from None
+    return found
+
+
+def open_shard_set(folder: Path | str) -> ShardSet:
+    """Open a folder that tools/shard_videos.py made.
+
+    Reads the manifest and maps the table of clips, of which nothing is read yet, and looks whether every file is there;
+    `ShardSet.verify` compares sizes, or all bytes. Raises ShardSetError for anything but a whole set of this format
+    version.
+    """
+    path = Path(folder)
+    manifest = read_manifest(path)
+    there = {entry.name for entry in os.scandir(path)}
+    if ADDING in there:
+        raise ShardSetError(
+            f"{path}: checksums are being added to its tables, or that was interrupted; unless it is at work now, run "
+            f"tools/inspect_shards.py {path} --add-checksums again"
+        )
+    tars = (entry["name"] for entry in manifest["shards"])
+    files = (name for tar in tars for name in (tar, f"{tar.removesuffix('.tar')}.idx"))
+    for name in (*manifest["tables"], *manifest.get("mapped", ()), *files):
+        if name not in there:
+            raise ShardSetError(f"{path / name}: missing; copy it again, or make the set again")
+    clips = _open_table(path, CLIPS, manifest)
+    chunks = _open_table(path, CHUNKS, manifest) if manifest.get("layout") == "chunks" else None
+    if clips.num_rows != manifest["clips"]:
+        raise ShardSetError(
+            f"{path}: table of {clips.num_rows} clips, its manifest says {manifest['clips']}; "
+            "not the table the manifest was written for; copy both again"
+        )
+    if manifest["format"] < FORMAT:
+        log.info(
+            "%s: has no checksums, so the packets of each clip are counted when it is read, which takes milliseconds; "
+            "tools/inspect_shards.py %s --add-checksums adds them",
+            path,
+            path,
+        )
+    return ShardSet(path, manifest, clips, chunks)
+
+
+def _open_table(folder: Path, name: str, manifest: Mapping[str, Any]) -> pa.Table:
+    schema = schema_of(name, manifest["format"])
+    mapped = mapped_path(folder / name)
+    if mapped.name in manifest.get("mapped", ()):
+        found = open_mapped(mapped, schema)
+        check_unchanged(found, folder / name)
+        return found
+    log.info(
+        "%s: has no %s, so each process reads all of %s into memory; tools/inspect_shards.py %s --add-mapped adds it",
+        folder,
+        mapped.name,
+        name,
+        folder,
+    )
+    return _read_table(folder / name, schema)
+
+
+def _read_table(path: Path, schema: pa.Schema) -> pa.Table:
+    if not path.is_file():
+        raise ShardSetError(f"{path}: missing; copy it again, or make the set again")
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ShardSetError(f"{path}: not readable ({error}); copy it again") from error
+    if table.schema.names != schema.names:
+        raise ShardSetError(f"{path}: not the table the manifest was written for; copy both again")
+    return table
