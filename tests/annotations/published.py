@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.golden import golden_json
+from tests.golden_files import golden_json
 
 GOLDEN: dict[str, Any] = golden_json("sampling_annotations")["annotation_parsing"]
 COLUMNS: list[str] = GOLDEN["ek100"]["columns"]

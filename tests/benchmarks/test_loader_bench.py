@@ -15,25 +15,24 @@ import numpy as np
 import pytest
 import torch
 
-from lavila.ingest.encode import EncodeSettings, Interval, encode_clip
-from lavila.shards.reader import ShardSet
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-from benchmarks import common  # noqa: E402
+from benchmarks import common
 from benchmarks.loader import (
     report,
     rows,
     sides,
 )
-from benchmarks.loader import run as benchmark  # noqa: E402
-from benchmarks.loader.footage import FILM, VIDEOS, Material, video_path  # noqa: E402
-from benchmarks.loader.limits import decode_needed  # noqa: E402
-from benchmarks.loader.peers import decord_chunks, pyav_clips, torchcodec_clips, webdataset_clips  # noqa: E402
-from benchmarks.loader.peers.common import Job  # noqa: E402
+from benchmarks.loader import run as benchmark
+from benchmarks.loader.footage import FILM, VIDEOS, Material, video_path
+from benchmarks.loader.limits import decode_needed
+from benchmarks.loader.peers import decord_chunks, pyav_clips, torchcodec_clips, webdataset_clips
+from benchmarks.loader.peers.common import Job
+from lavila.ingest.encode import EncodeSettings, Interval, encode_clip
+from lavila.shards.reader import ShardSet
+
+ROOT = Path(__file__).resolve().parents[2]
 
 LEVELS = max(rows.PICTURES.std)  # of 0..255 that one unit of a normalised picture is
-SAME = 0.255  # levels; as in tests/data_path/test_pictures.py, where it is explained
+SAME = 0.255  # levels; as in tests/data/test_pictures.py, where it is explained
 CODED_TWICE = 6.0  # levels, mean: the same frames, resized and coded by others
 
 

@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
-import pytest
+from benchmarks import model as bench
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def bench() -> ModuleType:
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        spec = importlib.util.spec_from_file_location("model_bench", ROOT / "benchmarks/model.py")
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["model_bench"] = module
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.pop(0)
-    return module
 
 
 def test_a_dry_run_measures_equal_sides_and_writes_nothing() -> None:
@@ -42,7 +26,7 @@ def test_a_dry_run_measures_equal_sides_and_writes_nothing() -> None:
     assert results.read_bytes() == before
 
 
-def test_the_table_says_which_part_of_a_model_was_timed(bench: ModuleType) -> None:
+def test_the_table_says_which_part_of_a_model_was_timed() -> None:
     row = {"model": "L", "batch": 1, "frames": 16, "depth": 4, "step": "forward", "precision": "fp32", "threads": 1}
     row |= {"checkpointing": False, "compiled": True, "machine": {}}
     row |= dict.fromkeys(("time_ratio", "limit_ratio", "peak_ratio", "peak_ratio_with_weights"), 0.5)

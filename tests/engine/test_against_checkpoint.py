@@ -21,8 +21,8 @@ from lavila.config.schema import ConfigError, RunConfig
 from lavila.engine import build, evaluator, trainer
 from lavila.shards.reader import ShardSet, open_shard_set
 from lavila.tasks import TaskError
+from tests.checkpoints.published_files import published_state, tiny, write
 from tests.engine.test_runs import config_file
-from tests.models.published_files import published_state, tiny, write
 
 MEAN, STD = [100.0, 110.0, 120.0], [50.0, 60.0, 70.0]
 

@@ -14,7 +14,7 @@ from lavila.config.schema import MultiplierScope, OptimConfig, Optimizer, Schedu
 from lavila.engine.optim import LearningRate, build_optimizer, cosine_schedule, parameter_groups
 from lavila.models.classifier import VideoClassifier
 from lavila.models.timesformer import TimeSformer, TimeSformerConfig
-from tests.golden import golden_json
+from tests.golden_files import golden_json
 
 GOLDEN = golden_json("scheduler")
 

@@ -15,7 +15,7 @@ from lavila.engine.distributed import Process
 from lavila.plan.plans import Ranks
 from lavila.report.files import read_metrics
 from lavila.shards.reader import ShardSet
-from tests.data_path.test_loader import damaged, training
+from tests.data.test_loader import damaged, training
 from tests.engine.test_runs import ENVIRONMENT, ROOT, config_file
 
 Ended = list[dict[str, str]]

@@ -22,7 +22,7 @@ from lavila.engine.trainer import TrainingError, train
 from lavila.report.files import read_metrics
 from lavila.shards.reader import ShardSet
 from lavila.tasks import TaskError
-from tests.data_path.test_loader import damaged
+from tests.data.test_loader import damaged
 from tests.engine.interrupted import clips_seen, train_until
 from tests.engine.test_runs import config_file
 

@@ -29,8 +29,8 @@ from lavila.report.compose import _view_strip
 from lavila.report.files import read_metrics, read_stages
 from lavila.shards.reader import ShardSet
 from lavila.tasks import Predictions, Scores
-from tests.data_path.test_loader import damaged
-from tests.models.published_files import published_state, tiny, write
+from tests.checkpoints.published_files import published_state, tiny, write
+from tests.data.test_loader import damaged
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -20,7 +20,7 @@ from lavila.engine.evaluator import evaluate
 from lavila.engine.trainer import train
 from lavila.models.timesformer import TimeSformer, TimeSformerConfig
 from lavila.shards.reader import ShardSet
-from tests.data_path.test_loader import damaged, training, viewing
+from tests.data.test_loader import damaged, training, viewing
 from tests.engine.test_runs import config_file
 
 pytestmark = pytest.mark.gpu

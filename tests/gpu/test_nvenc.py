@@ -1,5 +1,5 @@
 """NVENC: clips and chunks coded on a GPU. Not run yet on one, for want of such a GPU; that the encoders know
-their options is tested without (tests/data_path/test_encode_pictures.py).
+their options is tested without (tests/ingest/test_encode_pictures.py).
 
 H100 and A100 have no NVENC; a test is skipped where the GPU at hand cannot code.
 """

@@ -16,7 +16,7 @@ from lavila.metrics.classification import (
     mean_class_accuracy,
     topk_accuracy,
 )
-from tests.golden import GOLDEN, golden_json
+from tests.golden_files import GOLDEN, golden_json
 
 TENSORS = load_file(GOLDEN / "metrics_classification.safetensors")
 FIGURES = golden_json("metrics_classification")

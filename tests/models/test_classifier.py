@@ -1,4 +1,4 @@
-"""Classifiers against the reference's logits (tests/data/golden/models/video_classifiers.*)."""
+"""Classifiers against the reference's logits (tests/golden/models/video_classifiers.*)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from lavila.models.classifier import VideoClassifier
 from lavila.models.timesformer import TimeSformer, TimeSformerConfig
-from tests.golden import GOLDEN
+from tests.golden_files import GOLDEN
 
 TINY = TimeSformerConfig(image_size=32, patch_size=8, width=48, depth=3, heads=4, num_frames=4)
 

@@ -1,4 +1,4 @@
-"""Dual encoders against figures of the reference (tests/data/golden/models/clip_*), and what they promise beyond them.
+"""Dual encoders against figures of the reference (tests/golden/models/clip_*), and what they promise beyond them.
 
 Tolerances: largest difference over largest value. The golden float32 outputs are themselves 4e-7 away from float64.
 """
@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from lavila.models.dual_encoder import ClipDualEncoder, DistilBertDualEncoder, DualEncoder, Projection
 from lavila.models.text_tower import ClipTextConfig, DistilBertTextConfig
 from lavila.models.timesformer import TimeSformer, TimeSformerConfig
-from tests.golden import GOLDEN, golden_json
+from tests.golden_files import GOLDEN, golden_json
 from tests.models.golden_towers import difference, tower_config
 
 CASES = ("clip_dual_encoder", "clip_hf_default", "clip_hf_frozen_in_time")

@@ -21,7 +21,7 @@ from lavila.models.generation import (
     sample,
 )
 from lavila.models.generation import score as score_texts
-from tests.golden import GOLDEN, golden_json
+from tests.golden_files import GOLDEN, golden_json
 
 TIED_ROW = 5  # logits with equals: which of them a nucleus cuts off depends on how the reference's sort left them
 VOCABULARY, END = 12, 11

@@ -1,4 +1,4 @@
-"""Narrators against figures of the reference (tests/data/golden/models), and what they promise beyond them.
+"""Narrators against figures of the reference (tests/golden/models), and what they promise beyond them.
 
 Tolerances: largest difference over largest value. The golden float32 outputs are themselves 1e-6 away from float64.
 """
@@ -18,7 +18,7 @@ from lavila.models.gated_gpt2 import GatedGpt2Config
 from lavila.models.generation import Narrations
 from lavila.models.narrator import CONSTANT_BUFFERS, Narrator
 from lavila.models.timesformer import TimeSformer, TimeSformerConfig
-from tests.golden import GOLDEN, golden_json
+from tests.golden_files import GOLDEN, golden_json
 from tests.models.golden_towers import difference, tower_config
 
 CASES = ("vclm_freq1", "vclm_freq1_ungated", "vclm_freq2", "vclm_freq3")

@@ -1,4 +1,4 @@
-"""TimeSformer against figures of the reference (tests/data/golden/models), and what it promises beyond them.
+"""TimeSformer against figures of the reference (tests/golden/models), and what it promises beyond them.
 
 Tolerances: largest difference over largest value. The golden float32 outputs are themselves 1e-6 away from float64.
 """
@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lavila.models.timesformer import Block, TimeSformer, TimeSformerConfig
-from tests.golden import GOLDEN, golden_json
+from tests.golden_files import GOLDEN, golden_json
 from tests.models.golden_towers import difference, tower_config
 
 CASES = ("stt_clip_style", "stt_frozen_in_time", "stt_frozen_in_time_gated")

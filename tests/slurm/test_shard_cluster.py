@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.test_cluster import Cluster, cluster
+from tests.slurm.test_arrays import Cluster, cluster
 from tests.tools.test_shard_videos import contents, csv_line, lines, reference, run, videos, write_annotations
 
 __all__ = ["cluster", "reference", "videos"]  # fixtures

@@ -17,9 +17,9 @@ from PIL import Image
 from lavila.inspection.facts import amount, duration, failure_groups
 from lavila.inspection.preview import BOX, CARD, FRAMES, chosen_rows, label_text, letterboxed, one_line, sheet_size
 from lavila.shards.reader import ShardSet, open_shard_set
-from tests.data_path import test_verify
-from tests.data_path.test_verify import break_frame, renew_hashes, write_chunks, write_clips
-from tests.older_sets import as_format_2
+from tests.inspection import test_verify
+from tests.inspection.test_verify import break_frame, renew_hashes, write_chunks, write_clips
+from tests.shards.older_sets import as_format_2
 
 TOOL = Path(__file__).parents[2] / "tools" / "inspect_shards.py"
 encoded = test_verify.encoded  # the fixture

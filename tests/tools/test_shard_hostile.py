@@ -11,8 +11,8 @@ import subprocess
 from pathlib import Path
 
 from lavila.shards.reader import open_shard_set
-from tests.data_path.test_encode_fuzz import SEEDS, write_mutant
 from tests.footage import write_numbered_video
+from tests.ingest.test_encode_fuzz import SEEDS, write_mutant
 from tests.tools.test_shard_videos import command, csv_line, write_annotations
 
 COUNT = int(os.environ.get("LAVILA_FUZZ", "150"))

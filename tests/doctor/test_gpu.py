@@ -1,0 +1,262 @@
+"""tools/doctor.py on machines with GPUs that are not here: driver, GPU, container, NVDEC, versions."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from lavila.doctor.examine import Doctor
+from lavila.doctor.findings import Finding, Ran, TorchFacts, exit_status
+from lavila.doctor.nvdec import DecodeCaps, DriverError, decode_caps, driver_cuda
+from lavila.doctor.versions import check_versions
+from tests.doctor.fakes import A100, A100_CODECS, H100_OLD, Fake, FakeCuda, FakeCuvid, hanging
+
+
+class Vp9Shards:
+    codec = "vp9"
+
+
+class Av1Shards:
+    codec = "av1"
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> Fake:
+    return Fake(tmp_path)
+
+
+def examined(fake: Fake, shards: object = None) -> dict[str, Finding]:
+    doctor = Doctor(fake.machine(), quick=True)
+    doctor.gpu_checks(shards)
+    return {one.name: one for one in doctor.findings}
+
+
+def statuses(found: dict[str, Finding]) -> dict[str, str]:
+    return {name: one.status for name, one in found.items()}
+
+
+def test_an_a100_that_works(fake: Fake) -> None:
+    fake.gpu(A100 * 2, cuda=13000, codecs=A100_CODECS, usable=2)
+    found = examined(fake, Vp9Shards())
+    assert set(statuses(found).values()) == {"ok"}
+    assert "580.65.06" in found["driver"].found and "13.0" in found["driver"].found
+    assert "2 x NVIDIA A100-SXM4-80GB, 80 GiB each" in found["gpu"].found
+    assert "av1 not decoded" in found["nvdec"].found and "vp9 by 5 engine(s), up to 8192x8192" in found["nvdec"].found
+    assert found["nvdec"].facts["av1"] == {"supported": False, "engines": 0, "max_width": 0, "max_height": 0}
+    assert not any(one.fix for one in found.values())
+    cuda = fake.libraries["libcuda.so.1"]
+    assert (cuda.current, cuda.retained) == (0, 0)  # the context was given back
+
+
+def test_av1_shards_on_an_a100_are_broken(fake: Fake) -> None:
+    fake.gpu(A100, cuda=13000, codecs=A100_CODECS)
+    found = examined(fake, Av1Shards())["nvdec"]
+    assert found.status == "broken" and "the shards hold av1, which this GPU does not decode" in found.found
+    assert "data.decoder=host" in found.fix[0] and "--codec h264" in found.fix[1]
+
+
+def test_an_h100_whose_driver_is_too_old_for_cuda_13(fake: Fake) -> None:
+    fake.gpu(H100_OLD, cuda=12040, codecs=A100_CODECS, usable=0)
+    found = examined(fake)
+    assert found["driver"].status == "broken"
+    assert (
+        "550.54.15, runs CUDA up to 12.4; PyTorch is built for CUDA 13.0: driver 580 or newer" in found["driver"].found
+    )
+    assert "driver 580" in found["driver"].fix[0] and "nvidia-dali-cuda120" in found["driver"].fix[1]
+    assert found["gpu"].status == "broken" and found["versions"].status == "ok"
+
+
+def test_builds_for_cuda_12_fit_that_driver(fake: Fake) -> None:
+    fake.gpu(H100_OLD, cuda=12040, codecs=A100_CODECS)
+    fake.torch = TorchFacts(cuda="12.6", devices=1)
+    fake.packages["nvidia-dali-cuda120"] = fake.packages.pop("nvidia-dali-cuda130")
+    assert set(statuses(examined(fake)).values()) == {"ok"}
+
+
+def test_a_container_without_video(fake: Fake) -> None:
+    fake.gpu(A100, cuda=13000, codecs=None)
+    fake.file(".dockerenv")
+    fake.environ["NVIDIA_DRIVER_CAPABILITIES"] = "compute,utility"
+    found = examined(fake)
+    assert statuses(found) == {"driver": "ok", "gpu": "ok", "versions": "ok", "container": "broken", "nvdec": "broken"}
+    assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility lacks video" in found["container"].found
+    assert "-e NVIDIA_DRIVER_CAPABILITIES=compute,video,utility" in found["container"].fix[0]
+    assert found["nvdec"].fix[0] == found["container"].fix[0] and "data.decoder=host" in found["nvdec"].fix[1]
+
+
+@pytest.mark.parametrize("given", ["all", "compute,video,utility", "video,compute,utility,graphics"])
+def test_a_container_with_all_it_needs(fake: Fake, given: str) -> None:
+    fake.gpu(A100, cuda=13000, codecs=A100_CODECS)
+    fake.file("run/.containerenv")
+    fake.environ["NVIDIA_DRIVER_CAPABILITIES"] = given
+    assert examined(fake)["container"].status == "ok"
+
+
+def test_a_variable_without_video_whose_library_is_there_all_the_same(fake: Fake) -> None:
+    fake.gpu(A100, cuda=13000, codecs=A100_CODECS)
+    fake.environ["NVIDIA_DRIVER_CAPABILITIES"] = "compute"
+    found = examined(fake)
+    assert found["container"].status == "note" and "lacks video, utility" in found["container"].found
+    assert found["nvdec"].status == "ok"
+
+
+def test_no_gpu_at_all_is_missing_and_not_broken(fake: Fake) -> None:
+    found = examined(fake)
+    assert statuses(found) == {
+        "driver": "missing", "gpu": "missing", "versions": "ok", "container": "ok", "nvdec": "missing",
+    }  # fmt: skip
+    assert exit_status(list(found.values())) == 0
+
+
+def test_a_login_node_tells_how_to_get_to_a_gpu(fake: Fake) -> None:
+    fake.commands["sinfo"] = Ran(status=0, out="slurm 24.05.1\n")
+    assert "srun --gres=gpu:1" in examined(fake)["driver"].fix[0]
+
+
+def test_devices_without_a_driver_library(fake: Fake) -> None:
+    fake.file("dev/nvidia0")
+    found = examined(fake)["driver"]
+    assert found.status == "broken" and "--nv" in found.fix[1]
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "cure"),
+    [
+        (18, "Failed to initialize NVML: Driver/library version mismatch\nNVML library version: 580.65\n", "reboot"),
+        (255, "Failed to initialize NVML: Unknown Error\n", "start it again"),
+        (9, "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. Make sure that the latest "
+            "NVIDIA driver is installed and running.\n\n", "another node"),
+    ],
+)  # fmt: skip
+def test_what_nvidia_smi_complains_of(fake: Fake, status: int, said: str, cure: str) -> None:
+    fake.commands["nvidia-smi"] = Ran(status=status, out=said)
+    found = examined(fake)["driver"]
+    assert found.status == "broken" and said.splitlines()[0] in found.found and cure in found.fix[0]
+
+
+def test_a_driver_that_gives_no_devices(fake: Fake) -> None:
+    fake.commands["nvidia-smi"] = Ran(status=6, out="No devices were found\n")
+    fake.file(
+        "proc/driver/nvidia/version", "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release\n"
+    )
+    fake.libraries["libcuda.so.1"] = FakeCuda()
+    found = examined(fake)
+    assert found["driver"].status == "ok" and "580.65.06" in found["driver"].found
+    assert found["gpu"].status == "missing" and "--gres=gpu:1" in found["gpu"].fix[0]
+
+
+def test_nvidia_smi_that_hangs_stops_nothing_else(fake: Fake) -> None:
+    fake.commands["nvidia-smi"] = hanging("nvidia-smi")
+    found = examined(fake)
+    assert found["driver"].status == "broken" and "nvidia-smi did not answer within 30 s" in found["driver"].found
+    assert found["versions"].status == "ok" and len(found) == 5
+
+
+def test_nvidia_smi_that_prints_nonsense_is_a_finding(fake: Fake) -> None:
+    fake.commands["nvidia-smi"] = Ran(status=0, out="what?\n")
+    found = examined(fake)["driver"]
+    assert found.status == "broken" and "the check failed: ValueError" in found.found
+
+
+@pytest.mark.parametrize(
+    ("visible", "cuda", "word"),
+    [("", "13.0", "unset CUDA_VISIBLE_DEVICES"), (None, None, "whl/cu130"), ("0", "13.0", "torch.cuda.init()")],
+)
+def test_a_gpu_that_pytorch_cannot_use(fake: Fake, visible: str | None, cuda: str | None, word: str) -> None:
+    fake.gpu(A100, cuda=13000, codecs=A100_CODECS)
+    fake.torch = TorchFacts(cuda=cuda, devices=0)
+    if visible is not None:
+        fake.environ["CUDA_VISIBLE_DEVICES"] = visible
+    found = examined(fake)["gpu"]
+    assert found.status == "broken" and word in found.fix[0]
+
+
+def test_fewer_gpus_for_pytorch_than_there_are(fake: Fake) -> None:
+    fake.gpu(A100 * 4, cuda=13000, codecs=A100_CODECS, usable=1)
+    found = examined(fake)["gpu"]
+    assert found.status == "note" and "PyTorch may use 1 of them" in found.found
+
+
+@pytest.mark.parametrize(
+    ("changes", "found", "cure"),
+    [
+        ({"nvidia-dali": "1.0"}, "placeholder, not DALI", "pip uninstall -y nvidia-dali &&"),
+        ({"nvidia-dali-cuda130": None}, "DALI is not installed", "pip install 'nvidia-dali-cuda130>=2.1'"),
+        ({"nvidia-dali-cuda120": "2.4.0"}, "overwrite each other", "-y nvidia-dali-cuda120 nvidia-dali-cuda130"),
+        ({"nvidia-dali-cuda130": None, "nvidia-dali-cuda120": "2.4.0"}, "is for CUDA 12, torch for CUDA 13", "cuda130"),
+        ({"nvidia-dali-cuda130": "2.0.0"}, "does not decode on the CPU", "pip install -U"),
+        ({"torchvision": "0.28.0"}, "not the one for torch 2.14.1", "torchvision==0.29.*"),
+        ({"torch": "2.14.1+cu130", "torchvision": "0.30.0+cu130"}, "not the one", "torchvision==0.29.*"),
+        ({"av": None}, "av is not installed", "pip install -e ."),
+    ],
+)  # fmt: skip
+def test_versions_that_do_not_fit(fake: Fake, changes: dict[str, str | None], found: str, cure: str) -> None:
+    for name, version in changes.items():
+        if version is None:
+            fake.packages.pop(name)
+        else:
+            fake.packages[name] = version
+    one = check_versions(fake.machine())
+    assert one.status == "broken" and found in one.found and len(one.fix) == 1 and cure in one.fix[0]
+
+
+def test_what_is_installed_here_fits() -> None:
+    from lavila.doctor.findings import Machine
+
+    assert check_versions(Machine()).status == "ok"
+
+
+def test_capabilities_are_asked_with_a_context_only() -> None:
+    cuda = FakeCuda()
+    with pytest.raises(DriverError, match="cuInit: the driver sees no GPU"):
+        decode_caps({"libcuda.so.1": FakeCuda(init=100), "libnvcuvid.so.1": None}.__getitem__)
+    with pytest.raises(DriverError, match="CUDA error 201"):
+        stranger = FakeCuvid(FakeCuda(), A100_CODECS)  # looks at another library's contexts
+        decode_caps({"libcuda.so.1": cuda, "libnvcuvid.so.1": stranger}.__getitem__)
+    assert (cuda.current, cuda.retained) == (0, 0)
+    assert driver_cuda({"libcuda.so.1": FakeCuda(12040)}.__getitem__) == (12, 4)
+
+
+C_LIBRARY = """
+/* A driver whose video decoder knows one codec. The members are those of NVIDIA's documentation, in their order. */
+struct caps {
+    int codec, chroma; unsigned int depth, reserved1[3];
+    unsigned char supported, engines; unsigned short formats;
+    unsigned int width, height, blocks; unsigned short min_width, min_height;
+    unsigned char histogram, counter; unsigned short bins; unsigned int reserved3[10];
+};
+int cuDriverGetVersion(int *out) { *out = 13010; return 0; }
+int cuInit(unsigned int flags) { return (int)flags; }
+int cuDeviceGet(int *out, int number) { *out = number; return 0; }
+int cuDevicePrimaryCtxRetain(void **out, int device) { *out = (void *)0x123456789abcL; return device; }
+int cuDevicePrimaryCtxRelease_v2(int device) { return device; }
+static void *current;
+int cuCtxPushCurrent_v2(void *context) { current = context; return 0; }
+int cuCtxPopCurrent_v2(void **out) { *out = current; return 0; }
+int cuvidGetDecoderCaps(struct caps *caps) {
+    if (current != (void *)0x123456789abcL || caps->chroma != 1 || sizeof(struct caps) != SIZE) return 1;
+    caps->supported = caps->codec == 10;
+    if (caps->supported) { caps->engines = 7; caps->width = 8192; caps->height = 4320; caps->reserved3[9] = 1; }
+    return 0;
+}
+"""
+
+
+def test_the_calls_reach_a_real_library(tmp_path: Path) -> None:
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler here")
+    source, library = tmp_path / "driver.c", tmp_path / "driver.so"
+    source.write_text(C_LIBRARY)
+    size = f"-DSIZE={ctypes.sizeof(DecodeCaps)}"
+    subprocess.run([compiler, "-shared", "-fPIC", size, "-o", str(library), str(source)], check=True, timeout=60)
+    caps = decode_caps(lambda name: ctypes.CDLL(str(library)))
+    assert driver_cuda(lambda name: ctypes.CDLL(str(library))) == (13, 1)
+    assert {name: one.supported for name, one in caps.items()} == {
+        "h264": False, "hevc": False, "vp9": True, "av1": False,
+    }  # fmt: skip
+    assert (caps["vp9"].engines, caps["vp9"].max_width, caps["vp9"].max_height) == (7, 8192, 4320)
