@@ -1,10 +1,17 @@
-"""What messages to users are made of."""
+"""Errors that a user can cause, and what their messages are made of."""
 
 from __future__ import annotations
 
 import numpy as np
 
 _LONGEST_SHOWN = 80
+
+
+class UserError(ValueError):
+    """An error that a user can cause and mend. Every command prints its message, one line, and nothing else.
+
+    The message names what was given, what is allowed and how to fix it.
+    """
 
 
 def shown(value: object) -> str:

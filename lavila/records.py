@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
+from lavila.errors import UserError
+
 if TYPE_CHECKING:
     import torch
 
@@ -48,9 +50,9 @@ class Clip:
 
     def __post_init__(self) -> None:
         if self.start_second < 0:
-            raise ValueError(f"clip {self.clip_id!r}: start {self.start_second} s is before the video begins")
+            raise UserError(f"clip {self.clip_id!r}: start {self.start_second} s is before the video begins")
         if self.stop_second is not None and self.stop_second <= self.start_second:
-            raise ValueError(
+            raise UserError(
                 f"clip {self.clip_id!r}: stop {self.stop_second} s is not after start {self.start_second} s; "
                 "correct the annotation row or remove it"
             )

@@ -24,9 +24,9 @@ import torch
 from torch import nn
 
 from lavila.checkpoints.convert import shorten, to_lavila, to_ours
-from lavila.checkpoints.errors import CheckpointError
 from lavila.checkpoints.published import PREFIX, published_name, read_published
 from lavila.checkpoints.store import WEIGHTS, find_model, load_model
+from lavila.errors import UserError
 from lavila.pickles.tensors import SUFFIXES
 
 
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         model = load_model(file)
         lines = report(file, model)
         written = (to_lavila if args.to == "lavila" else to_ours)(file, model, args.out)
-    except (CheckpointError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"convert_checkpoint: error: {error}", file=sys.stderr)
         return 1
     print("\n".join([*lines, f"written: {', '.join(map(str, written))}"]))

@@ -33,9 +33,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lavila.cluster.workers import Progress, WorkerDied
+from lavila.errors import UserError
 from lavila.inspection.facts import SHOWN, describe, shard_set_facts
 from lavila.shards.checksums import add_checksums
-from lavila.shards.format import QUARANTINE, ShardSetError, read_manifest
+from lavila.shards.format import QUARANTINE, read_manifest
 from lavila.shards.reader import ShardSet, open_shard_set
 from lavila.shards.writer import add_mapped
 
@@ -185,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except WorkerDied as error:
         cause = str(error).partition(";")[0]
         problem = f"{cause}; {QUARANTINE} is as it was before: run again, with fewer --workers if memory is short"
-    except (ShardSetError, OSError) as error:
+    except (UserError, OSError) as error:
         problem = str(error)
     print(f"inspect_shards: error: {problem}", file=sys.stderr)
     return 1

@@ -29,9 +29,9 @@ import numpy.typing as npt
 import pyarrow as pa
 from tqdm import tqdm
 
-from lavila.annotations.base import AnnotationError
 from lavila.annotations.ego4d import read_narrations
 from lavila.annotations.tables import read_csv
+from lavila.errors import UserError
 from lavila.shards.captions import CaptionError, Words, rows_of, without_row, write_captions
 from lavila.shards.reader import ShardSet, open_shard_set
 
@@ -174,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; nothing was written", file=sys.stderr)
         return 130
-    except (AnnotationError, ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"make_captions: error: {error}", file=sys.stderr)
         return 1
     return 0

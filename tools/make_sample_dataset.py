@@ -20,6 +20,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lavila.errors import UserError
 from lavila.sample.camera import SampleError, Video, read_source
 from lavila.sample.forms import FORMS, commands, with_needed
 from lavila.sample.make import CHUNK_SECONDS, already_there, describe, make, plan_videos
@@ -92,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sample = Sample(videos=videos, seed=asked.seed, chunk_seconds=asked.chunk_seconds)
             make(sample, out, described, forms=forms, workers=asked.workers)
         report(videos, out, "already there" if there else "made", forms=forms)
-    except SampleError as error:
+    except UserError as error:
         print(f"make_sample_dataset: {error}", file=sys.stderr)
         return 1
     return 0

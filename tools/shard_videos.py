@@ -30,9 +30,9 @@ from pathlib import Path
 from typing import Any
 
 from lavila.annotations import DATASETS, read_annotations
-from lavila.cluster.arrays import ClusterError, ClusterOptions
-from lavila.cluster.workers import WorkerDied
+from lavila.cluster.arrays import ClusterOptions
 from lavila.config.load import load_config
+from lavila.errors import UserError
 from lavila.ingest.assembly import work_folder
 from lavila.ingest.encode import ENCODERS, EncodeSettings, Limits, check_encoder
 from lavila.ingest.jobs import Plan, Protocol
@@ -137,7 +137,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def read_plan(args: argparse.Namespace) -> Plan:
-    """What shall be made. ValueError for settings that do not go together."""
+    """What shall be made. UserError for settings that do not go together."""
     encoder = EncodeSettings(
         codec=args.codec,
         short_side=args.short_side,
@@ -150,10 +150,10 @@ def read_plan(args: argparse.Namespace) -> Plan:
         fit=args.fit,
     )
     if not args.chunk_seconds >= 1:
-        raise ValueError(f"--chunk-seconds {args.chunk_seconds}: give 1 or more")
+        raise UserError(f"--chunk-seconds {args.chunk_seconds}: give 1 or more")
     if args.frames_for and (args.layout == "chunks" or args.split == "train"):
         what = "--layout chunks" if args.layout == "chunks" else "--split train"
-        raise ValueError(f"--frames-for stores what an evaluation asks for, clip by clip; it does not go with {what}")
+        raise UserError(f"--frames-for stores what an evaluation asks for, clip by clip; it does not go with {what}")
     return Plan(
         dataset=args.dataset,
         split=args.split,
@@ -219,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         plan = read_plan(args)
         check_encoder(plan.encoder)
-    except ValueError as error:
+    except UserError as error:
         p.error(str(error))
     try:
         run = read_run(args, plan)
@@ -237,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except OSError as error:
         problem = explain(error)
-    except (Stop, ValueError, WorkerDied, ClusterError) as error:
+    except UserError as error:
         problem = str(error)
     print(f"shard_videos: error: {problem}", file=sys.stderr)
     return 1

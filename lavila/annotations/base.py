@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lavila.errors import UserError
 from lavila.records import Clip, SpanRule
 
 
-class AnnotationError(ValueError):
-    """Annotation files that cannot be read as what they should be, told in one line."""
+class AnnotationError(UserError):
+    """Annotation files that cannot be read as what they should be."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

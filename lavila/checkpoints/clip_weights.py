@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from lavila.errors import UserError
 from lavila.models.dual_encoder import ClipDualEncoder
 from lavila.models.timesformer import TimeSformer, TimeSformerConfig
 from lavila.pickles.errors import PickleError
@@ -42,8 +43,8 @@ BATCHED = ("cls_token", "pos_embed")  # the tower's have leading dimensions of 1
 NAMES_SHOWN = 8
 
 
-class ClipWeightsError(ValueError):
-    """CLIP weights that are not there, cannot be read or do not fit, told in one line."""
+class ClipWeightsError(UserError):
+    """CLIP weights that are not there, cannot be read or do not fit."""
 
 
 def read_clip_weights(source: str | Path) -> dict[str, Tensor]:

@@ -1,5 +1,7 @@
 """The error of everything that reads models from files."""
 
+from lavila.errors import UserError
 
-class CheckpointError(ValueError):
-    """A checkpoint that is not there, is damaged, or does not fit, told in one line."""
+
+class CheckpointError(UserError):
+    """A checkpoint that is not there, is damaged, or does not fit."""

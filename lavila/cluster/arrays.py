@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from lavila.cluster.workers import Job, Progress, run_jobs
+from lavila.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ STOPPED = {"BOOT_FAIL", "CANCELLED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_
 ENDED = frozenset({"COMPLETED", "REVOKED", *STOPPED})
 
 
-class ClusterError(ValueError):
+class ClusterError(UserError):
     """The cluster cannot be used, or elements failed; the message says which and where to look."""
 
 

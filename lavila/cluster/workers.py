@@ -27,6 +27,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, Protocol
 
+from lavila.errors import UserError
+
 GRACE_SECONDS = 5.0  # past its time limit, so that a job that watches the time itself can end the item in order
 LOOK_SECONDS = 0.2  # between two looks at the clock
 EXIT_SECONDS = 10.0  # for a process to end, once it has said its last word or was killed
@@ -45,7 +47,7 @@ class ItemEvent(enum.IntEnum):
     FAILED = 2
 
 
-class WorkerDied(ValueError):
+class WorkerDied(UserError):
     """A process ended, and no item is to blame."""
 
 

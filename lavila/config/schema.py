@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Annotated, Any
 
+from lavila.errors import UserError
 
-class ConfigError(ValueError):
-    """A mistake in a config file or on the command line, told in one line."""
+
+class ConfigError(UserError):
+    """A mistake in a config file or on the command line."""
 
 
 @dataclass(frozen=True, kw_only=True)

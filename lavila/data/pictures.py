@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from lavila.errors import UserError
 from lavila.records import ClipPlan
 
 DecoderName = Literal["nvdec", "dali_cpu", "host"]
@@ -60,8 +61,8 @@ class LoadedBatch:
 DALI_CPU_CODECS = ("vp9", "vp8", "mjpeg")
 
 
-class LoaderError(ValueError):
-    """Data or settings that a loader cannot work with, told in one line."""
+class LoaderError(UserError):
+    """Data or settings that a loader cannot work with."""
 
 
 def choose_decoder(decoder: str, *, codec: str, device: torch.device) -> DecoderName:

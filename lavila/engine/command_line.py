@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from lavila.config.load import known_names, load_config, to_yaml
 from lavila.config.schema import ConfigError, RunConfig
+from lavila.errors import UserError
 
 USER_ERROR = 2  # exit status
 
@@ -59,40 +60,10 @@ def run(work: Callable[[RunConfig], object], config: RunConfig) -> None:
     )
     try:
         work(config)
-    except user_errors() as error:
+    except UserError as error:
         _fail(error, every_rank=True)
     except KeyboardInterrupt:
         _fail("stopped by the keyboard; the same command goes on from the newest checkpoint", every_rank=False)
-
-
-def user_errors() -> tuple[type[Exception], ...]:
-    """The errors whose message alone says what is wrong and what to do."""
-    from lavila.checkpoints.errors import CheckpointError
-    from lavila.data.dali_pipelines.errors import DecoderFault
-    from lavila.data.pictures import LoaderError
-    from lavila.engine.distributed import DeviceError
-    from lavila.engine.evaluator import EvaluationError
-    from lavila.engine.trainer import TrainingError
-    from lavila.plan.plans import PlanError
-    from lavila.report.files import ReportError
-    from lavila.shards.captions import CaptionError
-    from lavila.shards.format import ShardSetError
-    from lavila.tasks import TaskError
-
-    return (
-        ConfigError,
-        PlanError,
-        CaptionError,
-        ShardSetError,
-        LoaderError,
-        DecoderFault,
-        CheckpointError,
-        DeviceError,
-        TaskError,
-        TrainingError,
-        EvaluationError,
-        ReportError,
-    )
 
 
 def _fail(error: object, *, every_rank: bool) -> NoReturn:

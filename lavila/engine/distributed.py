@@ -11,10 +11,12 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from lavila.errors import UserError
+
 T = TypeVar("T")
 
 
-class DeviceError(ValueError):
+class DeviceError(UserError):
     """A device that was asked for and is not there."""
 
 

@@ -20,6 +20,7 @@ from lavila.engine import build
 from lavila.engine.distributed import Process, gather_to_main, join, on_main, sum_over_ranks
 from lavila.engine.precision import Arithmetic
 from lavila.engine.run_folder import subject_of
+from lavila.errors import UserError
 from lavila.records import VideoBatch
 from lavila.report.compose import (
     SHOWN_CLIPS,
@@ -41,8 +42,8 @@ log = logging.getLogger(__name__)
 LOG_SECONDS = 15.0
 
 
-class EvaluationError(ValueError):
-    """An evaluation that has nothing to say, told in one line."""
+class EvaluationError(UserError):
+    """An evaluation that has nothing to say."""
 
 
 @dataclass

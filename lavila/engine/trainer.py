@@ -24,6 +24,7 @@ from lavila.engine.evaluator import evaluate_task
 from lavila.engine.optim import LearningRate, build_optimizer
 from lavila.engine.precision import Arithmetic
 from lavila.engine.run_folder import read_config, set_aside, start_from
+from lavila.errors import UserError
 from lavila.plan.plans import TrainingPlan
 from lavila.records import VideoBatch
 from lavila.report.files import METRICS_FILE, MetricsLog, append_stage
@@ -337,8 +338,8 @@ class Trainer:
         )
 
 
-class TrainingError(ValueError):
-    """Training that cannot go on, told in one line."""
+class TrainingError(UserError):
+    """Training that cannot go on."""
 
 
 def _clock(seconds: float) -> str:

@@ -17,6 +17,7 @@ import av
 import numpy as np
 
 from lavila.cluster.workers import end_realtime
+from lavila.errors import UserError
 from lavila.ingest.converter import SIDE_MULTIPLE
 
 WHOLE_CLIP = 1 << 16  # frames; a group of pictures longer than any clip
@@ -147,38 +148,38 @@ class EncodeSettings:
 
     def __post_init__(self) -> None:
         if self.codec not in ENCODERS:
-            raise ValueError(f"codec {self.codec!r} is not known; choose one of {', '.join(ENCODERS)}")
+            raise UserError(f"codec {self.codec!r} is not known; choose one of {', '.join(ENCODERS)}")
         if self.encoder not in ("cpu", "nvenc"):
-            raise ValueError(f"encoder {self.encoder!r} is not known; choose cpu or nvenc")
+            raise UserError(f"encoder {self.encoder!r} is not known; choose cpu or nvenc")
         if self.encoder == "nvenc" and self.codec not in NVENC:
-            raise ValueError(f"NVENC has no encoder for {self.codec}; choose one of {', '.join(NVENC)}, or encoder cpu")
+            raise UserError(f"NVENC has no encoder for {self.codec}; choose one of {', '.join(NVENC)}, or encoder cpu")
         if self.short_side < SIDE_MULTIPLE or self.short_side % SIDE_MULTIPLE:
             near = max(round(self.short_side / SIDE_MULTIPLE), 1) * SIDE_MULTIPLE
-            raise ValueError(f"short side {self.short_side} is not a multiple of {SIDE_MULTIPLE} pixels; try {near}")
+            raise UserError(f"short side {self.short_side} is not a multiple of {SIDE_MULTIPLE} pixels; try {near}")
         if self.gop < 0:
-            raise ValueError(f"gop {self.gop}: give a number of frames, or 0 for groups that suit the clip's length")
+            raise UserError(f"gop {self.gop}: give a number of frames, or 0 for groups that suit the clip's length")
         if not (math.isfinite(self.margin) and self.margin >= 0):
-            raise ValueError(f"margin {self.margin}: give seconds, 0 or more")
+            raise UserError(f"margin {self.margin}: give seconds, 0 or more")
         if self.fit not in ("crop", "pad"):
-            raise ValueError(f"fit {self.fit!r} is not known; choose crop or pad")
+            raise UserError(f"fit {self.fit!r} is not known; choose crop or pad")
         self._check_against(self.coder)
         object.__setattr__(self, "crf", self.coder.crf if self.crf == -1 else self.crf)
         object.__setattr__(self, "speed", self.speed or self.coder.speed)
 
     def _check_against(self, coder: Encoder) -> None:
         if self.fps != "native" and not 0 < self.fps <= coder.max_fps:
-            raise ValueError(
+            raise UserError(
                 f"fps {self.fps!r}: give 'native' or frames per second above 0 and up to {coder.max_fps} ({self.codec})"
             )
         best, smallest = coder.crf_range
         if self.crf != -1 and not best <= self.crf <= smallest:
-            raise ValueError(
+            raise UserError(
                 f"crf {self.crf}: {self.codec} takes {best} (best) to {smallest} (smallest), or -1 for its default"
             )
         if self.speed and self.speed not in coder.speeds:
-            raise ValueError(f"speed {self.speed!r}: {self.codec} takes one of {', '.join(coder.speeds)}")
+            raise UserError(f"speed {self.speed!r}: {self.codec} takes one of {', '.join(coder.speeds)}")
         if self.short_side < coder.min_side:
-            raise ValueError(f"short side {self.short_side}: NVENC takes pictures of {coder.min_side} pixels and more")
+            raise UserError(f"short side {self.short_side}: NVENC takes pictures of {coder.min_side} pixels and more")
 
     @property
     def coder(self) -> Encoder:
@@ -230,11 +231,11 @@ def check_encoder(settings: EncodeSettings) -> None:
             assert [*stream.encode(frame), *stream.encode(None)]
     except (av.FFmpegError, av.codec.codec.UnknownCodecError) as error:
         if settings.encoder == "nvenc":
-            raise ValueError(
+            raise UserError(
                 f"--encoder nvenc: no NVIDIA driver with NVENC for {settings.codec} here ({error.__class__.__name__}); "
                 "run where there is one (H100 and A100 have no NVENC), or use --encoder cpu"
             ) from error
-        raise ValueError(
+        raise UserError(
             f"--codec {settings.codec}: this build of FFmpeg cannot use {settings.coder.name} ({error})"
         ) from error
 

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from lavila.annotations.base import AnnotationSet
 from lavila.cluster.arrays import MEMORY, ClusterOptions, run_on_cluster
 from lavila.cluster.workers import Progress, run_jobs
+from lavila.errors import UserError
 from lavila.ingest.assembly import ChunkAssembly, Stored, assemble, clip_failures, write_failures
 from lavila.ingest.encode import Limits
 from lavila.ingest.jobs import ChunkNeeds, Failure, Plan, ShardJob, assign, missing_videos, needed_chunks, read_result
@@ -23,7 +24,7 @@ from lavila.records import Clip
 from lavila.shards.format import FAILURES
 
 
-class Stop(Exception):
+class Stop(UserError):
     """The set cannot be completed; the message says why and what to do."""
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import av
 
+from lavila.errors import UserError
 from lavila.libav import ANY_TAGS, DAMAGE, reason
 
 MIN_FPS, MAX_FPS = Fraction(1, 100), 1000
@@ -25,8 +26,8 @@ KINDS = "mp4, mov, mkv, webm, avi, mpg, ts, flv, wmv, ogg or ivf"
 PART_NAME = re.compile(r"([0-9]{1,7})\.(mp4|mov|mkv|webm|avi)", re.IGNORECASE)
 
 
-class EncodeError(ValueError):
-    """A clip that cannot be cut from its video, told in one line. `after_end`: only because the video ends before."""
+class EncodeError(UserError):
+    """A clip that cannot be cut from its video. `after_end`: only because the video ends before."""
 
     def __init__(self, message: str, *, after_end: bool = False) -> None:
         super().__init__(message)

@@ -18,6 +18,8 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
+from lavila.errors import UserError
+
 CONTEXT = 77  # tokens of a text as all published models take them
 CLIP_MERGES = 49152 - 256 - 2
 CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
@@ -29,8 +31,8 @@ WORD_END = "</w>"
 Truncation = Literal["reference", "keep_end"]
 
 
-class TokenizerError(ValueError):
-    """A vocabulary that is not there or not whole, told in one line."""
+class TokenizerError(UserError):
+    """A vocabulary that is not there or not whole."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 
-from lavila.errors import shown
+from lavila.errors import UserError, shown
 from lavila.pickles.errors import PickleError
 from lavila.pickles.unpickler import CheckedUnpickler
 
@@ -59,7 +59,7 @@ def read_pickle(path: Path) -> object:
     return found
 
 
-class _Refused(Exception):
+class _Refused(UserError):
     """What a pickle asks for and does not get."""
 
 

@@ -32,6 +32,7 @@ from typing import Any, ClassVar, NoReturn
 import torch
 from torch import Tensor
 
+from lavila.errors import UserError
 from lavila.pickles.errors import PickleError
 from lavila.pickles.unpickler import CheckedUnpickler
 
@@ -180,7 +181,7 @@ def _named_tensors(value: Any, prefix: str) -> Iterator[tuple[str, StoredTensor]
             waiting.extend(reversed(parts))
 
 
-class _Refused(Exception):
+class _Refused(UserError):
     """What a file asks for and does not get, or does not hold."""
 
 

@@ -16,6 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
+from lavila.errors import UserError
 from lavila.plan.crops import CropChoice, ViewChoice, crop_offsets, draw_window, resized_size
 from lavila.plan.frames import FrameChoice, Span, choose_frames, draw_frames
 from lavila.plan.order import CLIP, EpochOrder, Shuffle, random_numbers
@@ -51,8 +52,8 @@ class Ranks:
     local_world: int = 1  # ranks of this machine, whose numbers follow each other
 
 
-class PlanError(ValueError):
-    """A plan that cannot be made, told in one line."""
+class PlanError(UserError):
+    """A plan that cannot be made."""
 
 
 class Plan(Protocol):

@@ -21,6 +21,7 @@ from typing import IO, Any
 import jinja2
 import numpy as np
 
+from lavila.errors import UserError
 from lavila.files import whole_file
 from lavila.report.figures import ReportPictures, page_values
 
@@ -37,7 +38,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 
-class ReportError(ValueError):
+class ReportError(UserError):
     """A report whose page cannot be drawn, in one line."""
 
 

@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from lavila.errors import UserError
 from lavila.libav import ANY_TAGS
 
 WINDOW = 0.16  # height of the usual window, in picture heights
@@ -50,8 +51,8 @@ Pose = npt.NDArray[np.float64]  # [4]: x, y in picture heights; log zoom-out; ro
 Box = tuple[float, float, float, float]  # left, top, right, bottom as fractions of the picture
 
 
-class SampleError(ValueError):
-    """A mistake of the user's, told in one line."""
+class SampleError(UserError):
+    """A mistake of the user's."""
 
 
 def pose_range(aspect: float) -> Pose:

@@ -29,6 +29,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pyarrow.types as kinds
 
+from lavila.errors import UserError
 from lavila.records import HUMAN
 from lavila.shards.format import ShardSetError
 from lavila.shards.mapped import Column, current_mapped, mapped_path, read_rows, sorted_rows, write_mapped
@@ -60,8 +61,8 @@ Rows = npt.NDArray[np.int32]
 LOOKED_AT = (10_000, 1_000)  # clips that tell whether tables fit a set: all of them up to so many, else so many
 
 
-class CaptionError(ValueError):
-    """A captions table that cannot be read, written or laid over a shard set, told in one line."""
+class CaptionError(UserError):
+    """A captions table that cannot be read, written or laid over a shard set."""
 
 
 def write_captions(path: Path | str, rows: Iterable[Words], *, source: str) -> int:

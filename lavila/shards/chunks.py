@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from lavila.errors import UserError
 from lavila.plan.frames import frame_span
 from lavila.records import Clip, SpanRule
 from lavila.shards.mapped import Column
@@ -26,8 +27,8 @@ TO_THE_END = 1 << 62  # frames
 SECONDS_AFTER = 2.0  # stored after every clip at least: a view of T frames may want more than a short clip has
 
 
-class ChunkError(ValueError):
-    """A clip that cannot be had from the chunks that are stored, told in one line."""
+class ChunkError(UserError):
+    """A clip that cannot be had from the chunks that are stored."""
 
 
 @dataclass(frozen=True, kw_only=True)

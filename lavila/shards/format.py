@@ -36,6 +36,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from lavila.errors import UserError
+
 FORMAT = 3
 WITHOUT_CHECKSUMS = 2  # the format before this one, which is read as well
 MANIFEST, CLIPS, CHUNKS = "shard_set.json", "clips.parquet", "chunks.parquet"
@@ -97,8 +99,8 @@ CHUNKS_SCHEMA = pa.schema(
 CHECKSUMS = ("crc32", "piece_crc32")  # columns that sets of format 2 lack
 
 
-class ShardSetError(ValueError):
-    """A shard set that is missing, unfinished, damaged or asked for what it does not hold, told in one line."""
+class ShardSetError(UserError):
+    """A shard set that is missing, unfinished, damaged or asked for what it does not hold."""
 
 
 class DamagedClip(ShardSetError):

@@ -9,11 +9,12 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
+from lavila.errors import UserError
 from lavila.records import VideoBatch
 
 
-class TaskError(ValueError):
-    """A model and a data set that do not fit together, told in one line."""
+class TaskError(UserError):
+    """A model and a data set that do not fit together."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,14 +14,15 @@ from __future__ import annotations
 import re
 
 from lavila.data.host.decode import raise_if_short_of_memory
+from lavila.errors import UserError
 
 _FAILED_OPERATOR = re.compile(r"Error in \w+ operator `([\w.]+)`", re.IGNORECASE)
 _OF_THE_MACHINE = re.compile(r"cuda|cuvid|bad_alloc|allocat|out of memory|driver API", re.IGNORECASE)
 DECODER = "decoders.video"
 
 
-class DecoderFault(ValueError):
-    """A decoder that fails on videos which another one decodes, told in one line."""
+class DecoderFault(UserError):
+    """A decoder that fails on videos which another one decodes."""
 
 
 def decode_problem(error: RuntimeError) -> str | None:

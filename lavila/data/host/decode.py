@@ -20,13 +20,14 @@ import numpy.typing as npt
 from av.video.reformatter import Interpolation
 
 from lavila.data.host.colour import Planes, rgb_picture
+from lavila.errors import UserError
 from lavila.libav import reason
 from lavila.shards.packets import UNREADABLE, packet_problem
 
 SPARE_BYTES = 64 << 20  # a process that cannot have so much more is short of memory
 
 
-class DecodeError(ValueError):
+class DecodeError(UserError):
     """A clip that cannot be decoded, with the reason in one line."""
 
 
