@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.scale.child import evict, plan_of
-from lavila.shards import reader as shards_module
+from lavila.shards import tars
+from lavila.shards.reader import open_shard_set
 
 RANKS, BATCH, THREADS = 8, 512, 4
 
@@ -64,14 +65,14 @@ def simulate(reading: Reading) -> dict[str, Any]:
 def _rank(rank: int, reading: Reading, ready: Any, told: Any) -> None:
     opens = 0
 
-    class Counted(shards_module._OpenTar):
+    class Counted(tars.OpenTar):
         def __init__(self, path: Path, *, size: int | None) -> None:
             nonlocal opens
             opens += 1
             super().__init__(path, size=size)
 
-    shards_module._OpenTar = Counted  # type: ignore[misc]
-    shard_set = shards_module.open_shard_set(reading.folder)
+    tars.OpenTar = Counted  # type: ignore[misc]
+    shard_set = open_shard_set(reading.folder)
     plan = plan_of(shard_set, rank=rank, world=RANKS, batch=BATCH, window=reading.window, read_ahead=reading.read_ahead)
     plan.batch(0, 0)
     ready.wait()

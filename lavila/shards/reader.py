@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
-import resource
-import threading
-import time
 import zlib
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -41,43 +35,12 @@ from lavila.shards.format import (
 )
 from lavila.shards.mapped import Column, check_unchanged, mapped_path, mapped_problem, open_mapped
 from lavila.shards.packets import packet_problem
+from lavila.shards.tars import Tars
 
 log = logging.getLogger(__name__)
 
 Ints = npt.NDArray[np.int64]
 Frames = npt.NDArray[np.int32]
-MAX_OPEN_TARS = 4096  # and no more than half of the descriptors that the process may have
-LONGEST_AHEAD = 32 << 20  # bytes; rows that lie further apart than that are not neighbours in a tar
-READ_PAUSES = (0.25, 1.0, 4.0, 15.0)  # seconds between the five tries to read: long enough for a server to come back
-# Waiting does not mend these.
-LASTING = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
-
-
-class _OpenTar:
-    """A file descriptor that closes with its last user, so that eviction cannot pull it from under a reader."""
-
-    def __init__(self, path: Path, *, size: int | None) -> None:
-        try:
-            self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise ShardSetError(f"{path}: missing; copy it again, or make the set again") from None
-        found = os.fstat(self.descriptor).st_size
-        if size is not None and found != size:
-            raise ShardSetError(f"{path}: {found} bytes, should be {size}; copy the file again")
-
-    def __del__(self) -> None:
-        if hasattr(self, "descriptor"):
-            os.close(self.descriptor)
-
-
-def _read_all(descriptor: int, offset: int, size: int) -> bytes:
-    """Fewer than `size` bytes only where the file ends: a single call may give less than there is."""
-    pieces: list[bytes] = []
-    got = 0
-    while got < size and (piece := os.pread(descriptor, size - got, offset + got)):
-        pieces.append(piece)
-        got += len(piece)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 class ShardSet:
@@ -99,13 +62,7 @@ class ShardSet:
         self._crc32 = Column(clips, "crc32") if self.has_checksums else None
         self._chunk_table = None if chunks is None else ChunkTable(chunks)
         self._chunk = None if chunks is None else Column(clips, "chunk", null=-1)
-        self._tar_bytes: dict[str, int] = {entry["name"]: entry["bytes"] for entry in manifest["shards"]}
-        self._open: OrderedDict[int, _OpenTar] = OrderedDict()
-        self._opening: dict[int, Future[_OpenTar]] = {}  # by one reader each; others who want the same tar wait for it
-        self._failing: set[int] = set()  # tars whose last read failed: one line in the log for all their readers
-        allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # infinity is -1
-        self._most_open = MAX_OPEN_TARS if allowed < 0 else max(1, min(MAX_OPEN_TARS, allowed // 2))
-        self._lock = threading.Lock()
+        self._tars = Tars(path, sizes={entry["name"]: entry["bytes"] for entry in manifest["shards"]})
 
     def __len__(self) -> int:
         return int(self.clips.num_rows)
@@ -136,7 +93,7 @@ class ShardSet:
     @property
     def stored_bytes(self) -> int:
         """Of all tars."""
-        return sum(self._tar_bytes.values())
+        return sum(entry.bytes for entry in self.shards)
 
     def quarantined_rows(self) -> Ints:
         """Rows of `clips` that are in quarantine, ascending. Reads all clip ids where there is a quarantine."""
@@ -211,11 +168,8 @@ class ShardSet:
         tars = range(self._shard[first], self._shard[last] + 1)
         stop = self._offset[last] + self._size[last]
         for number in tars if len(tars) <= 2 else ():
-            tar = self._tar(number)
             begin = self._offset[first] if number == tars[0] else 0
-            end = stop if number == tars[-1] else os.fstat(tar.descriptor).st_size
-            if 0 < end - begin <= LONGEST_AHEAD:
-                os.posix_fadvise(tar.descriptor, begin, end - begin, os.POSIX_FADV_WILLNEED)
+            self._tars.read_ahead(number, begin, stop if number == tars[-1] else None)
 
     def _places_of_chosen(self, row: int, wanted: Frames) -> Frames:
         """Where frames lie in a set made with --frames-for, which holds only those of one protocol."""
@@ -260,71 +214,13 @@ class ShardSet:
             raise DamagedClip(f"damaged in {shard_name(self._shard[row])}: {problem}; copy the tar again")
 
     def _read(self, row: int, number: int, offset: int, size: int) -> bytes:
-        data = self._bytes(number, offset, size)
+        data = self._tars.read(number, offset, size)
         if len(data) != size:
             raise ShardSetError(
                 f"{self.path / shard_name(number)}: ends before the clip in row {row} "
                 f"({size} bytes from {offset}); copy the file again"
             )
         return data
-
-    def _bytes(self, number: int, offset: int, size: int) -> bytes:
-        """Of a tar; fewer than `size` where it ends. Tries again, with the file opened anew, while storage fails."""
-        path = self.path / shard_name(number)
-        for pause in (*READ_PAUSES, None):
-            tar = None
-            try:
-                tar = self._tar(number)  # held until it has been read from, so that eviction cannot close it
-                data = _read_all(tar.descriptor, offset, size)
-            except OSError as error:
-                with self._lock:
-                    if self._open.get(number) is tar:
-                        self._open.pop(number, None)
-                    known = number in self._failing
-                    self._failing.add(number)
-                lasting = error.errno in LASTING
-                if pause is None or lasting:
-                    tried = "" if lasting else f", tried {len(READ_PAUSES) + 1} times in {sum(READ_PAUSES):g} s"
-                    raise ShardSetError(
-                        f"{path}: cannot be read ({error.strerror}{tried}); see whether its storage can be reached and "
-                        "the file may be read, then start again"
-                    ) from error
-                if not known:
-                    log.warning("%s: %s; trying again for %g s", path, error.strerror, sum(READ_PAUSES))
-                time.sleep(pause)
-            else:
-                self._failing.discard(number)
-                return data
-        raise AssertionError("the last try returns or raises")
-
-    def _tar(self, number: int) -> _OpenTar:
-        """Opens it if need be. Network storage may take long over that: only those who want this tar wait for it."""
-        with self._lock:
-            if number in self._open:
-                self._open.move_to_end(number)
-                return self._open[number]
-            opening, mine = self._opening.get(number), Future[_OpenTar]()
-            if opening is None:
-                self._opening[number] = mine
-        if opening is not None:
-            return opening.result()
-        name = shard_name(number)
-        evicted = None  # closed outside the lock
-        try:
-            tar = _OpenTar(self.path / name, size=self._tar_bytes.get(name))
-        except BaseException as error:
-            with self._lock:
-                del self._opening[number]
-            mine.set_exception(error)
-            raise
-        with self._lock:
-            del self._opening[number]
-            self._open[number] = tar
-            if len(self._open) > self._most_open:
-                evicted = self._open.popitem(last=False)
-        mine.set_result(tar)
-        del evicted
-        return tar
 
     def verify(self, *, full: bool = False) -> list[str]:
         """What is wrong with the files, one line each; empty = nothing. `full` reads every byte and compares hashes.

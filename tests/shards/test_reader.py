@@ -21,6 +21,7 @@ from lavila.ingest.encode import EncodedClip, EncodeSettings, Interval, encode_c
 from lavila.ingest.jobs import clip_row
 from lavila.records import Clip
 from lavila.shards import reader as shards_module
+from lavila.shards import tars
 from lavila.shards.format import CLIPS_SCHEMA, ShardFile, ShardSetError, file_sha256
 from lavila.shards.reader import ShardSet, open_shard_set
 from lavila.shards.writer import SetContents, ShardWriter, write_manifest
@@ -371,7 +372,7 @@ def test_a_tar_that_shrinks_under_a_reader_is_named(folder: Path) -> None:
 def test_many_threads_read_through_few_descriptors(
     folder: Path, encoded: list[tuple[Clip, EncodedClip]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards_module, "MAX_OPEN_TARS", 1)
+    monkeypatch.setattr(tars, "MAX_OPEN_TARS", 1)
     shard_set = open_shard_set(folder)
     wrong: list[int] = []
 
@@ -385,7 +386,7 @@ def test_many_threads_read_through_few_descriptors(
     for thread in threads:
         thread.join()
     assert wrong == []
-    assert len(shard_set._open) == 1
+    assert len(shard_set._tars._open) == 1
     descriptors = [path.readlink() for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
     assert sum(path.parent == folder for path in descriptors) == 1
 
@@ -399,7 +400,7 @@ def test_a_set_pickles_as_its_path(folder: Path) -> None:
 
 
 def test_open_tars_leave_half_of_the_descriptors_to_others(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards_module.resource, "getrlimit", lambda which: (4, 1024))
+    monkeypatch.setattr(tars.resource, "getrlimit", lambda which: (4, 1024))
     shard_set = open_shard_set(folder)
     for row in range(CLIPS):
         shard_set.read_video(row)

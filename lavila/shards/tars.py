@@ -1,0 +1,136 @@
+"""Reading at offsets of many tars, from many threads, on storage that may fail for a while."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import resource
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from concurrent.futures import Future
+from pathlib import Path
+
+from lavila.shards.format import ShardSetError, shard_name
+
+log = logging.getLogger(__name__)
+
+MAX_OPEN_TARS = 4096  # and no more than half of the descriptors that the process may have
+LONGEST_AHEAD = 32 << 20  # bytes; rows that lie further apart than that are not neighbours in a tar
+READ_PAUSES = (0.25, 1.0, 4.0, 15.0)  # seconds between the five tries to read: long enough for a server to come back
+# Waiting does not mend these.
+LASTING = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+
+
+class OpenTar:
+    """A file descriptor that closes with its last user, so that eviction cannot pull it from under a reader."""
+
+    def __init__(self, path: Path, *, size: int | None) -> None:
+        try:
+            self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise ShardSetError(f"{path}: missing; copy it again, or make the set again") from None
+        found = os.fstat(self.descriptor).st_size
+        if size is not None and found != size:
+            raise ShardSetError(f"{path}: {found} bytes, should be {size}; copy the file again")
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
+def _read_all(descriptor: int, offset: int, size: int) -> bytes:
+    """Fewer than `size` bytes only where the file ends: a single call may give less than there is."""
+    pieces: list[bytes] = []
+    got = 0
+    while got < size and (piece := os.pread(descriptor, size - got, offset + got)):
+        pieces.append(piece)
+        got += len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+class Tars:
+    """The tars of a folder, opened when they are first read from. Safe to use from many threads.
+
+    sizes: file name -> bytes.
+    """
+
+    def __init__(self, folder: Path, *, sizes: Mapping[str, int]) -> None:
+        self._folder, self._sizes = folder, sizes
+        self._open: OrderedDict[int, OpenTar] = OrderedDict()
+        self._opening: dict[int, Future[OpenTar]] = {}  # by one reader each; others who want the same tar wait for it
+        self._failing: set[int] = set()  # tars whose last read failed: one line in the log for all their readers
+        allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # infinity is -1
+        self._most_open = MAX_OPEN_TARS if allowed < 0 else max(1, min(MAX_OPEN_TARS, allowed // 2))
+        self._lock = threading.Lock()
+
+    def read(self, number: int, offset: int, size: int) -> bytes:
+        """`size` bytes of a tar from `offset` on; fewer where it ends.
+
+        Tries again, with the file opened anew, while storage fails. ShardSetError, which names the tar, for one that is
+        missing, has another size than the manifest says, or could not be read in all the tries.
+        """
+        path = self._folder / shard_name(number)
+        for pause in (*READ_PAUSES, None):
+            tar = None
+            try:
+                tar = self._opened(number)  # held until it has been read from, so that eviction cannot close it
+                data = _read_all(tar.descriptor, offset, size)
+            except OSError as error:
+                with self._lock:
+                    if self._open.get(number) is tar:
+                        self._open.pop(number, None)
+                    known = number in self._failing
+                    self._failing.add(number)
+                lasting = error.errno in LASTING
+                if pause is None or lasting:
+                    tried = "" if lasting else f", tried {len(READ_PAUSES) + 1} times in {sum(READ_PAUSES):g} s"
+                    raise ShardSetError(
+                        f"{path}: cannot be read ({error.strerror}{tried}); see whether its storage can be reached and "
+                        "the file may be read, then start again"
+                    ) from error
+                if not known:
+                    log.warning("%s: %s; trying again for %g s", path, error.strerror, sum(READ_PAUSES))
+                time.sleep(pause)
+            else:
+                self._failing.discard(number)
+                return data
+        raise AssertionError("the last try returns or raises")
+
+    def read_ahead(self, number: int, begin: int, end: int | None) -> None:
+        """Have the system read a stretch of a tar (None: to its end) into its cache. Does not wait, nor try again."""
+        tar = self._opened(number)
+        end = os.fstat(tar.descriptor).st_size if end is None else end
+        if 0 < end - begin <= LONGEST_AHEAD:
+            os.posix_fadvise(tar.descriptor, begin, end - begin, os.POSIX_FADV_WILLNEED)
+
+    def _opened(self, number: int) -> OpenTar:
+        """Opens it if need be. Network storage may take long over that: only those who want this tar wait for it."""
+        with self._lock:
+            if number in self._open:
+                self._open.move_to_end(number)
+                return self._open[number]
+            opening, mine = self._opening.get(number), Future[OpenTar]()
+            if opening is None:
+                self._opening[number] = mine
+        if opening is not None:
+            return opening.result()
+        name = shard_name(number)
+        evicted = None  # closed outside the lock
+        try:
+            tar = OpenTar(self._folder / name, size=self._sizes.get(name))
+        except BaseException as error:
+            with self._lock:
+                del self._opening[number]
+            mine.set_exception(error)
+            raise
+        with self._lock:
+            del self._opening[number]
+            self._open[number] = tar
+            if len(self._open) > self._most_open:
+                evicted = self._open.popitem(last=False)
+        mine.set_result(tar)
+        del evicted
+        return tar
