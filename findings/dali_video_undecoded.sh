@@ -8,12 +8,13 @@
 #   shape and holds what was in that memory before: black, or whole pictures of an earlier clip of the same pipeline.
 #   No error and no warning, so a trainer learns the label of one clip from the pictures of another. pad_mode="none"
 #   gives no error either; the fill colour (green here) never appears.
-# Source (read near 2.4): dali/operators/video/frames_decoder_base.cc: NumFrames() trusts nb_frames, which FFmpeg fills from the sample
-#   table of the MP4 file, and the hidden samples are in that table; decoder/video_decoder_base.h (SetupImpl) sizes
-#   the output by the numbers asked for. The number of pictures that were in fact written is not compared.
+# Source (read near 2.4): dali/operators/video/frames_decoder_base.cc: NumFrames() trusts nb_frames,
+#   which FFmpeg fills from the sample table of the MP4 file, and the hidden samples are in that table;
+#   decoder/video_decoder_base.h (SetupImpl) sizes the output by the numbers asked for. What was seen shows that the
+#   number of pictures in fact written is not compared.
 # Remedy: count the frames that a demuxer with edit lists gives, and ask for no others; or re-encode clips when cut.
 #
-# Output seen (the mean red, green, blue of pictures 0, 12, 24, 36, 48 of a grey clip that follows a red one, four times;
+# Output seen (mean red, green, blue of pictures 0, 12, 24, 36, 48 of a grey clip that follows a red one, four times;
 #   from the fourth on they are undefined and may differ from run to run):
 #   the trimmed clip: its table lists 60 frames, PyAV decodes 30
 #   pad_mode=constant  60 pictures (120, 120, 120) (168, 168, 168) (217, 217, 217) (0, 0, 0) (0, 0, 0)

@@ -5,8 +5,8 @@
 # A good guess: both read the same format. A shard that one of them reads whole, the other reads whole; a part that is
 #   missing raises an error, as a shard with a hole is a mistake.
 # What happens: webdataset compares file extensions in lower case; DALI compares them as written. Where one sample's
-#   file is b.TXT instead of b.txt (cameras and Windows tools write upper case), webdataset gives the text. DALI gives an
-#   empty tensor for that sample and says nothing: no error, no warning, the batch keeps its size.
+#   file is b.TXT instead of b.txt (cameras and Windows tools write upper case), webdataset gives the text. DALI gives
+#   an empty tensor for that sample and says nothing: no error, no warning, the batch keeps its size.
 # Source: DALI's documentation of fn.readers.webdataset: case_sensitive_extensions is True and
 #   missing_component_behavior is "empty" by default; webdataset/tariterators.py (group_by_keys) lowers the suffix.
 # Remedy: case_sensitive_extensions=False and missing_component_behavior="error", both.

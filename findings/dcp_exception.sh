@@ -5,7 +5,7 @@
 # A good guess: a checkpoint that is missing or incomplete raises an ordinary error. A trainer that tries the newest
 #   checkpoint, catches Exception and falls back to the one before is safe; so is one that logs a failed save and trains
 #   on.
-# What happens: errors of planning, reading and writing inside dcp.load and dcp.save arrive as CheckpointException, which
+# What happens: errors of planning, reading, writing inside dcp.load and dcp.save arrive as CheckpointException, which
 #   derives from BaseException, like KeyboardInterrupt. Fallbacks and "log and continue" handlers that are written with
 #   `except Exception` never run; the process ends. The real error is in .failures (rank -> (error, stack)).
 # Source: torch/distributed/checkpoint/api.py: class CheckpointException(BaseException); utils.py (_DistWrapper) wraps
