@@ -7,8 +7,9 @@ The names are looked up on first use, so that `import lavila` is quick and touch
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from lavila.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from lavila.checkpoints.store import load_model
@@ -18,15 +19,23 @@ if TYPE_CHECKING:
 
 __all__ = ["ClipLoader", "load_config", "load_model", "open_shard_set"]
 
-_HOME = {
-    "load_config": "lavila.config.load",
-    "load_model": "lavila.checkpoints.store",
-    "open_shard_set": "lavila.shards.reader",
-    "ClipLoader": "lavila.data.loader",
-}
-
 
 def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module 'lavila' has no attribute '{name}'; it has {', '.join(__all__)}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    match name:
+        case "load_config":
+            from lavila.config.load import load_config
+
+            return load_config
+        case "load_model":
+            from lavila.checkpoints.store import load_model
+
+            return load_model
+        case "open_shard_set":
+            from lavila.shards.reader import open_shard_set
+
+            return open_shard_set
+        case "ClipLoader":
+            from lavila.data.loader import ClipLoader
+
+            return ClipLoader
+    raise AttributeError(f"module 'lavila' has no attribute '{name}'; it has {', '.join(__all__)}")

@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 Ints = npt.NDArray[np.int64]
-
 Floats = npt.NDArray[np.float64]
-
 Frames = npt.NDArray[np.int32]
 
 SpanRule = Literal["edges", "duration", "fractional"]

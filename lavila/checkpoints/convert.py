@@ -21,7 +21,6 @@ from lavila.files import whole_path
 from lavila.pickles.tensors import SUFFIXES
 
 SHOWN = 6  # names shown of each sort
-
 # What tensors do not tell: chances while training, and how much is recomputed. They do not change a loaded model.
 TRAINING_ONLY = {"drop_path", "dropout", "attention_dropout", "gradient_checkpointing", "zero_time_attention"}
 

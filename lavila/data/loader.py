@@ -29,7 +29,14 @@ from torch.utils.dlpack import from_dlpack
 from lavila.data.host.decode import DecodeError, decode_frames
 from lavila.data.host.runner import HELD, HostRunner
 from lavila.data.memory import GIB, Work, batches_ahead
-from lavila.data.pictures import Execution, LoadedBatch, LoaderError, Payload, PictureSpec, choose_decoder
+from lavila.data.pictures import (
+    Execution,
+    LoadedBatch,
+    LoaderError,
+    Payload,
+    PictureSpec,
+    choose_decoder,
+)
 from lavila.data.sizes import StoredSizes
 from lavila.plan.plans import Plan
 from lavila.records import ClipPlan, VideoBatch

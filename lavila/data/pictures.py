@@ -12,6 +12,8 @@ import torch
 from lavila.errors import UserError
 from lavila.records import ClipPlan
 
+DALI_CPU_CODECS = ("vp9", "vp8", "mjpeg")
+
 DecoderName = Literal["nvdec", "dali_cpu", "host"]
 
 
@@ -56,9 +58,6 @@ class LoadedBatch:
     plans: tuple[ClipPlan, ...]
     payloads: tuple[Payload, ...]
     bad: tuple[tuple[ClipPlan, str], ...] = field(default=())  # with the reason
-
-
-DALI_CPU_CODECS = ("vp9", "vp8", "mjpeg")
 
 
 class LoaderError(UserError):

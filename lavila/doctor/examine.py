@@ -15,9 +15,7 @@ from lavila.doctor.findings import Finding, Machine, checked
 from lavila.doctor.versions import check_versions
 
 DECODE_SECONDS = 1.0  # for each decoder and codec
-
 READ_SECONDS = 2.0  # for each way of reading
-
 STEP_SECONDS = 6.0  # for each stage of a training step
 
 

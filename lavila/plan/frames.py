@@ -11,29 +11,6 @@ import numpy as np
 
 from lavila.records import BLACK_FRAME, Frames, Ints, SpanRule
 
-
-def frame_span(start_second: float, stop_second: float, fps: float, rule: SpanRule = "edges") -> tuple[int, int]:
-    """First frame and the one past the last of an interval at `fps` frames per second, by one of LaViLa's rules.
-
-    The start rounds to the nearest frame (halves to even). An interval of any length has at least that frame: LaViLa's
-    own arithmetic leaves some that are shorter than a frame without one, and cannot read them. The stop, by rule:
-
-    * edges (EPIC-KITCHENS-100, EGTEA): rounds up.
-    * duration (Ego4D, EgoMCQ, Charades-Ego trimmed): start + whole frames of the duration. Frames after it may be used
-      by a model that wants more frames than that.
-    * fractional (Charades-Ego untrimmed): start + the duration's frames rounded up; the choice of frames works with the
-      fractional number, fps * duration.
-    """
-    start = round(fps * start_second)
-    frames = fps * (stop_second - start_second)
-    stop = {
-        "edges": math.ceil(fps * stop_second),
-        "duration": start + int(frames),
-        "fractional": start + math.ceil(frames),
-    }[rule]
-    return start, max(stop, start + 1)
-
-
 SamplingName = Literal["segments", "strided"]
 
 
@@ -132,3 +109,25 @@ def draw_frames(num_frames: float, choice: FrameChoice, random: np.random.Genera
 def _strided(starts: Ints, num_frames: float, choice: FrameChoice) -> Frames:
     frames = starts[:, None] + np.arange(choice.frames) * choice.stride
     return np.where(frames < num_frames, frames, BLACK_FRAME).astype(np.int32)
+
+
+def frame_span(start_second: float, stop_second: float, fps: float, rule: SpanRule = "edges") -> tuple[int, int]:
+    """First frame and the one past the last of an interval at `fps` frames per second, by one of LaViLa's rules.
+
+    The start rounds to the nearest frame (halves to even). An interval of any length has at least that frame: LaViLa's
+    own arithmetic leaves some that are shorter than a frame without one, and cannot read them. The stop, by rule:
+
+    * edges (EPIC-KITCHENS-100, EGTEA): rounds up.
+    * duration (Ego4D, EgoMCQ, Charades-Ego trimmed): start + whole frames of the duration. Frames after it may be used
+      by a model that wants more frames than that.
+    * fractional (Charades-Ego untrimmed): start + the duration's frames rounded up; the choice of frames works with the
+      fractional number, fps * duration.
+    """
+    start = round(fps * start_second)
+    frames = fps * (stop_second - start_second)
+    stop = {
+        "edges": math.ceil(fps * stop_second),
+        "duration": start + int(frames),
+        "fractional": start + math.ceil(frames),
+    }[rule]
+    return start, max(stop, start + 1)

@@ -35,7 +35,6 @@ class Subject:
 
 
 SHOWN_CLIPS, SHOWN_MISTAKES, LISTED_MISTAKES = 4, 6, 60
-
 STRIP_VIEWS, STRIP_FRAMES, STRIP_PIXELS = 6, 8, 112
 
 OF_TRAINING = (  # sections and settings of a config that an evaluation does not use

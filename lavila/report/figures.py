@@ -1,6 +1,6 @@
 """From a report's numbers to what its page draws: sentences, bars, matrices, curves and film strips.
 
-Everything here is a pure function from plain values to dicts of strings and coordinates; `report.html.j2` puts them in
+Everything here is a pure function from plain values to dicts of strings and coordinates; `page.html.j2` puts them in
 place. Nothing returned is HTML, so the template's escaping covers every name and narration.
 """
 

@@ -17,13 +17,9 @@ from lavila.sample.forms import FORMS, with_needed
 from lavila.sample.render import Sample, gather, render_all
 
 FORMAT = 1  # raise when the same arguments begin to give other bytes
-
 RATES = (Fraction(50), Fraction(60000, 1001))  # videos take turns
-
 TRAIN_PART, VAL_PART = (0.0, 0.70), (0.75, 1.0)  # of the footage's frames; the gap keeps the moments apart
-
 CHUNK_SECONDS = 300
-
 MANIFEST = "sample_dataset.json"
 
 

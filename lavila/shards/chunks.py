@@ -2,7 +2,7 @@
 
 Writing: which chunks a clip needs (`chunk_numbers`), and where it lies in them once they are stored (`ChunkIndex`).
 Reading: which bytes of which chunks hold given frames (`ChunkTable.ranges`). Both are arithmetic on frame numbers; see
-`shard_format` for what a chunk is.
+`format` for what a chunk is.
 """
 
 from __future__ import annotations
