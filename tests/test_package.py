@@ -18,7 +18,8 @@ def test_every_folder_with_modules_is_a_package() -> None:
 
 
 def test_every_other_file_is_package_data() -> None:
-    others = {path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    others = {path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix != ".py"}
+    others = {path for path in others if path.parent.name != "__pycache__"}
     taken = {
         path
         for package, patterns in SETUPTOOLS["package-data"].items()
