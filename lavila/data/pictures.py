@@ -1,8 +1,8 @@
-"""What is asked of a decoder and what comes of it, whichever decoder it is. Imports without DALI."""
+"""What is asked of a decoder, whichever decoder it is. Imports without DALI."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -10,7 +10,6 @@ import numpy.typing as npt
 import torch
 
 from lavila.errors import UserError
-from lavila.records import ClipPlan
 
 DALI_CPU_CODECS = ("vp9", "vp8", "mjpeg")
 
@@ -49,15 +48,6 @@ class Payload:
 
     data: npt.NDArray[np.uint8]  # [bytes] of an encoded video, or its decoded frames [U, H, W, 3]
     frames: npt.NDArray[np.int32]  # [U] ascending numbers, in that video, of the plan's distinct frames
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoadedBatch:
-    """The clips of a step with their bytes (or host-decoded frames), and those that are known to be bad."""
-
-    plans: tuple[ClipPlan, ...]
-    payloads: tuple[Payload, ...]
-    bad: tuple[tuple[ClipPlan, str], ...] = field(default=())  # with the reason
 
 
 class LoaderError(UserError):

@@ -18,8 +18,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from lavila.data.batches import LoadedBatch, PictureBatch
 from lavila.data.dali_pipelines.check import VideoCheck
 from lavila.data.dali_pipelines.probe import DecodeProbe
+from lavila.data.dali_pipelines.runner import PipelineRunner
 from lavila.data.host.decode import DecodeError, decode_frames, video_problem
 from lavila.data.pictures import Execution, Payload
 from lavila.ingest.encode import EncodeSettings, Interval, encode_chunk, encode_clip
@@ -97,28 +99,31 @@ def flip_a_frame_size(shards: ShardSet, row: int) -> None:
     one.write(at, bytes([one.data[at] ^ 1]))
 
 
-@pytest.fixture(params=["host", "dali_cpu", "nvdec"])
-def decoder(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-def handed_to_decoder(shards: ShardSet, decoder: str) -> tuple[list[int], dict[int, str]]:
-    """Rows whose bytes an epoch's decoder is given, and those left out with the reason. Needs no GPU for NVDEC."""
-    loader = training(shards, decoder=decoder, device="cuda" if decoder == "nvdec" else "cpu")
-    with ThreadPoolExecutor(2) as pool:
-        batches = list(loader._loaded(pool, loader._planned(pool)))
+def handed_to_decoder(shards: ShardSet, decoder: str, device: str) -> tuple[list[int], dict[int, str]]:
+    """Rows whose bytes an epoch's decoder is given, and those left out with the reason. Needs no GPU."""
+    loader = training(shards, decoder=decoder, device=device)
+    runner, plans = loader._runner, loader._reader.planned(loader.plan, epoch=0, step=0)
+    batches: list[LoadedBatch] | list[PictureBatch]
+    if isinstance(runner, PipelineRunner):
+        with ThreadPoolExecutor(2) as pool:
+            batches = list(runner._loaded(pool, plans))
+    else:
+        batches = list(runner.run(plans))
     bad = {plan.row: reason for batch in batches for plan, reason in batch.bad}
     return [plan.row for batch in batches for plan in batch.plans], bad
 
 
+@pytest.mark.parametrize(
+    ("decoder", "device"), [("host", "cpu"), ("host", "cuda"), ("dali_cpu", "cpu"), ("nvdec", "cuda")]
+)
 @pytest.mark.parametrize("shard_format", FORMATS)
 def test_one_flipped_bit_costs_its_clip_whatever_decodes(
-    vp9_shards: ShardSet, tmp_path: Path, decoder: str, shard_format: int
+    vp9_shards: ShardSet, tmp_path: Path, decoder: str, device: str, shard_format: int
 ) -> None:
     shards = copy_of(vp9_shards, tmp_path, shard_format)
-    assert handed_to_decoder(shards, decoder)[1] == {}
+    assert handed_to_decoder(shards, decoder, device)[1] == {}
     flip_a_frame_size(shards, ROW)
-    given, bad = handed_to_decoder(shards, decoder)
+    given, bad = handed_to_decoder(shards, decoder, device)
     assert list(bad) == [ROW] and sorted([*given, ROW]) == list(range(len(shards)))
     assert "damaged" in bad[ROW] and "shard-000000.tar" in bad[ROW]
 

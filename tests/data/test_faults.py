@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from nvidia.dali.pipeline import Pipeline
 
+from lavila.data.batches import LoadedBatch
 from lavila.data.dali_pipelines import sources
 from lavila.data.dali_pipelines.check import VideoCheck
 from lavila.data.dali_pipelines.errors import DecoderFault, decode_problem
-from lavila.data.dali_pipelines.runner import PipelineRunner
+from lavila.data.dali_pipelines.restarts import RestartingPipeline
 from lavila.data.host import runner
 from lavila.data.host.decode import DecodeError, decode_frames
-from lavila.data.pictures import Execution, LoadedBatch, Payload
+from lavila.data.pictures import Execution, Payload
 from lavila.shards.reader import ShardSet
 from tests.data.test_loader import training, viewing
 from tests.footage import write_numbered_video
@@ -195,8 +196,8 @@ def test_a_frame_that_is_not_there_is_the_clips_fault(vp9_shards: ShardSet, fram
     )
     execution = Execution(decoder="dali_cpu", device_id=None, batch_size=2, threads=1, prefetch=1)
     batch = LoadedBatch(plans=tuple(plans), payloads=payloads)
-    ((done, pictures),) = list(PipelineRunner(loader.spec, execution).run([batch]))
-    assert done.plans == (plans[0],) and len(pictures.shape()) == 7
+    (done,) = list(RestartingPipeline(loader.spec, execution).run([batch]))
+    assert done.plans == (plans[0],) and len(done.pictures.shape()) == 7
     assert [plan for plan, _ in done.bad] == [plans[1]] and "out-of-bounds" in done.bad[0][1]
 
 

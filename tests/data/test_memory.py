@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from lavila.config.load import load_config
-from lavila.data import loader
+from lavila.data.dali_pipelines import runner as pipeline_runner
+from lavila.data.dali_pipelines.restarts import RestartingPipeline
 from lavila.data.dali_pipelines.runner import PipelineRunner
 from lavila.data.host import runner as host_runner
 from lavila.data.host.runner import HELD, HostRunner
@@ -71,7 +72,7 @@ def counted(batches: int, batch: int, begun: list[int]) -> Iterator[list[Any]]:
 def test_all_threads_are_at_work_at_once(monkeypatch: pytest.MonkeyPatch, threads: int, batch: int) -> None:
     ahead = batches_ahead(work(threads, batch), memory_gib=8)
     made = runner(monkeypatch, FakeDecoder(threads), threads=threads, ahead=ahead)
-    assert sum(len(done.plans) for done, _ in made.run(counted(4 * threads // batch, batch, [0]))) == 4 * threads
+    assert sum(len(done.plans) for done in made.run(counted(4 * threads // batch, batch, [0]))) == 4 * threads
 
 
 @pytest.mark.parametrize(("threads", "batch"), [(2, 1), (8, 1), (64, 1), (64, 8)])
@@ -85,8 +86,8 @@ def test_batches_take_no_more_than_the_memory_for_them(
     made = runner(monkeypatch, FakeDecoder(min(threads, ahead * batch)), threads=threads, ahead=ahead)
     tracemalloc.start()
     try:
-        for _, pictures in made.run(counted(24, batch, begun)):
-            assert pictures is not None and pictures.nbytes == batch * CLIP
+        for done in made.run(counted(24, batch, begun)):
+            assert done.pictures.nbytes == batch * CLIP
             most, taken = max(most, begun[0] - taken), taken + 1
         peak = tracemalloc.get_traced_memory()[1]
     finally:
@@ -106,14 +107,14 @@ def test_at_least_one_batch_is_made_and_a_warning_says_what_it_takes(
         assert batches_ahead(work(64, 8), memory_gib=CLIP / GIB) == 1
         assert len(caplog.records) == 1 and "data.host_memory_gib" in caplog.text
     made = runner(monkeypatch, FakeDecoder(8), threads=64, ahead=1)
-    assert sum(len(done.plans) for done, _ in made.run(counted(3, 8, [0]))) == 24
+    assert sum(len(done.plans) for done in made.run(counted(3, 8, [0]))) == 24
 
 
 def test_memory_of_batches_is_used_again_and_not_hoarded(monkeypatch: pytest.MonkeyPatch) -> None:
     made = runner(monkeypatch, FakeDecoder(1), threads=2, ahead=3)
-    places = {pictures.ctypes.data for _, pictures in made.run(counted(40, 2, [0])) if pictures is not None}
+    places = {done.pictures.ctypes.data for done in made.run(counted(40, 2, [0]))}
     assert len(places) <= 3 + HELD + 1
-    kept = [pictures for _, pictures in made.run(counted(20, 2, [0]))]
+    kept = [done.pictures for done in made.run(counted(20, 2, [0]))]
     del kept
     assert len(made._buffers._free) == 3 + HELD
 
@@ -122,7 +123,7 @@ def test_a_loader_makes_what_its_memory_allows(vp9_shards: ShardSet, caplog: pyt
     batch = 4 * 4 * 3 * 32 * 32 * 4
     with caplog.at_level(logging.WARNING):
         few = training(vp9_shards, host_memory_gib=4 * batch / GIB)
-        assert few._host_runner is not None and few._host_runner._ahead == 2 and not caplog.records
+        assert isinstance(few._runner, HostRunner) and few._runner._ahead == 2 and not caplog.records
         least = training(vp9_shards, host_memory_gib=1e-9)
         assert "data.host_memory_gib" in caplog.text
     for one, other, third in zip(training(vp9_shards), few, least, strict=True):
@@ -141,16 +142,16 @@ def test_the_config_sets_the_memory_of_every_loader(vp9_shards: ShardSet) -> Non
     ]
     made = load_config("model/tiny", [*overrides, "data.threads=8", f"data.host_memory_gib={4 * batch / GIB}"])
     for build_loader in (build.training_loader, build.view_loader):
-        found = build_loader(made, vp9_shards, process)._host_runner
-        assert found is not None and found._ahead == 2
+        found = build_loader(made, vp9_shards, process)._runner
+        assert isinstance(found, HostRunner) and found._ahead == 2
 
 
 def test_frames_decoded_for_a_gpu_are_bounded_too(vp9_shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU machine with data.decoder=host, the pipeline being on the CPU here."""
     batch = 2 * 4 * 3 * 64 * 112  # bytes of the frames of two clips
     decoded: list[int] = []
-    real = loader.decode_frames
-    monkeypatch.setattr(loader, "decode_frames", lambda *a: decoded.append(1) or real(*a))
+    real = pipeline_runner.decode_frames
+    monkeypatch.setattr(pipeline_runner, "decode_frames", lambda *a: decoded.append(1) or real(*a))
 
     def held(**memory: float) -> tuple[int, int, int]:
         """Most batches that were decoded before one was taken, batches read ahead, batches that DALI prefetches."""
@@ -158,12 +159,17 @@ def test_frames_decoded_for_a_gpu_are_bounded_too(vp9_shards: ShardSet, monkeypa
         made = ClipLoader(
             vp9_shards, plan, pictures=PICTURES, decoder="host", device="cuda", threads=64, prefetch=3, **memory
         )
-        execution = Execution(decoder="host", device_id=None, batch_size=2, threads=1, prefetch=made._prefetch)
+        runner = made._runner
+        assert isinstance(runner, PipelineRunner)
+        prefetch = runner._execution.prefetch
+        execution = Execution(decoder="host", device_id=None, batch_size=2, threads=1, prefetch=prefetch)
         decoded.clear()
         with ThreadPoolExecutor(64) as pool:
-            results = PipelineRunner(made.spec, execution).run(made._loaded(pool, made._planned(pool)))
+            results = RestartingPipeline(made.spec, execution).run(
+                runner._loaded(pool, made._reader.planned(plan, epoch=0, step=0))
+            )
             most = max(len(decoded) // 2 - taken for taken, _ in enumerate(results))
-        return most, made._ahead, made._prefetch
+        return most, runner._ahead, prefetch
 
     assert held()[1:] == (33, 3)
     most, ahead, prefetch = held(host_memory_gib=8.5 * batch / GIB)

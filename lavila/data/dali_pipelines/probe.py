@@ -12,8 +12,9 @@ import numpy.typing as npt
 from nvidia.dali import fn, types
 from nvidia.dali.pipeline import Pipeline
 
-from lavila.data.dali_pipelines.runner import PipelineRunner
-from lavila.data.pictures import DecoderName, Execution, LoadedBatch, Payload, PictureSpec
+from lavila.data.batches import LoadedBatch
+from lavila.data.dali_pipelines.restarts import RestartingPipeline
+from lavila.data.pictures import DecoderName, Execution, Payload, PictureSpec
 from lavila.records import ClipPlan
 
 Pictures = npt.NDArray[np.uint8]
@@ -116,5 +117,5 @@ def augmented(
         )
         for plans, frames in batches
     ]
-    for done, _ in PipelineRunner(spec, execution).run(itertools.cycle(loaded)):
+    for done in RestartingPipeline(spec, execution).run(itertools.cycle(loaded)):
         yield len(done.plans)

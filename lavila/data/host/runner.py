@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lavila.data.batches import PictureBatch
 from lavila.data.host.decode import DecodeError, decode_planes
 from lavila.data.host.render import ClipRenderer
-from lavila.data.pictures import LoadedBatch, PictureSpec
+from lavila.data.pictures import PictureSpec
+from lavila.data.reading import Read
 from lavila.records import ClipPlan
 
 HELD = 2  # batches beside those ahead: the one handed out, and the one before, until whoever asked lets go of it
-Read = Callable[[ClipPlan], tuple[bytes, npt.NDArray[np.int32]]]  # a video, and the numbers in it of the plan's frames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +74,8 @@ class HostRunner:
         """Of the pictures of a clip."""
         return math.prod(_clip_shape(spec)) * (2 if spec.half else 4)
 
-    def run(self, batches: Iterable[list[ClipPlan]]) -> Iterator[tuple[LoadedBatch, npt.NDArray[Any] | None]]:
-        """Every batch in order, with pictures [B, K, S, T, 3, size, size], or None where no clip is left of it."""
+    def run(self, batches: Iterable[list[ClipPlan]]) -> Generator[PictureBatch]:
+        """`runners.Runner.run`, with arrays of numpy."""
         coming, ahead = iter(batches), deque[_Drawing]()
         with ThreadPoolExecutor(self._threads, thread_name_prefix="clip") as pool:
             try:
@@ -111,14 +112,6 @@ def _clip_shape(spec: PictureSpec) -> tuple[int, ...]:
     return (*spec.view_grid, spec.frames, 3, spec.size, spec.size)
 
 
-def _finished(drawing: _Drawing) -> tuple[LoadedBatch, npt.NDArray[Any] | None]:
-    reasons = [reason.result() for reason in drawing.reasons]
-    good = [place for place, reason in enumerate(reasons) if reason is None]
-    batch = LoadedBatch(
-        plans=tuple(drawing.plans[place] for place in good),
-        payloads=(),
-        bad=tuple((plan, reason) for plan, reason in zip(drawing.plans, reasons, strict=True) if reason is not None),
-    )
-    if not good:
-        return batch, None
-    return batch, drawing.pictures if len(good) == len(reasons) else drawing.pictures[good]
+def _finished(drawing: _Drawing) -> PictureBatch:
+    """Waits for the batch. From then on the batch alone holds its memory: `drawing` ends with the call."""
+    return PictureBatch.of(drawing.plans, drawing.pictures, [reason.result() for reason in drawing.reasons])

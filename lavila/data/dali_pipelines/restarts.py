@@ -1,0 +1,136 @@
+"""Runs the graph over a stream of batches, and survives clips that cannot be decoded.
+
+One bad clip makes DALI fail a whole batch without saying which clip it was, and kills the pipeline object. Building a
+pipeline takes milliseconds, so: try the clips of the batches in flight one at a time, drop the bad ones, build the
+pipeline again and go on with the rest. `lavila.data.batches` says what becomes of the batch.
+
+Only the decoder's own errors make a clip bad (`errors.decode_problem`); every other error ends the run. Where not one
+clip in flight decodes, the decoder itself is checked: with a clip that it decoded before, or with FFmpeg where there is
+none yet.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from itertools import chain
+from typing import Any
+
+from nvidia.dali.pipeline import Pipeline
+
+from lavila.data.batches import LoadedBatch, PictureBatch
+from lavila.data.dali_pipelines.errors import DecoderFault, decode_problem, told
+from lavila.data.dali_pipelines.graph import build_pipeline
+from lavila.data.host.decode import DecodeError, decode_frames
+from lavila.data.pictures import Execution, Payload, PictureSpec
+from lavila.records import ClipPlan
+
+
+class RestartingPipeline:
+    """Feeds batches to a pipeline and yields them with their pictures."""
+
+    def __init__(self, spec: PictureSpec, execution: Execution):
+        self._spec, self._execution = spec, execution
+
+    def run(self, batches: Iterable[LoadedBatch]) -> Generator[PictureBatch]:
+        """Every batch in order, with DALI tensors [B, K, S, T, 3, size, size].
+
+        Raises:
+            DecoderFault: the decoder fails on sound videos.
+            RuntimeError: DALI's, for anything but videos that cannot be decoded.
+        """
+        source = iter(batches)
+        in_flight: deque[LoadedBatch] = deque()
+        sound: tuple[ClipPlan, Payload] | None = None  # a clip that was decoded
+        while True:
+            stream = _Stream(source, in_flight)
+            pipeline = self._build(stream, self._execution)
+            try:
+                while True:
+                    (pictures,) = pipeline.run()
+                    while not in_flight[0].plans:
+                        yield in_flight.popleft().with_pictures(None)
+                    sound = in_flight[0].plans[0], in_flight[0].payloads[0]
+                    yield in_flight.popleft().with_pictures(pictures.as_tensor())
+            except StopIteration:
+                while in_flight:
+                    assert not in_flight[0].plans
+                    yield in_flight.popleft().with_pictures(None)
+                return
+            except Exception as error:
+                if stream.error is not None:
+                    raise stream.error from None
+                if not isinstance(error, RuntimeError) or decode_problem(error) is None:
+                    rows = ", ".join(str(plan.row) for batch in in_flight for plan in batch.plans)
+                    error.add_note(f"in a batch of rows {rows} of clips.parquet; this is no fault of the data")
+                    raise
+                checked = [batch.without(self._failures(batch)) for batch in in_flight]
+                if not any(len(new.bad) > len(old.bad) for new, old in zip(checked, in_flight, strict=True)):
+                    raise RuntimeError(f"the data pipeline failed, though each clip alone decodes: {error}") from error
+                if not any(batch.plans for batch in checked):
+                    self._check_decoder(in_flight, sound, told(error))
+                in_flight.clear()
+                source = chain(checked, source)
+
+    def _build(self, source: Any, execution: Execution) -> Pipeline:
+        pipeline = build_pipeline(source, self._spec, execution)
+        pipeline.build()
+        return pipeline
+
+    def _failures(self, batch: LoadedBatch) -> list[str | None]:
+        return [self._failure(plan, payload) for plan, payload in zip(batch.plans, batch.payloads, strict=True)]
+
+    def _failure(self, plan: ClipPlan, payload: Payload) -> str | None:
+        """Why this clip alone cannot be decoded, in one line; None where it can."""
+        try:
+            self._build(lambda: ([plan], [payload]), replace(self._execution, batch_size=1, prefetch=1)).run()
+        except RuntimeError as error:
+            reason = decode_problem(error)
+            if reason is None:
+                raise RuntimeError(f"row {plan.row} of clips.parquet, alone in a batch: {told(error)}") from error
+            return reason
+        return None
+
+    def _check_decoder(
+        self, batches: Iterable[LoadedBatch], sound: tuple[ClipPlan, Payload] | None, reason: str
+    ) -> None:
+        """DecoderFault unless the clips of batches of which none decodes are to blame. `sound`: one that did decode."""
+        decoder = self._execution.decoder
+        advice = f"not the clips are at fault, but {decoder}, its driver or its settings; use data.decoder=host"
+        if sound is not None:
+            if self._failure(*sound) is not None:
+                raise DecoderFault(
+                    f"data.decoder={decoder} decodes nothing any more ({reason}), not even the clip in row "
+                    f"{sound[0].row} of clips.parquet, which it did decode: {advice}"
+                )
+            return
+        for plan, payload in (pair for batch in batches for pair in zip(batch.plans, batch.payloads, strict=True)):
+            with suppress(DecodeError):
+                decode_frames(payload.data, payload.frames)
+                raise DecoderFault(
+                    f"data.decoder={decoder} decodes none of the first clips ({reason}), but FFmpeg decodes the one in "
+                    f"row {plan.row} of clips.parquet: {advice}"
+                )
+
+
+class _Stream:
+    """The external source: takes batches as the pipeline asks for them and remembers which are in flight."""
+
+    def __init__(self, source: Iterator[LoadedBatch], in_flight: deque[LoadedBatch]):
+        self._source, self._in_flight = source, in_flight
+        self.error: BaseException | None = None  # of the batches themselves, not of their decoding
+
+    def __call__(self) -> tuple[tuple[ClipPlan, ...], tuple[Payload, ...]]:
+        while True:
+            try:
+                batch = next(self._source)
+            except StopIteration:
+                raise
+            except BaseException as error:
+                self.error = error
+                raise
+            self._in_flight.append(batch)
+            if batch.plans:
+                return batch.plans, batch.payloads

@@ -1,0 +1,65 @@
+"""The two ways from plans to pictures have one interface, `Runner`; `build_runner` chooses between them.
+
+    plans --HostRunner: CPU threads read, decode and draw-------------------> pictures     no GPU, decoder host
+    plans --PipelineRunner: threads read, DALI pipelines decode and draw----> pictures     every other case
+
+Imports without DALI: `PipelineRunner` imports it when it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from dataclasses import replace
+from typing import Protocol
+
+from lavila.data.batches import PictureBatch
+from lavila.data.dali_pipelines.runner import PipelineRunner
+from lavila.data.host.runner import HELD, HostRunner
+from lavila.data.memory import GIB, Work, batches_ahead
+from lavila.data.pictures import Execution, PictureSpec
+from lavila.data.reading import ClipReader
+from lavila.records import ClipPlan
+
+
+class Runner(Protocol):
+    """Reads, decodes and draws the clips of plans, a few batches ahead of the caller."""
+
+    def run(self, batches: Iterable[list[ClipPlan]]) -> Generator[PictureBatch]:
+        """Every batch, in order, without its bad clips. Close it where it is left early.
+
+        Raises:
+            DecoderFault: the decoder fails on sound videos.
+            ShardSetError: a tar cannot be used.
+            RuntimeError: DALI's, for anything but videos that cannot be decoded.
+        """
+        ...
+
+
+def build_runner(reader: ClipReader, spec: PictureSpec, execution: Execution, *, host_memory_gib: float) -> Runner:
+    """The runner for a decoder and a device.
+
+    `host_memory_gib` bounds what CPU threads decode: main memory, GiB. One batch is made in any case, and a warning
+    says where that takes more. Encoded clips are small: `execution.prefetch` alone bounds them.
+    """
+    if execution.decoder != "host":
+        return PipelineRunner(spec, reader.read, execution, ahead=execution.prefetch + 1)
+    if execution.device_id is None:
+        work = _work(execution, HostRunner.clip_bytes(spec), held=HELD)
+        ahead = batches_ahead(work, memory_gib=host_memory_gib)
+        return HostRunner(spec, reader.read, threads=execution.threads, ahead=ahead)
+    # DALI holds one batch more than it prefetches, each as we hand it over and as its own copy.
+    clip_bytes = reader.largest_frame() * spec.view_grid[0] * spec.frames
+    fit = int(host_memory_gib * GIB) // max(clip_bytes * execution.batch_size, 1)
+    execution = replace(execution, prefetch=max(1, min(execution.prefetch, fit // 4 - 1)))
+    work = _work(execution, clip_bytes, held=2 * (execution.prefetch + 1))
+    return PipelineRunner(spec, reader.read, execution, ahead=batches_ahead(work, memory_gib=host_memory_gib))
+
+
+def _work(execution: Execution, clip_bytes: int, *, held: int) -> Work:
+    return Work(
+        batch_size=execution.batch_size,
+        batch_bytes=execution.batch_size * clip_bytes,
+        threads=execution.threads,
+        prefetch=execution.prefetch,
+        held=held,
+    )

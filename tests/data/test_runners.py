@@ -1,0 +1,165 @@
+"""Every runner takes plans and gives plans, pictures and bad clips: the same ones, whichever runner it is."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.dlpack import from_dlpack
+
+from lavila.data.batches import LoadedBatch, PictureBatch
+from lavila.data.dali_pipelines.runner import PipelineRunner
+from lavila.data.host.runner import HostRunner
+from lavila.data.loader import ClipLoader
+from lavila.data.pictures import Execution, Payload
+from lavila.data.reading import ClipReader
+from lavila.data.runners import Runner, build_runner
+from lavila.records import ClipPlan
+from lavila.shards.format import DamagedClip, ShardSetError
+from lavila.shards.reader import ShardSet
+from tests.data.test_loader import PICTURES, training
+from tests.tolerance import assert_same_pictures
+
+EXECUTION = Execution(decoder="host", device_id=None, batch_size=2, threads=2, prefetch=2)
+
+
+def runner_of(name: str, loader: ClipLoader, shards: ShardSet) -> Runner:
+    reader = ClipReader(shards, threads=2)
+    if name == "host for DALI":  # as for a GPU, the pipeline being on the CPU here
+        return PipelineRunner(loader.spec, reader.read, EXECUTION, ahead=3)
+    execution = replace(EXECUTION, decoder="host" if name == "host" else "dali_cpu")
+    return build_runner(reader, loader.spec, execution, host_memory_gib=1)
+
+
+@pytest.fixture(params=["host", "dali_cpu", "host for DALI"])
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def steps(loader: ClipLoader) -> list[list[ClipPlan]]:
+    return [loader.plan.batch(0, step) for step in range(loader.plan.steps)]
+
+
+def pictures_of(batch: PictureBatch) -> dict[int, torch.Tensor]:
+    """[K, S, C, T, H, W] by row, copied: a batch's memory is used again."""
+    pictures = () if batch.pictures is None else from_dlpack(batch.pictures).transpose(3, 4).clone()
+    return {plan.row: one for plan, one in zip(batch.plans, pictures, strict=True)}
+
+
+def make_bad(monkeypatch: pytest.MonkeyPatch, shards: ShardSet, *, damaged: set[int], undecodable: set[int]) -> None:
+    real = shards.read_frames
+
+    def read(row: int, frames: Any) -> Any:
+        if row in damaged:
+            raise DamagedClip("other bytes than were stored")
+        data, numbers = real(row, frames)
+        return bytes(1000) if row in undecodable else data, numbers
+
+    monkeypatch.setattr(shards, "read_frames", read)
+
+
+def test_bad_clips_leave_every_runner_alike(vp9_shards: ShardSet, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """First and last of a batch, a whole batch, and the last batch: found by the reader, and by the decoder."""
+    loader = training(vp9_shards, batch_size=2)
+    planned = steps(loader)
+    clean = {
+        row: one
+        for batch in runner_of("host", loader, vp9_shards).run(planned)
+        for row, one in pictures_of(batch).items()
+    }
+    damaged = {planned[0][0].row, planned[2][0].row, planned[5][0].row}
+    undecodable = {planned[1][1].row, planned[2][1].row, planned[5][1].row}
+    make_bad(monkeypatch, vp9_shards, damaged=damaged, undecodable=undecodable)
+    made = 0
+    for plans, batch in zip(planned, runner_of(name, loader, vp9_shards).run(iter(planned)), strict=True):
+        bad = [plan for plan in plans if plan.row in damaged | undecodable]
+        assert batch.plans == tuple(plan for plan in plans if plan not in bad)
+        assert sorted(plan.row for plan, _ in batch.bad) == sorted(plan.row for plan in bad)
+        assert all(reason and "\n" not in reason for _, reason in batch.bad)
+        assert (batch.pictures is None) == (not batch.plans)
+        for row, one in pictures_of(batch).items():
+            assert_same_pictures(one, clean[row], std=PICTURES.std)
+            made += 1
+    assert made == 6
+
+
+def test_a_runner_may_be_left_half_way_and_run_again(vp9_shards: ShardSet, name: str) -> None:
+    loader = training(vp9_shards, batch_size=2)
+    runner, before = runner_of(name, loader, vp9_shards), threading.active_count()
+    with closing(runner.run(steps(loader))) as made:
+        first = pictures_of(next(made))
+        assert threading.active_count() > before
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("clip")]
+    again = [pictures_of(batch) for batch in runner.run(steps(loader))]
+    assert len(again) == 6 and again[0].keys() == first.keys()
+    assert all(torch.equal(again[0][row], one) for row, one in first.items())
+
+
+@pytest.mark.parametrize("error", [ShardSetError("shard-000001.tar: missing"), TypeError("of ours"), MemoryError()])
+def test_errors_that_no_clip_is_to_blame_for_end_the_run(
+    vp9_shards: ShardSet, monkeypatch: pytest.MonkeyPatch, name: str, error: Exception
+) -> None:
+    """Those of reading a clip, and those of the plans themselves."""
+    loader = training(vp9_shards, batch_size=2)
+
+    def fail(row: int, frames: Any) -> Any:
+        raise error
+
+    def plans() -> Iterator[list[ClipPlan]]:
+        yield from steps(loader)[:4]
+        raise error
+
+    with pytest.raises(type(error)):
+        list(runner_of(name, loader, vp9_shards).run(plans()))
+    monkeypatch.setattr(vp9_shards, "read_frames", fail)
+    with pytest.raises(type(error)):
+        list(runner_of(name, loader, vp9_shards).run(steps(loader)))
+
+
+@pytest.mark.parametrize(
+    ("decoder", "device_id", "kind"),
+    [
+        ("host", None, HostRunner),
+        ("host", 0, PipelineRunner),
+        ("dali_cpu", None, PipelineRunner),
+        ("dali_cpu", 0, PipelineRunner),
+        ("nvdec", 0, PipelineRunner),
+    ],
+)
+def test_decoder_and_device_choose_the_runner(
+    vp9_shards: ShardSet, decoder: Any, device_id: int | None, kind: type
+) -> None:
+    execution = replace(EXECUTION, decoder=decoder, device_id=device_id)
+    spec = training(vp9_shards).spec
+    assert type(build_runner(ClipReader(vp9_shards, threads=1), spec, execution, host_memory_gib=1)) is kind
+
+
+def test_the_places_of_bad_clips_go_and_good_batches_are_not_copied(vp9_shards: ShardSet) -> None:
+    plans = training(vp9_shards).plan.batch(0, 0)
+    pictures = np.arange(4 * 6, dtype=np.float32).reshape(4, 1, 1, 1, 1, 2, 3)
+    whole = PictureBatch.of(plans, pictures, [None] * 4)
+    assert whole.plans == tuple(plans) and whole.pictures is pictures and whole.bad == ()
+    some = PictureBatch.of(plans, pictures, ["a", None, "b", None])
+    assert some.plans == (plans[1], plans[3]) and np.array_equal(some.pictures, pictures[[1, 3]])
+    assert some.bad == ((plans[0], "a"), (plans[2], "b"))
+    none = PictureBatch.of(plans, pictures, list("abcd"))
+    assert none.plans == () and none.pictures is None and len(none.bad) == 4
+    with pytest.raises(ValueError):
+        PictureBatch.of(plans, pictures, [None] * 3)
+
+
+def test_a_loaded_batch_loses_clips_twice(vp9_shards: ShardSet) -> None:
+    plans = training(vp9_shards).plan.batch(0, 0)
+    payloads = [Payload(data=np.zeros(place, np.uint8), frames=np.zeros(1, np.int32)) for place in range(4)]
+    loaded = LoadedBatch.of(plans, [payloads[0], "unread", payloads[2], payloads[3]])
+    assert loaded.plans == (plans[0], plans[2], plans[3]) and loaded.bad == ((plans[1], "unread"),)
+    left = loaded.without([None, "undecodable", None])
+    assert left.plans == (plans[0], plans[3]) and [len(one.data) for one in left.payloads] == [0, 3]
+    made = left.with_pictures("pictures")
+    assert made.plans == left.plans and made.bad == ((plans[1], "unread"), (plans[2], "undecodable"))
