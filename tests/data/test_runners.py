@@ -16,10 +16,14 @@ from torch.utils.dlpack import from_dlpack
 from lavila.data.batches import LoadedBatch, PictureBatch
 from lavila.data.dali_pipelines.runner import PipelineRunner
 from lavila.data.host.runner import HostRunner
-from lavila.data.loader import ClipLoader
+from lavila.data.loader import ClipLoader, clip_sizes
 from lavila.data.pictures import Execution, Payload
 from lavila.data.reading import ClipReader
 from lavila.data.runners import Runner, build_runner
+from lavila.plan.crops import CropChoice
+from lavila.plan.frames import FrameChoice
+from lavila.plan.order import Shuffle
+from lavila.plan.plans import Ranks, TrainingPlan
 from lavila.records import ClipPlan
 from lavila.shards.format import DamagedClip, ShardSetError
 from lavila.shards.reader import ShardSet
@@ -91,14 +95,34 @@ def test_bad_clips_leave_every_runner_alike(vp9_shards: ShardSet, monkeypatch: p
 
 def test_a_runner_may_be_left_half_way_and_run_again(vp9_shards: ShardSet, name: str) -> None:
     loader = training(vp9_shards, batch_size=2)
-    runner, before = runner_of(name, loader, vp9_shards), threading.active_count()
+    runner, before = runner_of(name, loader, vp9_shards), set(threading.enumerate())
     with closing(runner.run(steps(loader))) as made:
         first = pictures_of(next(made))
-        assert threading.active_count() > before
-    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("clip")]
+        assert set(threading.enumerate()) - before
+    assert not set(threading.enumerate()) - before
     again = [pictures_of(batch) for batch in runner.run(steps(loader))]
     assert len(again) == 6 and again[0].keys() == first.keys()
     assert all(torch.equal(again[0][row], one) for row, one in first.items())
+
+
+@pytest.mark.parametrize("decoder", ["host", "dali_cpu"])
+def test_no_thread_is_left_of_a_loader_that_is_left_half_way(vp9_shards: ShardSet, decoder: str) -> None:
+    """Those that read tars ahead included, though the runner does not know of them."""
+    plan = TrainingPlan(
+        clip_sizes(vp9_shards),
+        frames=FrameChoice(frames=4),
+        crop=CropChoice(size=32),
+        batch_size=2,
+        seed=3,
+        ranks=Ranks(),
+        shuffle=Shuffle(window=4, stretch=2, read_ahead=True),
+    )
+    before = set(threading.enumerate())
+    with closing(iter(ClipLoader(vp9_shards, plan, pictures=PICTURES, decoder=decoder, threads=2))) as batches:
+        next(batches)
+        begun = {thread.name.rpartition("_")[0] for thread in set(threading.enumerate()) - before}
+        assert begun == {"read-ahead", "clip" if decoder == "host" else "clip-reader"}
+    assert not set(threading.enumerate()) - before
 
 
 @pytest.mark.parametrize("error", [ShardSetError("shard-000001.tar: missing"), TypeError("of ours"), MemoryError()])
