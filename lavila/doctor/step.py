@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,6 +22,7 @@ from lavila.data.host.decode import DecodeError, decode_frames, decode_planes
 from lavila.data.host.render import ClipRenderer
 from lavila.data.loader import ClipLoader
 from lavila.data.pictures import DecoderName, Execution, Payload
+from lavila.data.reading import ClipReader
 from lavila.doctor.decode import cpu_decoders, decode_rate
 from lavila.doctor.findings import Finding
 from lavila.doctor.model import ModelBench
@@ -131,6 +133,7 @@ class _Bench:
         self.loader = self._loader(self.batch)
         self.plan = self.loader.plan
         self._epoch = 0
+        self._reader = ClipReader(shards, threads=self.threads)
         self.page_cache = self._forget(self._planned(0))
         self.data = self._load()
 
@@ -156,7 +159,8 @@ class _Bench:
         return self._epoch
 
     def _read(self, plan: ClipPlan) -> Payload:
-        data, frames = self.shards.read_frames(plan.row, plan.distinct_frames())
+        with self._naming(plan):
+            data, frames = self._reader.read(plan)
         return Payload(data=np.frombuffer(data, np.uint8), frames=frames)
 
     def _load(self) -> _Data:
@@ -175,11 +179,17 @@ class _Bench:
         return self.loader.decoder == "host" and self.process.device.type == "cpu"
 
     def _decode(self, plan: ClipPlan, payload: Payload) -> np.ndarray | list[Planes]:
-        try:
+        with self._naming(plan):
             if not self._draws:
                 return decode_frames(payload.data, payload.frames)
             frames = decode_planes(payload.data, payload.frames)
             return [Planes(one.luma.copy(), one.blue.copy(), one.red.copy(), one.width) for one in frames]
+
+    @contextmanager
+    def _naming(self, plan: ClipPlan) -> Iterator[None]:
+        """A bad clip's error names the clip."""
+        try:
+            yield
         except DecodeError as error:
             clip = self.shards.clips.column("clip_id")[plan.row].as_py()
             again = f"run tools/inspect_shards.py {self.shards.path} --verify"
