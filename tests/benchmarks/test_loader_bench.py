@@ -57,7 +57,7 @@ def test_every_row_and_the_graphs_of_a_gpu_can_be_made(material: Material, capsy
 
 
 def test_a_tiny_run_writes_json_table_and_chart(material: Material, tmp_path: Path) -> None:
-    command = [sys.executable, "benchmarks/loader/run.py", "--tiny", "--material", str(material.folder)]
+    command = [sys.executable, "-m", "benchmarks.loader", "--tiny", "--material", str(material.folder)]
     command += ["--out", str(tmp_path), "--rounds", "1", "--workers", "1", "--only", "train h264 224px"]
     here = {**os.environ, "PYTHONPATH": str(ROOT)}
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=here)
