@@ -198,6 +198,7 @@ class TrainedOn:
     frames: int | None  # a clip has
     image_size: int | None  # side of a picture, pixels
     classes: dict[str, list[str]]  # head -> names of its classes, heads in the model's order; empty = not said
+    task_facts: dict[str, Any]  # what it says for its task, `classes` included (`lavila.tasks.TaskFacts`)
 
 
 def trained_on(path: str | Path) -> TrainedOn:
@@ -209,6 +210,7 @@ def trained_on(path: str | Path) -> TrainedOn:
     if file.suffix in SUFFIXES:
         published = read_published(file)
         architecture, pictures, classes = published.architecture, published.pictures(), {}
+        metadata: dict[str, str] = {}
     else:
         metadata = _read_metadata(file)
         try:
@@ -226,6 +228,7 @@ def trained_on(path: str | Path) -> TrainedOn:
             frames=tower.get("num_frames"),
             image_size=tower.get("image_size"),
             classes={head: [str(name) for name in names] for head, names in classes.items()},
+            task_facts=_task_facts(metadata),
         )
     except (TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{file}: says what it was trained on in another form than ours ({error})") from error
@@ -235,6 +238,19 @@ def trained_on(path: str | Path) -> TrainedOn:
             f"{file}: says mean {list(found.mean)} and std {list(found.std)} of its pictures; each is three finite "
             "numbers, those of std above 0; write the file again with save_model"
         )
+    return found
+
+
+def _task_facts(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The entries of a file that are JSON, but for those that every model has. Others may keep other strings there."""
+    found = {}
+    for name, text in metadata.items():
+        if name == "pictures" or name.startswith(RESERVED):
+            continue
+        try:
+            found[name] = json.loads(text)
+        except (ValueError, RecursionError):
+            continue
     return found
 
 

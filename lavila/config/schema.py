@@ -176,7 +176,7 @@ class ModelConfig:
 class TaskConfig:
     """What the model is asked."""
 
-    name: str = "classification"  # which task of lavila/tasks
+    name: str = "classification"  # one of lavila/tasks/registry.py; docs/TASKS.md says what a task is
     heads: tuple[str, ...] = ("verb", "noun", "action")  # columns of clips.parquet, one classifier head each
     head_weights: tuple[NotNegative, ...] = ()  # of each head's loss in the sum; empty = 1 each, as published
     label_smoothing: ChanceBelowOne = 0.1  # of the cross-entropy

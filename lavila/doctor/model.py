@@ -23,10 +23,10 @@ class ModelBench:
     """Forward and backward of a config's model, from random weights."""
 
     def __init__(self, config: RunConfig, shards: ShardSet, process: Process) -> None:
-        classes = build.head_classes(config, shards)
+        facts = build.task_facts(config, shards)
         fresh = replace(config, model=replace(config.model, init=""))  # the weights do not change the time
-        model = build.classifier(fresh, classes).to(process.device)
-        self.task: Task = build.build_task(config, model, classes)
+        model = build.fresh_model(fresh, facts).to(process.device)
+        self.task: Task = build.build_task(config, model, facts)
         self.task.model.train()
         self.device, self.arithmetic = process.device, Arithmetic.of_training(config, process.device)
 

@@ -79,10 +79,9 @@ def check_config(config: RunConfig, shards: ShardSet) -> Finding:
     """
     with join(config.device.value) as process:
         loader = build.training_loader(config, shards, process)
-        classes = build.head_classes(config, shards)
-    heads = ", ".join(f"{head} {len(names)}" for head, names in classes.items())
+        task = build.task_kind(config).describe(build.task_facts(config, shards))
     found = f"{config.name} can start: {len(loader)} steps an epoch of {loader.plan.largest_batch} clips on "
-    found += f"{process.device.type}, decoder {loader.decoder}, classes: {heads}"
+    found += f"{process.device.type}, decoder {loader.decoder}, {task}"
     facts = {"name": config.name, "device": process.device.type, "decoder": loader.decoder, "steps": len(loader)}
     return Finding(name="config", status="ok", found=found, facts=facts)
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from itertools import zip_longest
 from pathlib import Path
 from typing import cast
 
@@ -20,20 +19,16 @@ from lavila.config.schema import ConfigError, DataConfig, PictureType, RunConfig
 from lavila.data.loader import ClipLoader, Pictures, clip_sizes
 from lavila.data.sizes import shuffle_of
 from lavila.engine.distributed import Process
-from lavila.models.classifier import VideoClassifier
 from lavila.models.timesformer import TimeSformer, TimeSformerConfig
 from lavila.plan.crops import CropChoice, ViewChoice
 from lavila.plan.frames import FrameChoice
 from lavila.plan.plans import Ranks, TrainingPlan, ViewPlan
 from lavila.shards.captions import Captions
 from lavila.shards.reader import ShardSet, open_shard_set
-from lavila.tasks import Task, TaskError
-from lavila.tasks.classification import ClassificationSettings, ClassificationTask
+from lavila.tasks import ModelParts, Task, TaskError, TaskFacts, TaskKind, TaskOptions, registry
 
 log = logging.getLogger(__name__)
 
-Classes = dict[str, list[str]]
-SHOWN_CLASSES = 3  # in a message, where they differ
 SAME_LEVEL = 0.05  # on 0..255: statistics closer than this are the same, written with fewer digits
 
 
@@ -45,48 +40,29 @@ def shard_set(config: RunConfig, which: str) -> ShardSet:
     return open_shard_set(Path(path))
 
 
-def head_classes(config: RunConfig, shards: ShardSet) -> Classes:
-    """Class names of each head. ConfigError where the shard set has no such labels."""
-    missing = [head for head in config.task.heads if not shards.classes.get(head)]
-    if missing:
-        known = [kind for kind, names in shards.classes.items() if names]
-        raise ConfigError(f"task.heads: {shards.path} has no {', '.join(missing)} labels; it has {', '.join(known)}")
-    return {head: shards.classes[head] for head in config.task.heads}
+def task_kind(config: RunConfig) -> TaskKind:
+    """What `task.name` names. ConfigError for an unknown one."""
+    try:
+        return registry.task_kind(config.task.name)
+    except TaskError as error:
+        raise ConfigError(str(error)) from None
 
 
-def check_classes(found: Classes, wanted: Classes, *, of: object, wanted_by: object) -> None:
-    """Raise TaskError unless the heads and the names of their classes are the same, in the same order.
-
-    found: of the shard set `of`. wanted: of the checkpoint or the training set `wanted_by`; empty = not known.
-    """
-    if wanted and list(found) != list(wanted):
-        heads = ",".join(wanted)
-        raise TaskError(
-            f"task.heads={list(found)}, but {wanted_by} has the heads {list(wanted)}; set task.heads=[{heads}]"
-        )
-    for head, theirs in wanted.items():
-        ours = found[head]
-        places = [i for i, pair in enumerate(zip_longest(ours, theirs)) if pair[0] != pair[1]]
-        if not places:
-            continue
-        counts = (
-            f"{len(ours)} other classes"
-            if len(ours) == len(theirs)
-            else f"{len(ours)} instead of {len(theirs)} classes"
-        )
-        what = "the same classes in another order" if sorted(ours) == sorted(theirs) else counts
-        shown = ", ".join(
-            f"{i}: {_class_at(ours, i)} here, {_class_at(theirs, i)} there" for i in places[:SHOWN_CLASSES]
-        )
-        more = f" and {len(places) - SHOWN_CLASSES} more" if len(places) > SHOWN_CLASSES else ""
-        raise TaskError(
-            f"head {head}: {of} has {what}, compared with {wanted_by} ({shown}{more}); make the set from annotation "
-            "files that the model was trained on, or take a model that was trained on this set's classes"
-        )
+def task_options(config: RunConfig) -> TaskOptions:
+    """The values of a config that tasks use."""
+    return TaskOptions(
+        heads=config.task.heads,
+        head_weights=config.task.head_weights,
+        label_smoothing=config.task.label_smoothing,
+        dropout=config.model.dropout,
+        fusion=config.views.fusion.value,
+        view_batch_size=config.views.view_batch_size,
+    )
 
 
-def _class_at(names: Sequence[str], place: int) -> str:
-    return repr(names[place]) if place < len(names) else "none"
+def task_facts(config: RunConfig, shards: ShardSet) -> TaskFacts:
+    """What a checkpoint of the task will say of a shard set. TaskError where the set does not fit the task."""
+    return task_kind(config).facts(task_options(config), shards.classes, of=shards.path)
 
 
 def with_statistics(config: RunConfig, trained: TrainedOn | None) -> RunConfig:
@@ -171,8 +147,8 @@ def single_view(config: RunConfig) -> RunConfig:
     return replace(config, views=replace(config.views, clips=1, crops=crops, single_frame_control=False))
 
 
-def classifier(config: RunConfig, classes: Mapping[str, Sequence[str]], *, resumed: bool = False) -> VideoClassifier:
-    """A fresh model, its tower started from `model.init` if that is given. The seed decides its weights.
+def fresh_model(config: RunConfig, facts: TaskFacts, *, resumed: bool = False) -> nn.Module:
+    """A fresh model of the task, its tower started from `model.init` if that is given. The seed decides its weights.
 
     resumed: a checkpoint's weights will take the place of all, so `model.init` is not read and need not exist.
     """
@@ -195,10 +171,11 @@ def classifier(config: RunConfig, classes: Mapping[str, Sequence[str]], *, resum
             gradient_checkpointing=model.gradient_checkpointing,
         )
     )
+    start = None
     if model.init and not resumed:
         start = load_model(model.init, num_frames=config.data.frames, image_size=config.data.image_size)
         tower.load_state_dict(_tower_of(start, tower, name=model.init).state_dict())
-    return VideoClassifier(tower, num_classes=tuple(len(names) for names in classes.values()), dropout=model.dropout)
+    return task_kind(config).model(ModelParts(tower=tower, start=start), facts, task_options(config))
 
 
 def _tower_of(start: nn.Module, tower: TimeSformer, *, name: str) -> nn.Module:
@@ -214,23 +191,15 @@ def _tower_of(start: nn.Module, tower: TimeSformer, *, name: str) -> nn.Module:
     return found
 
 
-def build_task(config: RunConfig, model: nn.Module, classes: Classes) -> Task:
-    """The task that `task.name` names, around a model. ConfigError for an unknown one."""
-    if config.task.name != "classification":
-        raise ConfigError(f"task.name={config.task.name}: no such task; known: classification")
-    settings = ClassificationSettings(
-        label_smoothing=config.task.label_smoothing,
-        head_weights=config.task.head_weights or (1.0,) * len(classes),
-        fusion=config.views.fusion.value,
-        view_batch_size=config.views.view_batch_size,
-    )
-    return ClassificationTask(model, classes=classes, settings=settings)
+def build_task(config: RunConfig, model: nn.Module, facts: TaskFacts) -> Task:
+    """The task that `task.name` names, around a model."""
+    return task_kind(config).task(model, facts, task_options(config))
 
 
-def checkpoint_facts(config: RunConfig, classes: Classes) -> dict[str, str]:
+def checkpoint_facts(config: RunConfig, facts: TaskFacts) -> dict[str, str]:
     """What a model file says beside weights and architecture: enough to feed it pictures and read its answers."""
     pictures = {"mean": config.data.mean, "std": config.data.std, "frames": config.data.frames}
-    return {"classes": json.dumps(classes), "pictures": json.dumps(pictures)}
+    return {name: json.dumps(value) for name, value in {**facts, "pictures": pictures}.items()}
 
 
 def _frame_choice(data: DataConfig) -> FrameChoice:

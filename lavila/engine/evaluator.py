@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,12 @@ from lavila.data.loader import BadClip, ClipLoader
 from lavila.engine import build
 from lavila.engine.distributed import Process, gather_to_main, join, on_main, sum_over_ranks
 from lavila.engine.precision import Arithmetic
+from lavila.engine.predictions import PredictionParts, PredictionWriter, predictions_folder
 from lavila.engine.run_folder import subject_of
 from lavila.errors import UserError
 from lavila.records import VideoBatch
 from lavila.report.compose import (
+    LISTED_MISTAKES,
     SHOWN_CLIPS,
     SHOWN_MISTAKES,
     Evaluation,
@@ -32,14 +34,15 @@ from lavila.report.compose import (
     strip_of,
 )
 from lavila.report.environment import best_effort, environment
-from lavila.report.figures import ReportPictures
+from lavila.report.figures import SINGLE_FRAME, ReportPictures
 from lavila.report.files import append_stage, write_report
 from lavila.shards.reader import ShardSet
-from lavila.tasks import Predictions, Task, concatenate
+from lavila.tasks import Predictions, Task
 
 log = logging.getLogger(__name__)
 
 LOG_SECONDS = 15.0
+PREDICTED, FROZEN = "predicted", "frozen"  # kinds of parts; frozen: of views whose frames are all the middle one
 
 
 class EvaluationError(UserError):
@@ -50,10 +53,8 @@ class EvaluationError(UserError):
 class _Seen:
     """What one rank collects while it goes through its clips."""
 
-    predictions: list[Predictions] = field(default_factory=list)
-    frozen: list[Predictions] = field(default_factory=list)  # of views whose frames are all the middle one
     pictures: dict[int, npt.NDArray[np.uint8]] = field(default_factory=dict)
-    mistakes: list[tuple[float, int, npt.NDArray[np.uint8]]] = field(default_factory=list)  # heap: confidence, row
+    mistakes: list[tuple[float, int, npt.NDArray[np.uint8]]] = field(default_factory=list)  # heap: wrongness, -row
     bad_clips: list[BadClip] = field(default_factory=list)
     wait_seconds: float = 0.0
 
@@ -68,18 +69,18 @@ def evaluate(config: RunConfig) -> Path | None:
         trained = trained_on(subject.model)
         config = build.with_statistics(config, trained)
         shards = build.shard_set(config, "val")
-        classes = build.head_classes(config, shards)
-        build.check_classes(classes, trained.classes, of=shards.path, wanted_by=trained.file)
+        facts = build.task_facts(config, shards)
+        build.task_kind(config).check(facts, trained.task_facts, of=shards.path, wanted_by=trained.file)
         for note in (notes := build.departures(config, trained)):
             log.warning("%s: %s", trained.file, note)
         data = config.data
         model = load_model(trained.file, num_frames=data.frames, image_size=data.image_size, device=process.device)
-        task = build.build_task(config, model, classes)
-        result = evaluate_task(config, task, shards, process)
+        task = build.build_task(config, model, facts)
+        result = evaluate_task(config, task, shards, process, output=subject.output)
         if result is None:
             return None
-        for name, value in result.scores.metrics.items():  # first of all, whatever the report meets
-            log.info("%-18s %6.2f %%", name, value)
+        for name, metric in result.scores.metrics.items():  # first of all, whatever the report meets
+            log.info("%-18s %s", name, metric)
         best_effort("stages.jsonl", lambda: append_stage(subject.output, "evaluate", result.seconds), None)
         wrong: list[dict[str, Any]] = best_effort("mistakes", lambda: mistakes_of(shards, result), [])
         machine = environment(process.device, ranks=process.world)
@@ -89,46 +90,63 @@ def evaluate(config: RunConfig) -> Path | None:
     return subject.output / "report.html"
 
 
-def evaluate_task(config: RunConfig, task: Task, shards: ShardSet, process: Process) -> Evaluation | None:
+def evaluate_task(
+    config: RunConfig, task: Task, shards: ShardSet, process: Process, *, output: Path
+) -> Evaluation | None:
     """Predictions and scores of a task on a shard set; None on the other ranks.
 
-    On every rank: EvaluationError where no clip could be evaluated, LoaderError where too many could not.
+    The predictions lie in a temporary folder in `output` meanwhile. On every rank: EvaluationError where no clip could
+    be evaluated, LoaderError where too many could not.
     """
     started = time.perf_counter()
     arithmetic = Arithmetic.of_evaluation(config, process.device)
     loader = build.view_loader(config, shards, process)
-    shown = {int(row) for row in np.linspace(0, len(shards) - 1, SHOWN_CLIPS)}
     training = task.model.training
     task.model.eval()
-    seen, told = _Seen(), started
+    with predictions_folder(output, process) as folder:
+        seen = _predict(config, task, loader, folder, arithmetic, process)
+        task.model.train(training)
+        ranks = gather_to_main(seen)  # every rank has written its parts when it is here
+        if ranks is None:
+            return None
+        how = {"decoder": loader.decoder, "precision": arithmetic.precision.value}
+        return _combine(task, folder, ranks, started=started, how=how)
+
+
+def _predict(
+    config: RunConfig, task: Task, loader: ClipLoader, folder: Path, arithmetic: Arithmetic, process: Process
+) -> _Seen:
+    """Predictions of this rank's clips, written to the folder."""
+    clips = len(loader.shard_set)
+    shown = {int(row) for row in np.linspace(0, clips - 1, SHOWN_CLIPS)}
+    predictions = PredictionWriter(folder, f"{PREDICTED}-{process.rank}")
+    frozen = PredictionWriter(folder, f"{FROZEN}-{process.rank}")
+    seen, began = _Seen(), time.perf_counter()
+    logged = began
     for batch in loader:
         if not len(batch):
             continue
         batch = arithmetic.fitted(batch)
         with arithmetic.autocast():
-            seen.predictions.append(predicted := task.predict(batch))
+            predictions.add(predicted := task.predict(batch))
             if config.views.single_frame_control:
                 middle = batch.video[:, :, :, batch.video.shape[3] // 2].unsqueeze(3).expand_as(batch.video)
-                seen.frozen.append(task.predict(replace(batch, video=middle)))
-        _collect_pictures(config, batch, predicted, shown, seen)
-        if process.is_main and time.perf_counter() - told > LOG_SECONDS:
-            told = time.perf_counter()
-            done = sum(len(part.rows) for part in seen.predictions) * process.world
-            left = (told - started) * max(len(shards) - done, 0) / done
-            log.info("evaluated %d of %d clips, %.0f s left", min(done, len(shards)), len(shards), left)
-    task.model.train(training)
+                frozen.add(task.predict(replace(batch, video=middle)))
+        _collect_pictures(config, batch, task.wrongness(predicted), shown, seen)
+        if process.is_main and time.perf_counter() - logged > LOG_SECONDS:
+            logged = time.perf_counter()
+            done = predictions.clips * process.world
+            left = (logged - began) * max(clips - done, 0) / done
+            log.info("evaluated %d of %d clips, %.0f s left", min(done, clips), clips, left)
+    predictions.flush()
+    frozen.flush()
     seen.bad_clips, seen.wait_seconds = loader.bad_clips, loader.wait_seconds
-    _check_clips(config, seen, loader, process)
-    parts = gather_to_main(seen)
-    if parts is None:
-        return None
-    how = {"decoder": loader.decoder, "precision": arithmetic.precision.value}
-    return _combine(task, parts, seconds=time.perf_counter() - started, how=how)
+    _check_clips(config, seen, loader, predictions.clips, process)
+    return seen
 
 
-def _check_clips(config: RunConfig, seen: _Seen, loader: ClipLoader, process: Process) -> None:
+def _check_clips(config: RunConfig, seen: _Seen, loader: ClipLoader, good: int, process: Process) -> None:
     """Counted over all ranks, so that all of them stop together."""
-    good = sum(len(part.rows) for part in seen.predictions)
     counts = {"good": float(good), "bad": float(len(seen.bad_clips))}
     totals = sum_over_ranks(counts, device=process.device)
     loader.check_bad_clips(round(totals["bad"]))
@@ -137,48 +155,56 @@ def _check_clips(config: RunConfig, seen: _Seen, loader: ClipLoader, process: Pr
         raise EvaluationError(f"{config.data.val}: not one clip could be evaluated{bad}")
 
 
-def _combine(task: Task, parts: Sequence[_Seen], *, seconds: float, how: dict[str, str]) -> Evaluation:
-    predictions = concatenate([p for part in parts for p in part.predictions])
+def _combine(task: Task, folder: Path, ranks: Sequence[_Seen], *, started: float, how: dict[str, str]) -> Evaluation:
+    """What all ranks found: scores, controls, and the clips to show."""
+    predictions, frozen = PredictionParts(folder, PREDICTED), PredictionParts(folder, FROZEN)
     scores = task.score(predictions)
-    controls = {}
-    for head, targets in predictions.targets.items():
-        if (targets >= 0).any():
-            counts = np.bincount(targets[targets >= 0])
-            controls[f"chance_{head}_top1"] = 100.0 / predictions.scores[head].shape[1]
-            controls[f"largest_class_{head}_top1"] = float(counts.max() / counts.sum() * 100)
-    frozen = [p for part in parts for p in part.frozen]
-    if frozen:
-        metrics = task.score(concatenate(frozen)).metrics
-        controls |= {f"single_frame_{name}": metrics[name] for name in metrics if name.endswith("_top1")}
-    worst = heapq.nlargest(
-        SHOWN_MISTAKES, (item for part in parts for item in part.mistakes), key=lambda item: item[:2]
-    )
-    pictures = {row: frames for part in parts for row, frames in part.pictures.items()}
+    if frozen.clips:
+        metrics = task.score(frozen).metrics
+        names = [headline.metric for headline in scores.headlines if headline.metric in metrics]
+        stills = {f"{SINGLE_FRAME}{name}": metrics[name] for name in names}
+        scores = replace(scores, controls=scores.controls | stills)
+    worst = heapq.nlargest(SHOWN_MISTAKES, (item for one in ranks for item in one.mistakes), key=lambda item: item[:2])
+    pictures = {row: frames for one in ranks for row, frames in one.pictures.items()}
+    seconds = time.perf_counter() - started
     return Evaluation(
-        predictions=predictions,
+        clips=predictions.clips,
         scores=scores,
-        controls=controls,
-        pictures=pictures | {row: frames for _, row, frames in worst if row not in pictures},
-        bad_clips=[clip for part in parts for clip in part.bad_clips],
+        logged=dict(task.logged),
+        cases=_worst_cases(task, predictions),
+        pictures=pictures | {-place: frames for _, place, frames in worst if -place not in pictures},
+        bad_clips=[clip for one in ranks for clip in one.bad_clips],
         seconds=seconds,
-        data_wait_percent=100 * sum(part.wait_seconds for part in parts) / len(parts) / seconds,
+        data_wait_percent=100 * sum(one.wait_seconds for one in ranks) / len(ranks) / seconds,
         **how,
     )
 
 
+def _worst_cases(task: Task, parts: Iterable[Predictions]) -> list[dict[str, Any]]:
+    """`row` and `Task.case` of the worst mistakes, the worst first; of equals the one with the smaller row."""
+    worst: list[tuple[float, int, dict[str, Any]]] = []
+    for part in parts:
+        wrongness = task.wrongness(part)
+        places = [int(place) for place in np.argsort(-wrongness, kind="stable")[:LISTED_MISTAKES]]
+        found = [
+            (float(wrongness[place]), -int(part.rows[place]), task.case(part, place))
+            for place in places
+            if wrongness[place] > -np.inf
+        ]
+        worst = heapq.nlargest(LISTED_MISTAKES, worst + found, key=lambda item: item[:2])
+    return [{"row": -place, **case} for _, place, case in worst]
+
+
 def _collect_pictures(
-    config: RunConfig, batch: VideoBatch, predicted: Predictions, shown: set[int], seen: _Seen
+    config: RunConfig, batch: VideoBatch, wrongness: npt.NDArray[np.floating[Any]], shown: set[int], seen: _Seen
 ) -> None:
-    """Keep the pictures of the clips to show, and of the most confident mistakes of the first head so far."""
-    head = next(iter(predicted.scores))
-    confidence, answer = predicted.scores[head].max(1), predicted.scores[head].argmax(1)
+    """Keep the pictures of the clips to show, and of the worst mistakes so far."""
     for i, row in enumerate(batch.rows.tolist()):
         if row in shown:
             seen.pictures[row] = strip_of(config, batch.video[i])
-        target = predicted.targets[head][i]
-        if target < 0 or answer[i] == target:
+        entry = (float(wrongness[i]), -row)
+        if entry[0] == -np.inf:
             continue
-        entry = (float(confidence[i]), row)
         if len(seen.mistakes) < SHOWN_MISTAKES:
             heapq.heappush(seen.mistakes, (*entry, strip_of(config, batch.video[i])))
         elif entry > seen.mistakes[0][:2]:

@@ -9,7 +9,7 @@ head keeps lr, are those of `lr_multiplier_for=backbone`. Here both hold with ei
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import nn
 
 from lavila.config.schema import MultiplierScope, OptimConfig, Optimizer, Schedule
 
-HEAD = "fc_cls"  # parameters of the classification heads have this in their name
+InBackbone = Callable[[str], bool]  # of a parameter's name: `Task.in_backbone`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,28 +30,28 @@ class Group:
     multiplier: float  # the learning rate is this times the schedule
 
 
-def split_parameters(model: nn.Module, config: OptimConfig) -> list[Group]:
-    """Backbone and head, each split into decayed and not decayed, in this order; empty groups are left out.
+def split_parameters(model: nn.Module, config: OptimConfig, *, in_backbone: InBackbone) -> list[Group]:
+    """Backbone and rest, each split into decayed and not decayed, in this order; empty groups are left out.
 
     No decay for vectors and scalars and for names with "bias", "ln" or "bn"; embeddings and the class token decay.
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for in_head in (False, True):
+    for backbone in (True, False):
         for decays in (True, False):
-            groups[in_head, decays] = []
+            groups[backbone, decays] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             exempt = parameter.ndim < 2 or any(part in name for part in ("bias", "ln", "bn"))
-            groups[HEAD in name, not exempt].append(parameter)
+            groups[in_backbone(name), not exempt].append(parameter)
     for_all = config.lr_multiplier_for is MultiplierScope.all
     return [
-        Group(parameters=parameters, decays=decays, multiplier=config.lr_multiplier if for_all or not in_head else 1.0)
-        for (in_head, decays), parameters in groups.items()
+        Group(parameters=parameters, decays=decays, multiplier=config.lr_multiplier if for_all or backbone else 1.0)
+        for (backbone, decays), parameters in groups.items()
         if parameters
     ]
 
 
-def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, object]]:
+def parameter_groups(model: nn.Module, config: OptimConfig, *, in_backbone: InBackbone) -> list[dict[str, object]]:
     """The groups of `split_parameters` as an optimiser takes them, each at its peak rate."""
     return [
         {
@@ -59,13 +59,13 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, ob
             "weight_decay": config.weight_decay if group.decays else 0.0,
             "lr": config.lr * group.multiplier,
         }
-        for group in split_parameters(model, config)
+        for group in split_parameters(model, config, in_backbone=in_backbone)
     ]
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, config: OptimConfig, *, in_backbone: InBackbone) -> torch.optim.Optimizer:
     """SGD with momentum, or AdamW."""
-    groups = parameter_groups(model, config)
+    groups = parameter_groups(model, config, in_backbone=in_backbone)
     if config.optimizer is Optimizer.sgd:
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
@@ -91,9 +91,10 @@ class LearningRate:
     multipliers: tuple[float, ...]  # one a parameter group
 
     @classmethod
-    def of(cls, config: OptimConfig, model: nn.Module, *, steps: int) -> LearningRate:
+    def of(cls, config: OptimConfig, model: nn.Module, *, steps: int, in_backbone: InBackbone) -> LearningRate:
         """The schedule of a run with `steps` optimiser steps an epoch, for the groups of `build_optimizer`."""
-        multipliers = tuple(group.multiplier for group in split_parameters(model, config))
+        groups = split_parameters(model, config, in_backbone=in_backbone)
+        multipliers = tuple(group.multiplier for group in groups)
         if config.schedule is Schedule.constant:
             return cls(np.full(config.epochs * steps, config.lr), multipliers)
         values = cosine_schedule(

@@ -25,11 +25,12 @@ from lavila.engine.optim import LearningRate, build_optimizer
 from lavila.engine.precision import Arithmetic
 from lavila.engine.run_folder import read_config, set_aside, start_from
 from lavila.errors import UserError
+from lavila.metrics.units import Metric
 from lavila.plan.plans import TrainingPlan
 from lavila.records import VideoBatch
 from lavila.report.files import METRICS_FILE, MetricsLog, append_stage
 from lavila.shards.reader import ShardSet
-from lavila.tasks import Task
+from lavila.tasks import Task, TaskFacts
 
 log = logging.getLogger(__name__)
 
@@ -38,26 +39,27 @@ def train(config: RunConfig) -> Path:
     """Train as the config says, from the checkpoint that `resume` means. Returns the last checkpoint."""
     with join(config.device.value) as process:
         shards = build.shard_set(config, "train")
-        classes = build.head_classes(config, shards)
+        facts = build.task_facts(config, shards)
         found = on_main(lambda: start_from(Path(config.run_dir), config.resume))
         origin = found or config.model.init
         trained = trained_on(origin) if origin else None
         config = build.with_statistics(config, trained)
-        _check_classes(config, shards, classes, resumed=trained if found else None)
+        _check_facts(config, shards, facts, resumed=trained if found else None)
         loader = build.training_loader(config, shards, process)
-        model = build.classifier(config, classes, resumed=found is not None).to(process.device)
-        task = build.build_task(config, model, classes)
-        trainer = Trainer(config, process, loader=loader, task=task, classes=classes, found=found)
+        model = build.fresh_model(config, facts, resumed=found is not None).to(process.device)
+        task = build.build_task(config, model, facts)
+        trainer = Trainer(config, process, loader=loader, task=task, facts=facts, found=found)
         return trainer.fit()
 
 
-def _check_classes(config: RunConfig, shards: ShardSet, classes: build.Classes, *, resumed: TrainedOn | None) -> None:
-    """Class names of what is trained on against the checkpoint's, and of what is validated on against both."""
+def _check_facts(config: RunConfig, shards: ShardSet, facts: TaskFacts, *, resumed: TrainedOn | None) -> None:
+    """What is trained on against the checkpoint, and what is validated on against both."""
+    kind = build.task_kind(config)
     if resumed is not None:
-        build.check_classes(classes, resumed.classes, of=shards.path, wanted_by=resumed.file)
+        kind.check(facts, resumed.task_facts, of=shards.path, wanted_by=resumed.file)
     if config.evaluate_every_epochs:
         val = build.shard_set(config, "val")
-        build.check_classes(build.head_classes(config, val), classes, of=val.path, wanted_by=shards.path)
+        kind.check(build.task_facts(config, val), facts, of=val.path, wanted_by=shards.path)
 
 
 @dataclass
@@ -74,7 +76,7 @@ class _Meter:
         self.clips += clips
 
     def means(self) -> dict[str, float]:
-        """Mean of each number, the same keys on every rank; an accuracy is NaN where no clip has the label."""
+        """Mean of each number, the same keys on every rank; NaN where no batch says anything of it."""
         stacked = {name: torch.stack([log[name] for log in self.logs]).double() for name in self.logs[0]}
         return {name: float(v.mean() if name == "loss" else v.nanmean()) for name, v in stacked.items()}
 
@@ -93,23 +95,23 @@ class Trainer:
         *,
         loader: ClipLoader,
         task: Task,
-        classes: build.Classes,
+        facts: TaskFacts,
         found: Path | None = None,
     ):
         assert isinstance(loader.plan, TrainingPlan)
-        self.config, self.process, self.loader, self.task, self.classes = config, process, loader, task, classes
+        self.config, self.process, self.loader, self.task, self.task_facts = config, process, loader, task, facts
         self.run_dir, self.newest = Path(config.run_dir), found
         self.arithmetic = Arithmetic.of_training(config, process.device)
         model = task.model
         self.state = TrainState(
             model=model,
-            optimizer=build_optimizer(model, config.optim),
+            optimizer=build_optimizer(model, config.optim, in_backbone=task.in_backbone),
             scaler=torch.amp.GradScaler(process.device.type, enabled=self.arithmetic.scales_loss),
             progress=Progress(),
             order=loader.plan.order,
         )
         self.updates_per_epoch = len(loader) // config.optim.accumulate
-        self.rate = LearningRate.of(config.optim, model, steps=self.updates_per_epoch)
+        self.rate = LearningRate.of(config.optim, model, steps=self.updates_per_epoch, in_backbone=task.in_backbone)
         if found is not None:
             self._resume(found)
         self.earlier = replace(self.state.progress)  # what was done before this process started
@@ -278,10 +280,10 @@ class Trainer:
         epochs = self.config.optim.epochs
         left = (epochs - progress.epoch) * self.updates_per_epoch - progress.epoch_updates
         seconds_left = left * seconds * self.config.optim.accumulate / len(meter.logs)
-        accuracy = " ".join(f"{name} {value:.1f}" for name, value in values.items() if name.endswith("_top1"))
+        beside = " ".join(f"{name} {Metric(values[name], unit)}" for name, unit in self.task.logged.items())
         log.info(
             "epoch %d/%d step %d/%d  loss %.3f  %s  lr %.2e  %.0f clips/s  data wait %.1f %%  %s left",
-            progress.epoch + 1, epochs, progress.updates, progress.updates + left, values["loss"], accuracy,
+            progress.epoch + 1, epochs, progress.updates, progress.updates + left, values["loss"], beside,
             values["lr"], rate, values["data_wait_percent"], _clock(seconds_left),
         )  # fmt: skip
 
@@ -300,11 +302,13 @@ class Trainer:
 
     def _validate(self) -> None:
         config = build.single_view(self.config)
-        result = evaluate_task(config, self.task, build.shard_set(config, "val"), self.process)
+        result = evaluate_task(config, self.task, build.shard_set(config, "val"), self.process, output=self.run_dir)
         if result is not None:
-            named = {f"val_{name}": value for name, value in result.scores.metrics.items() if name.endswith("_top1")}
-            self.metrics.log(step=self.state.progress.updates, epoch=self.state.progress.epoch, **named)
-            log.info("validation, one view: %s", " ".join(f"{name} {value:.1f}" for name, value in named.items()))
+            names = [headline.metric for headline in result.scores.headlines]
+            named = {f"val_{name}": result.scores.metrics[name] for name in names}
+            values = {name: metric.value for name, metric in named.items()}
+            self.metrics.log(step=self.state.progress.updates, epoch=self.state.progress.epoch, **values)
+            log.info("validation, one view: %s", " ".join(f"{name} {metric}" for name, metric in named.items()))
 
     def _check_finite(self, what: str, *, finite: bool) -> None:
         if not finite:
@@ -324,7 +328,7 @@ class Trainer:
             self.state,
             process=self.process,
             config_yaml=to_yaml(self.config),
-            extra=build.checkpoint_facts(self.config, self.classes),
+            extra=build.checkpoint_facts(self.config, self.task_facts),
             keep=self.config.keep_checkpoints,
         )
 

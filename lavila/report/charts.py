@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lavila.metrics.classification import confused_pairs
+from lavila.metrics.units import Metric, Unit
 
 Json = dict[str, Any]
 
@@ -28,7 +29,21 @@ NOTHING = "\N{EN DASH}"  # in the place of a number that is not there
 
 def percent(value: float | None) -> str:
     """93.24 -> `93.2 %`, with a space that does not break; a missing number is a dash."""
-    return NOTHING if value is None else f"{value:.1f}\u00a0%"
+    return measured(value, Unit.percent)
+
+
+def measured(value: float | None, unit: Unit | None) -> str:
+    """A number as its unit wants it, with spaces that do not break; without a unit as `number` writes it."""
+    if value is None:
+        return NOTHING
+    return number(value) if unit in (None, Unit.count, Unit.number) else str(Metric(value, unit)).replace(" ", "\u00a0")
+
+
+def share_of_scale(value: float | None, unit: Unit | None) -> float | None:
+    """Where a number lies between the least (0) and the most (100) that its unit knows; None for one without an end."""
+    if unit not in (Unit.percent, Unit.fraction):
+        return None
+    return round(min(max((value or 0.0) * (1 if unit is Unit.percent else 100), 0.0), 100.0), 2)
 
 
 def number(value: object) -> str:
@@ -64,17 +79,17 @@ def ticks(low: float, high: float, count: int = 6) -> list[float]:
     return [round(n * step, 12) for n in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def head_figures(name: str, head: Mapping[str, Any], *, chance: float | None) -> Json:
-    """Matrix or pair table, and bars, of one classification head (`heads[name]` of a report).
+def class_table(key: str, name: str, table: Mapping[str, Any]) -> Json:
+    """Matrix or pair table, and bars, of one table of a `class_tables` section (`report[key][name]`).
 
     Raises ValueError where the shapes disagree or accuracies are fractions of 1 instead of percentages.
     """
-    classes = [str(c) for c in head["classes"]]
-    confusion, support = check_head(name, head)
+    classes = [str(c) for c in table["classes"]]
+    confusion, support = check_class_table(f"{key}.{name}", table)
     if confusion is not None:
         pairs = confused_pairs(confusion, most=PAIRS_SHOWN)
     else:
-        given = [(int(t), int(p), int(c)) for t, p, c in head.get("confused_pairs") or ()]
+        given = [(int(t), int(p), int(c)) for t, p, c in table.get("confused_pairs") or ()]
         pairs = sorted((p for p in given if p[0] != p[1]), key=lambda p: (-p[2], p[:2]))[:PAIRS_SHOWN]
     drawn, unseen = None, 0
     if confusion is not None:
@@ -85,42 +100,40 @@ def head_figures(name: str, head: Mapping[str, Any], *, chance: float | None) ->
         (classes[t], classes[p], count, percent(100 * count / support[t]) if support[t] else NOTHING)
         for t, p, count in pairs
     ]
-    accuracy = head.get("per_class_accuracy")
+    accuracy = table.get("per_class_accuracy")
     return {
         "name": name,
         "count": number(len(classes)),
         "unseen": unseen,
         "matrix": drawn,
         "pairs": shares,
-        "bars": None if accuracy is None else bars(classes, accuracy, support=support, chance=chance),
+        "bars": None if accuracy is None else bars(classes, accuracy, support=support, chance=table.get("chance")),
     }
 
 
-def check_head(name: str, head: Mapping[str, Any]) -> tuple[npt.NDArray[np.int64] | None, list[int]]:
+def check_class_table(where: str, table: Mapping[str, Any]) -> tuple[npt.NDArray[np.int64] | None, list[int]]:
     """The confusion [K, K] or None, and clips per class (K), after the checks that catch mixed-up numbers."""
-    count = len(head["classes"])
-    confusion = None if head.get("confusion") is None else np.asarray(head["confusion"], np.int64)
+    count = len(table["classes"])
+    confusion = None if table.get("confusion") is None else np.asarray(table["confusion"], np.int64)
     if confusion is not None and confusion.shape != (count, count):
-        raise ValueError(
-            f"heads.{name}.confusion: found shape {confusion.shape}, need ({count}, {count}), rows the truth"
-        )
-    if head.get("support") is not None:
-        support = [int(s) for s in head["support"]]
+        raise ValueError(f"{where}.confusion: found shape {confusion.shape}, need ({count}, {count}), rows the truth")
+    if table.get("support") is not None:
+        support = [int(s) for s in table["support"]]
     else:
         support = [0] * count if confusion is None else confusion.sum(1).tolist()
-    accuracy = head.get("per_class_accuracy")
+    accuracy = table.get("per_class_accuracy")
     for key, values in (("support", support), ("per_class_accuracy", accuracy)):
         if values is not None and len(values) != count:
-            raise ValueError(f"heads.{name}.{key}: found {len(values)} values for {count} classes")
+            raise ValueError(f"{where}.{key}: found {len(values)} values for {count} classes")
     known = [a for a in accuracy or () if a is not None]
     if any(not 0.0 <= a <= 100.0 for a in known):
-        raise ValueError(f"heads.{name}.per_class_accuracy: {min(known)} to {max(known)}; percentages lie in 0 to 100")
+        raise ValueError(f"{where}.per_class_accuracy: {min(known)} to {max(known)}; percentages lie in 0 to 100")
     if confusion is not None and accuracy is not None:
         right = confusion.diagonal() * 100.0 / np.maximum(confusion.sum(1), 1)
         for k, value in enumerate(accuracy):
             if value is not None and confusion[k].sum() and abs(value - right[k]) > 0.5:
                 raise ValueError(
-                    f"heads.{name}.per_class_accuracy of {head['classes'][k]!r} is {value}, but its confusion row says "
+                    f"{where}.per_class_accuracy of {table['classes'][k]!r} is {value}, but its confusion row says "
                     f"{right[k]:.1f} percent; give percentages, not fractions"
                 )
     return confusion, support
@@ -207,22 +220,32 @@ LINES = {
 }
 
 
-def curves(history: Sequence[Mapping[str, Any]]) -> list[Json]:
-    """One small chart each of loss, accuracy (every key that ends in top1), learning rate, speed and data wait."""
+UNIT_TITLES = {
+    Unit.percent: "percent of the clips, %",
+    Unit.fraction: "scores, 0 to 1",
+    Unit.count: "counts",
+    Unit.number: "numbers",
+}
+VALIDATION = "val_"  # before the name of a metric of a validation
+
+
+def curves(history: Sequence[Mapping[str, Any]], units: Mapping[str, Unit]) -> list[Json]:
+    """One small chart of the loss, one for each unit of the metrics that were logged, and those of `LINES`."""
     found: dict[str, list[tuple[float, float]]] = {}
     for entry in history:
         step = entry.get("step")
         for key, value in entry.items():
             if isinstance(step, int | float) and isinstance(value, int | float) and math.isfinite(value):
                 found.setdefault(key, []).append((float(step), float(value)))
-    losses: list[str] = [key for key in ("loss", "val_loss") if key in found]
-    accuracies = [key for key in found if key.endswith("top1")]
-    panels: list[tuple[str, list[str]]] = [("loss", losses), ("accuracy, %", accuracies)]
+    panels: list[tuple[str, list[str]]] = [("loss", [key for key in ("loss", "val_loss") if key in found])]
+    for unit, title in UNIT_TITLES.items():
+        panels.append((title, [key for key in found if units.get(key.removeprefix(VALIDATION)) is unit]))
+    large = {title for title, _ in panels}
     panels += [(title, [key]) for key, title in LINES.items() if key != "loss" and key in found]
     last = max((points[-1][0] for points in found.values()), default=0.0)
     return [
-        chart(title, {key: found[key] for key in keys}, last=last, box=LARGE if place < 2 else SMALL)
-        for place, (title, keys) in enumerate(panels)
+        chart(title, {key: found[key] for key in keys}, last=last, box=LARGE if title in large else SMALL)
+        for title, keys in panels
         if keys and any(len(found[key]) > 1 for key in keys)
     ]
 

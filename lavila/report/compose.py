@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from torch.nn.functional import interpolate
 from lavila.config.load import to_dict
 from lavila.config.schema import RunConfig
 from lavila.data.loader import BadClip
+from lavila.metrics.units import Unit
 from lavila.report.environment import best_effort
 from lavila.report.figures import ReportPictures, ViewStrip, view_labels
 from lavila.report.files import read_stages
 from lavila.shards.reader import ShardSet
-from lavila.tasks import Predictions, Scores
+from lavila.tasks import Scores, Section
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,13 @@ class Subject:
 SHOWN_CLIPS, SHOWN_MISTAKES, LISTED_MISTAKES = 4, 6, 60
 STRIP_VIEWS, STRIP_FRAMES, STRIP_PIXELS = 6, 8, 112
 
+MISTAKES = Section(
+    key="mistakes",
+    type="cases",
+    title="Clips it got wrong",
+    note="One view of each, the truth, and what was guessed instead.",
+)
+
 OF_TRAINING = (  # sections and settings of a config that an evaluation does not use
     "seed", "resume", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps", "evaluate_every_epochs", "model",
     "optim",
@@ -47,9 +55,10 @@ OF_TRAINING = (  # sections and settings of a config that an evaluation does not
 class Evaluation:
     """What an evaluation found, on the main rank."""
 
-    predictions: Predictions
-    scores: Scores
-    controls: dict[str, float]  # percent
+    clips: int  # evaluated
+    scores: Scores  # controls of the evaluator included
+    logged: dict[str, Unit]  # `Task.logged`
+    cases: list[dict[str, Any]]  # `row` and `Task.case` of the worst mistakes, the worst first
     pictures: dict[int, npt.NDArray[np.uint8]]  # row -> [views, frames, H, W, 3] of the clips to show
     bad_clips: list[BadClip]
     seconds: float
@@ -88,7 +97,8 @@ def compose(
     wrong: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """The values of report.json. `machine`: see `environment`; `wrong`: from `mistakes_of`."""
-    views = config.views
+    views, scores = config.views, result.scores
+    units = result.logged | {name: metric.unit for name, metric in (scores.metrics | scores.controls).items()}
     computed = math.prod(_view_grid(config))
     total = views.clips * (1 if views.crops.value == "center" else 3)
     seconds: dict[str, float] = best_effort("stages.jsonl", lambda: _stages(subject), {})
@@ -103,8 +113,10 @@ def compose(
             "path": config.data.val,
         },
         "checkpoint": subject.model,
-        "metrics": result.scores.metrics,
-        "controls": result.controls,
+        "metrics": {name: metric.value for name, metric in scores.metrics.items()},
+        "controls": {name: metric.value for name, metric in scores.controls.items()},
+        "units": {name: unit.value for name, unit in units.items()},
+        "headlines": [asdict(headline) for headline in scores.headlines],
         "views": {
             "clips": views.clips,
             "crops": total // views.clips,
@@ -117,16 +129,17 @@ def compose(
         "seconds": seconds,
         "data_wait_percent": {"evaluate": result.data_wait_percent}
         | _training_figure(subject, "data_wait_percent", "train"),
-        "throughput": {"evaluate_views_per_second": len(result.predictions.rows) * computed / result.seconds}
+        "throughput": {"evaluate_views_per_second": result.clips * computed / result.seconds}
         | _training_figure(subject, "clips_per_second", "train_clips_per_second"),
         "clips": {
             "total": len(shards),
-            "evaluated": len(result.predictions.rows),
+            "evaluated": result.clips,
             "failed": [{"clip_id": clip.clip_id, "reason": clip.reason} for clip in result.bad_clips]
             + [{"clip_id": name, "reason": f"in quarantine: {why}"} for name, why in shards.quarantine.items()],
         },
-        "heads": result.scores.heads,
-        "mistakes": [{key: value for key, value in entry.items() if key != "row"} for entry in wrong[:LISTED_MISTAKES]],
+        **{section.key: section.values for section in scores.sections},
+        MISTAKES.key: [{key: value for key, value in entry.items() if key != "row"} for entry in wrong],
+        "sections": [_drawn_as(section) for section in (*scores.sections, MISTAKES)],
         "environment": {**machine, "decoder": result.decoder, "precision": result.precision},
         "config": {name: value for name, value in to_dict(config).items() if name not in OF_TRAINING},
         **trained_with,
@@ -145,7 +158,7 @@ def pictures_of(
     strips = {row: _view_strip(shards, row, frames, grid) for row, frames in result.pictures.items()}
     return ReportPictures(
         views=[strip for row, strip in strips.items() if row not in rows][:SHOWN_CLIPS],
-        mistakes=[strips[entry["row"]] for entry in wrong[:LISTED_MISTAKES] if entry["row"] in strips],
+        mistakes=[strips[entry["row"]] for entry in wrong if entry["row"] in strips],
     )
 
 
@@ -164,32 +177,19 @@ def _view_strip(shards: ShardSet, row: int, frames: npt.NDArray[np.uint8], grid:
 
 
 def mistakes_of(shards: ShardSet, result: Evaluation) -> list[dict[str, Any]]:
-    """Clips whose first head is wrong, the most confident mistake first."""
-    predictions, heads = result.predictions, result.scores.heads
-    head = next(iter(heads), None)
-    if head is None:
-        return []
-    scores, targets = predictions.scores[head], predictions.targets[head]
-    wrong = np.flatnonzero((targets >= 0) & (scores.argmax(1) != targets))
-    order = wrong[np.argsort(-scores[wrong].max(1), kind="stable")]
+    """The cases of an evaluation with the names and narrations of their clips."""
     entries = []
-    for i in order:
-        row = int(predictions.rows[i])
-        clip = shards.clips.slice(row, 1).to_pylist()[0]
-        known = [name for name in heads if predictions.targets[name][i] >= 0]
-        entries.append(
-            {
-                "row": row,
-                "clip_id": clip["clip_id"],
-                "narration": clip["narrations"][0] if clip["narrations"] else "",
-                "truth": {name: heads[name]["classes"][int(predictions.targets[name][i])] for name in known},
-                "predicted": {
-                    name: heads[name]["classes"][int(predictions.scores[name][i].argmax())] for name in known
-                },
-                "confidence": float(scores[i].max()),
-            }
-        )
+    for case in result.cases:
+        clip = shards.clips.slice(case["row"], 1).to_pylist()[0]
+        narration = clip["narrations"][0] if clip["narrations"] else ""
+        entries.append({"row": case["row"], "clip_id": clip["clip_id"], "narration": narration, **case})
     return entries
+
+
+def _drawn_as(section: Section) -> dict[str, Any]:
+    """What report.json says of how a section is drawn."""
+    units = {name: unit.value for name, unit in section.units.items()}
+    return {"key": section.key, "type": section.type, "title": section.title, "note": section.note, "units": units}
 
 
 def _stages(subject: Subject) -> dict[str, float]:

@@ -16,15 +16,26 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from lavila.report.charts import NOTHING, curves, duration, head_figures, number, percent
+from lavila.metrics.units import Unit
+from lavila.report.charts import (
+    NOTHING,
+    class_table,
+    curves,
+    duration,
+    measured,
+    number,
+    percent,
+    share_of_scale,
+)
 
 Json = dict[str, Any]
 
 MISTAKES_LISTED = 60  # of those without a picture; report.json has them all
-HEADLINE = "_top1"
-STILL_IS_ENOUGH = 0.6  # share of the gain over the largest class that one frame explains
+STILL_IS_ENOUGH = 0.6  # share of the gain over the baselines that one frame explains
 MOTION_DECIDES = 0.15
-CONTROLS = {"chance": "chance", "largest_class": "largest class alone", "single_frame": "one frozen frame"}
+LEAST_GAIN = 1.0  # hundredths of the metric's scale over the baselines: with less, nothing was learned
+SINGLE_FRAME = "single_frame_"  # before the name of a metric: the control with frozen frames, which any task may have
+STILL = {"label": "one frozen frame", "sentence": "one frozen frame gets"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +75,7 @@ def view_labels(*, clips: int, crops: int, tall: bool = False) -> tuple[str, ...
 
 def page_values(report: Json, *, pictures: ReportPictures, history: Sequence[Mapping[str, Any]]) -> Json:
     """All that the template asks for; a section is None or empty where `report` has no numbers for it."""
-    controls = report.get("controls") or {}
-    chance = {name: controls.get(f"chance_{name}{HEADLINE}") for name in report.get("heads") or {}}
+    drawn = sections(report, pictures)
     return {
         "name": report.get("name") or "run",
         "checkpoint": report.get("checkpoint"),
@@ -78,10 +88,9 @@ def page_values(report: Json, *, pictures: ReportPictures, history: Sequence[Map
         "more_metrics": more_metrics(report),
         "facts": facts(report),
         "strips": [strip(s, report.get("views") or {}) for s in pictures.views],
-        "heads": [head_figures(n, head, chance=chance[n]) for n, head in (report.get("heads") or {}).items()],
-        "curves": curves(history),
+        "sections": drawn,
+        "curves": curves(history, units(report)),
         "stages": stages(report),
-        "mistakes": mistakes(report, pictures),
         "failed": failed(report),
         "notes": list(report.get("notes") or []),
         "environment": {k: number(v) for k, v in (report.get("environment") or {}).items()},
@@ -90,75 +99,116 @@ def page_values(report: Json, *, pictures: ReportPictures, history: Sequence[Map
     }
 
 
-def headline_heads(report: Json) -> list[str]:
-    return [key.removesuffix(HEADLINE) for key in report.get("metrics") or {} if key.endswith(HEADLINE)]
+def units(report: Json) -> dict[str, Unit]:
+    """The unit of each metric and control."""
+    return {name: Unit(unit) for name, unit in (report.get("units") or {}).items()}
+
+
+def headlines(report: Json) -> list[Json]:
+    """The headlines whose metric is there, each with its unit, its value and its baselines' values."""
+    metrics, controls, known = report.get("metrics") or {}, report.get("controls") or {}, units(report)
+    found = []
+    for headline in report.get("headlines") or []:
+        if (name := headline["metric"]) not in metrics:
+            continue
+        still = {"control": f"{SINGLE_FRAME}{name}", **STILL}
+        marks = [
+            {**mark, "value": controls[mark["control"]], "still": mark is still}
+            for mark in (*headline["baselines"], still)
+            if controls.get(mark["control"]) is not None
+        ]
+        found.append({**headline, "value": metrics[name], "unit": known.get(name), "marks": marks})
+    return found
 
 
 def summary(report: Json) -> str:
-    """One sentence a stranger understands: how often it is right, and what that is worth."""
-    heads = headline_heads(report)
-    if not heads:
+    """One sentence a stranger understands: how good the model is at the first headline, and what that is worth."""
+    first = next(iter(headlines(report)), None)
+    if first is None or first["value"] is None:
         return ""
-    head, metrics, controls = heads[0], report["metrics"], report.get("controls") or {}
-    top1 = metrics[head + HEADLINE]
-    if top1 is None:
-        return ""
+    value, unit, marks = first["value"], first["unit"], first["marks"]
     clips = (report.get("clips") or {}).get("evaluated")
     of = f"Of {number(clips)} clips" if clips is not None else "Of the clips"
     if split := (report.get("dataset") or {}).get("split"):
         of += f" in the {split} split"
-    text = f"{of}, the model's first guess at the {head} is right for {percent(top1)}"
-    chance, largest, still = (controls.get(f"{kind}_{head}{HEADLINE}") for kind in CONTROLS)
-    told = [f"chance is {percent(chance)}"] if chance is not None else []
-    told += [f"always naming the largest class gets {percent(largest)}"] if largest is not None else []
-    told += [f"one frozen frame gets {percent(still)}"] if still is not None else []
-    if told:
-        text += "; " + ", ".join(told[:-1]) + (" and " if told[1:] else "") + told[-1]
-    if still is not None:
-        nothing_learned = max(chance or 0.0, largest or 0.0)
-        gain = top1 - nothing_learned
-        if gain <= 1.0:
-            return text + ". It has not learned the task yet."
-        share = (still - nothing_learned) / gain
-        if share < MOTION_DECIDES:
-            return text + ". What it knows, it reads from the motion."
-        return text + (". A still explains part of that." if share < STILL_IS_ENOUGH else ". A still nearly suffices.")
-    return text + "."
+    text = f"{of}, {first['sentence']} {measured(value, unit)}"
+    compared = [f"{mark['sentence']} {measured(mark['value'], unit)}" for mark in marks]
+    if compared:
+        text += "; " + ", ".join(compared[:-1]) + (" and " if compared[1:] else "") + compared[-1]
+    still = next((mark["value"] for mark in marks if mark["still"]), None)
+    if still is None:
+        return text + "."
+    nothing_learned = max((mark["value"] for mark in marks if not mark["still"]), default=0.0)
+    gain = value - nothing_learned
+    if gain * (100 if unit is Unit.fraction else 1) <= LEAST_GAIN:
+        return text + ". It has not learned the task yet."
+    share = (still - nothing_learned) / gain
+    if share < MOTION_DECIDES:
+        return text + ". What it knows, it reads from the motion."
+    return text + (". A still explains part of that." if share < STILL_IS_ENOUGH else ". A still nearly suffices.")
 
 
 def cards(report: Json) -> list[Json]:
-    """The big numbers, one card per head: top-1, the controls beside it, and the head's other metrics."""
-    metrics, controls = report.get("metrics") or {}, report.get("controls") or {}
-    names = {"top5": "top 5", "mean_class": "mean of classes"}
+    """The big numbers, one card for each headline: its value, the controls beside it, and its other metrics."""
+    metrics, known = report.get("metrics") or {}, units(report)
     result = []
-    for head in headline_heads(report):
-        top1 = metrics[head + HEADLINE]
-        others = {k.removeprefix(head + "_"): v for k, v in metrics.items() if k.startswith(head + "_")}
-        others.pop("top1")
+    for headline in headlines(report):
+        unit = headline["unit"]
+        big, _, sign = measured(headline["value"], unit).partition("\u00a0")
         marks = [
-            {"kind": kind, "label": label, "value": percent(controls[key]), "at": round(controls[key], 2)}
-            for kind, label in CONTROLS.items()
-            if controls.get(key := f"{kind}_{head}{HEADLINE}") is not None
-        ]
-        result.append(
             {
-                "head": head,
-                "value": NOTHING if top1 is None else f"{top1:.1f}",
-                "fill": round(min(max(top1 or 0.0, 0.0), 100.0), 2),
-                "marks": marks,
-                "others": [(names.get(k, k.replace("_", " ")), percent(v)) for k, v in others.items()],
+                "kind": "still" if mark["still"] else f"baseline{place}",
+                "label": mark["label"],
+                "value": measured(mark["value"], unit),
+                "at": share_of_scale(mark["value"], unit),
             }
-        )
+            for place, mark in enumerate(headline["marks"])
+        ]
+        others = [
+            (label, measured(metrics[k], known.get(k))) for k, label in headline["others"].items() if k in metrics
+        ]
+        fill = share_of_scale(headline["value"], unit)
+        card = {"label": headline["label"], "value": big, "sign": sign, "fill": fill, "marks": marks, "others": others}
+        result.append(card)
     return result
 
 
 def more_metrics(report: Json) -> list[tuple[str, str]]:
     """Metrics and controls that no card shows, such as mAP and nDCG."""
-    heads = headline_heads(report)
-    shown = {f"{kind}_{head}{HEADLINE}" for head in heads for kind in CONTROLS}
-    rest = [(k, v) for k, v in (report.get("metrics") or {}).items() if not k.startswith(tuple(f"{h}_" for h in heads))]
-    rest += [(k, v) for k, v in (report.get("controls") or {}).items() if k not in shown]
-    return [(k.replace("_", " "), percent(v)) for k, v in rest]
+    known, shown = units(report), set()
+    for headline in headlines(report):
+        shown |= {headline["metric"], *headline["others"], *(mark["control"] for mark in headline["marks"])}
+    both = [*(report.get("metrics") or {}).items(), *(report.get("controls") or {}).items()]
+    return [(k.replace("_", " "), measured(v, known.get(k))) for k, v in both if k not in shown]
+
+
+def sections(report: Json, pictures: ReportPictures) -> list[Json]:
+    """The sections that `report["sections"]` names, each with what the template needs to draw its type."""
+    result, cases = [], []
+    for section in report.get("sections") or []:
+        key, values = section["key"], report.get(section["key"])
+        if not values:
+            continue
+        common = {"key": key, "type": section["type"], "title": section["title"], "note": section.get("note", "")}
+        if section["type"] == "class_tables":
+            drawn: Json = {"tables": [class_table(key, name, table) for name, table in values.items()]}
+        elif section["type"] == "key_values":
+            known = {name: Unit(unit) for name, unit in (section.get("units") or {}).items()}
+            drawn = {"rows": [(name.replace("_", " "), measured(v, known.get(name))) for name, v in values.items()]}
+        elif section["type"] == "cases":
+            cases += values
+            drawn = {"cases": cases_of(values, pictures, report.get("views") or {})}
+        else:
+            raise ValueError(
+                f"section {key}: type {section['type']!r} has no drawing; known: class_tables, cases, key_values"
+            )
+        result.append(common | drawn)
+    unknown = {strip.clip_id for strip in pictures.mistakes} - {case["clip_id"] for case in cases}
+    if unknown:
+        raise ValueError(
+            f"pictures of mistakes: {sorted(unknown)} are not in report['mistakes']; add them or drop them"
+        )
+    return result
 
 
 def facts(report: Json) -> list[tuple[str, str]]:
@@ -219,38 +269,32 @@ def film(view: npt.NDArray[np.uint8]) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
 
 
-def mistakes(report: Json, pictures: ReportPictures) -> Json:
+def cases_of(entries: Sequence[Json], pictures: ReportPictures, views: Mapping[str, Any]) -> Json:
     """The clips got wrong: cards for those with pictures, a list of `MISTAKES_LISTED` others, and how many are left."""
     strips = {s.clip_id: s for s in pictures.mistakes}
-    told, listed = [], []
-    entries = report.get("mistakes") or []
-    unknown = strips.keys() - {entry["clip_id"] for entry in entries}
-    if unknown:
-        raise ValueError(
-            f"pictures of mistakes: {sorted(unknown)} are not in report['mistakes']; add them or drop them"
-        )
+    drawn, listed = [], []
     for entry in entries:
         truth, predicted = entry.get("truth") or {}, entry.get("predicted") or {}
         confidence = entry.get("confidence")
         card = {
             "clip_id": entry["clip_id"],
             "narration": entry.get("narration") or "",
-            "heads": [
+            "answers": [
                 {
-                    "head": h,
-                    "truth": str(t),
-                    "predicted": str(predicted.get(h, NOTHING)),
-                    "right": predicted.get(h) == t,
+                    "question": question,
+                    "truth": str(answer),
+                    "predicted": str(predicted.get(question, NOTHING)),
+                    "right": predicted.get(question) == answer,
                 }
-                for h, t in truth.items()
+                for question, answer in truth.items()
             ],
             "confidence": None if confidence is None else f"{100 * confidence:.0f}\u00a0% sure",
         }
         if entry["clip_id"] in strips:
-            told.append({**card, "strip": strip(strips[entry["clip_id"]], report.get("views") or {})})
+            drawn.append({**card, "strip": strip(strips[entry["clip_id"]], views)})
         else:
             listed.append(card)
-    return {"told": told, "listed": listed[:MISTAKES_LISTED], "left": max(0, len(listed) - MISTAKES_LISTED)}
+    return {"drawn": drawn, "listed": listed[:MISTAKES_LISTED], "left": max(0, len(listed) - MISTAKES_LISTED)}
 
 
 def failed(report: Json) -> list[tuple[str, str]]:

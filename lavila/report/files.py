@@ -200,14 +200,12 @@ def write_report(
 ) -> None:
     """Write `run_dir`/report.json (exactly `report`), then draw `run_dir`/report.html (one file, needs no network).
 
-    report: any of `name`, `dataset`, `checkpoint`, `metrics` (percent, keys `<head>_top1`, `<head>_top5`,
-        `<head>_mean_class`, ...), `controls` (percent, keys `chance_<metric>`: one over the number of classes,
-        `largest_class_<metric>`: what always naming the largest class gets, `single_frame_<metric>`), `views`,
-        `seconds` (per stage), `data_wait_percent` (per stage), `throughput`, `clips`, `heads`, `mistakes`,
-        `notes` (sentences on what was done otherwise than in training), `environment`, `config` (of the evaluation),
-        `trained_with` (the checkpoint's). A key that is absent leaves its section out.
-        `heads[h]`: `classes` (K names), `confusion` [K, K] clip counts with rows the truth, or for many classes
-        `confused_pairs` (truth, predicted, clips); `per_class_accuracy` (K percentages, null = no clip), `support` (K).
+    report: any of `name`, `dataset`, `checkpoint`, `metrics` and `controls` (name -> number), `units` (name of a metric
+        or control -> a value of `Unit`), `headlines` (see `lavila.tasks.Headline`), `views`, `seconds` (per stage),
+        `data_wait_percent` (per stage), `throughput`, `clips`, `notes` (sentences on what was done otherwise than in
+        training), `environment`, `config` (of the evaluation), `trained_with` (the checkpoint's), and `sections`: for
+        each the `key` at which its values lie in the report, its `type`, `title` and `note` (see
+        `lavila.tasks.Section`). A key that is absent leaves its section out.
     pictures: what the model saw, for the strips; see `ReportPictures`.
     history: lines of metrics.jsonl: `step`, `loss`, and what else was logged.
 

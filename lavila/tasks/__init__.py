@@ -1,64 +1,184 @@
-"""A task owns a model, its loss and its metrics. There is one trainer and one evaluator for all of them."""
+"""What a task is: the interface that trainer, evaluator, optimizer and report know. docs/TASKS.md explains it.
+
+Everything that differs between tasks is here or in `tasks/<name>.py`; `tasks/registry.py` finds a task by its name.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
 from lavila.errors import UserError
+from lavila.metrics.classification import FusionRule
+from lavila.metrics.units import Metrics, Unit
 from lavila.records import VideoBatch
+
+TaskFacts = dict[str, Any]
+"""What a checkpoint of a task says beside weights and architecture, by name, as plain JSON types."""
+
+SectionType = Literal["class_tables", "cases", "key_values"]
+"""How the report draws a section; `lavila.report.figures` has one drawing for each."""
 
 
 class TaskError(UserError):
-    """A model and a data set that do not fit together."""
+    """A model and a data set that do not fit together, in one line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskOptions:
+    """The plain values of a config that tasks use. A task ignores those that mean nothing to it."""
+
+    heads: tuple[str, ...] = ()  # columns of clips.parquet, one classifier head each
+    head_weights: tuple[float, ...] = ()  # of each head's loss in the sum; empty = 1 each
+    label_smoothing: float = 0.1  # of the cross-entropy
+    dropout: float = 0.0  # before the classification heads, of a fresh model
+    fusion: FusionRule = "mean_logits"  # how the views of a clip become one answer
+    view_batch_size: int = 0  # views per forward pass; 0 = all views of a batch at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelParts:
+    """What a fresh model is made of."""
+
+    tower: nn.Module  # the video tower of the config, started from `start` where that is given
+    start: nn.Module | None = None  # the whole model that `model.init` names, for text towers and decoders
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """What a model says of some clips. Plain arrays, so that ranks can exchange them."""
+    """What a model says of some clips: plain arrays without Python objects, because they are written to disk.
+
+    A column is a number, a vector or a text (numpy's fixed-width str) for each clip; the task knows what it means.
+    """
 
     rows: npt.NDArray[np.int64]  # [N] rows in clips.parquet
-    scores: dict[str, npt.NDArray[np.float32]]  # head -> [N, K] probabilities, fused over views
-    targets: dict[str, npt.NDArray[np.int64]]  # head -> [N] class indices; -1 = not labelled
+    columns: dict[str, npt.NDArray[Any]]  # name -> [N, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """A number that a metric is compared with."""
+
+    control: str  # its name among the controls
+    label: str  # beside its value, such as "chance"
+    sentence: str  # before its value, such as "chance is"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Headline:
+    """A metric that the report shows large and that training shows after each validation."""
+
+    metric: str  # its name
+    label: str  # above the number
+    sentence: str  # before the number, after "Of 1,234 clips, "
+    baselines: tuple[Baseline, ...] = ()
+    others: dict[str, str] = field(default_factory=dict)  # metrics listed below it -> their labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A section of the report: `values` lie at `key` in report.json, and `type` says how the page draws them.
+
+    class_tables: name -> `classes` (K names); `confusion` [K,K] clip counts, rows the truth, or `confused_pairs`
+    (truth, predicted, clips); `per_class_accuracy` (K percentages, None = no clip); `support` (K); `chance` (percent).
+    key_values: name -> number, with a unit in `units` where it has one.
+    cases: a list of clips, see `Task.case`; the evaluator fills this one.
+    """
+
+    key: str
+    type: SectionType
+    title: str
+    note: str = ""  # a sentence or two below the title
+    values: Any = None
+    units: dict[str, Unit] = field(default_factory=dict)  # of key_values
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """What predictions are worth."""
+    """What predictions are worth. The names of metrics and controls are those of report.json."""
 
-    metrics: dict[str, float]  # percent, the most telling first
-    heads: dict[str, dict[str, Any]] = field(default_factory=dict)  # for the report: classes, confusion, accuracies
+    metrics: Metrics  # the most telling first
+    controls: Metrics = field(default_factory=dict)  # what knowing nothing gets
+    headlines: tuple[Headline, ...] = ()
+    sections: tuple[Section, ...] = ()
 
 
 class Task(Protocol):
-    """What trainer and evaluator ask of a task."""
+    """A model with its loss and its metrics: what trainer, optimizer and evaluator ask of it."""
 
     model: nn.Module  # the trainer may wrap it, for instance in DistributedDataParallel
 
+    @property
+    def logged(self) -> Mapping[str, Unit]:
+        """Units of the scalars that `step` gives beside `loss`."""
+        ...
+
+    def in_backbone(self, parameter: str) -> bool:
+        """Whether a parameter of the model, by its name, is of the part that `optim.lr_multiplier_for=backbone`
+        means; the others keep the full learning rate."""
+        ...
+
     def step(self, batch: VideoBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of a training batch (scalar, with gradient) and scalars to log."""
+        """Loss of a training batch (scalar, with gradient) and scalars to log: `loss`, and those of `logged`.
+
+        Every rank calls this for each batch, empty ones included. A scalar is NaN where a batch says nothing of it.
+        """
         ...
 
     def predict(self, batch: VideoBatch) -> Predictions:
-        """Fused predictions for an evaluation batch."""
+        """Predictions for the clips of an evaluation batch, fused over their views."""
         ...
 
-    def score(self, predictions: Predictions) -> Scores:
-        """Metrics over all clips."""
+    def score(self, parts: Iterable[Predictions]) -> Scores:
+        """Metrics over all clips. `parts` can be gone through several times; each clip is in one part, in any order."""
+        ...
+
+    def wrongness(self, predictions: Predictions) -> npt.NDArray[np.floating[Any]]:
+        """[N] how much each clip is worth showing as a mistake; -inf for one that is none."""
+        ...
+
+    def case(self, predictions: Predictions, place: int) -> dict[str, Any]:
+        """The mistake at a place of a part: `truth` and `predicted` (question -> text), `confidence` (0..1) if any."""
         ...
 
 
-def concatenate(parts: list[Predictions]) -> Predictions:
-    """All clips in row order; a clip that comes twice is an error of ours."""
+class TaskKind(Protocol):
+    """How a task is made; one for each name in `tasks/registry.py`."""
+
+    def facts(self, options: TaskOptions, classes: Mapping[str, Sequence[str]], *, of: object) -> TaskFacts:
+        """What a checkpoint will say, from the options and the class names of the shard set `of`.
+
+        TaskError where the shard set lacks what the options ask for.
+        """
+        ...
+
+    def check(self, found: TaskFacts, wanted: TaskFacts, *, of: object, wanted_by: object) -> None:
+        """Raise TaskError unless the facts of the set `of` fit those of `wanted_by`; an absent fact is unknown."""
+        ...
+
+    def describe(self, facts: TaskFacts) -> str:
+        """The facts in a few words, for a line of a command's output."""
+        ...
+
+    def model(self, parts: ModelParts, facts: TaskFacts, options: TaskOptions) -> nn.Module:
+        """A fresh model; its random weights come from torch's generator."""
+        ...
+
+    def task(self, model: nn.Module, facts: TaskFacts, options: TaskOptions) -> Task:
+        """The task around a fresh or a loaded model. TaskError where the model does not fit the facts."""
+        ...
+
+
+def concatenate(parts: Iterable[Predictions]) -> Predictions:
+    """All clips in row order, for tasks that need them at once; a clip that comes twice is an error of ours."""
+    parts = list(parts)
     rows = np.concatenate([part.rows for part in parts])
     order = np.argsort(rows, kind="stable")
     assert len(np.unique(rows)) == len(rows), "a clip was predicted twice"
-    return Predictions(
-        rows=rows[order],
-        scores={head: np.concatenate([part.scores[head] for part in parts])[order] for head in parts[0].scores},
-        targets={head: np.concatenate([part.targets[head] for part in parts])[order] for head in parts[0].targets},
-    )
+    columns = {name: np.concatenate([part.columns[name] for part in parts])[order] for name in parts[0].columns}
+    return Predictions(rows=rows[order], columns=columns)

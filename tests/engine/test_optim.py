@@ -19,6 +19,10 @@ from tests.golden_files import golden_json
 GOLDEN = golden_json("scheduler")
 
 
+def below_the_heads(name: str) -> bool:
+    return not name.startswith("fc_cls.")
+
+
 def tiny(heads: tuple[int, ...]) -> VideoClassifier:
     tower = TimeSformerConfig(image_size=32, patch_size=8, width=48, depth=2, heads=4, num_frames=4)
     return VideoClassifier(TimeSformer(tower), num_classes=heads, dropout=0.0)
@@ -49,7 +53,7 @@ def test_parameter_groups_equal_the_reference(name: str, heads: tuple[int, ...])
             "initial_lr": group["lr"],
             "names": [names[id(p)] for p in group["params"]],
         }
-        for group in parameter_groups(model, config)
+        for group in parameter_groups(model, config, in_backbone=below_the_heads)
     ]
     assert got == GOLDEN["param_groups"][f"classification.{name}"]
 
@@ -64,7 +68,10 @@ def test_the_multiplier_is_for_whom_it_says_with_any_schedule(
         schedule=schedule,
     )  # fmt: skip
     model = tiny((5,))
-    optimizer, rate = build_optimizer(model, config), LearningRate.of(config, model, steps=5)
+    optimizer, rate = (
+        build_optimizer(model, config, in_backbone=below_the_heads),
+        LearningRate.of(config, model, steps=5, in_backbone=below_the_heads),
+    )
     for step in (4, 5) if schedule is Schedule.cosine else range(10):
         rate.set(optimizer.param_groups, step)
         assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.1, head, head]
@@ -79,8 +86,8 @@ def test_published_recipes_have_the_rates_of_the_reference(case: dict[str, float
         epochs=int(case["epochs"]), warmup_epochs=case["warmup_epochs"],
     )  # fmt: skip
     model = tiny((5, 7))
-    optimizer = build_optimizer(model, config)
-    rate = LearningRate.of(config, model, steps=int(case["niter_per_ep"]))
+    optimizer = build_optimizer(model, config, in_backbone=below_the_heads)
+    rate = LearningRate.of(config, model, steps=int(case["niter_per_ep"]), in_backbone=below_the_heads)
     assert len(optimizer.param_groups) == 4 and {group["momentum"] for group in optimizer.param_groups} == {0.9}
     for step, value in enumerate(case["values"]):  # type: ignore[arg-type]
         rate.set(optimizer.param_groups, step)
@@ -89,9 +96,13 @@ def test_published_recipes_have_the_rates_of_the_reference(case: dict[str, float
 
 
 def test_optimisers_and_their_settings() -> None:
-    sgd = build_optimizer(tiny((5,)), OptimConfig(optimizer=Optimizer.sgd, momentum=0.8, betas=(0.7, 0.99)))
+    sgd = build_optimizer(
+        tiny((5,)), OptimConfig(optimizer=Optimizer.sgd, momentum=0.8, betas=(0.7, 0.99)), in_backbone=below_the_heads
+    )
     assert isinstance(sgd, torch.optim.SGD) and sgd.param_groups[0]["momentum"] == 0.8
-    adamw = build_optimizer(tiny((5,)), OptimConfig(optimizer=Optimizer.adamw, betas=(0.8, 0.99), eps=1e-6))
+    adamw = build_optimizer(
+        tiny((5,)), OptimConfig(optimizer=Optimizer.adamw, betas=(0.8, 0.99), eps=1e-6), in_backbone=below_the_heads
+    )
     assert isinstance(adamw, torch.optim.AdamW)
     assert adamw.param_groups[0]["betas"] == (0.8, 0.99) and adamw.param_groups[0]["eps"] == 1e-6
 
@@ -99,5 +110,5 @@ def test_optimisers_and_their_settings() -> None:
 def test_frozen_parameters_stay_out() -> None:
     model = nn.Linear(3, 3)
     model.weight.requires_grad_(False)
-    (group,) = parameter_groups(model, OptimConfig())
+    (group,) = parameter_groups(model, OptimConfig(), in_backbone=lambda _: True)
     assert len(group["params"]) == 1

@@ -21,14 +21,13 @@ import train as train_command
 from lavila.checkpoints.store import load_model
 from lavila.config.load import load_config
 from lavila.config.schema import ConfigError, RunConfig
-from lavila.engine import build, checkpoint, evaluator
+from lavila.engine import build, checkpoint
 from lavila.engine.evaluator import evaluate
 from lavila.engine.trainer import TrainingError, train
 from lavila.report import compose, environment
 from lavila.report.compose import _view_strip
 from lavila.report.files import read_metrics, read_stages
 from lavila.shards.reader import ShardSet
-from lavila.tasks import Predictions, Scores
 from tests.checkpoints.published_files import published_state, tiny, write
 from tests.data.test_loader import damaged
 
@@ -219,6 +218,9 @@ def test_evaluation_writes_a_report_with_every_clip(config: RunConfig) -> None:
     right = sum(report["heads"]["verb"]["confusion"][i][i] for i in range(3))
     assert report["metrics"]["verb_top1"] == pytest.approx(right / 12 * 100)
     assert len(report["mistakes"]) == 12 - right
+    assert report["units"]["verb_top1"] == "percent"
+    assert [section["key"] for section in report["sections"]] == ["heads", "mistakes"]
+    assert not list(Path(config.run_dir).glob(".predictions-*"))
     assert set(report["seconds"]) == {"train", "evaluate"}
     assert report["controls"] == {
         "chance_verb_top1": pytest.approx(100 / 3), "chance_noun_top1": 50.0,
@@ -239,22 +241,6 @@ def test_nothing_beside_the_result_costs_it(config: RunConfig, monkeypatch: pyte
     report = json.loads((folder / "report.json").read_text())
     assert report["environment"]["dali"] is None and report["environment"]["torch"] == torch.__version__
     assert report["clips"]["evaluated"] == 12 and report["metrics"] and (folder / "report.html").is_file()
-
-
-def test_chance_and_the_largest_class_are_two_things() -> None:
-    class Half:
-        """A task that predicts nothing and scores nothing: 4 classes, three quarters of the clips of one."""
-
-        def score(self, _: Predictions) -> Scores:
-            return Scores(metrics={})
-
-    targets = np.array([1, 1, 1, 0, -1])
-    seen = evaluator._Seen(
-        predictions=[Predictions(rows=np.arange(5), scores={"verb": np.zeros((5, 4), np.float32)},
-                                 targets={"verb": targets})]
-    )  # fmt: skip
-    found = evaluator._combine(Half(), [seen], seconds=1.0, how={"decoder": "host", "precision": "fp32"})  # type: ignore[arg-type]
-    assert found.controls == {"chance_verb_top1": 25.0, "largest_class_verb_top1": 75.0}
 
 
 def test_strips_of_wide_and_tall_clips_name_their_crops(vp9_shards: ShardSet) -> None:
@@ -366,15 +352,15 @@ def test_a_published_dual_encoder_starts_the_tower(vp9_shards: ShardSet, tmp_pat
     file = write(tmp_path / "published.pth", published_state(published))
     path = config_file(tmp_path, vp9_shards)
     same = [f"model.init={file}", "model.width=64", "model.depth=2", "model.heads=1", "model.patch_size=8"]
-    model = build.classifier(
-        load_config(path, [*same, "model.pre_norm=true", "model.activation=quick_gelu"]), {"a": ["b"]}
+    model = build.fresh_model(
+        load_config(path, [*same, "model.pre_norm=true", "model.activation=quick_gelu"]), {"classes": {"a": ["b"]}}
     )
     old, new = published.state_dict(), model.state_dict()
     resampled = {"visual.pos_embed", "visual.temporal_embed"}
     for name in {name for name in new if name.startswith("visual.")} - resampled:
         assert torch.equal(new[name], old[name]), name
     with pytest.raises(ConfigError, match=r"published\.pth: its tower is of another kind; it takes .*model\.width=64"):
-        build.classifier(load_config(path, [f"model.init={file}", "model.width=32"]), {"a": ["b"]})
+        build.fresh_model(load_config(path, [f"model.init={file}", "model.width=32"]), {"classes": {"a": ["b"]}})
 
 
 @pytest.mark.parametrize(

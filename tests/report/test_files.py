@@ -88,6 +88,29 @@ def head(classes: list[str], confusion: list[list[int]]) -> dict[str, Any]:
     return {"classes": classes, "confusion": confusion, "per_class_accuracy": accuracy, "support": support.tolist()}
 
 
+SECTIONS = [
+    {"key": "heads", "type": "class_tables", "title": "Where it is right, and what it mixes up", "note": "Matrix: ..."},
+    {"key": "mistakes", "type": "cases", "title": "Clips it got wrong", "note": "One view of each."},
+]
+
+
+def headline(name: str) -> dict[str, Any]:
+    return {
+        "metric": f"{name}_top1",
+        "label": f"{name}, first guess right",
+        "sentence": f"the model's first guess at the {name} is right for",
+        "baselines": [
+            {"control": f"chance_{name}_top1", "label": "chance", "sentence": "chance is"},
+            {
+                "control": f"largest_class_{name}_top1",
+                "label": "largest class alone",
+                "sentence": "always naming the largest class gets",
+            },
+        ],
+        "others": {f"{name}_top5": "top 5", f"{name}_mean_class": "mean of classes"},
+    }
+
+
 @pytest.fixture
 def report() -> dict[str, Any]:
     return {
@@ -101,6 +124,22 @@ def report() -> dict[str, Any]:
             "largest_class_verb_top1": 34.56,
             "chance_noun_top1": 20.03,
         },
+        "units": dict.fromkeys(
+            (
+                "verb_top1",
+                "verb_top5",
+                "noun_top1",
+                "verb_mean_class",
+                "map",
+                "single_frame_verb_top1",
+                "chance_verb_top1",
+                "largest_class_verb_top1",
+                "chance_noun_top1",
+            ),
+            "percent",
+        ),
+        "headlines": [headline("verb"), headline("noun")],
+        "sections": SECTIONS,
         "views": {
             "clips": 2,
             "crops": 3,
@@ -229,7 +268,9 @@ def test_other_peoples_text_is_escaped_everywhere(tmp_path: Path, report: dict[s
             return [poison(item) for item in value]
         return value + EVIL if isinstance(value, str) else value
 
-    report = poison(report)
+    report = poison({key: value for key, value in report.items() if key not in ("units", "sections", "headlines")})
+    report |= {"units": {f"{EVIL}top1": "percent"}, "headlines": [headline("verb") | {"label": EVIL}]}
+    report["sections"] = [section | {"title": EVIL, "note": EVIL} for section in SECTIONS]
     report["heads"] = {EVIL: report["heads"]["verb"]}
     report["environment"][EVIL] = EVIL
     report["config"][EVIL] = EVIL
@@ -277,6 +318,41 @@ def test_an_empty_report_is_still_a_page(tmp_path: Path) -> None:
     write_report(tmp_path, {}, pictures=NO_PICTURES, history=[])
     assert page_of(tmp_path).ids == []
     assert json.loads((tmp_path / "report.json").read_text()) == {}
+
+
+def test_a_number_is_drawn_as_its_unit_wants(tmp_path: Path) -> None:
+    """Other tasks have other metrics: nothing on the page supposes percentages, heads or a single answer."""
+    report = {
+        "metrics": {"cider": 0.8333, "meteor": 0.2, "clips_without_words": 1204.0},
+        "controls": {"single_frame_cider": 0.41},
+        "units": {"cider": "fraction", "meteor": "fraction", "clips_without_words": "count"},
+        "headlines": [
+            {
+                "metric": "cider",
+                "label": "CIDEr",
+                "sentence": "CIDEr is",
+                "baselines": [],
+                "others": {"meteor": "METEOR"},
+            }
+        ],
+        "sections": [
+            {"key": "recall", "type": "key_values", "title": "Recall", "units": {"at_1": "percent", "rank": "count"}}
+        ],
+        "recall": {"at_1": 12.34, "rank": 7},
+    }
+    history = [{"step": s, "val_cider": s / 10} for s in (1, 2, 3)]
+    write_report(tmp_path, report, pictures=NO_PICTURES, history=history)
+    page = page_of(tmp_path)
+    assert page.ids == ["metrics", "recall", "training"]
+    assert [
+        w
+        for w in ("0.833", "0.200", "0.410", "1 204", "12.3 %", "CIDEr is 0.833", "scores, 0 to 1")
+        if w not in page.text
+    ] == []
+    assert "83.3" not in page.text
+    report["sections"][0]["type"] = "pie"  # type: ignore[index]
+    with pytest.raises(ReportError):
+        write_report(tmp_path, report, pictures=NO_PICTURES, history=[])
 
 
 def test_pictures_keep_their_order_and_names(tmp_path: Path, report: dict[str, Any]) -> None:
@@ -342,7 +418,10 @@ def test_thousands_of_classes_stay_small_and_quick(tmp_path: Path) -> None:
     nouns = rng.multinomial(1, np.full(300, 1 / 300), size=300)
     nouns[7, 9] = 55
     started = time.perf_counter()
-    report = {"heads": {"action": actions, "noun": head([f"noun {k}" for k in range(300)], nouns.tolist())}}
+    report = {
+        "sections": SECTIONS,
+        "heads": {"action": actions, "noun": head([f"noun {k}" for k in range(300)], nouns.tolist())},
+    }
     mistakes = [
         {"clip_id": f"c{n}", "narration": "n" * 60, "truth": {"action": "a"}, "predicted": {}} for n in range(5000)
     ]
@@ -361,8 +440,8 @@ def test_matrix_is_drawn_of_the_classes_that_occur(tmp_path: Path) -> None:
     for occurring, drawn in ((MATRIX_CLASSES, True), (MATRIX_CLASSES + 1, False)):
         counts = np.zeros((97, 97), np.int64)
         counts[np.arange(occurring), np.arange(occurring)] = 2
-        write_report(tmp_path, {"heads": {"verb": head([f"v{k}" for k in range(97)], counts.tolist())}},
-                     pictures=NO_PICTURES, history=[])  # fmt: skip
+        verbs = head([f"v{k}" for k in range(97)], counts.tolist())
+        write_report(tmp_path, {"sections": SECTIONS, "heads": {"verb": verbs}}, pictures=NO_PICTURES, history=[])
         page = page_of(tmp_path)
         assert page.tags.count("title") - 1 == (occurring if drawn else 0)
         assert ("67 classes neither occur" in page.text) == drawn
