@@ -1,9 +1,9 @@
 """Optimisers, parameter groups and the learning-rate schedule, as in the reference.
 
 Golden: `scheduler.json`. What is particular there and kept: the warm-up includes the peak at its last step, and the
-cosine starts at the peak again. The reference multiplies the rates of all groups, the head's too, whatever the name of
-its option says; that is `lr_multiplier_for=all`, and published recipes have it. Its rates without a schedule, where the
-head keeps lr, are those of `lr_multiplier_for=backbone`. Here both hold with either schedule.
+cosine starts at the peak again. The reference multiplies the rates of all groups, whatever the name of its option says;
+that is `lr_multiplier_for=all`, and published recipes have it. Without a schedule it multiplies those of the backbone
+alone; that is `lr_multiplier_for=backbone`. Here both work with either schedule. A task says what its backbone is.
 """
 
 from __future__ import annotations

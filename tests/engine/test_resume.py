@@ -50,7 +50,7 @@ def test_another_number_of_passes_goes_on_with_the_very_clips_that_are_left(
     assert len(first) == 8 and sorted(first + rest[:4]) == sorted(rest[4:]) == list(range(12))
     lines = lines_of(config)
     assert [line["step"] for line in lines] == list(range(1, 7))
-    rates = LearningRate.of(config.optim, nn.Linear(1, 1), steps=3).values
+    rates = LearningRate.of(config.optim, nn.Linear(1, 1), steps=3, in_backbone=lambda _: True).values
     assert [line["lr"] for line in lines] == pytest.approx(rates.tolist())
 
 
@@ -97,7 +97,7 @@ def test_another_batch_size_between_epochs_goes_on_at_the_same_share_of_the_sche
     assert [len(rows) for rows in seen] == [6] * 4 and sorted(seen[0] + seen[1]) == list(range(12))
     lines = lines_of(config)
     assert [line["step"] for line in lines] == list(range(1, 8))
-    rates = LearningRate.of(config.optim, nn.Linear(1, 1), steps=2).values
+    rates = LearningRate.of(config.optim, nn.Linear(1, 1), steps=2, in_backbone=lambda _: True).values
     assert [line["lr"] for line in lines[3:]] == pytest.approx(rates[2:].tolist())
 
 
