@@ -26,7 +26,7 @@ SectionType = Literal["class_tables", "cases", "key_values"]
 
 
 class TaskError(UserError):
-    """A model and a data set that do not fit together, in one line."""
+    """A model and a data set that do not fit together."""
 
 
 @dataclass(frozen=True, kw_only=True)
