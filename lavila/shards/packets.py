@@ -15,7 +15,7 @@ from lavila.libav import DAMAGE, reason
 
 UNREADABLE = (*DAMAGE, UnicodeError)  # what reading damaged bytes raises; the last for text in the header
 # On opening, FFmpeg decodes a frame to learn what is not asked here. It need not with H.264: a third of the time.
-OPTIONS, STREAM_OPTIONS = {"probesize": "32"}, [{"skip_frame": "all", "threads": "1"}]
+OPTIONS = {"probesize": "32", "skip_frame": "all", "threads": "1"}  # PyAV hands them to the container and all streams
 WAY_TO_ENTRY = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd")
 ENTRY_SIZE = slice(40, 44)  # height follows width, 16 bits each, from the start of what stsd holds (ISO/IEC 14496-12)
 
@@ -29,7 +29,7 @@ def packet_problem(data: bytes, *, frames: int, height: int, width: int) -> str 
     this cannot notice is damage inside the packets, and in the few bytes of the header that set the decoder up.
     """
     try:
-        with av.open(io.BytesIO(data), options=OPTIONS, stream_options=STREAM_OPTIONS) as container:
+        with av.open(io.BytesIO(data), options=OPTIONS) as container:
             if not container.streams.video:
                 return "no video stream"
             packets = [packet for packet in container.demux(container.streams.video[0]) if packet.size]
