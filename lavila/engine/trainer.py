@@ -39,15 +39,14 @@ def train(config: RunConfig) -> Path:
     """Train as the config says, from the checkpoint that `resume` means. Returns the last checkpoint."""
     with join(config.device.value) as process:
         shards = build.shard_set(config, "train")
-        facts = build.task_facts(config, shards)
         found = on_main(lambda: start_from(Path(config.run_dir), config.resume))
-        origin = found or config.model.init
-        trained = trained_on(origin) if origin else None
-        config = build.with_statistics(config, trained)
+        trained = trained_on(found) if found else build.start_weights(config)
+        config = build.with_weights(config, trained)
+        facts = build.task_facts(config, shards)
         _check_facts(config, shards, facts, resumed=trained if found else None)
         loader = build.training_loader(config, shards, process)
         model = build.fresh_model(config, facts, resumed=found is not None).to(process.device)
-        task = build.build_task(config, model, facts)
+        task = build.build_task(config, model, facts, shards)
         trainer = Trainer(config, process, loader=loader, task=task, facts=facts, found=found)
         return trainer.fit()
 
@@ -259,6 +258,7 @@ class Trainer:
             state.scaler.step(state.optimizer)
             state.scaler.update()
             state.optimizer.zero_grad(set_to_none=True)
+            self.task.after_update()
         return logs
 
     def _log(self, meter: _Meter) -> None:
@@ -302,7 +302,9 @@ class Trainer:
 
     def _validate(self) -> None:
         config = build.single_view(self.config)
-        result = evaluate_task(config, self.task, build.shard_set(config, "val"), self.process, output=self.run_dir)
+        shards = build.shard_set(config, "val")
+        task = build.build_task(config, self.state.model, self.task_facts, shards)
+        result = evaluate_task(config, task, shards, self.process, output=self.run_dir)
         if result is not None:
             names = [headline.metric for headline in result.scores.headlines]
             named = {f"val_{name}": result.scores.metrics[name] for name in names}
