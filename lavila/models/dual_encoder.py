@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,15 @@ class DualEncoder(nn.Module, ABC):
     text_projection: nn.Parameter | nn.Module
     logit_scale: nn.Parameter
     embed_dim: int
+    parts: ClassVar[Mapping[str, tuple[str, ...]]] = {  # what can be frozen: its name -> patterns of parameters' names
+        "video": ("visual.*",),
+        "text": (
+            "transformer.*", "token_embedding.*", "positional_embedding", "ln_final.*",  # CLIP's
+            "textual.*",  # DistilBERT
+        ),
+        "projections": ("image_projection*", "text_projection*"),
+        "temperature": ("logit_scale", "pseudo.logit_scale"),
+    }  # fmt: skip
 
     def encode_video(self, video: Tensor) -> Tensor:
         """Normalised video [B,3,T,H,W] -> embedding [B,D], projected, not brought to unit length."""
