@@ -97,11 +97,12 @@ class VideoBatch:
     narrations: tuple[tuple[str, ...], ...]  # B x (any number)
     sources: tuple[tuple[str, ...], ...]  # of each narration: "human", "rephrased", "machine" ...
     chosen: npt.NDArray[np.int64]  # [B] place of the plan's narration in the clip's; -1 = the clip has none
+    draws: npt.NDArray[np.float64]  # [B] in [0, 1): what the plan drew for each clip's words, and `chosen` follows from
 
     def __post_init__(self) -> None:
         assert self.video.ndim == 6, self.video.shape
         sizes = {len(self.video), len(self.rows), len(self.positions), len(self.clip_ids), len(self.narrations)}
-        sizes |= {len(self.label_sets), len(self.sources), len(self.chosen)}
+        sizes |= {len(self.label_sets), len(self.sources), len(self.chosen), len(self.draws)}
         assert len(sizes) == 1, sizes
         for narrations, sources, chosen in zip(self.narrations, self.sources, self.chosen, strict=True):
             assert len(narrations) == len(sources), (narrations, sources)

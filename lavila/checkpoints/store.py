@@ -68,6 +68,9 @@ class Describable(Protocol):
 KINDS = {"classifier", "dual_encoder", "dual_encoder_distilbert", "narrator", "timesformer"}  # of architectures
 
 
+TEXT_TOWERS = {"dual_encoder": "clip", "dual_encoder_distilbert": "distilbert"}  # kind of architecture -> of tower
+
+
 def _model_class(kind: str) -> type[Any]:
     """The class for a kind of architecture, imported only now: what some of them import takes seconds."""
     match kind:
@@ -197,8 +200,8 @@ class TrainedOn:
     std: tuple[float, ...]  # R, G, B on 0..255; empty = not said
     frames: int | None  # a clip has
     image_size: int | None  # side of a picture, pixels
-    classes: dict[str, list[str]]  # head -> names of its classes, heads in the model's order; empty = not said
-    task_facts: dict[str, Any]  # what it says for its task, `classes` included (`lavila.tasks.TaskFacts`)
+    text: str  # kind of its text tower: clip or distilbert; "" = it has none
+    task_facts: dict[str, Any]  # what it says for its task (`lavila.tasks.TaskFacts`)
 
 
 def trained_on(path: str | Path) -> TrainedOn:
@@ -209,13 +212,13 @@ def trained_on(path: str | Path) -> TrainedOn:
     file = find_model(path)
     if file.suffix in SUFFIXES:
         published = read_published(file)
-        architecture, pictures, classes = published.architecture, published.pictures(), {}
+        architecture, pictures = published.architecture, published.pictures()
         metadata: dict[str, str] = {}
     else:
         metadata = _read_metadata(file)
         try:
-            architecture, pictures, classes = (
-                json.loads(metadata.get(name, "{}")) for name in (f"{RESERVED}architecture", "pictures", "classes")
+            architecture, pictures = (
+                json.loads(metadata.get(name, "{}")) for name in (f"{RESERVED}architecture", "pictures")
             )
         except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{file}: its metadata is no JSON ({error}); write it with save_model") from error
@@ -227,7 +230,7 @@ def trained_on(path: str | Path) -> TrainedOn:
             std=tuple(float(value) for value in pictures.get("std", ())),
             frames=tower.get("num_frames"),
             image_size=tower.get("image_size"),
-            classes={head: [str(name) for name in names] for head, names in classes.items()},
+            text=TEXT_TOWERS.get(str(architecture.get("kind")), ""),
             task_facts=_task_facts(metadata),
         )
     except (TypeError, ValueError, AttributeError) as error:

@@ -90,6 +90,17 @@ class Activation(Enum):
     gelu = "gelu"
 
 
+class TextKind(Enum):
+    auto = "auto"
+    clip = "clip"
+    distilbert = "distilbert"
+
+
+class Projection(Enum):
+    matrices = "matrices"
+    frozen_in_time = "frozen_in_time"
+
+
 class Optimizer(Enum):
     adamw = "adamw"
     sgd = "sgd"
@@ -156,8 +167,22 @@ class ViewsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """The text tower of a dual encoder."""
+
+    kind: TextKind = TextKind.auto  # clip, distilbert, or auto: as the weights have it, clip where there are none
+    width: Count = 512  # channels of a token
+    depth: Count = 12  # transformer blocks
+    heads: Count = 8  # attention heads of a block
+    context: Annotated[int, Range(least=2)] = 77  # tokens that a text is cut to
+    vocabulary: str = "distilbert-base-uncased"  # of distilbert: a folder, or a name on the hub; CLIP's is built in
+    init: str = "distilbert-base-uncased"  # weights of distilbert: a folder, or a name on the hub; random = none
+    batch_size: Count = 256  # texts of one forward pass, where an evaluation encodes many
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A TimeSformer. Its frame count and picture size come from `data`."""
+    """A TimeSformer, and what a task adds to it. Its frame count and picture size come from `data`."""
 
     patch_size: Count = 16  # side of a square patch, pixels
     width: Count = 768  # channels of a token
@@ -171,8 +196,11 @@ class ModelConfig:
     drop_path: ChanceBelowOne = 0.1  # stochastic depth of the last block
     dropout: ChanceBelowOne = 0.5  # before the classification heads
     gradient_checkpointing: bool = False  # recompute blocks in the backward pass: less memory, about a third slower
-    init: str = ""  # weights to start from: a checkpoint folder, a file or a name of the zoo; empty = random
+    init: str = ""  # weights to start from: a folder, a file, a name of the zoo, or clip:NAME of OpenAI; empty = random
     freeze: tuple[str, ...] = ()  # parts that keep their weights: video, text, temperature, ..., or names such as fc_*
+    text: TextConfig = field(default_factory=TextConfig)
+    embed_dim: Count = 256  # of a dual encoder: channels of the space in which videos and texts meet
+    projection: Projection = Projection.matrices  # of a dual encoder with distilbert; frozen_in_time: as EgoVLP's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +211,14 @@ class TaskConfig:
     heads: tuple[str, ...] = ("verb", "noun", "action")  # columns of clips.parquet, one classifier head each
     head_weights: tuple[NotNegative, ...] = ()  # of each head's loss in the sum; empty = 1 each, as published
     label_smoothing: ChanceBelowOne = 0.1  # of the cross-entropy
+    temperature: Positive = 0.07  # of a contrastive loss, where the model starts without one
+    learn_temperature: bool = False  # learned, up to a factor of 100 on similarities; false: frozen
+    pseudo_temperature: Positive = 0.07  # of clips whose words no person wrote
+    learn_pseudo_temperature: bool = False  # likewise
+    margin: NotNegative = 0.2  # of the max-margin loss
+    keep_diagonal: bool = False  # max-margin: a pair counts among those that it is compared with
+    scale_margin: bool = False  # max-margin: the margin is times the relevancy of a pair's sentence
+    relevancy_above: ChanceBelowOne = 0.1  # retrieval: a clip is paired with any sentence that is more relevant to it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,17 +354,6 @@ def check(config: RunConfig) -> None:
     if config.optim.warmup_epochs > config.optim.epochs:
         raise ConfigError(
             f"optim.warmup_epochs={config.optim.warmup_epochs} is longer than optim.epochs={config.optim.epochs}"
-        )
-    if not config.task.heads:
-        raise ConfigError("task.heads is empty: name at least one of verb, noun, action")
-    if config.task.head_weights and len(config.task.head_weights) != len(config.task.heads):
-        raise ConfigError(
-            f"task.head_weights={list(config.task.head_weights)} are {len(config.task.head_weights)} weights for the "
-            f"{len(config.task.heads)} heads {', '.join(config.task.heads)}; give one each, or none"
-        )
-    if config.task.head_weights and not any(config.task.head_weights):
-        raise ConfigError(
-            f"task.head_weights={list(config.task.head_weights)}: nothing would be trained; one must be above 0"
         )
 
 

@@ -13,22 +13,37 @@ from typing import cast
 import torch
 from torch import nn
 
-from lavila.checkpoints.store import TrainedOn, load_model
+from lavila.checkpoints.clip_weights import init_dual_encoder, init_tower, read_clip_weights
+from lavila.checkpoints.store import TrainedOn, load_model, trained_on
 from lavila.checkpoints.zoo import CLIP_PICTURES
-from lavila.config.schema import ConfigError, DataConfig, PictureType, RunConfig
+from lavila.config.schema import ConfigError, DataConfig, PictureType, RunConfig, TextKind
 from lavila.data.loader import ClipLoader, Pictures, clip_sizes
 from lavila.data.sizes import shuffle_of
 from lavila.engine.distributed import Process
+from lavila.engine.tables import tables_of
+from lavila.models.dual_encoder import ClipDualEncoder
 from lavila.models.timesformer import TimeSformer, TimeSformerConfig
 from lavila.plan.crops import CropChoice, ViewChoice
 from lavila.plan.frames import FrameChoice
 from lavila.plan.plans import Ranks, TrainingPlan, ViewPlan
 from lavila.shards.captions import Captions
 from lavila.shards.reader import ShardSet, open_shard_set
-from lavila.tasks import ModelParts, Task, TaskError, TaskFacts, TaskKind, TaskOptions, registry
+from lavila.tasks import (
+    MarginOptions,
+    ModelParts,
+    Task,
+    TaskError,
+    TaskFacts,
+    TaskKind,
+    TaskOptions,
+    Temperature,
+    TextOptions,
+    registry,
+)
 
 log = logging.getLogger(__name__)
 
+CLIP = "clip:"  # before the name or the file of OpenAI's CLIP in `model.init`
 SAME_LEVEL = 0.05  # on 0..255: statistics closer than this are the same, written with fewer digits
 
 
@@ -57,11 +72,37 @@ def task_kind(config: RunConfig) -> TaskKind:
 
 def task_options(config: RunConfig) -> TaskOptions:
     """The values of a config that tasks use."""
+    task, model, text = config.task, config.model, config.model.text
     return TaskOptions(
-        heads=config.task.heads,
-        head_weights=config.task.head_weights,
-        label_smoothing=config.task.label_smoothing,
-        dropout=config.model.dropout,
+        heads=task.heads,
+        head_weights=task.head_weights,
+        label_smoothing=task.label_smoothing,
+        dropout=model.dropout,
+        gradient_checkpointing=model.gradient_checkpointing,
+        text=TextOptions(
+            kind="clip" if text.kind is TextKind.auto else text.kind.value,
+            width=text.width,
+            depth=text.depth,
+            heads=text.heads,
+            context=text.context,
+            vocabulary=text.vocabulary,
+            init=text.init,
+            batch_size=text.batch_size,
+        ),
+        embed_dim=model.embed_dim,
+        projection=model.projection.value,
+        temperature=Temperature(
+            start=task.temperature,
+            learned=task.learn_temperature,
+            pseudo_start=task.pseudo_temperature,
+            pseudo_learned=task.learn_pseudo_temperature,
+        ),
+        margin=MarginOptions(
+            margin=task.margin,
+            keep_diagonal=task.keep_diagonal,
+            scaled=task.scale_margin,
+            relevancy_above=task.relevancy_above,
+        ),
         fusion=config.views.fusion.value,
         view_batch_size=config.views.view_batch_size,
     )
@@ -69,7 +110,32 @@ def task_options(config: RunConfig) -> TaskOptions:
 
 def task_facts(config: RunConfig, shards: ShardSet) -> TaskFacts:
     """What a checkpoint of the task will say of a shard set. TaskError where the set does not fit the task."""
-    return task_kind(config).facts(task_options(config), shards.classes, of=shards.path)
+    return task_kind(config).facts(task_options(config), tables_of(shards))
+
+
+def start_weights(config: RunConfig) -> TrainedOn | None:
+    """What the weights that `model.init` names were trained on; None where a run starts from CLIP or from nothing."""
+    init = config.model.init
+    return trained_on(init) if init and not init.startswith(CLIP) else None
+
+
+def with_weights(config: RunConfig, trained: TrainedOn | None) -> RunConfig:
+    """The config with what the weights decide where it does not: picture statistics, kind of text tower.
+
+    trained: of the weights that are evaluated or started from; None = random ones, or CLIP's. ConfigError where the
+    config contradicts the weights, naming both.
+    """
+    config = with_statistics(config, trained)
+    kind = config.model.text.kind
+    if trained is None or not trained.text or kind.value == trained.text:
+        return config
+    if kind is not TextKind.auto:
+        raise ConfigError(
+            f"model.text.kind={kind.value}, but {trained.file} has a text tower of kind {trained.text}; leave "
+            "model.text.kind out (or auto) to take that one, or name other weights"
+        )
+    text = replace(config.model.text, kind=TextKind(trained.text))
+    return replace(config, model=replace(config.model, text=text))
 
 
 def with_statistics(config: RunConfig, trained: TrainedOn | None) -> RunConfig:
@@ -172,11 +238,18 @@ def fresh_model(config: RunConfig, facts: TaskFacts, *, resumed: bool = False) -
             gradient_checkpointing=model.gradient_checkpointing,
         )
     )
-    start = None
-    if model.init and not resumed:
+    start, clip = None, None
+    if model.init.startswith(CLIP) and not resumed:
+        clip = read_clip_weights(model.init.removeprefix(CLIP))
+    elif model.init and not resumed:
         start = load_model(model.init, num_frames=config.data.frames, image_size=config.data.image_size)
         tower.load_state_dict(_tower_of(start, tower, name=model.init).state_dict())
-    return task_kind(config).model(ModelParts(tower=tower, start=start), facts, task_options(config))
+    whole = task_kind(config).model(ModelParts(tower=tower, start=start), facts, task_options(config))
+    if clip is not None and isinstance(whole, ClipDualEncoder):
+        init_dual_encoder(whole, clip)
+    elif clip is not None:
+        init_tower(tower, clip)
+    return whole
 
 
 def _tower_of(start: nn.Module, tower: TimeSformer, *, name: str) -> nn.Module:
@@ -192,9 +265,9 @@ def _tower_of(start: nn.Module, tower: TimeSformer, *, name: str) -> nn.Module:
     return found
 
 
-def build_task(config: RunConfig, model: nn.Module, facts: TaskFacts) -> Task:
-    """The task that `task.name` names, around a model."""
-    return task_kind(config).task(model, facts, task_options(config))
+def build_task(config: RunConfig, model: nn.Module, facts: TaskFacts, shards: ShardSet) -> Task:
+    """The task that `task.name` names, around a model, for batches of a shard set."""
+    return task_kind(config).task(model, facts, task_options(config), tables_of(shards))
 
 
 def checkpoint_facts(config: RunConfig, facts: TaskFacts) -> dict[str, str]:

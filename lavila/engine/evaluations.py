@@ -42,7 +42,7 @@ class NamedEvaluation:
 
     def run(self, model: nn.Module, process: Process, *, output: Path) -> Metrics | None:
         """Metrics of the model, without a wrapper; None on other ranks than the main one. Every rank calls this."""
-        task = build.build_task(self.config, model, self.facts)
+        task = build.build_task(self.config, model, self.facts, self.shards)
         result = evaluate_task(self.config, task, self.shards, process, output=output)
         return None if result is None else result.scores.metrics
 

@@ -67,7 +67,7 @@ def evaluate(config: RunConfig) -> Path | None:
     with join(config.device.value) as process:
         subject = on_main(lambda: subject_of(Path(config.run_dir), config.checkpoint))
         trained = trained_on(subject.model)
-        config = build.with_statistics(config, trained)
+        config = build.with_weights(config, trained)
         shards = build.shard_set(config, "val")
         facts = build.task_facts(config, shards)
         build.task_kind(config).check(facts, trained.task_facts, of=shards.path, wanted_by=trained.file)
@@ -75,7 +75,7 @@ def evaluate(config: RunConfig) -> Path | None:
             log.warning("%s: %s", trained.file, note)
         data = config.data
         model = load_model(trained.file, num_frames=data.frames, image_size=data.image_size, device=process.device)
-        task = build.build_task(config, model, facts)
+        task = build.build_task(config, model, facts, shards)
         result = evaluate_task(config, task, shards, process, output=subject.output)
         if result is None:
             return None

@@ -47,17 +47,16 @@ def prepare(config: RunConfig, process: Process) -> Trainer:
     """All that comes before the first step, every check of the config and its files included. Writes nothing."""
     check_trackers(config.log)
     shards = build.shard_set(config, "train")
-    facts = build.task_facts(config, shards)
     found = on_main(lambda: start_from(Path(config.run_dir), config.resume))
-    origin = found or config.model.init
-    trained = trained_on(origin) if origin else None
-    config = build.with_statistics(config, trained)
+    trained = trained_on(found) if found else build.start_weights(config)
+    config = build.with_weights(config, trained)
+    facts = build.task_facts(config, shards)
     if found and trained:
         build.task_kind(config).check(facts, trained.task_facts, of=shards.path, wanted_by=trained.file)
     evaluations = named_evaluations(config, facts, of=shards.path)
     loader = build.training_loader(config, shards, process)
     model = build.fresh_model(config, facts, resumed=found is not None).to(process.device)
-    task = build.build_task(config, model, facts)
+    task = build.build_task(config, model, facts, shards)
     freeze(model, config.model.freeze)
     parts = RunParts(loader=loader, task=task, facts=facts, evaluations=evaluations)
     return Trainer(config, process, parts=parts, found=found)
@@ -293,6 +292,7 @@ class Trainer:
         state.scaler.step(state.optimizer)
         state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
+        self.task.after_update()
 
     def _skip(self, bad: list[BadLoss]) -> None:
         """Leave the weights as they are, as all ranks do, and keep a checkpoint of the first time in a row."""

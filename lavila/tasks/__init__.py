@@ -5,7 +5,7 @@ Everything that differs between tasks is here or in `tasks/<name>.py`; `tasks/re
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -16,17 +16,56 @@ from torch import Tensor, nn
 from lavila.errors import UserError
 from lavila.metrics.classification import FusionRule
 from lavila.metrics.units import Metrics, Unit
+from lavila.models.dual_encoder import Projection
 from lavila.records import VideoBatch
+from lavila.tasks.tables import Tables
 
 TaskFacts = dict[str, Any]
 """What a checkpoint of a task says beside weights and architecture, by name, as plain JSON types."""
+
+TextKind = Literal["clip", "distilbert"]
+"""Text towers: CLIP's transformer with CLIP's tokenizer, or a DistilBERT with BERT's."""
 
 SectionType = Literal["class_tables", "cases", "key_values"]
 """How the report draws a section; `lavila.report.figures` has one drawing for each."""
 
 
 class TaskError(UserError):
-    """A model and a data set that do not fit together."""
+    """Options that mean nothing to a task, or a model and a data set that do not fit together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextOptions:
+    """The text tower of a dual encoder, and how words become its tokens."""
+
+    kind: TextKind = "clip"
+    width: int = 512  # channels of a token; as depth and heads of a tower that starts from nothing
+    depth: int = 12  # blocks
+    heads: int = 8  # attention heads of a block
+    context: int = 77  # tokens that a text is cut to
+    vocabulary: str = ""  # of a DistilBERT: a folder, or a name on the hub
+    init: str = ""  # weights of a fresh DistilBERT: a folder, or a name on the hub; "random" = none
+    batch_size: int = 256  # texts of one forward pass where many are encoded
+
+
+@dataclass(frozen=True, kw_only=True)
+class Temperature:
+    """What similarities are divided by before a contrastive loss."""
+
+    start: float = 0.07
+    learned: bool = False
+    pseudo_start: float = 0.07  # likewise for clips whose words no person wrote
+    pseudo_learned: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class MarginOptions:
+    """The max-margin loss of retrieval, and the sentences it sees."""
+
+    margin: float = 0.2  # by which a pair's similarity should exceed that of others
+    keep_diagonal: bool = False  # the pair itself counts among the others
+    scaled: bool = False  # the margin of a pair is times the relevancy of its sentence
+    relevancy_above: float = 0.1  # a clip is paired with any sentence that is more relevant to it than this
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +76,12 @@ class TaskOptions:
     head_weights: tuple[float, ...] = ()  # of each head's loss in the sum; empty = 1 each
     label_smoothing: float = 0.1  # of the cross-entropy
     dropout: float = 0.0  # before the classification heads, of a fresh model
+    gradient_checkpointing: bool = False  # recompute blocks in the backward pass; text towers do as video towers do
+    text: TextOptions = field(default_factory=TextOptions)  # of dual encoders
+    embed_dim: int = 256  # of a fresh dual encoder: channels of what both towers are projected to
+    projection: Projection = "matrices"  # of a fresh dual encoder with a DistilBERT
+    temperature: Temperature = field(default_factory=Temperature)
+    margin: MarginOptions = field(default_factory=MarginOptions)
     fusion: FusionRule = "mean_logits"  # how the views of a clip become one answer
     view_batch_size: int = 0  # views per forward pass; 0 = all views of a batch at once
 
@@ -130,6 +175,10 @@ class Task(Protocol):
         """
         ...
 
+    def after_update(self) -> None:
+        """Put parameters back into their range; the trainer calls this after each step of the optimizer."""
+        ...
+
     def predict(self, batch: VideoBatch) -> Predictions:
         """Predictions for the clips of an evaluation batch, fused over their views."""
         ...
@@ -150,10 +199,10 @@ class Task(Protocol):
 class TaskKind(Protocol):
     """How a task is made; one for each name in `tasks/registry.py`."""
 
-    def facts(self, options: TaskOptions, classes: Mapping[str, Sequence[str]], *, of: object) -> TaskFacts:
-        """What a checkpoint will say, from the options and the class names of the shard set `of`.
+    def facts(self, options: TaskOptions, tables: Tables) -> TaskFacts:
+        """What a checkpoint will say, from the options and the tables of a shard set.
 
-        TaskError where the shard set lacks what the options ask for.
+        TaskError where the options make no sense, and where the shard set lacks what they ask for.
         """
         ...
 
@@ -169,8 +218,11 @@ class TaskKind(Protocol):
         """A fresh model; its random weights come from torch's generator."""
         ...
 
-    def task(self, model: nn.Module, facts: TaskFacts, options: TaskOptions) -> Task:
-        """The task around a fresh or a loaded model. TaskError where the model does not fit the facts."""
+    def task(self, model: nn.Module, facts: TaskFacts, options: TaskOptions, tables: Tables) -> Task:
+        """The task around a fresh or a loaded model, for batches of the shard set whose tables are given.
+
+        TaskError where the model does not fit the facts.
+        """
         ...
 
 

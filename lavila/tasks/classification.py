@@ -36,6 +36,7 @@ from lavila.tasks import (
     TaskFacts,
     TaskOptions,
 )
+from lavila.tasks.tables import Tables
 
 LARGEST_MATRIX = 300  # classes; above, the report lists the pairs most often confused
 PAIRS = 20
@@ -51,17 +52,21 @@ TABLES_NOTE = (
 class Classification:
     """How classification is made: its facts are `classes`, head -> class names in the order of the model's heads."""
 
-    def facts(self, options: TaskOptions, classes: Mapping[str, Sequence[str]], *, of: object) -> TaskFacts:
-        """Class names of each head. TaskError where the shard set has no such labels."""
+    def facts(self, options: TaskOptions, tables: Tables) -> TaskFacts:
+        """Class names of each head. TaskError for heads or weights that make no sense, and where labels are missing."""
+        _check_heads(options)
+        classes = tables.classes
         missing = [head for head in options.heads if not classes.get(head)]
         if missing:
             known = [kind for kind, names in classes.items() if names]
-            raise TaskError(f"task.heads: {of} has no {', '.join(missing)} labels; it has {', '.join(known)}")
+            raise TaskError(f"task.heads: {tables.of} has no {', '.join(missing)} labels; it has {', '.join(known)}")
         return {"classes": {head: list(classes[head]) for head in options.heads}}
 
     def check(self, found: TaskFacts, wanted: TaskFacts, *, of: object, wanted_by: object) -> None:
         """Raise TaskError unless the heads and the names of their classes are the same, in the same order."""
         ours, theirs = found["classes"], wanted.get("classes") or {}
+        if not isinstance(theirs, dict) or not all(isinstance(names, list) for names in theirs.values()):
+            raise TaskError(f"{wanted_by}: says what its classes are in another form than ours; train the model again")
         if theirs and list(ours) != list(theirs):
             heads = ",".join(theirs)
             raise TaskError(
@@ -83,9 +88,22 @@ class Classification:
         counts = tuple(len(names) for names in facts["classes"].values())
         return VideoClassifier(parts.tower, num_classes=counts, dropout=options.dropout)  # type: ignore[arg-type]
 
-    def task(self, model: nn.Module, facts: TaskFacts, options: TaskOptions) -> ClassificationTask:
+    def task(self, model: nn.Module, facts: TaskFacts, options: TaskOptions, tables: Tables) -> ClassificationTask:
         """The task around a model."""
         return ClassificationTask(model, classes=facts["classes"], options=options)
+
+
+def _check_heads(options: TaskOptions) -> None:
+    heads, weights = options.heads, options.head_weights
+    if not heads:
+        raise TaskError("task.heads is empty: name at least one of verb, noun, action")
+    if weights and len(weights) != len(heads):
+        raise TaskError(
+            f"task.head_weights={list(weights)} are {len(weights)} weights for the {len(heads)} heads "
+            f"{', '.join(heads)}; give one each, or none"
+        )
+    if weights and not any(weights):
+        raise TaskError(f"task.head_weights={list(weights)}: nothing would be trained; one must be above 0")
 
 
 def _difference(ours: Sequence[str], theirs: Sequence[str], *, wanted_by: object) -> str:
@@ -150,6 +168,9 @@ class ClassificationTask:
         loss = torch.stack(losses).sum()
         accuracies = {f"{head}_top1": batch_accuracy(logits[head].detach(), labels[head]) for head in self.classes}
         return loss, {"loss": loss.detach(), **accuracies}
+
+    def after_update(self) -> None:
+        """Nothing has a range."""
 
     @torch.no_grad()
     def predict(self, batch: VideoBatch) -> Predictions:

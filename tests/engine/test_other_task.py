@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from lavila.tasks import (
     concatenate,
     registry,
 )
+from lavila.tasks.tables import Tables
 from tests.engine.test_runs import config_file
 
 WORDS = ["dark", "bright"]
@@ -57,6 +58,9 @@ class Speaker:
         target = self._truth(batch)
         loss = nn.functional.cross_entropy(logits, target)
         return loss, {"loss": loss.detach(), "agreement": (logits.argmax(1) == target).float().mean()}
+
+    def after_update(self) -> None:
+        pass
 
     def predict(self, batch: VideoBatch) -> Predictions:
         with torch.no_grad():
@@ -94,7 +98,7 @@ class Speaking:
     def __init__(self, words: list[str]) -> None:
         self.words = words
 
-    def facts(self, options: TaskOptions, classes: Mapping[str, Sequence[str]], *, of: object) -> TaskFacts:
+    def facts(self, options: TaskOptions, tables: Tables) -> TaskFacts:
         return {"words": self.words}
 
     def check(self, found: TaskFacts, wanted: TaskFacts, *, of: object, wanted_by: object) -> None:
@@ -107,7 +111,7 @@ class Speaking:
     def model(self, parts: ModelParts, facts: TaskFacts, options: TaskOptions) -> nn.Module:
         return VideoClassifier(parts.tower, num_classes=(len(facts["words"]),), dropout=0.0)  # type: ignore[arg-type]
 
-    def task(self, model: nn.Module, facts: TaskFacts, options: TaskOptions) -> Speaker:
+    def task(self, model: nn.Module, facts: TaskFacts, options: TaskOptions, tables: Tables) -> Speaker:
         return Speaker(model, facts["words"])
 
 
