@@ -40,6 +40,8 @@ class Range:
         return " and ".join(f"{word} {bound}" for word, bound in bounds if math.isfinite(bound))
 
 
+FRAMES, IMAGE_SIZE = 16, 224  # of pictures where neither a config nor the weights say it
+
 Count = Annotated[int, Range(least=1)]
 CountOrNone = Annotated[int, Range(least=0)]  # what 0 means is said with the field
 Seed = Annotated[int, Range(least=0, most=2**63 - 1)]
@@ -127,6 +129,7 @@ class Precision(Enum):
 class DataConfig:
     """Which clips, and how they become pictures."""
 
+    folder: str = "data"  # where the files of lavila/configs/data look for shard sets; `train` and `val` say it whole
     train: str = ""  # shard set to train on (a folder made by tools/shard_videos.py)
     val: str = ""  # shard set to evaluate on
     dataset: str = ""  # whose shard sets these must be: a name of tools/shard_videos.py --dataset; empty = anyone's
@@ -134,8 +137,8 @@ class DataConfig:
     batch_size: Count = 64  # clips per optimiser step over all ranks; the same run on 1 or 8 GPUs sees the same batches
     shuffle_window: Count = 131_072  # training clips mixed with each other; sets up to this size are mixed fully
     read_ahead: bool = False  # read the next window in long stretches, for storage that is slow at many small requests
-    frames: Count = 16  # frames per view (T)
-    image_size: Count = 224  # side of the square picture a model sees, pixels
+    frames: CountOrNone = 0  # frames per view (T); 0 = as the weights have, 16 where they do not say
+    image_size: CountOrNone = 0  # side of the square picture a model sees, pixels; 0 = likewise, else 224
     sampling: Sampling = Sampling.segments  # segments: one frame from each of T equal parts; strided: every n-th frame
     stride: Count = 2  # frames between two chosen ones; used by sampling=strided only
     crop_scale: tuple[Share, Share] = (0.5, 1.0)  # share of the picture's area that a training crop covers
@@ -196,7 +199,7 @@ class ModelConfig:
     drop_path: ChanceBelowOne = 0.1  # stochastic depth of the last block
     dropout: ChanceBelowOne = 0.5  # before the classification heads
     gradient_checkpointing: bool = False  # recompute blocks in the backward pass: less memory, about a third slower
-    init: str = ""  # weights to start from: a folder, a file, a name of the zoo, or clip:NAME of OpenAI; empty = random
+    init: str = ""  # weights to start from: a folder, a file, a name of the zoo, clip:NAME of OpenAI, or random
     freeze: tuple[str, ...] = ()  # parts that keep their weights: video, text, temperature, ..., or names such as fc_*
     text: TextConfig = field(default_factory=TextConfig)
     embed_dim: Count = 256  # of a dual encoder: channels of the space in which videos and texts meet

@@ -25,7 +25,12 @@ def parse(description: str, *, example: str, arguments: list[str] | None = None)
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--config", required=True, metavar="NAME", help="a file of lavila/configs/ without .yaml, or a path"
+        "--config",
+        required=True,
+        action="append",
+        metavar="NAME",
+        help="a file of lavila/configs/ without .yaml, or a path. May be given again, and then the later one wins: "
+        "--config RECIPE --config toy is a recipe with a tiny model and the datasets of tools/make_toy_data.py",
     )
     parser.add_argument("--print-config", action="store_true", help="print the whole resolved config and stop")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.batch_size=8 or seed=1")

@@ -43,7 +43,7 @@ def config_file(folder: Path, shards: ShardSet, **changes: Any) -> Path:
         },
         "model": {
             "patch_size": 16, "width": 32, "depth": 2, "heads": 2, "zero_time_attention": False, "drop_path": 0.2,
-            "dropout": 0.3,
+            "dropout": 0.3, "init": "random",
         },
         "optim": {"optimizer": "adamw", "epochs": 3, "lr": 1e-3, "lr_multiplier": 1.0},
         "views": {"clips": 2, "crops": "three", "batch_size": 4},
