@@ -13,6 +13,7 @@ import difflib
 import typing
 from collections.abc import Sequence
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def load_config(name: str | Path | Sequence[str | Path], overrides: Sequence[str
     """
     names = [name] if isinstance(name, str | Path) else name
     paths = [_find(str(one), wanted_by=None) for one in names]
-    merged = OmegaConf.structured(RunConfig)
+    merged = _schema()
     layers = [layer for path in paths for layer in _file_layers(path, chain=())]
     for source, values in layers + [_override_layer(text) for text in overrides]:
         merged = _merge(merged, values, source)
@@ -66,7 +67,7 @@ def evaluation_config(config: RunConfig, name: str) -> RunConfig:
         ConfigError: a key or a value of these that does not fit, named with the evaluation.
     """
     own = to_dict(config.evals[name])
-    run = OmegaConf.merge(OmegaConf.structured(RunConfig), to_dict(config) | {"evals": {}, "keep_best": ""})
+    run = OmegaConf.merge(_schema(), to_dict(config) | {"evals": {}, "keep_best": ""})
     changed = _merge(run, {section: own[section] for section in ("data", "views", "task")}, f"evals.{name}")
     merged = OmegaConf.to_object(changed)
     assert isinstance(merged, RunConfig)
@@ -99,6 +100,12 @@ def to_yaml(config: RunConfig) -> str:
 def known_names() -> list[str]:
     """Every name that `load_config` accepts."""
     return sorted(path.relative_to(CONFIG_DIR).with_suffix("").as_posix() for path in CONFIG_DIR.rglob("*.yaml"))
+
+
+@cache
+def _schema() -> Any:
+    """The schema for OmegaConf, which takes long to make. `OmegaConf.merge` copies what it merges into."""
+    return OmegaConf.structured(RunConfig)
 
 
 def _plain(value: object) -> Any:
@@ -173,7 +180,7 @@ def _override_layer(text: str) -> tuple[str, dict[str, Any]]:
 def _merge(merged: Any, values: dict[str, Any], source: str) -> Any:
     _check_keys(values, RunConfig, source, prefix="")
     try:
-        OmegaConf.merge(OmegaConf.structured(RunConfig), values)  # alone, so that the error is this layer's own
+        OmegaConf.merge(_schema(), values)  # alone, so that the error is this layer's own
         return OmegaConf.merge(merged, values)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)

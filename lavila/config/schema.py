@@ -129,9 +129,9 @@ class Precision(Enum):
 class DataConfig:
     """Which clips, and how they become pictures."""
 
-    folder: str = "data"  # where the files of lavila/configs/data look for shard sets; `train` and `val` say it whole
     train: str = ""  # shard set to train on (a folder made by tools/shard_videos.py)
     val: str = ""  # shard set to evaluate on
+    folder: str = "data"  # where the files of lavila/configs/data have their shard sets; train and val say it in full
     dataset: str = ""  # whose shard sets these must be: a name of tools/shard_videos.py --dataset; empty = anyone's
     captions: tuple[str, ...] = ()  # captions tables (.parquet), and `own` for the shard set's narrations; empty = own
     batch_size: Count = 64  # clips per optimiser step over all ranks; the same run on 1 or 8 GPUs sees the same batches
