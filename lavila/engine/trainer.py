@@ -194,7 +194,7 @@ class Trainer:
         if dropped := self.metrics.truncate_after(self.state.progress.updates):
             log.info("%s: dropped %d lines of updates that will be done again", self.metrics.path, dropped)
         self.trackers = Trackers(self.config, self.run_dir, step=self.state.progress.updates)
-        log.info("%s", self._summary())
+        log.info("%s", self.summary())
 
     def _epoch(self) -> None:
         """The rest of the current epoch."""
@@ -418,7 +418,8 @@ class Trainer:
             spared=best.checkpoint if best else "",
         )
 
-    def _summary(self) -> str:
+    def summary(self) -> str:
+        """The run in one line."""
         parameters = sum(p.numel() for p in self.state.model.parameters())
         frozen = sum(p.numel() for p in self.state.model.parameters() if not p.requires_grad)
         return (

@@ -297,7 +297,7 @@ def test_an_epoch_without_one_good_clip_stops(tmp_path: Path, vp9_shards: ShardS
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, vp9_shards: ShardSet) -> None:
     wild = {"optimizer": "sgd", "lr": 1e30, "lr_start": 1e30, "lr_end": 1e30, "epochs": 2}
     path = config_file(tmp_path, vp9_shards, optim=wild)
-    with pytest.raises(TrainingError, match=r"the (loss|model) is not finite at step \d+; lower optim\.lr"):
+    with pytest.raises(TrainingError, match=r"the (loss|model) is not finite at step \d+"):
         train(load_config(path))
     with pytest.raises(TrainingError, match=r"the model is not finite at step \d+"):  # saved between two log lines
         train(load_config(path, ["checkpoint_every_steps=1", "log_every_steps=99", f"run_dir={tmp_path / 'quiet'}"]))
