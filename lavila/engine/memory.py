@@ -1,12 +1,13 @@
 """How much memory a step takes, estimated without taking it.
 
-Weights, gradients and the optimizer's state are counted. Activations are measured on fake tensors, which have sizes but
-no memory: two passes of different length through the towers give the bytes of a clip, and those that any pass takes.
-What an estimate leaves out: PyTorch's own buffers, fragments, the loss and the heads, pictures in flight.
+Weights, gradients and the optimizer's state are counted. Activations are those of a pass of fake tensors, which have
+sizes but no memory, through the towers: the most bytes that are in use at once, the pictures among them. An estimate
+leaves out PyTorch's own buffers, fragments, the loss and the heads, and the pictures of batches that are on their way.
 """
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -87,25 +88,12 @@ def _bytes(tensors: Any) -> int:
 
 def _activations(model: nn.Module, size: PassSize, arithmetic: Arithmetic, *, backward: bool) -> int:
     device = next(model.parameters()).device
-    tower = model.get_submodule("visual")
-
-    def video(count: int) -> tuple[Tensor, ...]:
-        return (torch.zeros(count, *size.video, device=device),)
-
-    total = _at(size.clips, lambda count: _peak(tower, video, count, arithmetic, backward=backward))
+    video = functools.partial(torch.zeros, size.clips, *size.video, device=device)
+    total = _peak(model.get_submodule("visual"), video, arithmetic, backward=backward)
     if size.texts and (longest := getattr(model, "longest_text", 0)):
-
-        def text(count: int) -> tuple[Tensor, ...]:
-            return (torch.zeros(count, longest, dtype=torch.int64, device=device),)
-
-        total += _at(size.texts, lambda count: _peak(_Text(model), text, count, arithmetic, backward=backward))
+        text = functools.partial(torch.zeros, size.texts, longest, dtype=torch.int64, device=device)
+        total += _peak(_Text(model), text, arithmetic, backward=backward)
     return total
-
-
-def _at(count: int, bytes_of: Callable[[int], int]) -> int:
-    """What `count` take, by what one and two take."""
-    one, two = bytes_of(1), bytes_of(2)
-    return one + (count - 1) * (two - one)
 
 
 class _Text(nn.Module):
@@ -135,21 +123,14 @@ class _Pass(nn.Module):
             torch.autograd.grad(out.sum(), first, allow_unused=True)
 
 
-def _peak(
-    module: nn.Module,
-    inputs: Callable[[int], tuple[Tensor, ...]],
-    count: int,
-    arithmetic: Arithmetic,
-    *,
-    backward: bool,
-) -> int:
+def _peak(module: nn.Module, given: Callable[[], Tensor], arithmetic: Arithmetic, *, backward: bool) -> int:
     """The most bytes that a pass has in use at once, beside the parameters and their gradients."""
     whole = _Pass(module, backward=backward)
     with FakeTensorMode() as fake:
         real = [*whole.named_parameters(), *whole.named_buffers()]
         state: dict[str, Tensor] = {name: fake.from_tensor(tensor) for name, tensor in real}
         with _InUse() as use, torch.set_grad_enabled(backward), arithmetic.autocast():
-            functional_call(whole, state, inputs(count))
+            functional_call(whole, state, (given(),))
         return int(use.most)
 
 

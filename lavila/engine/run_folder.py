@@ -19,7 +19,7 @@ from lavila.checkpoints.errors import CheckpointError
 from lavila.checkpoints.store import WEIGHTS, find_model
 from lavila.checkpoints.zoo import ZOO
 from lavila.engine import checkpoint
-from lavila.engine.checkpoint import CONFIG, FOLDER, read_facts, step_folders, torn
+from lavila.engine.checkpoint import CONFIG, FOLDER, best_of, read_facts, step_folders, torn
 from lavila.report.compose import Subject
 from lavila.report.environment import best_effort
 from lavila.report.files import METRICS_FILE, read_metrics

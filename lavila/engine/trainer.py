@@ -19,9 +19,9 @@ from lavila.config.load import flatten, to_dict, to_yaml
 from lavila.config.schema import RunConfig
 from lavila.data.loader import ClipLoader
 from lavila.engine import build, checkpoint, nonfinite
-from lavila.engine.checkpoint import Beside, Facts, Progress, TrainState
+from lavila.engine.checkpoint import Beside, Best, Facts, Progress, TrainState, best_of, note_best
 from lavila.engine.distributed import Process, join, mean_over_ranks, on_main, sum_over_ranks
-from lavila.engine.evaluations import Best, NamedEvaluation, best_of, named_evaluations, note_best
+from lavila.engine.evaluations import NamedEvaluation, named_evaluations
 from lavila.engine.nonfinite import BadLoss, LossWatch, told, write_losses
 from lavila.engine.optim import LearningRate, build_optimizer, freeze, train_mode
 from lavila.engine.precision import Arithmetic
