@@ -97,6 +97,14 @@ def test_a_state_that_was_kept_is_kept_once(vp9_shards: ShardSet, tmp_path: Path
     assert [path.name for path in checkpoint.step_folders(kept)] == [checkpoint.step_name(0)]
 
 
+def test_a_ruined_model_is_not_saved(vp9_shards: ShardSet, tmp_path: Path) -> None:
+    """The loss is finite, and the step that it leads to is not."""
+    settings = ("optim.optimizer=sgd", "optim.lr=1e4", "optim.lr_start=1e4", "checkpoint_every_steps=1")
+    with bad_losses(0, value=1e37), pytest.raises(TrainingError, match="the model is not finite at step 1"):
+        train(run_of(tmp_path, vp9_shards, *settings))
+    assert not list((tmp_path / "run" / "checkpoints").glob("step-*"))
+
+
 def test_one_process_asks_itself() -> None:
     assert ask_ranks(torch.tensor(True))() == [True] and ask_ranks(torch.tensor(False))() == [False]
     assert gather_to_all("here") == ["here"]

@@ -294,13 +294,11 @@ def test_an_epoch_without_one_good_clip_stops(tmp_path: Path, vp9_shards: ShardS
         train(config)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, vp9_shards: ShardSet) -> None:
+def test_losses_that_stay_infinite_stop_the_run(tmp_path: Path, vp9_shards: ShardSet) -> None:
     wild = {"optimizer": "sgd", "lr": 1e30, "lr_start": 1e30, "lr_end": 1e30, "epochs": 2}
     path = config_file(tmp_path, vp9_shards, optim=wild)
-    with pytest.raises(TrainingError, match=r"the (loss|model) is not finite at step \d+"):
-        train(load_config(path))
-    with pytest.raises(TrainingError, match=r"the model is not finite at step \d+"):  # saved between two log lines
-        train(load_config(path, ["checkpoint_every_steps=1", "log_every_steps=99", f"run_dir={tmp_path / 'quiet'}"]))
+    with pytest.raises(TrainingError, match=r"the loss is not finite at step 4, 3 time\(s\) in a row"):
+        train(load_config(path, ["checkpoint_every_steps=1"]))
     for latest in tmp_path.glob("*/checkpoints/latest"):  # whatever was saved before is sound
         model = load_model(latest.parent)
         assert all(bool(p.isfinite().all()) for p in model.parameters())
