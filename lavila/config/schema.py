@@ -276,7 +276,8 @@ class RunConfig:
     run_dir: str = ""  # folder of this run; empty = runs/<name>
     seed: Seed = 0  # of weights, clip order, frames, crops and flips
     device: Device = Device.auto  # auto: cuda where there is one
-    checkpoint: str = ""  # evaluate this one: a path or a zoo name; empty = the run's newest
+    checkpoint: str = ""  # evaluate this one: a path or a zoo name; empty = the run's newest, best = by keep_best
+    dry_run: bool = False  # check everything, write nothing and stop before the first step; --dry-run sets it
     resume: str = "auto"  # auto: newest checkpoint; none: afresh; aside: afresh, older run kept beside; or a path
     checkpoint_every_steps: CountOrNone = 0  # save every n steps; 0 = at the end of each epoch only
     keep_checkpoints: Count = 2  # newest ones kept

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NoReturn
 
 from lavila.config.load import known_names, load_config, to_yaml
@@ -33,6 +34,11 @@ def parse(description: str, *, example: str, arguments: list[str] | None = None)
         "--config RECIPE --config toy is a recipe with a tiny model and the datasets of tools/make_toy_data.py",
     )
     parser.add_argument("--print-config", action="store_true", help="print the whole resolved config and stop")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything before the first step, print the shapes of a batch and an estimate of memory, and stop",
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.batch_size=8 or seed=1")
     given = parser.parse_intermixed_args(arguments)
     try:
@@ -42,7 +48,7 @@ def parse(description: str, *, example: str, arguments: list[str] | None = None)
     if given.print_config:
         sys.stdout.write(to_yaml(config))
         sys.exit(0)
-    return config
+    return replace(config, dry_run=given.dry_run or config.dry_run)
 
 
 def leave_cores_to_others() -> None:

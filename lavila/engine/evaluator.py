@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lavila.checkpoints.store import load_model, trained_on
+from lavila.checkpoints.store import TrainedOn, load_model, trained_on
 from lavila.config.schema import RunConfig
 from lavila.data.loader import BadClip, ClipLoader
 from lavila.engine import build
@@ -28,6 +28,7 @@ from lavila.report.compose import (
     SHOWN_CLIPS,
     SHOWN_MISTAKES,
     Evaluation,
+    Subject,
     compose,
     mistakes_of,
     pictures_of,
@@ -37,7 +38,7 @@ from lavila.report.environment import best_effort, environment
 from lavila.report.figures import SINGLE_FRAME, ReportPictures
 from lavila.report.files import append_stage, write_report
 from lavila.shards.reader import ShardSet
-from lavila.tasks import Predictions, Task
+from lavila.tasks import Predictions, Task, TaskFacts
 
 log = logging.getLogger(__name__)
 
@@ -59,23 +60,43 @@ class _Seen:
     wait_seconds: float = 0.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """An evaluation before its first batch."""
+
+    config: RunConfig  # with what the weights decide
+    subject: Subject
+    trained: TrainedOn
+    shards: ShardSet
+    facts: TaskFacts
+    task: Task
+    notes: list[str]  # what is done otherwise than in the model's training
+
+
+def prepare(config: RunConfig, process: Process) -> Prepared:
+    """Find and read the model, and check it against config and shard set. Writes nothing; every rank calls this."""
+    subject = on_main(lambda: subject_of(Path(config.run_dir), config.checkpoint))
+    trained = trained_on(subject.model)
+    config = build.with_weights(config, trained)
+    shards = build.shard_set(config, "val")
+    facts = build.task_facts(config, shards)
+    build.task_kind(config).check(facts, trained.task_facts, of=shards.path, wanted_by=trained.file)
+    for note in (notes := build.departures(config, trained)):
+        log.warning("%s: %s", trained.file, note)
+    data = config.data
+    model = load_model(trained.file, num_frames=data.frames, image_size=data.image_size, device=process.device)
+    task = build.build_task(config, model, facts, shards)
+    return Prepared(config=config, subject=subject, trained=trained, shards=shards, facts=facts, task=task, notes=notes)
+
+
 def evaluate(config: RunConfig) -> Path | None:
     """Evaluate a checkpoint on the validation set and write the report. Returns report.html on the main rank.
 
     The run folder's report is of the run's newest checkpoint; that of any other model lies under `evaluations/` in it.
     """
     with join(config.device.value) as process:
-        subject = on_main(lambda: subject_of(Path(config.run_dir), config.checkpoint))
-        trained = trained_on(subject.model)
-        config = build.with_weights(config, trained)
-        shards = build.shard_set(config, "val")
-        facts = build.task_facts(config, shards)
-        build.task_kind(config).check(facts, trained.task_facts, of=shards.path, wanted_by=trained.file)
-        for note in (notes := build.departures(config, trained)):
-            log.warning("%s: %s", trained.file, note)
-        data = config.data
-        model = load_model(trained.file, num_frames=data.frames, image_size=data.image_size, device=process.device)
-        task = build.build_task(config, model, facts, shards)
+        ready = prepare(config, process)
+        config, subject, shards, task, notes = ready.config, ready.subject, ready.shards, ready.task, ready.notes
         result = evaluate_task(config, task, shards, process, output=subject.output)
         if result is None:
             return None

@@ -102,6 +102,7 @@ def test_a_config_is_frozen_and_plain(tmp_path: Path) -> None:
         (["data.crop_scale=[0.5,2]"], r"data\.crop_scale=\[0\.5,2\.0\]: 2\.0 .* must be above 0 and at most 1$"),
         (["data.crop_ratio=[2,1]"], r"data\.crop_ratio=\[2\.0,1\.0\]: the first number may not be larger"),
         (["optim.accumulate=3"], r"data\.batch_size=64 cannot be split into optim\.accumulate=3 equal passes"),
+        (["optim.clip_grad_norm=1", "optim.clip_grad_value=2"], r"optim\.clip_grad_norm=1\.0 and .*_value=2\.0"),
         (["optim.epochs=2", "optim.warmup_epochs=3"], r"optim\.warmup_epochs=3\.0 is longer than optim\.epochs=2"),
         (["optim.backbone_lr_multiplier=1"], r"optim\.backbone_lr_multiplier: no such key\. Did you mean 'lr_multiplier'\?"),
     ],
