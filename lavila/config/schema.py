@@ -158,8 +158,8 @@ class ViewsConfig:
     clips: Count = 1  # temporal clips, spread evenly over the video
     crops: Crops = Crops.three  # three: left/centre/right (top/centre/bottom); center_repeated: published protocol
     fusion: Fusion = Fusion.mean_logits  # mean of logits then softmax, or maximum over views then softmax
-    batch_size: Count = 8  # clips (not views) in flight over all ranks
-    view_batch_size: CountOrNone = 0  # views per forward pass on a rank; 0 = all views of a batch at once
+    batch_size: Count = 8  # clips (not views) in flight over all ranks; a rank has one whole forward pass at the least
+    view_batch_size: Count = 16  # views of a forward pass, always of the same clips; docs/RUNS.md says why
     precision: Precision = Precision.auto  # of evaluations; auto: as optim.precision, but fp32 where a CPU lacks it
     single_frame_control: bool = False  # also score every view with its middle frame repeated: does the model use time?
 
@@ -249,6 +249,8 @@ class RunConfig:
     seed: Seed = 0  # of weights, clip order, frames, crops and flips
     device: Device = Device.auto  # auto: cuda where there is one
     checkpoint: str = ""  # evaluate this one: a path or a zoo name; empty = the run's newest
+    keep_predictions: bool = True  # an evaluation leaves them in the folder `predictions` beside its report
+    predictions: str = ""  # such a folder: score these again, without a model; set by evaluate.py --from
     resume: str = "auto"  # auto: newest checkpoint; none: afresh; aside: afresh, older run kept beside; or a path
     checkpoint_every_steps: CountOrNone = 0  # save every n steps; 0 = at the end of each epoch only
     keep_checkpoints: Count = 2  # newest ones kept

@@ -35,8 +35,10 @@ from lavila.tasks import (
     TaskError,
     TaskFacts,
     TaskOptions,
+    TextFeatures,
 )
 from lavila.tasks.tables import Tables
+from lavila.tasks.views import over_views
 
 LARGEST_MATRIX = 300  # classes; above, the report lists the pairs most often confused
 PAIRS = 20
@@ -172,16 +174,18 @@ class ClassificationTask:
     def after_update(self) -> None:
         """Nothing has a range."""
 
+    def know_texts(self, known: TextFeatures | None) -> TextFeatures:
+        """There are none."""
+        return {}
+
     @torch.no_grad()
     def predict(self, batch: VideoBatch) -> Predictions:
         """Probabilities of each clip, fused over its views."""
-        clips, views = batch.video.shape[:2]
-        video = batch.video.flatten(0, 1)
-        parts = [self._logits(part) for part in video.split(self._options.view_batch_size or max(len(video), 1))]
+        logits_BVK = over_views(self._joined_logits, batch.video, at_once=self._options.view_batch_size)
+        of_heads = logits_BVK.split([len(names) for names in self.classes.values()], dim=2)
         columns: dict[str, npt.NDArray[Any]] = {}
-        for head in self.classes:
-            logits = torch.cat([part[head] for part in parts]).float().cpu().numpy()
-            fused = fuse_views(logits.reshape(clips, views, -1), rule=self._options.fusion)
+        for head, logits in zip(self.classes, of_heads, strict=True):
+            fused = fuse_views(logits.numpy(), rule=self._options.fusion)
             columns[f"scores.{head}"] = fused.astype(np.float32)
             columns[f"target.{head}"] = batch.labels[head].cpu().numpy()
         return Predictions(rows=batch.rows, columns=columns)
@@ -239,6 +243,10 @@ class ClassificationTask:
                 truth[head], predicted[head] = names[int(target)], names[int(scores.argmax())]
                 confidences.append(float(scores.max()))
         return {"truth": truth, "predicted": predicted, "confidence": confidences[0] if confidences else None}
+
+    def _joined_logits(self, video: Tensor) -> Tensor:
+        """[B, classes of all heads], one head after the other."""
+        return torch.cat(list(self._logits(video).values()), dim=1)
 
     def _logits(self, video: Tensor) -> dict[str, Tensor]:
         logits = self.model(video)

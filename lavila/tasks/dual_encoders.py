@@ -21,7 +21,7 @@ from lavila.models.text_tower import ClipTextConfig, DistilBertTextConfig, load_
 from lavila.models.timesformer import TimeSformer
 from lavila.models.tokenizers import BertTokenizer, ClipTokenizer, Tokenizer
 from lavila.records import VideoBatch
-from lavila.tasks import ModelParts, TaskError, TaskFacts, TaskOptions, TextOptions
+from lavila.tasks import ModelParts, NoModel, TaskError, TaskFacts, TaskOptions, TextFeatures, TextOptions
 from lavila.tasks.tables import Tables
 
 # Names of the parameters of both towers begin with these; the projections and the temperatures are not of a tower.
@@ -83,11 +83,13 @@ class DualEncoderKind:
 class Encoders:
     """A dual encoder with its tokenizer. TaskError for a model that is none, and for one with another vocabulary.
 
-    model: a `DualEncoder`, or one in a wrapper such as DistributedDataParallel.
+    model: a `DualEncoder`, or one in a wrapper such as DistributedDataParallel; with `NoModel` nothing can be encoded.
     """
 
     def __init__(self, model: nn.Module, options: TaskOptions) -> None:
         self.model, self.options = model, options
+        if isinstance(model, NoModel):
+            return
         inner = self.inner
         if not isinstance(inner, DualEncoder):
             raise TaskError(
@@ -197,6 +199,10 @@ class DualEncoderTask:
         """As the training step has it."""
         assert batch.video.shape[1] == 1, "training has one view a clip"
         return self._training(self.encoders, batch)
+
+    def know_texts(self, known: TextFeatures | None) -> TextFeatures:
+        """None, unless a task compares clips with other texts than their own."""
+        return {}
 
     def after_update(self) -> None:
         """Similarities are multiplied by 1 to 100, as in CLIP and LaViLa."""
