@@ -46,9 +46,29 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     config = dataclasses.replace(config, name=run_name, run_dir=config.run_dir or f"runs/{run_name}")
     try:
         check(config)
+        for evaluation in config.evals:
+            evaluation_config(config, evaluation)
     except ConfigError as error:
         raise ConfigError(f"{_shown(path)}{' with ' + ' '.join(overrides) if overrides else ''}: {error}") from None
     return config
+
+
+def evaluation_config(config: RunConfig, name: str) -> RunConfig:
+    """What `evals.<name>` evaluates with: the run's settings, but for those of its own `data`, `views` and `task`.
+
+    Raises:
+        ConfigError: a key or a value of these that does not fit, named with the evaluation.
+    """
+    own = to_dict(config.evals[name])
+    run = OmegaConf.merge(OmegaConf.structured(RunConfig), to_dict(config) | {"evals": {}, "keep_best": ""})
+    changed = _merge(run, {section: own[section] for section in ("data", "views", "task")}, f"evals.{name}")
+    merged = OmegaConf.to_object(changed)
+    assert isinstance(merged, RunConfig)
+    try:
+        check(merged)
+    except ConfigError as error:
+        raise ConfigError(f"evals.{name}: {error}") from None
+    return merged
 
 
 def to_dict(config: object) -> dict[str, Any]:
@@ -80,6 +100,8 @@ def _plain(value: object) -> Any:
         return to_dict(value)
     if isinstance(value, Enum):
         return value.value
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -168,6 +190,20 @@ def _check_keys(values: dict[str, Any], schema: type, source: str, *, prefix: st
                 raise ConfigError(f"{source}: {prefix}{key}: is {value!r}; it is a section with the keys {keys}")
             assert isinstance(section, type)
             _check_keys(value, section, source, prefix=f"{prefix}{key}.")
+        elif (entry := _entries_of(section)) is not None:
+            if not isinstance(value, dict) or not all(isinstance(named, dict) for named in value.values()):
+                keys = ", ".join(typing.get_type_hints(entry))
+                raise ConfigError(
+                    f"{source}: {prefix}{key}: is {value!r}; it maps names to sections with the keys {keys}"
+                )
+            for name, named in value.items():
+                _check_keys(named, entry, source, prefix=f"{prefix}{key}.{name}.")
         elif typing.get_origin(section) is tuple and Ellipsis not in (kinds := typing.get_args(section)):
             if not isinstance(value, list | tuple) or len(value) != len(kinds):
                 raise ConfigError(f"{source}: {prefix}{key}: is {value!r}; it is a list of {len(kinds)} numbers")
+
+
+def _entries_of(hint: Any) -> type | None:
+    """The section that each entry of a field is, where the field maps names to sections."""
+    kinds = typing.get_args(hint) if typing.get_origin(hint) is dict else ()
+    return kinds[1] if kinds and isinstance(kinds[1], type) and dataclasses.is_dataclass(kinds[1]) else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -128,6 +129,7 @@ class DataConfig:
 
     train: str = ""  # shard set to train on (a folder made by tools/shard_videos.py)
     val: str = ""  # shard set to evaluate on
+    dataset: str = ""  # whose shard sets these must be: a name of tools/shard_videos.py --dataset; empty = anyone's
     captions: tuple[str, ...] = ()  # captions tables (.parquet), and `own` for the shard set's narrations; empty = own
     batch_size: Count = 64  # clips per optimiser step over all ranks; the same run on 1 or 8 GPUs sees the same batches
     shuffle_window: Count = 131_072  # training clips mixed with each other; sets up to this size are mixed fully
@@ -195,6 +197,7 @@ class ModelConfig:
     dropout: ChanceBelowOne = 0.5  # before the classification heads
     gradient_checkpointing: bool = False  # recompute blocks in the backward pass: less memory, about a third slower
     init: str = ""  # weights to start from: a folder, a file, a name of the zoo, or clip:NAME of OpenAI; empty = random
+    freeze: tuple[str, ...] = ()  # parts that keep their weights: video, text, temperature, ..., or names such as fc_*
     text: TextConfig = field(default_factory=TextConfig)
     embed_dim: Count = 256  # of a dual encoder: channels of the space in which videos and texts meet
     projection: Projection = Projection.matrices  # of a dual encoder with distilbert; frozen_in_time: as EgoVLP's
@@ -235,9 +238,31 @@ class OptimConfig:
     betas: tuple[ChanceBelowOne, ChanceBelowOne] = (0.9, 0.999)  # adamw: decay of its two running means
     momentum: ChanceBelowOne = 0.9  # sgd: share of the last update that is kept
     eps: Positive = 1e-8  # adamw: added to the root of the mean square
-    clip_grad_norm: NotNegative = 0.0  # largest gradient norm; 0 = no limit
+    clip_grad_norm: NotNegative = 0.0  # largest norm of the whole gradient; 0 = no limit
+    clip_grad_value: NotNegative = 0.0  # largest size of each number in the gradient; 0 = no limit
+    max_nonfinite_losses: Count = 3  # in a row; their updates are skipped, and at so many training stops
+    shard_state: bool = False  # each rank keeps its share of the optimizer's state, not all of it: saves memory
     accumulate: Count = 1  # passes a rank's share of a batch is split into, to save memory
     precision: Precision = Precision.auto  # auto: bf16 where the GPU has it, fp16 on older GPUs, fp32 on the CPU
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """Who gets the numbers of a run, besides metrics.jsonl, which always does."""
+
+    tensorboard: bool = False  # event files in <run_dir>/tensorboard; needs the extra `tensorboard`
+    wandb: bool = False  # Weights & Biases, a run for each run folder; needs the extra `wandb`
+    wandb_project: str = "lavila"  # the project there
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """An evaluation during training. Its sections hold what differs from the run's own settings."""
+
+    every_epochs: CountOrNone = 1  # epochs between two; 0 = never
+    data: dict[str, Any] = field(default_factory=dict)  # keys of the run's `data`, such as val
+    views: dict[str, Any] = field(default_factory=dict)  # keys of the run's `views`
+    task: dict[str, Any] = field(default_factory=dict)  # keys of the run's `task`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,8 +279,10 @@ class RunConfig:
     resume: str = "auto"  # auto: newest checkpoint; none: afresh; aside: afresh, older run kept beside; or a path
     checkpoint_every_steps: CountOrNone = 0  # save every n steps; 0 = at the end of each epoch only
     keep_checkpoints: Count = 2  # newest ones kept
+    keep_best: str = ""  # keep the checkpoint with the largest NAME/METRIC of `evals` as well, such as mir/mAP
     log_every_steps: Count = 10  # between two lines of metrics.jsonl
-    evaluate_every_epochs: CountOrNone = 0  # single-view validation while training, every n epochs; 0 = never
+    log: LogConfig = field(default_factory=LogConfig)
+    evals: dict[str, EvalConfig] = field(default_factory=dict)  # evaluations during training, by their names
     data: DataConfig = field(default_factory=DataConfig)
     views: ViewsConfig = field(default_factory=ViewsConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -278,6 +305,11 @@ def _check_ranges(section: object, prefix: str = "") -> None:
         value = getattr(section, name)
         if dataclasses.is_dataclass(value):
             _check_ranges(value, f"{prefix}{name}.")
+            continue
+        if isinstance(value, dict):
+            for key, entry in value.items():
+                if dataclasses.is_dataclass(entry):
+                    _check_ranges(entry, f"{prefix}{name}.{key}.")
             continue
         for allowed, number in ranges(hint, value):
             if not allowed.holds(number):
@@ -315,7 +347,29 @@ def check(config: RunConfig) -> None:
             f"data.batch_size={config.data.batch_size} cannot be split into optim.accumulate={config.optim.accumulate} "
             "equal passes; make one a multiple of the other"
         )
+    if config.optim.clip_grad_norm and config.optim.clip_grad_value:
+        raise ConfigError(
+            f"optim.clip_grad_norm={config.optim.clip_grad_norm} and optim.clip_grad_value="
+            f"{config.optim.clip_grad_value}: gradients are clipped by one of them; set the other to 0"
+        )
+    _check_evals(config)
     if config.optim.warmup_epochs > config.optim.epochs:
         raise ConfigError(
             f"optim.warmup_epochs={config.optim.warmup_epochs} is longer than optim.epochs={config.optim.epochs}"
+        )
+
+
+def _check_evals(config: RunConfig) -> None:
+    """Names that can stand in `keep_best` and before a metric, and a `keep_best` that names one of them."""
+    for name in config.evals:
+        if not re.fullmatch(r"[\w-]+", name):
+            raise ConfigError(f"evals.{name}: a name of letters, digits, - and _, which stands before its metrics")
+    if not config.keep_best:
+        return
+    name, slash, metric = config.keep_best.partition("/")
+    due = [known for known, entry in config.evals.items() if entry.every_epochs]
+    if not slash or not metric or name not in due:
+        raise ConfigError(
+            f"keep_best={config.keep_best}: has the form NAME/METRIC with one of the evaluations of this config "
+            f"({', '.join(due) or 'none is set: add evals.NAME.every_epochs=1'})"
         )

@@ -49,11 +49,18 @@ SAME_LEVEL = 0.05  # on 0..255: statistics closer than this are the same, writte
 
 
 def shard_set(config: RunConfig, which: str) -> ShardSet:
-    """The training or validation shard set. ConfigError where the config names none."""
+    """The training or validation shard set. ConfigError where the config names none, and for another dataset's."""
     path = getattr(config.data, which)
     if not path:
         raise ConfigError(f"data.{which} is empty: give the folder of a shard set made by tools/shard_videos.py")
-    return open_shard_set(Path(path))
+    shards = open_shard_set(Path(path))
+    found, wanted = shards.manifest.get("dataset"), config.data.dataset
+    if wanted and found != wanted:
+        raise ConfigError(
+            f"data.{which}={path}: is a shard set of {found}, and this config is for {wanted} (data.dataset); give a "
+            f"set made with --dataset {wanted}, or data.dataset={found} where this one is meant"
+        )
+    return shards
 
 
 def task_kind(config: RunConfig) -> TaskKind:
@@ -221,12 +228,6 @@ def view_loader(
     )
     captions = Captions(shards, config.data.captions, need_every_table=False)  # some may be of training clips only
     return _loader(config, shards, plan, process, captions)
-
-
-def single_view(config: RunConfig) -> RunConfig:
-    """The same run evaluated on one centre view a clip, for a quick look while training."""
-    crops = type(config.views.crops).center
-    return replace(config, views=replace(config.views, clips=1, crops=crops, single_frame_control=False))
 
 
 def fresh_model(config: RunConfig, facts: TaskFacts, *, resumed: bool = False) -> nn.Module:

@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,15 @@ class DualEncoder(nn.Module, ABC):
     embed_dim: int
     vocabulary: int  # token ids are below this
     longest_text: int  # tokens
+    parts: ClassVar[Mapping[str, tuple[str, ...]]] = {  # what can be frozen: its name -> patterns of parameters' names
+        "video": ("visual.*",),
+        "text": (
+            "transformer.*", "token_embedding.*", "positional_embedding", "ln_final.*",  # CLIP's
+            "textual.*",  # DistilBERT
+        ),
+        "projections": ("image_projection*", "text_projection*"),
+        "temperature": ("logit_scale", "pseudo.logit_scale"),
+    }  # fmt: skip
 
     def __init__(self) -> None:
         super().__init__()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -28,6 +29,7 @@ from lavila.tasks.tables import Tables
 TOWERS = ("visual.", "textual.", "transformer.", "token_embedding.", "positional_embedding", "ln_final.")
 TOKENIZERS = {"clip": "clip", "distilbert": "bert"}  # kind of text tower -> the tokenizer it was made with
 RANDOM = "random"
+_clip_tokenizer = cache(ClipTokenizer)  # a run makes several, of a large vocabulary
 MLP_RATIO = 4  # hidden width of a DistilBERT's layer over its width
 LARGEST_SCALE = math.log(100)  # of a learned temperature's logarithm, as in CLIP and LaViLa; the least is 0
 
@@ -214,7 +216,7 @@ class DualEncoderTask:
 def make_tokenizer(options: TextOptions) -> Tokenizer:
     """The tokenizer of a kind of text tower. TokenizerError where there is no vocabulary."""
     if options.kind == "clip":
-        return ClipTokenizer(context=options.context)
+        return _clip_tokenizer(context=options.context)
     return BertTokenizer(options.vocabulary, context=options.context)
 
 

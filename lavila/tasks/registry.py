@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from lavila.tasks import TaskError, TaskKind
 from lavila.tasks.classification import Classification
+from lavila.tasks.contrastive import Contrastive
 
-KINDS: dict[str, TaskKind] = {"classification": Classification()}
+KINDS: dict[str, TaskKind] = {"classification": Classification(), "contrastive": Contrastive()}
 
 
 def task_kind(name: str) -> TaskKind:

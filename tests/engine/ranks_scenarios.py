@@ -54,7 +54,7 @@ def main(folder: Path, process: Process) -> None:
     run("evaluate, one meets bad clips", evaluator.evaluate, first.format("val"), few)
     run("evaluate, all are bad", evaluator.evaluate, f"data.val={folder / 'none'}")
     run("validate, both meet bad clips", trainer.train, good.format("train"), both.format("val"), few,
-        "evaluate_every_epochs=1", f"run_dir={folder / 'validated'}")  # fmt: skip
+        "evals.val.every_epochs=1", f"run_dir={folder / 'validated'}")  # fmt: skip
     config = load_config(
         folder / "tiny.yaml", [first.format("train"), "data.max_bad_clips=1", f"run_dir={folder / 'x'}"]
     )

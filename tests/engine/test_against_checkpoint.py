@@ -112,7 +112,7 @@ def test_resuming_compares_classes_and_statistics(run: Path, vp9_shards: ShardSe
 def test_validation_needs_the_classes_of_training(vp9_shards: ShardSet, tmp_path: Path) -> None:
     """Told before the first step, not after an epoch."""
     other = with_classes(vp9_shards, tmp_path / "reversed", action=vp9_shards.classes["action"][::-1])
-    config = load_config(config_file(tmp_path, vp9_shards), [f"data.val={other.path}", "evaluate_every_epochs=1"])
+    config = load_config(config_file(tmp_path, vp9_shards), [f"data.val={other.path}", "evals.val.every_epochs=1"])
     with pytest.raises(TaskError, match="head action"):
         trainer.train(config)
     assert not (tmp_path / "run" / "checkpoints").exists()

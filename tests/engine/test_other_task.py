@@ -123,13 +123,15 @@ def test_a_task_that_speaks_trains_validates_and_reports(
     tmp_path: Path, vp9_shards: ShardSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(registry.KINDS, "speaking", Speaking(WORDS))
-    path = config_file(tmp_path, vp9_shards, task={"name": "speaking"}, optim={"epochs": 2}, evaluate_every_epochs=1)
+    path = config_file(
+        tmp_path, vp9_shards, task={"name": "speaking"}, optim={"epochs": 2}, evals={"val": {"every_epochs": 1}}
+    )
     config = load_config(path, ["views.single_frame_control=true"])
     last = train(config)
     assert trained_on(last).task_facts == {"words": WORDS}
     lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert all(0 <= line["agreement"] <= 1 for line in lines if "loss" in line)
-    assert len([line for line in lines if "val_cider" in line]) == 2
+    assert len([line for line in lines if "val/cider" in line]) == 2
     page = evaluate(config)
     assert page is not None
     report = json.loads((tmp_path / "run" / "report.json").read_text())

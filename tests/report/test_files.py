@@ -186,7 +186,7 @@ def history() -> list[dict[str, Any]]:
         for s in range(10, 910, 10)
     ]
     lines.insert(3, {"step": 35, "loss": None})  # a loss that was not finite
-    return [*lines, {"step": 450, "val_verb_top1": 61.5}, {"step": 900, "val_verb_top1": 91.75}]
+    return [*lines, {"step": 450, "val/verb_top1": 61.5}, {"step": 900, "val/verb_top1": 91.75}]
 
 
 def page_of(run_dir: Path) -> Page:
@@ -340,7 +340,7 @@ def test_a_number_is_drawn_as_its_unit_wants(tmp_path: Path) -> None:
         ],
         "recall": {"at_1": 12.34, "rank": 7},
     }
-    history = [{"step": s, "val_cider": s / 10} for s in (1, 2, 3)]
+    history = [{"step": s, "val/cider": s / 10} for s in (1, 2, 3)]
     write_report(tmp_path, report, pictures=NO_PICTURES, history=history)
     page = page_of(tmp_path)
     assert page.ids == ["metrics", "recall", "training"]
