@@ -49,6 +49,7 @@ Chance = Annotated[float, Range(least=0, most=1)]
 ChanceBelowOne = Annotated[float, Range(least=0, below=1)]
 Share = Annotated[float, Range(above=0, most=1)]
 Level = Annotated[float, Range(least=0, most=255)]
+SupervisionLevel = Annotated[int, Range(least=0, most=5)]  # of the EPIC-KITCHENS challenges; docs/RUNS.md has them
 
 
 class Decoder(Enum):
@@ -211,6 +212,7 @@ class TaskConfig:
     heads: tuple[str, ...] = ("verb", "noun", "action")  # columns of clips.parquet, one classifier head each
     head_weights: tuple[NotNegative, ...] = ()  # of each head's loss in the sum; empty = 1 each, as published
     label_smoothing: ChanceBelowOne = 0.1  # of the cross-entropy
+    templates: tuple[str, ...] = ("{}",)  # of zero-shot classification: each text of a class is put into each
     temperature: Positive = 0.07  # of a contrastive loss, where the model starts without one
     learn_temperature: bool = False  # learned, up to a factor of 100 on similarities; false: frozen
     pseudo_temperature: Positive = 0.07  # of clips whose words no person wrote
@@ -275,6 +277,7 @@ class RunConfig:
     device: Device = Device.auto  # auto: cuda where there is one
     checkpoint: str = ""  # evaluate this one: a path or a zoo name; empty = the run's newest
     keep_predictions: bool = True  # an evaluation leaves them in the folder `predictions` beside its report
+    submission: tuple[SupervisionLevel, ...] = ()  # also write the challenge's file; of pretraining, labels, data
     predictions: str = ""  # such a folder: score these again, without a model; set by evaluate.py --from
     resume: str = "auto"  # auto: newest checkpoint; none: afresh; aside: afresh, older run kept beside; or a path
     checkpoint_every_steps: CountOrNone = 0  # save every n steps; 0 = at the end of each epoch only
@@ -328,6 +331,11 @@ def check(config: RunConfig) -> None:
         raise ConfigError(
             f"data.image_size={config.data.image_size} is not a multiple of "
             f"model.patch_size={config.model.patch_size}; try data.image_size={lower or config.model.patch_size}"
+        )
+    if len(config.submission) not in (0, 3):
+        raise ConfigError(
+            f"submission={list(config.submission)}: three levels (of pretraining, training labels, training data), or "
+            "none: [] = no file for a challenge"
         )
     if config.model.width % config.model.heads:
         raise ConfigError(

@@ -104,6 +104,7 @@ def task_options(config: RunConfig) -> TaskOptions:
             scaled=task.scale_margin,
             relevancy_above=task.relevancy_above,
         ),
+        templates=task.templates,
         fusion=config.views.fusion.value,
         view_batch_size=config.views.view_batch_size,
     )

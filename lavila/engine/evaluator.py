@@ -19,11 +19,12 @@ from lavila.data.loader import BadClip, ClipLoader
 from lavila.engine import build
 from lavila.engine.distributed import Process, gather_to_main, join, on_main, sum_over_ranks
 from lavila.engine.precision import Arithmetic
-from lavila.engine.predictions import PredictionParts, PredictionWriter, predictions_folder
+from lavila.engine.predictions import KEPT, PredictionParts, PredictionWriter, predictions_folder
 from lavila.engine.published import published_scores
 from lavila.engine.run_folder import subject_of
 from lavila.engine.saved import FROZEN, PREDICTED, Saved, open_saved, save, write_texts
 from lavila.errors import UserError
+from lavila.metrics.epic_submissions import SupervisionLevels
 from lavila.plan.plans import ViewPlan
 from lavila.records import VideoBatch
 from lavila.report.compose import (
@@ -81,14 +82,16 @@ def evaluate(config: RunConfig) -> Path | None:
         data = config.data
         model = load_model(trained.file, num_frames=data.frames, image_size=data.image_size, device=process.device)
         task = build.build_task(config, model, facts, shards)
-        result = evaluate_task(config, task, shards, process, output=subject.output, kept=config.keep_predictions)
+        kept = config.keep_predictions or bool(config.submission)
+        result = evaluate_task(config, task, shards, process, output=subject.output, kept=kept)
         if result is None:
             return None
         best_effort("stages.jsonl", lambda: append_stage(subject.output, "evaluate", result.seconds), None)
         published = published_scores(config, trained.file, dataset=str(shards.manifest["dataset"]))
         machine = environment(process.device, ranks=process.world)
         beside = Circumstances(machine=machine, notes=notes, published=published)
-        if config.keep_predictions:
+        if kept:
+            _submit(config, task, subject.output / KEPT, subject.output)
             save(config, Saved(subject=subject, made=result, beside=beside, task_facts=facts))
         return _report(config, subject, shards, result, beside, process)
 
@@ -99,7 +102,16 @@ def _score_again(config: RunConfig, process: Process) -> Path:
     task = build.build_task(config, NoModel(), saved.task_facts, shards)
     task.know_texts(saved.texts)
     result = Evaluation(**vars(_scored(task, Path(config.predictions))), **vars(saved.made))
+    _submit(config, task, Path(config.predictions), saved.subject.output)
     return _report(config, saved.subject, shards, result, saved.beside, process)
+
+
+def _submit(config: RunConfig, task: Task, predictions: Path, output: Path) -> None:
+    """Write the file for the benchmark's challenge, if the config asks for it."""
+    if config.submission:
+        pretraining, labels, data = config.submission
+        levels = SupervisionLevels(pretraining=pretraining, training_labels=labels, training_data=data)
+        log.info("for the challenge: %s", task.submit(PredictionParts(predictions, PREDICTED), output, levels))
 
 
 def _report(

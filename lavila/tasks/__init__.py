@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from lavila.errors import UserError
 from lavila.metrics.classification import FusionRule
+from lavila.metrics.epic_submissions import SupervisionLevels
 from lavila.metrics.units import Metrics, Unit
 from lavila.models.dual_encoder import Projection
 from lavila.records import VideoBatch
@@ -85,6 +87,7 @@ class TaskOptions:
     projection: Projection = "matrices"  # of a fresh dual encoder with a DistilBERT
     temperature: Temperature = field(default_factory=Temperature)
     margin: MarginOptions = field(default_factory=MarginOptions)
+    templates: tuple[str, ...] = ("{}",)  # into which each text of a class is put
     fusion: FusionRule = "mean_logits"  # how the views of a clip become one answer
     view_batch_size: int = 16  # views of a forward pass
 
@@ -202,6 +205,10 @@ class Task(Protocol):
 
     def score(self, parts: Iterable[Predictions]) -> Scores:
         """Metrics over all clips. `parts` can be gone through several times; each clip is in one part, in any order."""
+        ...
+
+    def submit(self, parts: Iterable[Predictions], folder: Path, levels: SupervisionLevels) -> Path:
+        """Write the file that the benchmark's challenge takes, into the folder. TaskError where it has none."""
         ...
 
     def wrongness(self, predictions: Predictions) -> npt.NDArray[np.floating[Any]]:
