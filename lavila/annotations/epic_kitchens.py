@@ -54,8 +54,8 @@ def read_classification(path: Path, split: str) -> AnnotationSet:
     `path` is the folder of the csv files, or one csv file with the others beside it. An action's index is the place of
     its `"verb:noun"` among the distinct ones of training and validation, sorted as text ("10:4" before "2:5"): a
     published classifier's outputs are in this order. An action's texts are all that was said of it in either split.
-    Where the lists of unseen participants and of tail classes lie there, `tables["groups"]` of split val has them: group
-    str ("unseen_participants", "tail_verbs", "tail_nouns"), entry str (a participant, or a class's number).
+    Where the lists of unseen participants and of tail classes lie there, `tables["groups"]` of split val has them:
+    group str ("unseen_participants", "tail_verbs", "tail_nouns"), entry str (a participant, or a class's number).
     Raises AnnotationError, naming file, line and column. A row whose stop is not after its start, or whose video lies
     outside the video root, goes to `failures`.
     """
