@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -27,14 +28,14 @@ from lavila.config.schema import (
     check,
 )
 from lavila.data.loader import ClipLoader, Pictures, clip_sizes
-from lavila.data.sizes import shuffle_of
+from lavila.data.sizes import ChosenSizes, shuffle_of
 from lavila.engine.distributed import Process
 from lavila.engine.tables import tables_of
 from lavila.models.dual_encoder import ClipDualEncoder
 from lavila.models.timesformer import TimeSformer, TimeSformerConfig
 from lavila.plan.crops import CropChoice, ViewChoice
 from lavila.plan.frames import FrameChoice
-from lavila.plan.plans import Ranks, TrainingPlan, ViewPlan
+from lavila.plan.plans import Ranks, Sizes, TrainingPlan, ViewPlan
 from lavila.shards.captions import Captions
 from lavila.shards.reader import ShardSet, open_shard_set
 from lavila.tasks import (
@@ -113,6 +114,7 @@ def task_options(config: RunConfig) -> TaskOptions:
             scaled=task.scale_margin,
             relevancy_above=task.relevancy_above,
         ),
+        templates=task.templates,
         fusion=config.views.fusion.value,
         view_batch_size=config.views.view_batch_size,
     )
@@ -230,15 +232,30 @@ def training_loader(config: RunConfig, shards: ShardSet, process: Process) -> Cl
     return _loader(config, shards, plan, process, Captions(shards, config.data.captions))
 
 
-def view_loader(config: RunConfig, shards: ShardSet, process: Process) -> ClipLoader:
-    """Every clip exactly once, with the views of `config.views`."""
+def view_choice(config: RunConfig) -> ViewChoice:
+    """The views of a clip in an evaluation."""
+    return ViewChoice(size=config.data.image_size, clips=config.views.clips, crops=config.views.crops.value)
+
+
+def view_loader(
+    config: RunConfig, shards: ShardSet, process: Process, *, rows: Sequence[int] | None = None
+) -> ClipLoader:
+    """Every clip exactly once, with the views of `config.views`; those of a forward pass lie in one batch.
+
+    rows: of clips.parquet, for these clips alone; none of them is in quarantine.
+    """
     config = with_weights(config, None)
+    sizes: Sizes = clip_sizes(shards)
+    if rows is not None:
+        sizes = ChosenSizes(of=sizes, indices=np.searchsorted(shards.usable_rows(), np.asarray(rows, np.int64)))
+    views = view_choice(config)
     plan = ViewPlan(
-        clip_sizes(shards),
+        sizes,
         frames=_frame_choice(config.data),
-        views=ViewChoice(size=config.data.image_size, clips=config.views.clips, crops=config.views.crops.value),
+        views=views,
         batch_size=config.views.batch_size,
         ranks=Ranks(rank=process.rank, world=process.world),
+        portion=max(1, config.views.view_batch_size // views.computed),
     )
     captions = Captions(shards, config.data.captions, need_every_table=False)  # some may be of training clips only
     return _loader(config, shards, plan, process, captions)

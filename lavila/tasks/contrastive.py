@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from torch import nn
-from torch.nn.functional import normalize
 
 from lavila.metrics.recall import recall_at
 from lavila.metrics.units import Metric, Metrics, Unit
@@ -41,9 +40,8 @@ class ContrastiveTask(DualEncoderTask):
     def predict(self, batch: VideoBatch) -> Predictions:
         """Features of each clip and of its words."""
         texts, _ = words_of(batch, self.tables.class_texts.get(LABELS, ()))
-        video = normalize(self.encoders.views(batch.video).mean(1), dim=-1)
         columns: dict[str, npt.NDArray[Any]] = {
-            "video": video.cpu().numpy(),
+            "video": self.clip_features(batch).cpu().numpy(),
             "text": self.encoders.texts(texts).cpu().numpy(),
             "words": np.array(texts, np.str_),
         }

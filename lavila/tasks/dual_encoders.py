@@ -7,22 +7,24 @@ A task of this kind is a `DualEncoderTask`. Its training is a `TrainingStep`, it
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from lavila.metrics.epic_submissions import SupervisionLevels
 from lavila.metrics.units import Unit
 from lavila.models.dual_encoder import ClipDualEncoder, DistilBertDualEncoder, DualEncoder
 from lavila.models.text_tower import ClipTextConfig, DistilBertTextConfig, load_distilbert
 from lavila.models.timesformer import TimeSformer
 from lavila.models.tokenizers import BertTokenizer, ClipTokenizer, Tokenizer
 from lavila.records import VideoBatch
-from lavila.tasks import ModelParts, TaskError, TaskFacts, TaskOptions, TextOptions
+from lavila.tasks import ModelParts, NoModel, Predictions, TaskError, TaskFacts, TaskOptions, TextFeatures, TextOptions
 from lavila.tasks.tables import Tables
 
 # Names of the parameters of both towers begin with these; the projections and the temperatures are not of a tower.
@@ -85,11 +87,13 @@ class DualEncoderKind:
 class Encoders:
     """A dual encoder with its tokenizer. TaskError for a model that is none, and for one with another vocabulary.
 
-    model: a `DualEncoder`, or one in a wrapper such as DistributedDataParallel.
+    model: a `DualEncoder`, or one in a wrapper such as DistributedDataParallel; with `NoModel` nothing can be encoded.
     """
 
     def __init__(self, model: nn.Module, options: TaskOptions) -> None:
         self.model, self.options = model, options
+        if isinstance(model, NoModel):
+            return
         inner = self.inner
         if not isinstance(inner, DualEncoder):
             raise TaskError(
@@ -199,6 +203,18 @@ class DualEncoderTask:
         """As the training step has it."""
         assert batch.video.shape[1] == 1, "training has one view a clip"
         return self._training(self.encoders, batch)
+
+    def clip_features(self, batch: VideoBatch) -> Tensor:
+        """Features of unit length, [B,D]: of each clip the mean over its views, brought to that length."""
+        return normalize(self.encoders.views(batch.video).mean(1), dim=-1)
+
+    def submit(self, parts: Iterable[Predictions], folder: Path, levels: SupervisionLevels) -> Path:
+        """TaskError: unless a task says otherwise, its benchmark has no challenge."""
+        raise TaskError("submission: this task has no challenge that takes a file; leave it out (submission=[])")
+
+    def know_texts(self, known: TextFeatures | None) -> TextFeatures:
+        """None, unless a task compares clips with other texts than their own."""
+        return {}
 
     def after_update(self) -> None:
         """Similarities are multiplied by 1 to 100, as in CLIP and LaViLa."""

@@ -134,7 +134,7 @@ BAD = {
     "data.max_bad_clips": [-1], "data.flip": [-0.1, 1.5], "model.dropout": [2, 1], "model.mlp_ratio": [0],
     "optim.lr": [-1], "optim.betas": [[2, 3], [0.9, 1]], "optim.momentum": [1], "optim.eps": [0],
     "optim.lr_multiplier": [-1], "optim.clip_grad_norm": [-1], "task.head_weights": [[1, -1, 1]],
-    "task.label_smoothing": [1], "seed": [-1, 2**63], "views.view_batch_size": [-1], "keep_checkpoints": [0],
+    "task.label_smoothing": [1], "seed": [-1, 2**63], "views.view_batch_size": [0], "keep_checkpoints": [0],
 }  # fmt: skip
 
 
