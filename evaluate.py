@@ -14,9 +14,10 @@ def main() -> None:
         example="python evaluate.py --config quickstart checkpoint=runs/quickstart/checkpoints views.clips=4",
         scores_again=True,
     )
-    from lavila.engine.evaluator import evaluate  # after parsing, so that --help and config errors are quick
+    from lavila.engine.dry_run import check_evaluation  # after parsing, so that --help and config errors are quick
+    from lavila.engine.evaluator import evaluate
 
-    run(evaluate, config)
+    run(check_evaluation if config.dry_run else evaluate, config)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
                                /train_state/        the optimiser's state (torch DCP)
                                /config.yaml         the run's resolved config, for people
 <run>/checkpoints/latest                            text: the name of the newest, for `load_model`
+<run>/checkpoints/best.json                         the name of the best by `keep_best`, and its value
 
 A folder gets its name only when everything in it is on the disk, and loses it before anything in it is removed. So a
 run that is killed at any moment leaves whole checkpoints, and beside them temporary folders (`.step-*.tmp`) that the
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
 FACTS, TRAIN_STATE, CONFIG = "checkpoint.json", "train_state", "config.yaml"
+BEST = "best.json"
 OPTIMIZER = "optimizer.state"  # before the names of parameters in train_state
 FORMAT = 1  # of checkpoint.json
 STEP = re.compile(r"step-\d{8}")
@@ -182,6 +184,31 @@ def _load_optimizer(path: Path, state: TrainState, *, process: Process) -> None:
         own.state[trained[name]] = values
     if new := [name for name in trained if name not in stored]:
         log.info("%d parameter(s) were not trained before: the optimiser begins anew with %s", len(new), ", ".join(new))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Best:
+    """The best checkpoint of a run so far."""
+
+    checkpoint: str  # name of its folder
+    metric: str  # NAME/METRIC, as `keep_best` has it
+    value: float
+
+
+def best_of(folder: Path) -> Best | None:
+    """What `best.json` in a folder of checkpoints says; None where it says nothing, or names what is not whole."""
+    try:
+        best = Best(**json.loads((folder / BEST).read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+    return best if torn(folder / best.checkpoint) is None else None
+
+
+def note_best(folder: Path, best: Best) -> None:
+    """Write `best.json`, whole or not at all."""
+    with whole_file(folder / BEST) as file:
+        file.write(f"{json.dumps(vars(best))}\n".encode())
+    log.info("best so far: %s with %s %.4g", best.checkpoint, best.metric, best.value)
 
 
 def newest(folder: Path) -> Path | None:

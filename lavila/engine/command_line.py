@@ -34,17 +34,27 @@ def parse(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--config", metavar="NAME", help="a file of lavila/configs/ without .yaml, or a path")
+    source.add_argument(
+        "--config",
+        action="append",
+        metavar="NAME",
+        help="a file of lavila/configs/ without .yaml, or a path. May be given again, and then the later one wins: "
+        "--config RECIPE --config toy is a recipe with a tiny model and the datasets of tools/make_toy_data.py",
+    )
     if scores_again:
         source.add_argument(
-            "--from",
-            dest="predictions",
-            metavar="DIR",
-            help="saved predictions to score again, without a model",
+            "--from", dest="predictions", metavar="DIR", help="saved predictions to score again, without a model"
         )
     parser.add_argument("--print-config", action="store_true", help="print the whole resolved config and stop")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything before the first step, print the shapes of a batch and an estimate of memory, and stop",
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.batch_size=8 or seed=1")
     given = parser.parse_intermixed_args(arguments)
+    if given.config is None and given.dry_run:
+        parser.error("--dry-run is for what comes before a model's first step, and --from has no model: leave one out")
     try:
         if given.config is None:
             config = _config_of_predictions(Path(given.predictions), given.overrides)
@@ -55,7 +65,7 @@ def parse(
     if given.print_config:
         sys.stdout.write(to_yaml(config))
         sys.exit(0)
-    return config
+    return replace(config, dry_run=given.dry_run or config.dry_run)
 
 
 def leave_cores_to_others() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,18 +10,12 @@ from torch import nn
 from lavila.config.load import evaluation_config
 from lavila.config.schema import ConfigError, RunConfig
 from lavila.engine import build
-from lavila.engine.checkpoint import torn
 from lavila.engine.distributed import Process
 from lavila.engine.evaluator import evaluate_task
 from lavila.errors import UserError
-from lavila.files import whole_file
 from lavila.metrics.units import Metrics
 from lavila.shards.reader import ShardSet
 from lavila.tasks import TaskFacts
-
-log = logging.getLogger(__name__)
-
-BEST = "best.json"  # in a folder of checkpoints: which of them is the best, and by what
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,28 +72,3 @@ def _named_evaluation(config: RunConfig, name: str, facts: TaskFacts, *, of: obj
     return NamedEvaluation(
         name=name, every_epochs=config.evals[name].every_epochs, config=own, shards=shards, facts=found
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Best:
-    """The best checkpoint of a run so far."""
-
-    checkpoint: str  # name of its folder
-    metric: str  # NAME/METRIC, as `keep_best` has it
-    value: float
-
-
-def best_of(folder: Path) -> Best | None:
-    """What `best.json` in a folder of checkpoints says; None where it says nothing, or names what is not whole."""
-    try:
-        best = Best(**json.loads((folder / BEST).read_bytes()))
-    except (OSError, ValueError, TypeError):
-        return None
-    return best if torn(folder / best.checkpoint) is None else None
-
-
-def note_best(folder: Path, best: Best) -> None:
-    """Write `best.json`, whole or not at all."""
-    with whole_file(folder / BEST) as file:
-        file.write(f"{json.dumps(vars(best))}\n".encode())
-    log.info("best so far: %s with %s %.4g", best.checkpoint, best.metric, best.value)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lavila.checkpoints.store import load_model, trained_on
+from lavila.checkpoints.store import TrainedOn, load_model, trained_on
 from lavila.config.load import to_dict
 from lavila.config.schema import RunConfig
 from lavila.data.loader import BadClip, ClipLoader
@@ -43,7 +43,7 @@ from lavila.report.environment import best_effort, environment
 from lavila.report.figures import SINGLE_FRAME, ReportPictures
 from lavila.report.files import append_stage, write_report
 from lavila.shards.reader import ShardSet
-from lavila.tasks import NoModel, Predictions, Task
+from lavila.tasks import NoModel, Predictions, Task, TaskFacts
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +62,35 @@ class _Seen:
     wait_seconds: float = 0.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """An evaluation before its first batch."""
+
+    config: RunConfig  # with what the weights decide
+    subject: Subject
+    trained: TrainedOn
+    shards: ShardSet
+    facts: TaskFacts
+    task: Task
+    notes: list[str]  # what is done otherwise than in the model's training
+
+
+def prepare(config: RunConfig, process: Process) -> Prepared:
+    """Find and read the model, and check it against config and shard set. Writes nothing; every rank calls this."""
+    subject = on_main(lambda: subject_of(Path(config.run_dir), config.checkpoint))
+    trained = trained_on(subject.model)
+    config = build.with_weights(config, trained)
+    shards = build.shard_set(config, "val")
+    facts = build.task_facts(config, shards)
+    build.task_kind(config).check(facts, trained.task_facts, of=shards.path, wanted_by=trained.file)
+    for note in (notes := build.departures(config, trained)):
+        log.warning("%s: %s", trained.file, note)
+    data = config.data
+    model = load_model(trained.file, num_frames=data.frames, image_size=data.image_size, device=process.device)
+    task = build.build_task(config, model, facts, shards)
+    return Prepared(config=config, subject=subject, trained=trained, shards=shards, facts=facts, task=task, notes=notes)
+
+
 def evaluate(config: RunConfig) -> Path | None:
     """Evaluate a checkpoint on the validation set and write the report. Returns report.html on the main rank.
 
@@ -71,28 +100,19 @@ def evaluate(config: RunConfig) -> Path | None:
     with join(config.device.value) as process:
         if config.predictions:
             return _score_again(config, process) if process.is_main else None
-        subject = on_main(lambda: subject_of(Path(config.run_dir), config.checkpoint))
-        trained = trained_on(subject.model)
-        config = build.with_weights(config, trained)
-        shards = build.shard_set(config, "val")
-        facts = build.task_facts(config, shards)
-        build.task_kind(config).check(facts, trained.task_facts, of=shards.path, wanted_by=trained.file)
-        for note in (notes := build.departures(config, trained)):
-            log.warning("%s: %s", trained.file, note)
-        data = config.data
-        model = load_model(trained.file, num_frames=data.frames, image_size=data.image_size, device=process.device)
-        task = build.build_task(config, model, facts, shards)
+        ready = prepare(config, process)
+        config, subject, shards, task, notes = ready.config, ready.subject, ready.shards, ready.task, ready.notes
         kept = config.keep_predictions or bool(config.submission)
         result = evaluate_task(config, task, shards, process, output=subject.output, kept=kept)
         if result is None:
             return None
         best_effort("stages.jsonl", lambda: append_stage(subject.output, "evaluate", result.seconds), None)
-        published = published_scores(config, trained.file, dataset=str(shards.manifest["dataset"]))
+        published = published_scores(config, ready.trained.file, dataset=str(shards.manifest["dataset"]))
         machine = environment(process.device, ranks=process.world)
         beside = Circumstances(machine=machine, notes=notes, published=published)
         if kept:
             _submit(config, task, subject.output / KEPT, subject.output)
-            save(config, Saved(subject=subject, made=result, beside=beside, task_facts=facts))
+            save(config, Saved(subject=subject, made=result, beside=beside, task_facts=ready.facts))
         return _report(config, subject, shards, result, beside, process)
 
 

@@ -19,7 +19,7 @@ from lavila.checkpoints.errors import CheckpointError
 from lavila.checkpoints.store import WEIGHTS, find_model
 from lavila.checkpoints.zoo import ZOO
 from lavila.engine import checkpoint
-from lavila.engine.checkpoint import CONFIG, FOLDER, read_facts, step_folders, torn
+from lavila.engine.checkpoint import CONFIG, FOLDER, best_of, read_facts, step_folders, torn
 from lavila.report.compose import Subject
 from lavila.report.environment import best_effort
 from lavila.report.files import METRICS_FILE, read_metrics
@@ -86,12 +86,16 @@ def set_aside(run_dir: Path) -> Path | None:
 
 
 def subject_of(run_dir: Path, wanted: str) -> Subject:
-    """What `checkpoint=wanted` means for a run folder; empty = the run's newest checkpoint.
+    """What `checkpoint=wanted` means for a run folder; empty = the run's newest checkpoint, best = its best one.
 
     CheckpointError where no model is found.
     """
     own = run_dir / FOLDER
     newest = _newest_model(own)
+    if wanted == "best" and not Path(wanted).exists():
+        if (best := best_of(own)) is None:
+            raise CheckpointError(f"checkpoint=best: {own} has no best checkpoint; train with keep_best=NAME/METRIC")
+        wanted = str(own / best.checkpoint)
     if wanted in ZOO and not Path(wanted).exists():
         return Subject(model=wanted, output=run_dir / EVALUATIONS / wanted)
     model = _newest_model(Path(wanted)) if wanted else newest

@@ -19,9 +19,9 @@ from lavila.config.load import flatten, to_dict, to_yaml
 from lavila.config.schema import RunConfig
 from lavila.data.loader import ClipLoader
 from lavila.engine import build, checkpoint, nonfinite
-from lavila.engine.checkpoint import Beside, Facts, Progress, TrainState
+from lavila.engine.checkpoint import Beside, Best, Facts, Progress, TrainState, best_of, note_best
 from lavila.engine.distributed import Process, join, mean_over_ranks, on_main, sum_over_ranks
-from lavila.engine.evaluations import Best, NamedEvaluation, best_of, named_evaluations, note_best
+from lavila.engine.evaluations import NamedEvaluation, named_evaluations
 from lavila.engine.nonfinite import BadLoss, LossWatch, told, write_losses
 from lavila.engine.optim import LearningRate, build_optimizer, freeze, train_mode
 from lavila.engine.precision import Arithmetic
@@ -194,7 +194,7 @@ class Trainer:
         if dropped := self.metrics.truncate_after(self.state.progress.updates):
             log.info("%s: dropped %d lines of updates that will be done again", self.metrics.path, dropped)
         self.trackers = Trackers(self.config, self.run_dir, step=self.state.progress.updates)
-        log.info("%s", self._summary())
+        log.info("%s", self.summary())
 
     def _epoch(self) -> None:
         """The rest of the current epoch."""
@@ -418,7 +418,8 @@ class Trainer:
             spared=best.checkpoint if best else "",
         )
 
-    def _summary(self) -> str:
+    def summary(self) -> str:
+        """The run in one line."""
         parameters = sum(p.numel() for p in self.state.model.parameters())
         frozen = sum(p.numel() for p in self.state.model.parameters() if not p.requires_grad)
         return (

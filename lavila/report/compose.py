@@ -62,8 +62,8 @@ MISTAKES = Section(
 )
 
 OF_TRAINING = (  # sections and settings of a config that an evaluation does not use
-    "seed", "resume", "checkpoint_every_steps", "keep_checkpoints", "keep_best", "log_every_steps", "log", "evals",
-    "model", "optim", "predictions",
+    "seed", "resume", "dry_run", "checkpoint_every_steps", "keep_checkpoints", "keep_best", "log_every_steps", "log",
+    "evals", "model", "optim", "predictions",
 )  # fmt: skip
 
 

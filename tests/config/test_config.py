@@ -61,6 +61,19 @@ def test_later_layers_win_depth_first(tmp_path: Path) -> None:
     assert (config.name, config.run_dir) == ("top", "runs/top")
 
 
+def test_of_several_configs_the_later_one_wins(tmp_path: Path) -> None:
+    first = write(tmp_path, "first", "{seed: 1, data: {frames: 2, batch_size: 8, folder: there}}")
+    second = write(tmp_path, "second", "{data: {frames: 3}}")
+    third = write(tmp_path, "third", "{data: {train: '${data.folder}/set', folder: here}}")
+    config = load_config([first, second, third], ["data.batch_size=16"])
+    assert (config.seed, config.data.frames, config.data.batch_size, config.data.train) == (1, 3, 16, "here/set")
+    assert (config.name, config.run_dir) == ("first-second-third", "runs/first-second-third")
+    with pytest.raises(ConfigError, match=r"first\.yaml and .*second\.yaml: data\.image_size=65"):
+        load_config([first, write(tmp_path, "second", "{data: {image_size: 65}}")])
+    with pytest.raises(ConfigError, match=r"data\.nowhere"):
+        load_config(first, ["data.train=${data.nowhere}"])
+
+
 def test_a_config_is_frozen_and_plain(tmp_path: Path) -> None:
     config = load_config("model/tiny")
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -89,6 +102,7 @@ def test_a_config_is_frozen_and_plain(tmp_path: Path) -> None:
         (["data.crop_scale=[0.5,2]"], r"data\.crop_scale=\[0\.5,2\.0\]: 2\.0 .* must be above 0 and at most 1$"),
         (["data.crop_ratio=[2,1]"], r"data\.crop_ratio=\[2\.0,1\.0\]: the first number may not be larger"),
         (["optim.accumulate=3"], r"data\.batch_size=64 cannot be split into optim\.accumulate=3 equal passes"),
+        (["optim.clip_grad_norm=1", "optim.clip_grad_value=2"], r"optim\.clip_grad_norm=1\.0 and .*_value=2\.0"),
         (["optim.epochs=2", "optim.warmup_epochs=3"], r"optim\.warmup_epochs=3\.0 is longer than optim\.epochs=2"),
         (["optim.backbone_lr_multiplier=1"], r"optim\.backbone_lr_multiplier: no such key\. Did you mean 'lr_multiplier'\?"),
     ],

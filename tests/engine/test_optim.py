@@ -11,9 +11,20 @@ import torch
 from torch import nn
 
 from lavila.config.load import load_config
-from lavila.config.schema import MultiplierScope, OptimConfig, Optimizer, Schedule
-from lavila.engine.optim import InBackbone, LearningRate, build_optimizer, cosine_schedule, parameter_groups
+from lavila.config.schema import ConfigError, MultiplierScope, OptimConfig, Optimizer, Schedule
+from lavila.engine.optim import (
+    InBackbone,
+    LearningRate,
+    blank_state,
+    build_optimizer,
+    cosine_schedule,
+    freeze,
+    parameter_groups,
+    train_mode,
+)
 from lavila.models.classifier import VideoClassifier
+from lavila.models.dual_encoder import ClipDualEncoder
+from lavila.models.text_tower import ClipTextConfig
 from lavila.models.timesformer import TimeSformer, TimeSformerConfig
 from lavila.tasks import ModelParts, TaskOptions, Temperature, TextOptions
 from lavila.tasks.contrastive import Contrastive
@@ -156,3 +167,59 @@ def test_frozen_parameters_stay_out() -> None:
     model.weight.requires_grad_(False)
     (group,) = parameter_groups(model, OptimConfig(), in_backbone=lambda _: True)
     assert len(group["params"]) == 1
+
+
+def dual() -> ClipDualEncoder:
+    tower = TimeSformerConfig(image_size=16, patch_size=8, width=8, depth=2, heads=1, num_frames=2, drop_path=0.5)
+    text = ClipTextConfig(width=8, depth=1, heads=1, context_length=8, vocab_size=16)
+    return ClipDualEncoder(TimeSformer(tower), text=text, embed_dim=4)
+
+
+@pytest.mark.parametrize(
+    ("names", "trained"),
+    [
+        (["video", "text", "projections"], {"logit_scale"}),
+        (["visual.*", "text", "temperature"], {"image_projection", "text_projection"}),
+        (["temperature", "*projection", "text", "visual.[!n]*"], {"visual.norm.weight", "visual.norm.bias"}),
+    ],
+)
+def test_parts_and_patterns_are_frozen(names: list[str], trained: set[str]) -> None:
+    model = dual()
+    freeze(model, names)
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == trained
+    optimizer = build_optimizer(model, OptimConfig(), in_backbone=lambda _: True)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(trained)
+
+
+def test_what_cannot_be_frozen_is_told_with_what_can() -> None:
+    with pytest.raises(ConfigError, match=r"model\.freeze=head: .* video, heads, .* fc_cls\.\*, visual\.\*"):
+        freeze(tiny((2,)), ["video", "head"])
+    with pytest.raises(ConfigError, match=r"video, text, projections, temperature, .* image_projection"):
+        freeze(dual(), ["textual.*"])
+    with pytest.raises(ConfigError, match="nothing is left to train"):
+        freeze(tiny((2,)), ["video", "heads"])
+
+
+def test_frozen_modules_stay_as_in_evaluation() -> None:
+    model = dual()
+    freeze(model, ["video"])
+    model.eval()
+    train_mode(model)
+    assert model.training and model.transformer.training
+    assert not any(module.training for module in model.visual.modules())
+    video = torch.zeros(1, 3, 2, 16, 16)
+    assert torch.equal(model.encode_video(video), model.encode_video(video))  # though drop_path is 0.5
+
+
+def test_the_state_of_an_optimizer_is_known_before_it_has_any() -> None:
+    for kind in Optimizer:
+        model = tiny((2,))
+        optimizer = build_optimizer(model, OptimConfig(optimizer=kind), in_backbone=below_the_heads)
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        for parameter in model.parameters():
+            kept, blank = optimizer.state[parameter], blank_state(optimizer, parameter)
+            assert {name: (t.shape, t.dtype, t.device) for name, t in kept.items()} == {
+                name: (t.shape, t.dtype, t.device) for name, t in blank.items()
+            }

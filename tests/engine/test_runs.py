@@ -50,7 +50,7 @@ def config_file(folder: Path, shards: ShardSet, **changes: Any) -> Path:
         },
         "model": {
             "patch_size": 16, "width": 32, "depth": 2, "heads": 2, "zero_time_attention": False, "drop_path": 0.2,
-            "dropout": 0.3,
+            "dropout": 0.3, "init": "random",
         },
         "optim": {"optimizer": "adamw", "epochs": 3, "lr": 1e-3, "lr_multiplier": 1.0},
         "views": {"clips": 2, "crops": "three", "batch_size": 4},
@@ -379,13 +379,11 @@ def test_an_epoch_without_one_good_clip_stops(tmp_path: Path, vp9_shards: ShardS
         train(config)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, vp9_shards: ShardSet) -> None:
+def test_losses_that_stay_infinite_stop_the_run(tmp_path: Path, vp9_shards: ShardSet) -> None:
     wild = {"optimizer": "sgd", "lr": 1e30, "lr_start": 1e30, "lr_end": 1e30, "epochs": 2}
     path = config_file(tmp_path, vp9_shards, optim=wild)
-    with pytest.raises(TrainingError, match=r"the (loss|model) is not finite at step \d+; lower optim\.lr"):
-        train(load_config(path))
-    with pytest.raises(TrainingError, match=r"the model is not finite at step \d+"):  # saved between two log lines
-        train(load_config(path, ["checkpoint_every_steps=1", "log_every_steps=99", f"run_dir={tmp_path / 'quiet'}"]))
+    with pytest.raises(TrainingError, match=r"the loss is not finite at step 4, 3 time\(s\) in a row"):
+        train(load_config(path, ["checkpoint_every_steps=1"]))
     for latest in tmp_path.glob("*/checkpoints/latest"):  # whatever was saved before is sound
         model = load_model(latest.parent)
         assert all(bool(p.isfinite().all()) for p in model.parameters())
@@ -396,13 +394,13 @@ def test_gradients_are_clipped_and_bf16_trains(tmp_path: Path, vp9_shards: Shard
     still = {"optimizer": "sgd", "lr": 1.0, "momentum": 0.0, "weight_decay": 0.0, "epochs": 1, "warmup_epochs": 0}
     path = config_file(tmp_path, vp9_shards, optim=still)
     moved = {}
-    for limit in (0.0, 1e-9):
-        folder = tmp_path / str(limit)
-        train(load_config(path, [f"optim.clip_grad_norm={limit}", f"run_dir={folder}", "checkpoint_every_steps=1",
-                                 "keep_checkpoints=9"]))  # fmt: skip
+    for limit in ("none=0", "norm=1e-9", "value=1e-9"):
+        folder = tmp_path / limit
+        clip = [] if limit == "none=0" else [f"optim.clip_grad_{limit}"]
+        train(load_config(path, [*clip, f"run_dir={folder}", "checkpoint_every_steps=1", "keep_checkpoints=9"]))
         first, last = (load_model(folder / "checkpoints" / checkpoint.step_name(n)).state_dict() for n in (1, 3))
         moved[limit] = max(float((first[name] - last[name]).abs().max()) for name in first)
-    assert moved[1e-9] < 1e-6 < 1e-3 < moved[0.0]
+    assert max(moved["norm=1e-9"], moved["value=1e-9"]) < 1e-6 < 1e-3 < moved["none=0"]
     losses = {}
     for precision in ("fp32", "bf16"):
         train(load_config(path, [f"optim.precision={precision}", f"run_dir={tmp_path / precision}", "optim.lr=1e-3"]))
