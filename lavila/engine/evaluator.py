@@ -101,7 +101,7 @@ def evaluate(config: RunConfig) -> Path | None:
         if config.predictions:
             return _score_again(config, process) if process.is_main else None
         ready = prepare(config, process)
-        config, subject, shards, task = ready.config, ready.subject, ready.shards, ready.task
+        config, subject, shards, task, notes = ready.config, ready.subject, ready.shards, ready.task, ready.notes
         kept = config.keep_predictions or bool(config.submission)
         result = evaluate_task(config, task, shards, process, output=subject.output, kept=kept)
         if result is None:
