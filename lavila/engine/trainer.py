@@ -322,11 +322,13 @@ class Trainer:
         for evaluation in self.evaluations:
             if evaluation.name not in names:
                 continue
-            metrics = evaluation.run(self.state.model, self.process, output=self.run_dir)
-            named = {f"{evaluation.name}/{name}": metric for name, metric in (metrics or {}).items()}
-            if self.process.is_main:
+            scores = evaluation.run(self.state.model, self.process, output=self.run_dir)
+            named: dict[str, Metric] = {}
+            if scores is not None:
+                named = {f"{evaluation.name}/{name}": metric for name, metric in scores.metrics.items()}
                 self._note({name: metric.value for name, metric in named.items()})
-                log.info("evaluation: %s", "  ".join(f"{name} {metric}" for name, metric in named.items()))
+                shown = "  ".join(f"{one.metric} {scores.metrics[one.metric]}" for one in scores.headlines)
+                log.info("evaluation %s: %s", evaluation.name, shown)
             if self.config.keep_best.partition("/")[0] == evaluation.name:
                 on_main(functools.partial(self._compare_with_best, named))
 
