@@ -118,5 +118,21 @@ class VideoBatch:
         chosen = zip(self.sources, self.chosen, strict=True)
         return np.array([bool(sources) and sources[i] == HUMAN for sources, i in chosen], np.bool_)
 
+    def part(self, start: int, stop: int) -> VideoBatch:
+        """The clips at places start to stop - 1; the pictures are not copied."""
+        cut = slice(start, stop)
+        return VideoBatch(
+            video=self.video[cut],
+            rows=self.rows[cut],
+            positions=self.positions[cut],
+            clip_ids=self.clip_ids[cut],
+            labels={name: values[cut] for name, values in self.labels.items()},
+            label_sets=self.label_sets[cut],
+            narrations=self.narrations[cut],
+            sources=self.sources[cut],
+            chosen=self.chosen[cut],
+            draws=self.draws[cut],
+        )
+
     def __len__(self) -> int:
         return len(self.rows)

@@ -40,6 +40,8 @@ class Range:
         return " and ".join(f"{word} {bound}" for word, bound in bounds if math.isfinite(bound))
 
 
+FRAMES, IMAGE_SIZE = 16, 224  # of pictures where neither a config nor the weights say it
+
 Count = Annotated[int, Range(least=1)]
 CountOrNone = Annotated[int, Range(least=0)]  # what 0 means is said with the field
 Seed = Annotated[int, Range(least=0, most=2**63 - 1)]
@@ -49,6 +51,7 @@ Chance = Annotated[float, Range(least=0, most=1)]
 ChanceBelowOne = Annotated[float, Range(least=0, below=1)]
 Share = Annotated[float, Range(above=0, most=1)]
 Level = Annotated[float, Range(least=0, most=255)]
+SupervisionLevel = Annotated[int, Range(least=0, most=5)]  # of the EPIC-KITCHENS challenges; docs/RUNS.md has them
 
 
 class Decoder(Enum):
@@ -129,13 +132,14 @@ class DataConfig:
 
     train: str = ""  # shard set to train on (a folder made by tools/shard_videos.py)
     val: str = ""  # shard set to evaluate on
+    folder: str = "data"  # where the files of lavila/configs/data have their shard sets; train and val say it in full
     dataset: str = ""  # whose shard sets these must be: a name of tools/shard_videos.py --dataset; empty = anyone's
     captions: tuple[str, ...] = ()  # captions tables (.parquet), and `own` for the shard set's narrations; empty = own
     batch_size: Count = 64  # clips per optimiser step over all ranks; the same run on 1 or 8 GPUs sees the same batches
     shuffle_window: Count = 131_072  # training clips mixed with each other; sets up to this size are mixed fully
     read_ahead: bool = False  # read the next window in long stretches, for storage that is slow at many small requests
-    frames: Count = 16  # frames per view (T)
-    image_size: Count = 224  # side of the square picture a model sees, pixels
+    frames: CountOrNone = 0  # frames per view (T); 0 = as the weights have, 16 where they do not say
+    image_size: CountOrNone = 0  # side of the square picture a model sees, pixels; 0 = likewise, else 224
     sampling: Sampling = Sampling.segments  # segments: one frame from each of T equal parts; strided: every n-th frame
     stride: Count = 2  # frames between two chosen ones; used by sampling=strided only
     crop_scale: tuple[Share, Share] = (0.5, 1.0)  # share of the picture's area that a training crop covers
@@ -160,8 +164,8 @@ class ViewsConfig:
     clips: Count = 1  # temporal clips, spread evenly over the video
     crops: Crops = Crops.three  # three: left/centre/right (top/centre/bottom); center_repeated: published protocol
     fusion: Fusion = Fusion.mean_logits  # mean of logits then softmax, or maximum over views then softmax
-    batch_size: Count = 8  # clips (not views) in flight over all ranks
-    view_batch_size: CountOrNone = 0  # views per forward pass on a rank; 0 = all views of a batch at once
+    batch_size: Count = 8  # clips (not views) in flight over all ranks; a rank has one whole forward pass at the least
+    view_batch_size: Count = 16  # views of a forward pass, always of the same clips; docs/RUNS.md says why
     precision: Precision = Precision.auto  # of evaluations; auto: as optim.precision, but fp32 where a CPU lacks it
     single_frame_control: bool = False  # also score every view with its middle frame repeated: does the model use time?
 
@@ -196,7 +200,7 @@ class ModelConfig:
     drop_path: ChanceBelowOne = 0.1  # stochastic depth of the last block
     dropout: ChanceBelowOne = 0.5  # before the classification heads
     gradient_checkpointing: bool = False  # recompute blocks in the backward pass: less memory, about a third slower
-    init: str = ""  # weights to start from: a folder, a file, a name of the zoo, or clip:NAME of OpenAI; empty = random
+    init: str = ""  # weights to start from: a folder, a file, a name of the zoo, clip:NAME of OpenAI, or random
     freeze: tuple[str, ...] = ()  # parts that keep their weights: video, text, temperature, ..., or names such as fc_*
     text: TextConfig = field(default_factory=TextConfig)
     embed_dim: Count = 256  # of a dual encoder: channels of the space in which videos and texts meet
@@ -211,6 +215,7 @@ class TaskConfig:
     heads: tuple[str, ...] = ("verb", "noun", "action")  # columns of clips.parquet, one classifier head each
     head_weights: tuple[NotNegative, ...] = ()  # of each head's loss in the sum; empty = 1 each, as published
     label_smoothing: ChanceBelowOne = 0.1  # of the cross-entropy
+    templates: tuple[str, ...] = ("{}",)  # of zero-shot classification: each text of a class is put into each
     temperature: Positive = 0.07  # of a contrastive loss, where the model starts without one
     learn_temperature: bool = False  # learned, up to a factor of 100 on similarities; false: frozen
     pseudo_temperature: Positive = 0.07  # of clips whose words no person wrote
@@ -274,6 +279,9 @@ class RunConfig:
     seed: Seed = 0  # of weights, clip order, frames, crops and flips
     device: Device = Device.auto  # auto: cuda where there is one
     checkpoint: str = ""  # evaluate this one: a path or a zoo name; empty = the run's newest, best = by keep_best
+    keep_predictions: bool = True  # an evaluation leaves them in the folder `predictions` beside its report
+    submission: tuple[SupervisionLevel, ...] = ()  # also write the challenge's file; of pretraining, labels, data
+    predictions: str = ""  # such a folder: score these again, without a model; set by evaluate.py --from
     dry_run: bool = False  # check everything, write nothing and stop before the first step; --dry-run sets it
     resume: str = "auto"  # auto: newest checkpoint; none: afresh; aside: afresh, older run kept beside; or a path
     checkpoint_every_steps: CountOrNone = 0  # save every n steps; 0 = at the end of each epoch only
@@ -327,6 +335,11 @@ def check(config: RunConfig) -> None:
         raise ConfigError(
             f"data.image_size={config.data.image_size} is not a multiple of "
             f"model.patch_size={config.model.patch_size}; try data.image_size={lower or config.model.patch_size}"
+        )
+    if len(config.submission) not in (0, 3):
+        raise ConfigError(
+            f"submission={list(config.submission)}: three levels (of pretraining, training labels, training data), or "
+            "none: [] = no file for a challenge"
         )
     if config.model.width % config.model.heads:
         raise ConfigError(

@@ -10,22 +10,32 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import torch
 from torch import nn
 
 from lavila.checkpoints.clip_weights import init_dual_encoder, init_tower, read_clip_weights
 from lavila.checkpoints.store import TrainedOn, load_model, trained_on
 from lavila.checkpoints.zoo import CLIP_PICTURES
-from lavila.config.schema import ConfigError, DataConfig, PictureType, RunConfig, TextKind
+from lavila.config.schema import (
+    FRAMES,
+    IMAGE_SIZE,
+    ConfigError,
+    DataConfig,
+    PictureType,
+    RunConfig,
+    TextKind,
+    check,
+)
 from lavila.data.loader import ClipLoader, Pictures, clip_sizes
-from lavila.data.sizes import shuffle_of
+from lavila.data.sizes import ChosenSizes, shuffle_of
 from lavila.engine.distributed import Process
 from lavila.engine.tables import tables_of
 from lavila.models.dual_encoder import ClipDualEncoder
 from lavila.models.timesformer import TimeSformer, TimeSformerConfig
 from lavila.plan.crops import CropChoice, ViewChoice
 from lavila.plan.frames import FrameChoice
-from lavila.plan.plans import Ranks, TrainingPlan, ViewPlan
+from lavila.plan.plans import Ranks, Sizes, TrainingPlan, ViewPlan
 from lavila.shards.captions import Captions
 from lavila.shards.reader import ShardSet, open_shard_set
 from lavila.tasks import (
@@ -43,6 +53,7 @@ from lavila.tasks import (
 
 log = logging.getLogger(__name__)
 
+RANDOM = "random"  # in `model.init`: no weights to start from
 CLIP = "clip:"  # before the name or the file of OpenAI's CLIP in `model.init`
 SAME_LEVEL = 0.05  # on 0..255: statistics closer than this are the same, written with fewer digits
 
@@ -103,6 +114,7 @@ def task_options(config: RunConfig) -> TaskOptions:
             scaled=task.scale_margin,
             relevancy_above=task.relevancy_above,
         ),
+        templates=task.templates,
         fusion=config.views.fusion.value,
         view_batch_size=config.views.view_batch_size,
     )
@@ -114,18 +126,36 @@ def task_facts(config: RunConfig, shards: ShardSet) -> TaskFacts:
 
 
 def start_weights(config: RunConfig) -> TrainedOn | None:
-    """What the weights that `model.init` names were trained on; None where a run starts from CLIP or from nothing."""
+    """What the weights that `model.init` names were trained on; None where a run starts from CLIP or at random.
+
+    ConfigError where `model.init` is empty: nothing shall be trained from random weights that nobody asked for.
+    """
     init = config.model.init
-    return trained_on(init) if init and not init.startswith(CLIP) else None
+    if not init:
+        raise ConfigError(
+            "model.init is empty: name the weights to start from (a folder, a file, a name of the zoo, or "
+            f"{CLIP}ViT-B-16 for OpenAI's CLIP), or model.init={RANDOM} for none"
+        )
+    if init == RANDOM:
+        log.info("model.init=%s: all weights start at random, none are read", RANDOM)
+    return None if init == RANDOM or init.startswith(CLIP) else trained_on(init)
 
 
 def with_weights(config: RunConfig, trained: TrainedOn | None) -> RunConfig:
-    """The config with what the weights decide where it does not: picture statistics, kind of text tower.
+    """The config with what weights decide where it does not: statistics, frames, size of pictures; kind of text tower.
 
     trained: of the weights that are evaluated or started from; None = random ones, or CLIP's. ConfigError where the
     config contradicts the weights, naming both.
     """
     config = with_statistics(config, trained)
+    frames, size = (trained.frames, trained.image_size) if trained else (None, None)
+    data = replace(
+        config.data,
+        frames=config.data.frames or frames or FRAMES,
+        image_size=config.data.image_size or size or IMAGE_SIZE,
+    )
+    config = replace(config, data=data)
+    check(config)  # the size of a picture, which was not known before
     kind = config.model.text.kind
     if trained is None or not trained.text or kind.value == trained.text:
         return config
@@ -183,6 +213,7 @@ def _differ(ours: Sequence[float], theirs: Sequence[float]) -> bool:
 
 def training_loader(config: RunConfig, shards: ShardSet, process: Process) -> ClipLoader:
     """Random crops of every clip, in a new order each epoch."""
+    config = with_weights(config, None)  # for who builds a loader alone; a run has resolved it before
     plan = TrainingPlan(
         clip_sizes(shards),
         frames=_frame_choice(config.data),
@@ -201,24 +232,41 @@ def training_loader(config: RunConfig, shards: ShardSet, process: Process) -> Cl
     return _loader(config, shards, plan, process, Captions(shards, config.data.captions))
 
 
-def view_loader(config: RunConfig, shards: ShardSet, process: Process) -> ClipLoader:
-    """Every clip exactly once, with the views of `config.views`."""
+def view_choice(config: RunConfig) -> ViewChoice:
+    """The views of a clip in an evaluation."""
+    return ViewChoice(size=config.data.image_size, clips=config.views.clips, crops=config.views.crops.value)
+
+
+def view_loader(
+    config: RunConfig, shards: ShardSet, process: Process, *, rows: Sequence[int] | None = None
+) -> ClipLoader:
+    """Every clip exactly once, with the views of `config.views`; those of a forward pass lie in one batch.
+
+    rows: of clips.parquet, for these clips alone; none of them is in quarantine.
+    """
+    config = with_weights(config, None)
+    sizes: Sizes = clip_sizes(shards)
+    if rows is not None:
+        sizes = ChosenSizes(of=sizes, indices=np.searchsorted(shards.usable_rows(), np.asarray(rows, np.int64)))
+    views = view_choice(config)
     plan = ViewPlan(
-        clip_sizes(shards),
+        sizes,
         frames=_frame_choice(config.data),
-        views=ViewChoice(size=config.data.image_size, clips=config.views.clips, crops=config.views.crops.value),
+        views=views,
         batch_size=config.views.batch_size,
         ranks=Ranks(rank=process.rank, world=process.world),
+        portion=max(1, config.views.view_batch_size // views.computed),
     )
     captions = Captions(shards, config.data.captions, need_every_table=False)  # some may be of training clips only
     return _loader(config, shards, plan, process, captions)
 
 
 def fresh_model(config: RunConfig, facts: TaskFacts, *, resumed: bool = False) -> nn.Module:
-    """A fresh model of the task, its tower started from `model.init` if that is given. The seed decides its weights.
+    """A fresh model of the task, started from what `model.init` names. The seed decides weights that start at random.
 
     resumed: a checkpoint's weights will take the place of all, so `model.init` is not read and need not exist.
     """
+    config = with_weights(config, None)
     torch.manual_seed(config.seed)
     model = config.model
     tower = TimeSformer(
@@ -241,7 +289,7 @@ def fresh_model(config: RunConfig, facts: TaskFacts, *, resumed: bool = False) -
     start, clip = None, None
     if model.init.startswith(CLIP) and not resumed:
         clip = read_clip_weights(model.init.removeprefix(CLIP))
-    elif model.init and not resumed:
+    elif model.init not in ("", RANDOM) and not resumed:
         start = load_model(model.init, num_frames=config.data.frames, image_size=config.data.image_size)
         tower.load_state_dict(_tower_of(start, tower, name=model.init).state_dict())
     whole = task_kind(config).model(ModelParts(tower=tower, start=start), facts, task_options(config))
@@ -283,7 +331,7 @@ def _frame_choice(data: DataConfig) -> FrameChoice:
 def _loader(
     config: RunConfig, shards: ShardSet, plan: TrainingPlan | ViewPlan, process: Process, captions: Captions
 ) -> ClipLoader:
-    data = with_statistics(config, None).data  # for who builds a loader alone; a run has resolved them before
+    data = config.data
     mean, std = (cast(tuple[float, float, float], values) for values in (data.mean, data.std))
     return ClipLoader(
         shards,

@@ -30,6 +30,7 @@ def tables_of(shards: ShardSet) -> Tables:
         labels=cache(partial(_labels, shards)),
         label_sets=cache(lambda: list(shards.clips.column("labels").to_pylist())),
         extra=cache(partial(_extra, shards)),
+        groups=cache(partial(_groups, shards)),
         sentences=cache(partial(_sentences, shards)),
         relevancy=Relevancy(shards),
         questions=cache(partial(_questions, shards)),
@@ -50,6 +51,13 @@ def _extra(shards: ShardSet, name: str) -> list[str]:
             f"{', '.join(known) or 'none'}; make the set again from annotations with it"
         )
     return [str(value) for value in found]
+
+
+def _groups(shards: ShardSet, name: str) -> list[str]:
+    """Entries of the table "groups"; none where the annotations had no such list."""
+    if "groups.parquet" not in shards.manifest["tables"]:
+        return []
+    return [str(row["entry"]) for row in shards.table("groups").to_pylist() if row["group"] == name]
 
 
 def _sentences(shards: ShardSet) -> Sentences:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from lavila.errors import UserError
 from lavila.metrics.classification import FusionRule
+from lavila.metrics.epic_submissions import SupervisionLevels
 from lavila.metrics.units import Metrics, Unit
 from lavila.models.dual_encoder import Projection
 from lavila.records import VideoBatch
@@ -26,7 +28,10 @@ TaskFacts = dict[str, Any]
 TextKind = Literal["clip", "distilbert"]
 """Text towers: CLIP's transformer with CLIP's tokenizer, or a DistilBERT with BERT's."""
 
-SectionType = Literal["class_tables", "cases", "key_values"]
+TextFeatures = dict[str, npt.NDArray[Any]]
+"""What a model says of the texts that clips are compared with, by name; see `Task.know_texts`."""
+
+SectionType = Literal["class_tables", "cases", "key_values", "galleries"]
 """How the report draws a section; `lavila.report.figures` has one drawing for each."""
 
 
@@ -82,8 +87,13 @@ class TaskOptions:
     projection: Projection = "matrices"  # of a fresh dual encoder with a DistilBERT
     temperature: Temperature = field(default_factory=Temperature)
     margin: MarginOptions = field(default_factory=MarginOptions)
+    templates: tuple[str, ...] = ("{}",)  # into which each text of a class is put
     fusion: FusionRule = "mean_logits"  # how the views of a clip become one answer
-    view_batch_size: int = 0  # views per forward pass; 0 = all views of a batch at once
+    view_batch_size: int = 16  # views of a forward pass
+
+
+class NoModel(nn.Module):
+    """In the place of a model where saved predictions are scored again: such a task neither trains nor predicts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +143,8 @@ class Section:
     (truth, predicted, clips); `per_class_accuracy` (K percentages, None = no clip); `support` (K); `chance` (percent).
     key_values: name -> number, with a unit in `units` where it has one.
     cases: a list of clips, see `Task.case`; the evaluator fills this one.
+    galleries: a list of questions, each with `title` and `note` (texts), `clips` (with `row`, `note` and `right`) and
+    `texts` (with `text`, `note` and `right`). `right` is whether that was a right answer, None where none is asked for.
     """
 
     key: str
@@ -179,12 +191,24 @@ class Task(Protocol):
         """Put parameters back into their range; the trainer calls this after each step of the optimizer."""
         ...
 
+    def know_texts(self, known: TextFeatures | None) -> TextFeatures:
+        """Encode the texts that clips are compared with, each once, and keep what `predict` and `score` need of it.
+
+        Called on every rank at the start of an evaluation. known: what this gave when predictions were made that are
+        scored again now; there is no model then. Empty for a task without such texts.
+        """
+        ...
+
     def predict(self, batch: VideoBatch) -> Predictions:
-        """Predictions for the clips of an evaluation batch, fused over their views."""
+        """Predictions for the clips of an evaluation batch, fused over their views. At least one clip."""
         ...
 
     def score(self, parts: Iterable[Predictions]) -> Scores:
         """Metrics over all clips. `parts` can be gone through several times; each clip is in one part, in any order."""
+        ...
+
+    def submit(self, parts: Iterable[Predictions], folder: Path, levels: SupervisionLevels) -> Path:
+        """Write the file that the benchmark's challenge takes, into the folder. TaskError where it has none."""
         ...
 
     def wrongness(self, predictions: Predictions) -> npt.NDArray[np.floating[Any]]:
@@ -221,7 +245,7 @@ class TaskKind(Protocol):
     def task(self, model: nn.Module, facts: TaskFacts, options: TaskOptions, tables: Tables) -> Task:
         """The task around a fresh or a loaded model, for batches of the shard set whose tables are given.
 
-        TaskError where the model does not fit the facts.
+        TaskError where the model does not fit the facts. With `NoModel` it scores, and does nothing else.
         """
         ...
 

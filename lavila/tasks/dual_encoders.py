@@ -7,27 +7,31 @@ A task of this kind is a `DualEncoderTask`. Its training is a `TrainingStep`, it
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from lavila.metrics.epic_submissions import SupervisionLevels
 from lavila.metrics.units import Unit
 from lavila.models.dual_encoder import ClipDualEncoder, DistilBertDualEncoder, DualEncoder
 from lavila.models.text_tower import ClipTextConfig, DistilBertTextConfig, load_distilbert
 from lavila.models.timesformer import TimeSformer
 from lavila.models.tokenizers import BertTokenizer, ClipTokenizer, Tokenizer
 from lavila.records import VideoBatch
-from lavila.tasks import ModelParts, TaskError, TaskFacts, TaskOptions, TextOptions
+from lavila.tasks import ModelParts, NoModel, Predictions, TaskError, TaskFacts, TaskOptions, TextFeatures, TextOptions
 from lavila.tasks.tables import Tables
 
 # Names of the parameters of both towers begin with these; the projections and the temperatures are not of a tower.
 TOWERS = ("visual.", "textual.", "transformer.", "token_embedding.", "positional_embedding", "ln_final.")
 TOKENIZERS = {"clip": "clip", "distilbert": "bert"}  # kind of text tower -> the tokenizer it was made with
 RANDOM = "random"
+_clip_tokenizer = cache(ClipTokenizer)  # a run makes several, of a large vocabulary
 MLP_RATIO = 4  # hidden width of a DistilBERT's layer over its width
 LARGEST_SCALE = math.log(100)  # of a learned temperature's logarithm, as in CLIP and LaViLa; the least is 0
 
@@ -83,11 +87,13 @@ class DualEncoderKind:
 class Encoders:
     """A dual encoder with its tokenizer. TaskError for a model that is none, and for one with another vocabulary.
 
-    model: a `DualEncoder`, or one in a wrapper such as DistributedDataParallel.
+    model: a `DualEncoder`, or one in a wrapper such as DistributedDataParallel; with `NoModel` nothing can be encoded.
     """
 
     def __init__(self, model: nn.Module, options: TaskOptions) -> None:
         self.model, self.options = model, options
+        if isinstance(model, NoModel):
+            return
         inner = self.inner
         if not isinstance(inner, DualEncoder):
             raise TaskError(
@@ -198,6 +204,18 @@ class DualEncoderTask:
         assert batch.video.shape[1] == 1, "training has one view a clip"
         return self._training(self.encoders, batch)
 
+    def clip_features(self, batch: VideoBatch) -> Tensor:
+        """Features of unit length, [B,D]: of each clip the mean over its views, brought to that length."""
+        return normalize(self.encoders.views(batch.video).mean(1), dim=-1)
+
+    def submit(self, parts: Iterable[Predictions], folder: Path, levels: SupervisionLevels) -> Path:
+        """TaskError: unless a task says otherwise, its benchmark has no challenge."""
+        raise TaskError("submission: this task has no challenge that takes a file; leave it out (submission=[])")
+
+    def know_texts(self, known: TextFeatures | None) -> TextFeatures:
+        """None, unless a task compares clips with other texts than their own."""
+        return {}
+
     def after_update(self) -> None:
         """Similarities are multiplied by 1 to 100, as in CLIP and LaViLa."""
         for name, parameter in self.encoders.inner.named_parameters():
@@ -208,7 +226,7 @@ class DualEncoderTask:
 def make_tokenizer(options: TextOptions) -> Tokenizer:
     """The tokenizer of a kind of text tower. TokenizerError where there is no vocabulary."""
     if options.kind == "clip":
-        return ClipTokenizer(context=options.context)
+        return _clip_tokenizer(context=options.context)
     return BertTokenizer(options.vocabulary, context=options.context)
 
 

@@ -62,6 +62,7 @@ class Tables:
     labels: Callable[[str], Ints] = _nothing  # "verb", "noun", "action" -> [clips] class indices; -1 = not labelled
     label_sets: Callable[[], list[list[int]]] = _nothing  # clips x (any number) of class indices "labels"
     extra: Callable[[str], list[str]] = _nothing  # another column of the annotations, such as participant_id, by row
+    groups: Callable[[str], list[str]] = _nothing  # name of a list that the annotations give -> its entries; often none
     sentences: Callable[[], Sentences] = _nothing
     relevancy: Callable[[Ints], Floats] = _nothing  # rows [B] -> [B, S] of 0..1, S as in `sentences`
     questions: Callable[[], Questions] = _nothing

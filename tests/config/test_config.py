@@ -61,6 +61,19 @@ def test_later_layers_win_depth_first(tmp_path: Path) -> None:
     assert (config.name, config.run_dir) == ("top", "runs/top")
 
 
+def test_of_several_configs_the_later_one_wins(tmp_path: Path) -> None:
+    first = write(tmp_path, "first", "{seed: 1, data: {frames: 2, batch_size: 8, folder: there}}")
+    second = write(tmp_path, "second", "{data: {frames: 3}}")
+    third = write(tmp_path, "third", "{data: {train: '${data.folder}/set', folder: here}}")
+    config = load_config([first, second, third], ["data.batch_size=16"])
+    assert (config.seed, config.data.frames, config.data.batch_size, config.data.train) == (1, 3, 16, "here/set")
+    assert (config.name, config.run_dir) == ("first-second-third", "runs/first-second-third")
+    with pytest.raises(ConfigError, match=r"first\.yaml and .*second\.yaml: data\.image_size=65"):
+        load_config([first, write(tmp_path, "second", "{data: {image_size: 65}}")])
+    with pytest.raises(ConfigError, match=r"data\.nowhere"):
+        load_config(first, ["data.train=${data.nowhere}"])
+
+
 def test_a_config_is_frozen_and_plain(tmp_path: Path) -> None:
     config = load_config("model/tiny")
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -121,7 +134,7 @@ BAD = {
     "data.max_bad_clips": [-1], "data.flip": [-0.1, 1.5], "model.dropout": [2, 1], "model.mlp_ratio": [0],
     "optim.lr": [-1], "optim.betas": [[2, 3], [0.9, 1]], "optim.momentum": [1], "optim.eps": [0],
     "optim.lr_multiplier": [-1], "optim.clip_grad_norm": [-1], "task.head_weights": [[1, -1, 1]],
-    "task.label_smoothing": [1], "seed": [-1, 2**63], "views.view_batch_size": [-1], "keep_checkpoints": [0],
+    "task.label_smoothing": [1], "seed": [-1, 2**63], "views.view_batch_size": [0], "keep_checkpoints": [0],
 }  # fmt: skip
 
 

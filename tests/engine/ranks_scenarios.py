@@ -23,6 +23,13 @@ from lavila.engine.optim import own_part
 from lavila.records import VideoBatch
 from lavila.tasks.classification import ClassificationTask
 
+# Without chance in the model, and with an optimizer that does not magnify what differs by rounding.
+CONTRASTIVE = (
+    "task.name=contrastive", "task.learn_temperature=true", "task.learn_pseudo_temperature=true",
+    "model.text.width=16", "model.text.depth=1", "model.text.heads=2", "model.text.context=8", "model.embed_dim=8",
+    "model.drop_path=0", "optim.optimizer=sgd", "optim.lr=0.01", "optim.schedule=constant", "optim.precision=fp32",
+)  # fmt: skip
+
 
 def outcome(work: Callable[..., object], *arguments: Any) -> str:
     try:
@@ -68,6 +75,9 @@ def main(folder: Path, process: Process) -> None:
     run("evaluate, all are bad", evaluator.evaluate, f"data.val={folder / 'none'}")
     run("validate, both meet bad clips", trainer.train, good.format("train"), both.format("val"), few,
         "evals.val.every_epochs=1", f"run_dir={folder / 'validated'}")  # fmt: skip
+    for name, clips in (("good", good), ("first", first)):
+        run(f"train, contrastive, {name}", trainer.train, clips.format("train"), *CONTRASTIVE,
+            f"run_dir={folder / f'contrastive-{name}'}")  # fmt: skip
     again = ["optim.epochs=2", f"resume={folder / 'one' / 'checkpoints'}", good.format("train")]
     for name in ("whole", "sharded"):
         shard = f"optim.shard_state={str(name == 'sharded').lower()}"

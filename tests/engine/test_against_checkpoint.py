@@ -165,8 +165,8 @@ def test_frames_and_sizes_that_the_model_was_not_trained_on_are_noted(
 
 def test_a_run_folder_holds_the_resolved_statistics(vp9_shards: ShardSet, run: Path, tmp_path: Path) -> None:
     """Random weights: LaViLa's. Weights of a run: that run's. Both are in the new model file as well."""
-    for init, mean in (("", list(CLIP_PICTURES.mean)), (str(run), MEAN)):
-        folder = tmp_path / ("tuned" if init else "fresh")
+    for init, mean in (("random", list(CLIP_PICTURES.mean)), (str(run), MEAN)):
+        folder = tmp_path / ("fresh" if init == "random" else "tuned")
         options = [f"model.init={init}", f"run_dir={folder}", "optim.epochs=1"]
         last = trainer.train(load_config(config_file(tmp_path, vp9_shards), options))
         assert list(load_config(folder / "config.yaml").data.mean) == mean

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 from lavila.config.load import load_config
 from lavila.config.schema import ConfigError, MultiplierScope, OptimConfig, Optimizer, Schedule
 from lavila.engine.optim import (
+    InBackbone,
     LearningRate,
     blank_state,
     build_optimizer,
@@ -24,6 +26,9 @@ from lavila.models.classifier import VideoClassifier
 from lavila.models.dual_encoder import ClipDualEncoder
 from lavila.models.text_tower import ClipTextConfig
 from lavila.models.timesformer import TimeSformer, TimeSformerConfig
+from lavila.tasks import ModelParts, TaskOptions, Temperature, TextOptions
+from lavila.tasks.contrastive import Contrastive
+from lavila.tasks.tables import Tables
 from tests.golden_files import golden_json
 
 GOLDEN = golden_json("scheduler")
@@ -54,18 +59,58 @@ def test_schedule_equals_the_reference(case: dict[str, float]) -> None:
 @pytest.mark.parametrize(("name", "heads"), [("single_head", (7,)), ("multi_head", (5, 7, 11))])
 def test_parameter_groups_equal_the_reference(name: str, heads: tuple[int, ...]) -> None:
     model = tiny(heads)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    """As the reference hands them to its optimiser; its schedule then multiplies the head's rate as well."""
+    # As the reference hands them to its optimiser; its schedule then multiplies the head's rate as well.
     config = OptimConfig(lr=3e-3, weight_decay=0.01, lr_multiplier=0.1, lr_multiplier_for=MultiplierScope.backbone)
-    got = [
+    got = named_groups(model, config, below_the_heads)
+    assert got == GOLDEN["param_groups"][f"classification.{name}"]
+
+
+def named_groups(model: nn.Module, config: OptimConfig, in_backbone: InBackbone) -> list[dict[str, object]]:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [
         {
             "weight_decay": group["weight_decay"],
             "initial_lr": group["lr"],
-            "names": [names[id(p)] for p in group["params"]],
+            "names": [names[id(p)] for p in group["params"]],  # type: ignore[attr-defined]
         }
-        for group in parameter_groups(model, config, in_backbone=below_the_heads)
+        for group in parameter_groups(model, config, in_backbone=in_backbone)
     ]
-    assert got == GOLDEN["param_groups"][f"classification.{name}"]
+
+
+DUAL = {
+    "pretrain.clip": (Contrastive(), Temperature(learned=True)),
+    "pretrain.clip (both temperatures frozen, pseudo labels)": (Contrastive(), Temperature()),
+    "pretrain.clip (pseudo temperature learned)": (Contrastive(), Temperature(learned=True, pseudo_learned=True)),
+    "pretrain.clip_hf frozen_in_time": (Contrastive(), Temperature(learned=True)),
+}
+
+
+@pytest.mark.parametrize("name", DUAL)
+def test_parameter_groups_of_dual_encoders_equal_the_reference(name: str, tmp_path: Path) -> None:
+    """All in the backbone or not: with a multiplier of 1 the groups of both parts have one rate, as published."""
+    kind, temperature = DUAL[name]
+    bert = "clip_hf" in name
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]))
+    text = TextOptions(
+        kind="distilbert" if bert else "clip", width=32, depth=1, heads=4, vocabulary=str(tmp_path), init="random"
+    )
+    options = TaskOptions(text=text, embed_dim=24, projection="frozen_in_time", temperature=temperature)
+    tower = TimeSformerConfig(
+        image_size=32, patch_size=8, width=48, depth=2, heads=4, num_frames=4, pre_norm=not bert,
+        activation="gelu" if bert else "quick_gelu",
+    )  # fmt: skip
+    model = kind.model(ModelParts(tower=TimeSformer(tower)), {}, options)
+    config = OptimConfig(lr=3e-5, weight_decay=0.01, lr_multiplier=1.0)
+    got = named_groups(model, config, lambda _: True)
+    wanted = GOLDEN["param_groups"][name]
+    for group in wanted:
+        group["names"] = [n.replace("<criterion>.logit_scale_pseudo", "pseudo.logit_scale") for n in group["names"]]
+    assert got == wanted
+    task = kind.task(model, {}, options, Tables(of="here"))
+    split = named_groups(model, config, task.in_backbone)
+    assert {(g["weight_decay"], n) for g in got for n in g["names"]} == {
+        (g["weight_decay"], n) for g in split for n in g["names"]
+    }
 
 
 @pytest.mark.parametrize("schedule", list(Schedule))

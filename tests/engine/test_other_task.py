@@ -31,6 +31,7 @@ from lavila.tasks import (
     TaskError,
     TaskFacts,
     TaskOptions,
+    TextFeatures,
     concatenate,
     registry,
 )
@@ -61,6 +62,9 @@ class Speaker:
 
     def after_update(self) -> None:
         pass
+
+    def know_texts(self, known: TextFeatures | None) -> TextFeatures:
+        return {}
 
     def predict(self, batch: VideoBatch) -> Predictions:
         with torch.no_grad():

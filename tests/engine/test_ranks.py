@@ -19,6 +19,7 @@ from lavila.plan.plans import Ranks
 from lavila.report.files import read_metrics
 from lavila.shards.reader import ShardSet
 from tests.data.test_loader import damaged, training
+from tests.engine.ranks_scenarios import CONTRASTIVE
 from tests.engine.test_runs import ENVIRONMENT, ROOT, config_file
 
 Ended = list[dict[str, str]]
@@ -84,6 +85,23 @@ def test_one_rank_decides_about_the_run_folder_and_all_follow(ended: tuple[Path,
     for name in ("run", "run.1"):
         assert [line["step"] for line in read_metrics(folder / name / "metrics.jsonl")] == [1, 2, 3]
         assert (folder / name / "checkpoints/step-00000003/checkpoint.json").is_file()
+
+
+@pytest.mark.parametrize("clips", ["good", "first"])
+def test_two_ranks_train_a_dual_encoder_as_one_does(ended: tuple[Path, Ended], tmp_path: Path, clips: str) -> None:
+    """Also where one rank has fewer clips than the other, and where it has none: the loss is that of all clips."""
+    folder, ranks = ended
+    assert all(one[f"train, contrastive, {clips}"] == "done" for one in ranks)
+    alone = [f"data.train={folder / clips}", *CONTRASTIVE, f"run_dir={tmp_path}", "data.batch_size=4"]
+    train(load_config(folder / "tiny.yaml", alone))
+    together = load_model(folder / f"contrastive-{clips}" / "checkpoints").state_dict()
+    for name, tensor in load_model(tmp_path / "checkpoints").state_dict().items():
+        assert torch.allclose(tensor, together[name], atol=2e-6), name
+    losses = [
+        [line["loss"] for line in read_metrics(run / "metrics.jsonl")]
+        for run in (tmp_path, folder / f"contrastive-{clips}")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_a_rank_stops_at_once_where_it_alone_exceeds(vp9_shards: ShardSet, tmp_path: Path) -> None:
