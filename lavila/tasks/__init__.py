@@ -126,7 +126,7 @@ class Baseline:
 
 @dataclass(frozen=True, kw_only=True)
 class Headline:
-    """A metric that the report shows large and that training shows after each validation."""
+    """A metric that the report shows large and that training shows after each evaluation."""
 
     metric: str  # its name
     label: str  # above the number

@@ -19,7 +19,7 @@ from lavila.engine.trainer import TrainingError, train
 from lavila.metrics.units import Metric, Unit
 from lavila.report.files import read_metrics
 from lavila.shards.reader import ShardSet
-from lavila.tasks import TaskError
+from lavila.tasks import Scores, TaskError
 from tests.engine.test_against_checkpoint import with_classes
 from tests.engine.test_runs import config_file
 
@@ -45,8 +45,8 @@ def scores(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[float]]:
     """Scores that evaluations give, one after another, instead of going through the clips."""
     waiting: dict[str, list[float]] = {}
 
-    def run(self: NamedEvaluation, *_: Any, **__: Any) -> dict[str, Metric]:
-        return {"top1": Metric(waiting[self.name].pop(0), Unit.percent)}
+    def run(self: NamedEvaluation, *_: Any, **__: Any) -> Scores:
+        return Scores(metrics={"top1": Metric(waiting[self.name].pop(0), Unit.percent)})
 
     monkeypatch.setattr(NamedEvaluation, "run", run)
     return waiting

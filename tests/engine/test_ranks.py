@@ -143,6 +143,11 @@ def test_a_sharded_optimizer_goes_on_from_one_rank_bit_by_bit(ended: tuple[Path,
     assert steps == {6}  # three updates on one rank, three on two
 
 
+def test_a_dry_run_of_two_ranks_writes_nothing(ended: tuple[Path, Ended]) -> None:
+    folder, ranks = ended
+    assert all(one["dry run"] == "done" for one in ranks) and not (folder / "dry").exists()
+
+
 def test_ranks_skip_an_update_together_and_name_who_had_a_bad_loss(ended: tuple[Path, Ended]) -> None:
     folder, ranks = ended
     assert all(one["a loss of one rank is not finite"] == "done" for one in ranks)
