@@ -109,7 +109,7 @@ def evaluate(config: RunConfig) -> Path | None:
         best_effort("stages.jsonl", lambda: append_stage(subject.output, "evaluate", result.seconds), None)
         published = published_scores(config, ready.trained.file, dataset=str(shards.manifest["dataset"]))
         machine = environment(process.device, ranks=process.world)
-        beside = Circumstances(machine=machine, notes=ready.notes, published=published)
+        beside = Circumstances(machine=machine, notes=notes, published=published)
         if kept:
             _submit(config, task, subject.output / KEPT, subject.output)
             save(config, Saved(subject=subject, made=result, beside=beside, task_facts=ready.facts))
