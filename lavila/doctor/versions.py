@@ -87,7 +87,7 @@ def _other_problems(machine: Machine) -> list[tuple[str, str]]:
     if sys.version_info[:2] < FIRST_PYTHON:
         problems.append((f"Python must be {'.'.join(map(str, FIRST_PYTHON))} or newer", "make PYTHON=python3.12 venv"))
     if "torch" in versions and "torchvision" in versions:
-        # Up to 0.28 torchvision pinned one release of torch; since 0.29 it names a range. Its metadata is the authority.
+        # Up to 0.28 torchvision pinned one release of torch; 0.29 names a range. So its metadata is asked.
         wanted = [one for one in map(Requirement, machine.requirements("torchvision")) if one.name == "torch"]
         torch = Version(versions["torch"]).base_version
         if any(not one.specifier.contains(torch, prereleases=True) for one in wanted):
