@@ -53,6 +53,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--videos", type=_positive, default=8, metavar="N", help="videos of both splits (default %(default)s)")
     add("--seed", type=int, default=0, help="another seed gives other moves (default %(default)s)")
     add("--height", type=_height, default=256, help="of the videos, pixels; smaller is quicker (default %(default)s)")
+    rates = "frames a second of ek100's videos (default: 50 and 59.94 in turn, as published)"
+    add("--fps", type=_rate, default=0, metavar="N", help=rates)
     forms = f"any of {', '.join(FORMS)} (default ek100)"
     add("--form", nargs="+", choices=list(FORMS), default=["ek100"], metavar="FORM", help=forms)
     chunks = "length of the files in ego4d's chunk folders, s (default %(default)s, as published)"
@@ -65,6 +67,12 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _rate(text: str) -> int:
+    if not text.isdigit() or not 10 <= int(text) <= 120:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 10 to 120")
     return int(text)
 
 
@@ -86,7 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if twice:
             raise SampleError(f"--footage: scene {twice[0]!r} is named twice; rename it in a .scenes.json")
         clips = {"train": asked.train_clips, "val": asked.val_clips}
-        videos = plan_videos(sources, clips=clips, videos=asked.videos, height=asked.height, seed=asked.seed)
+        videos = plan_videos(
+            sources, clips=clips, videos=asked.videos, height=asked.height, seed=asked.seed, fps=asked.fps
+        )
         described, forms = describe(sources, asked), with_needed(asked.form)
         there = already_there(out, described)
         if not there:
