@@ -121,7 +121,7 @@ def test_a_crash_between_items_is_no_items_fault(tmp_path: Path) -> None:
 
 
 def test_a_job_that_tries_a_lost_item_again_is_stopped(tmp_path: Path) -> None:
-    with pytest.raises(WorkerDied, match=r"item 0 .* though the job was told to leave it out"):
+    with pytest.raises(WorkerDied, match=r"item 0 .* though the job had to leave it out"):
         run([Toy(number=0, items=("segv",), folder=tmp_path, obeys=False)])
 
 

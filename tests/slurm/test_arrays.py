@@ -29,7 +29,7 @@ SMALL = ClusterOptions(item_seconds=30, minutes=60, cpus=1, memory_gb=1)  # an h
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_cluster, "POLL_SECONDS", {"slurm": 0.3, "local": 0.1})
     monkeypatch.setattr(_cluster, "SETTLE_SECONDS", 1.0)
-    monkeypatch.setattr(_cluster, "TELL_SECONDS", 0.0)
+    monkeypatch.setattr(_cluster, "REPORT_SECONDS", 0.0)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # where nodes find the toys; SLURM hands the environment on
 
 
