@@ -19,7 +19,7 @@ import pytest
 
 from lavila.cluster.workers import Job, Progress
 from lavila.data.dali_pipelines import check
-from lavila.data.dali_pipelines.check import SEEK_FRAMES, VideoCheck, asks
+from lavila.data.dali_pipelines.check import SEEK_FRAMES, VideoCheck, requests
 from lavila.data.loader import ClipLoader, Pictures, clip_sizes
 from lavila.inspection import verify as verify_module
 from lavila.inspection.verify import Quarantined, Verdict, verify_shard_set, write_quarantine
@@ -425,7 +425,7 @@ def test_long_videos_are_decoded_in_every_frame_within_a_bound(
     frames: int, through: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(check, "HELD_BYTES", 1000)
-    asked = asks(frames, frame_bytes=100, reads_through=through)
+    asked = requests(frames, frame_bytes=100, reads_through=through)
     assert all(min(ask.length, frames + 1) <= 10 for ask in asked)
     seen = [ask.start + n * ask.stride for ask in asked for n in range(ask.expected)]
     assert max(seen) == frames - 1 and sum(ask.length > ask.expected for ask in asked) == 1  # one more is asked for
