@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 
 _LONGEST_SHOWN = 80
-_LONGEST_LINE = 200
 
 
 class UserError(ValueError):
@@ -27,10 +26,10 @@ def shown(value: object) -> str:
     return f"a {type(value).__name__}"
 
 
-def one_line(text: object) -> str:
-    """The words of a text, such as another library's error, on one line of limited length."""
+def one_line(text: object, *, most: int = 200) -> str:
+    """The words of a text, such as another library's error, on one line of at most `most` characters and "..."."""
     words = " ".join(str(text).split())
-    return words if len(words) <= _LONGEST_LINE else f"{words[:_LONGEST_LINE]}..."
+    return words if len(words) <= most else f"{words[:most]}..."
 
 
 def listed(names: Sequence[str], *, most: int = 10) -> str:

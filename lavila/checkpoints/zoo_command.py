@@ -1,8 +1,8 @@
-"""The zoo as text, and the download of what is in it.
+"""The zoo as text, and the download of its checkpoints.
 
-python -m lavila.checkpoints.zoo_command                    the table
-python -m lavila.checkpoints.zoo_command NAME [NAME ...]    downloads them to $LAVILA_HOME/checkpoints (~/.cache/lavila)
-python -m lavila.checkpoints.zoo_command --markdown         the table of docs/MODEL_ZOO.md
+python -m lavila.checkpoints.zoo_command                    print the table
+python -m lavila.checkpoints.zoo_command NAME [NAME ...]    download them to $LAVILA_HOME/checkpoints (~/.cache/lavila)
+python -m lavila.checkpoints.zoo_command --markdown         print the table of docs/MODEL_ZOO.md
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lavila.checkpoints.errors import CheckpointError
-from lavila.checkpoints.zoo import ZOO, Score, ZooModel, fetch
+from lavila.checkpoints.zoo import EK100_CLASSES, ZOO, Score, ZooModel, fetch
 
-# (task, how it was scored) -> the config to evaluate with; what is not here has no task or recipe yet.
+# (task, how it was scored) -> the config that evaluates it. The others have no task or recipe yet.
 RECIPES = {("ek100_cls", "fine-tuned"): "ek100_cls_tsf_l"}
 NOT_BUILT = "task not built yet"
-EK100_HEADS = 3  # of the recipe; a classifier with one predicts the action
 
 
 def markdown() -> str:
@@ -48,14 +47,14 @@ def _command(model: ZooModel, score: Score) -> str:
     recipe = RECIPES.get((score.task, score.how))
     if recipe is None:
         return f'{NOT_BUILT}; `load_model("{model.name}", num_frames={score.frames})`'
-    one_head = len(model.num_classes) != EK100_HEADS
-    heads = " 'task.heads=[action]'" if one_head else ""
-    told = " (the action alone: verb and noun are sums over actions, not built yet)" if one_head else ""
-    return f"`torchrun --nproc-per-node 8 evaluate.py --config {recipe} checkpoint={model.name}{heads}`{told}"
+    action_only = len(model.num_classes) != len(EK100_CLASSES)
+    heads = " 'task.heads=[action]'" if action_only else ""
+    note = " (the action alone: verb and noun are sums over actions, not built yet)" if action_only else ""
+    return f"`torchrun --nproc-per-node 8 evaluate.py --config {recipe} checkpoint={model.name}{heads}`{note}"
 
 
 def table() -> str:
-    """The zoo as text, one checkpoint a line."""
+    """The zoo as text, one line for each checkpoint."""
     rows = [("name", "frames", "pixels", "MD5", "here", "model", "published scores")]
     for model in ZOO.values():
         scores = "; ".join(f"{s.task} {s.how} {s.frames}f {_values(s)}" for s in model.scores)
@@ -72,7 +71,7 @@ def _values(score: Score) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table or download checkpoints; returns the exit status."""
+    """Print the table or download checkpoints. Returns the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -214,7 +214,7 @@ def test_egovlps_raw_and_converted_files(tmp_path: Path, caplog: pytest.LogCaptu
     for name in ("raw.pth", "converted.pth"):
         caplog.clear()
         loaded = load_model(tmp_path / name, num_frames=2)
-        assert "logit_scale: not part of EgoVLP's form; set to that of temperature 0.07" in caplog.text
+        assert "logit_scale" in caplog.text and "0.07" in caplog.text
         assert loaded.temperature_scale().item() == pytest.approx(1 / 0.07)  # type: ignore[operator]
         wanted = {**model.state_dict(), "logit_scale": loaded.state_dict()["logit_scale"]}
         wanted["visual.temporal_embed"] = wanted["visual.temporal_embed"][:, :2]
@@ -239,7 +239,7 @@ def test_constants_are_dropped_by_name_and_only_if_they_are_constant(
     name = "module.text_decoder.transformer.h.2.attn.bias"
     changed = state[name].clone()
     changed[0, 0, 3, 1] = 0
-    told = r"of other values than the constants they should be: text_decoder\.transformer\.h\.2\.attn\.bias;"
+    told = r"text_decoder\.transformer\.h\.2\.attn\.bias;"
     with pytest.raises(CheckpointError, match=told):
         load_model(write(tmp_path / "m.pth", {**state, name: changed}))
     model = tiny("distilbert")
@@ -290,7 +290,7 @@ def test_what_is_no_model_is_told() -> None:
         ({}, "found none; expected visual with fc_cls"),
         ({"features.0.weight": (3,)}, "found features; expected"),
         (without("clip", "token_embedding"), "holds the tensors of no model here: found image_projection, ln_final"),
-        (without("clip", "visual.pos_embed"), "has no tensor visual.pos_embed, which tells the size"),
+        (without("clip", "visual.pos_embed"), "has no tensor visual.pos_embed"),
         ({**without("clip"), "visual.pos_embed": (5, 64)}, r"visual.pos_embed has shape \[5, 64\]: expected 3 sizes"),
         ({**without("clip"), "visual.pos_embed": (1, 0, 64)}, r"expected 3 sizes above 0"),
         (
