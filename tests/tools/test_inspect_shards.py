@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from lavila.inspection.facts import amount, duration, failure_groups
-from lavila.inspection.preview import BOX, CARD, FRAMES, chosen_rows, label_text, letterboxed, one_line, sheet_size
+from lavila.inspection.preview import BOX, CARD, FRAMES, chosen_rows, label_text, letterboxed, printable, sheet_size
 from lavila.shards.reader import ShardSet, open_shard_set
 from tests.inspection import test_verify
 from tests.inspection.test_verify import break_frame, renew_hashes, write_chunks, write_clips
@@ -311,7 +311,7 @@ def test_words_of_a_card() -> None:
     classes = {"verb": ["take"], "labels": ["Sit", "Stand\nup"]}
     row: dict[str, Any] = {"verb": 0, "noun": 4, "action": None, "labels": [1, 0, 7]}
     assert label_text(row, classes) == "verb take  ·  noun #4  ·  labels Stand up, Sit, #7"
-    assert one_line("  a\n\tb\x00\u202ec 日本 ") == "a b  c 日本"
+    assert printable("  a\n\tb\x00\u202ec 日本 ") == "a b  c 日本"
 
 
 def test_a_preview_copes_with_any_text(clips: ShardSet, tmp_path: Path) -> None:
