@@ -31,7 +31,7 @@ START_TEMPERATURE = 0.07
 
 
 class DualEncoder(nn.Module, ABC):
-    """What all dual encoders share. `logit_scale` is the logarithm of the factor on cosine similarities, as stored."""
+    """The base of all dual encoders. The stored `logit_scale` is the logarithm of the factor on cosine similarities."""
 
     visual: TimeSformer
     image_projection: nn.Parameter | nn.Module
@@ -40,24 +40,24 @@ class DualEncoder(nn.Module, ABC):
     embed_dim: int
 
     def encode_video(self, video: Tensor) -> Tensor:
-        """Normalised video [B,3,T,H,W] -> embedding [B,D], projected, not brought to unit length."""
+        """Normalised video [B,3,T,H,W] -> embedding [B,D], projected, but not of unit length."""
         return _project(self.visual(video), self.image_projection)
 
     @abstractmethod
     def encode_text(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Token ids [B,L] int64 -> embedding [B,D], projected, not brought to unit length.
+        """Token ids [B,L] int64 -> embedding [B,D], projected, but not of unit length.
 
         mask: [B,L], non-zero at tokens that count, zero at padding; None: all count. ValueError for another shape.
         """
 
     def temperature_scale(self) -> Tensor:
-        """Factor on cosine similarities, a scalar: exp(logit_scale)."""
+        """The factor on cosine similarities, a scalar: exp(logit_scale)."""
         return self.logit_scale.exp()
 
     def forward(self, video: Tensor, tokens: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
-        """What a contrastive loss takes: `video_embed` and `text_embed` [B,D] of unit length, `temperature_scale`.
+        """The input of a contrastive loss: `video_embed` and `text_embed` [B,D] of unit length, `temperature_scale`.
 
-        The embeddings are of the weights' type, under autocast too.
+        The embeddings have the weights' type, under autocast, too.
         """
         kind = self.logit_scale.dtype
         return {
@@ -91,10 +91,10 @@ class ClipDualEncoder(DualEncoder):
         nn.init.normal_(self.token_embedding.weight, std=0.02)
 
     def encode_text(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Token ids [B,L] int64 -> embedding [B,D], projected, not brought to unit length.
+        """Token ids [B,L] int64 -> embedding [B,D], projected, but not of unit length.
 
-        Read at the first of the largest ids, which ends a text that was not cut. mask: not needed, and not looked at:
-        nothing before that token can see what follows it. ValueError for a text that is too long.
+        The embedding is the feature of the first token with the largest id, which ends a text that was not cut. `mask`
+        is ignored, since that token cannot see what follows it. ValueError for a text that is too long.
         """
         _check_tokens(tokens, None, longest=self.transformer.config.context_length)
         x_BLD = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
@@ -103,7 +103,7 @@ class ClipDualEncoder(DualEncoder):
         return _project(self.ln_final(end_BD), self.text_projection)
 
     def architecture(self) -> dict[str, Any]:
-        """What `build_model` needs to make this model again, as plain JSON types."""
+        """The input of `build_model` for this model, as plain JSON types."""
         return {
             "kind": "dual_encoder",
             "tower": self.visual.architecture(),
@@ -113,7 +113,7 @@ class ClipDualEncoder(DualEncoder):
 
     @classmethod
     def from_architecture(cls, architecture: Mapping[str, Any]) -> ClipDualEncoder:
-        """The inverse of `architecture()`, with fresh weights. ValueError names the fields that are off."""
+        """The inverse of `architecture()`, with fresh weights. ValueError names wrong fields."""
         _check_fields(architecture, {"kind", "tower", "text", "embed_dim"})
         return cls(
             TimeSformer.from_architecture(architecture["tower"]),
@@ -163,7 +163,7 @@ class DistilBertDualEncoder(DualEncoder):
         return _project(hidden_BLD[:, 0], self.text_projection)
 
     def architecture(self) -> dict[str, Any]:
-        """What `build_model` needs to make this model again, as plain JSON types."""
+        """The input of `build_model` for this model, as plain JSON types."""
         return {
             "kind": "dual_encoder_distilbert",
             "tower": self.visual.architecture(),
@@ -174,7 +174,7 @@ class DistilBertDualEncoder(DualEncoder):
 
     @classmethod
     def from_architecture(cls, architecture: Mapping[str, Any]) -> DistilBertDualEncoder:
-        """The inverse of `architecture()`, with fresh weights. ValueError names the fields that are off."""
+        """The inverse of `architecture()`, with fresh weights. ValueError names wrong fields."""
         _check_fields(architecture, {"kind", "tower", "text", "embed_dim", "projection"})
         return cls(
             TimeSformer.from_architecture(architecture["tower"]),
