@@ -15,7 +15,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -57,12 +57,6 @@ READABLE = (
 )
 
 Inflation = Literal["bilinear", "zeros", "interp"]
-
-
-class Describable(Protocol):
-    """A model that describes how to build it again."""
-
-    def architecture(self) -> dict[str, Any]: ...
 
 
 KINDS = {"classifier", "dual_encoder", "dual_encoder_distilbert", "narrator", "timesformer"}  # kinds of architectures

@@ -41,6 +41,11 @@ class Execution:
     threads: int  # number of CPU threads
     prefetch: int  # number of batches in flight
 
+    @property
+    def draws_on_host(self) -> bool:
+        """Whether CPU threads draw the pictures, without DALI."""
+        return self.decoder == "host" and self.device_id is None
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Payload:

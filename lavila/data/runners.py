@@ -43,7 +43,7 @@ def build_runner(reader: ClipReader, spec: PictureSpec, execution: Execution, *,
     """
     if execution.decoder != "host":
         return PipelineRunner(spec, reader.read, execution, ahead=execution.prefetch + 1)
-    if execution.device_id is None:
+    if execution.draws_on_host:
         work = _work(execution, HostRunner.clip_bytes(spec), held=HELD)
         ahead = batches_ahead(work, memory_gib=host_memory_gib)
         return HostRunner(spec, reader.read, threads=execution.threads, ahead=ahead)
