@@ -44,7 +44,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import common
-from benchmarks.common import fill_docs, machine
+from benchmarks.common import TABLES, fill_docs, machine
 from benchmarks.reference_timesformer import reference_of
 from lavila.models.timesformer import TimeSformer, TimeSformerConfig
 
@@ -260,7 +260,7 @@ def shown(row: dict[str, Any]) -> str:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The Markdown of docs/PERFORMANCE.md."""
+    """The Markdown of docs/PERFORMANCE_TABLES.md."""
     header = "| model | step | precision | checkpointing | compiled | on | times as fast | at the limit | peak memory"
     lines = [f"{header} | with weights |", "| --- " * 10 + "|"]
     for row in rows:
@@ -286,7 +286,7 @@ def store(rows: list[dict[str, Any]], skipped: list[dict[str, Any]]) -> None:
     known = {"rows": sorted(merged.values(), key=lambda row: [str(part) for part in identity(row)]), "skipped": skipped}
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text(json.dumps(known, indent=1) + "\n")
-    fill_docs("model", table(known["rows"]))
+    fill_docs("model", table(known["rows"]), TABLES)
 
 
 def cases_of(args: argparse.Namespace) -> list[Case]:

@@ -43,7 +43,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--dry-run", action="store_true", help="make every row with tiny footage, GPU graphs included; times nothing")
     add("--tiny", action="store_true", help="measure with tiny footage, to try the script out; needs --out")
     add("--material", type=Path, metavar="DIR", help="where the footage is kept (data/benchmark/loader)")
-    add("--out", type=Path, metavar="DIR", help="write loader.json, PERFORMANCE.md and the chart there instead")
+    add(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder for loader.json and PERFORMANCE_TABLES.md, in place of benchmarks/results and docs",
+    )
     args = parser.parse_args(argv)
     if args.rounds < 1 or args.workers < 1:
         parser.error(f"--rounds {args.rounds} --workers {args.workers}: give 1 or more of each")
@@ -109,7 +114,8 @@ def main(argv: list[str] | None = None) -> int:
     report = {"form": FORM, "machine": machine(), "rows": results}
     out = args.out
     if out:
-        write_results(report, results=out / "loader.json", docs=out / "PERFORMANCE.md")
+        write_results(report, results=out / "loader.json", tables=out / common.TABLES.name)
     else:
-        write_results(report, results=RESULTS, docs=common.DOCS)
+        write_results(report, results=RESULTS, tables=common.TABLES)
+        print("run python -m benchmarks.summary next: it draws the chart and writes the numbers of README.md")
     return 0
