@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ def five_numbers(found: Mapping[str, Json]) -> str:
 
 
 def answer(found: Mapping[str, Json]) -> str:
-    """The table of docs/PERFORMANCE.md: clips a second of each side for the rows of the chart, the limit beside them."""
+    """The table of docs/PERFORMANCE.md: clips a second of each side and of the limit, for the rows of the chart."""
     sides = by_row(found["loader"]["rows"])
     shown = (*SIDES, "decode")
 
@@ -96,28 +96,12 @@ def answer(found: Mapping[str, Json]) -> str:
 
 
 def draw(entries: Iterable[Json], path: Path) -> None:
-    """Bars: clips a second of each side. A panel ends a little beyond the fastest loader; a longer limit is cut there."""
+    """A panel of bars for each of PANELS: clips a second of each side."""
     rows, sides = by_row(entries), (*SIDES, "decode")
     figure, panels = plt.subplots(1, len(PANELS), figsize=(11.5, 4.3), sharey=True)
     for panel, (title, row) in zip(panels, PANELS.items(), strict=True):
-        found = [rows[row.format(codec=codec)] for codec in CODECS]
-        end = 1.35 * max(each["ours"]["clips_per_second"]["median"] for each in found)
-        for shift, (each, codec) in enumerate(zip(found, CODECS.values(), strict=True)):
-            for place, side in enumerate(sides):
-                entry, at = each[side], place + 0.4 * shift - 0.2
-                if "absent" in entry:
-                    panel.text(end * 0.01, at, "GPU only", va="center", fontsize=7, color="0.5")
-                    continue
-                rate = entry["clips_per_second"]["median"]
-                colour = (OURS if side == "ours" else OTHERS)[shift]
-                look: Json = {"color": colour} if side != "decode" else {"color": "none", "edgecolor": colour}
-                panel.barh(at, min(rate, end), 0.36, label=codec if side == "ours" else None, **look)
-                text = (f"{rate:.0f}" if rate >= 10 else f"{rate:.1f}") + (
-                    " \N{RIGHTWARDS ARROW}" if rate > end else ""
-                )
-                panel.text(min(rate, end * 0.85) + end * 0.01, at, text, va="center", fontsize=8, color="0.2")
+        draw_panel(panel, [rows[row.format(codec=codec)] for codec in CODECS], sides)
         panel.set_title(title, fontsize=9.5, loc="left")
-        panel.set_xlim(0, end)
         panel.set_xlabel("clips/s", fontsize=8.5)
         panel.tick_params(labelsize=8.5, length=0)
         for spine in ("top", "right", "left"):
@@ -130,6 +114,25 @@ def draw(entries: Iterable[Json], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=90, metadata={"Software": None})
     plt.close(figure)
+
+
+def draw_panel(panel: Any, found: Sequence[Mapping[str, Json]], sides: Sequence[str]) -> None:
+    """Two bars for each side, H.264 and VP9. The axis ends a little beyond our bar; a longer limit is cut there."""
+    end = 1.35 * max(each["ours"]["clips_per_second"]["median"] for each in found)
+    for shift, (each, codec) in enumerate(zip(found, CODECS.values(), strict=True)):
+        for place, side in enumerate(sides):
+            entry, at = each[side], place + 0.4 * shift - 0.2
+            if "absent" in entry:
+                panel.text(end * 0.01, at, "GPU only", va="center", fontsize=7, color="0.5")
+                continue
+            rate = entry["clips_per_second"]["median"]
+            colour = (OURS if side == "ours" else OTHERS)[shift]
+            look: Json = {"color": "none", "edgecolor": colour} if side == "decode" else {"color": colour}
+            panel.barh(at, min(rate, end), 0.36, label=codec if side == "ours" else None, **look)
+            text = f"{rate:.0f}" if rate >= 10 else f"{rate:.1f}"
+            text += " \N{RIGHTWARDS ARROW}" if rate > end else ""
+            panel.text(min(rate, end * 0.85) + end * 0.01, at, text, va="center", fontsize=8, color="0.2")
+    panel.set_xlim(0, end)
 
 
 def generated(found: Mapping[str, Json]) -> list[tuple[Path, str, str]]:

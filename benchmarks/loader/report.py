@@ -151,9 +151,9 @@ def section(result: dict[str, Any]) -> str:
         "Clips a second. The brackets compare ours with that side: times as many clips a second, then times less core "
         "time for a clip. Other work on the machine distorts core time least.",
         rates_table(entries),
-        "Ours beside the limits. *Decoding alone* is libavcodec, which decodes each clip as far as its last wanted frame. "
-        "Ours can exceed it, because it skips frames that no wanted frame needs. *Work alone* decodes and draws what is "
-        "needed, with no loader around it. *Overhead* is 1 - time of work alone / time of ours.",
+        "Ours beside the limits. *Decoding alone* is libavcodec, which decodes each clip as far as its last wanted "
+        "frame. Ours can exceed it, because it skips frames that no wanted frame needs. *Work alone* decodes and draws "
+        "what is needed, with no loader around it. *Overhead* is 1 - time of work alone / time of ours.",
         stages_table(entries),
         "Goals.",
         goals_table(entries),

@@ -44,10 +44,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--tiny", action="store_true", help="measure with tiny footage, to try the script out; needs --out")
     add("--material", type=Path, metavar="DIR", help="where the footage is kept (data/benchmark/loader)")
     add(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="folder for loader.json and PERFORMANCE_TABLES.md, in place of benchmarks/results and docs",
+        "--out", type=Path, metavar="DIR", help="folder for loader.json and the tables, not benchmarks/results and docs"
     )
     args = parser.parse_args(argv)
     if args.rounds < 1 or args.workers < 1:
