@@ -28,7 +28,7 @@ FORM = 1  # the version of the JSON; rows of another version are not kept
 
 
 def machine() -> dict[str, Any]:
-    """Where the figures come from."""
+    """The machine and the versions of the figures."""
     return common.machine(*PACKAGES, gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None)
 
 
@@ -66,7 +66,7 @@ def by_row(entries: Iterable[Entry]) -> dict[str, dict[str, Entry]]:
 
 
 def rates_table(entries: Iterable[Entry]) -> str:
-    """Clips a second of every side; how many times as many ours gives, and how much less core time it takes."""
+    """Clips a second of every side, and ours against it: times as many clips, and times less core time."""
 
     def cell(side: str, sides: dict[str, Entry]) -> str:
         entry = sides.get(side, {"absent": ""})
@@ -86,7 +86,7 @@ def rates_table(entries: Iterable[Entry]) -> str:
 
 
 def goals_table(entries: Iterable[Entry]) -> str:
-    """What had to be reached and what was."""
+    """The goals, and what was reached."""
     rows = []
     for entry in entries:
         if "must" not in entry:
@@ -128,7 +128,7 @@ def gpu_table(entries: Iterable[Entry]) -> str:
 
 
 def absent_list(entries: Iterable[Entry]) -> str:
-    """What was not measured, and why: one line a side and reason."""
+    """What was not measured, and why: one line for each side and reason."""
     reasons: dict[tuple[str, str], list[str]] = {}
     for entry in entries:
         if "absent" in entry:

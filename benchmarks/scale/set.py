@@ -45,9 +45,9 @@ class Made:
 
 def make_set(folder: Path, made: Made) -> Path:
     """A shard set of layout "clips", once; its videos cannot be decoded."""
-    told = folder / "made.json"
+    made_file = folder / "made.json"
     facts = {"format": FORMAT, **asdict(made)}
-    if told.is_file() and json.loads(told.read_text()) == facts:
+    if made_file.is_file() and json.loads(made_file.read_text()) == facts:
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     checksums = np.full(made.clips, zlib.crc32(bytes(made.clip_bytes)), np.uint32)  # of holes
@@ -71,7 +71,7 @@ def make_set(folder: Path, made: Made) -> Path:
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
     add_mapped(folder)
-    told.write_text(json.dumps(facts))
+    made_file.write_text(json.dumps(facts))
     return folder
 
 
