@@ -41,8 +41,8 @@ STRIP_VIEWS, STRIP_FRAMES, STRIP_PIXELS = 6, 8, 112
 MISTAKES = Section(
     key="mistakes",
     type="cases",
-    title="Clips it got wrong",
-    note="One view of each, the truth, and what was guessed instead.",
+    title="Clips that the model got wrong",
+    note="One view of each clip, the truth, and the model's answer.",
 )
 
 OF_TRAINING = (  # sections and settings of a config that an evaluation does not use
