@@ -44,8 +44,8 @@ HEADS = "fc_cls"  # parameters of the classification heads have this in their na
 
 TABLES_NOTE = (
     "In a matrix, a row is the truth, a column is the model's first guess, and a number counts clips. Green is right, "
-    "red is wrong, and a stronger colour is a larger share of the row. A bar is the share of a class that is right. The "
-    "number behind it counts the clips of the class."
+    "red is wrong, and a stronger colour is a larger share of the row. A bar is the share of a class that is right. "
+    "The number behind it counts the clips of the class."
 )
 
 
