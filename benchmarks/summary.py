@@ -56,7 +56,7 @@ def five_numbers(found: Mapping[str, Json]) -> str:
     clips = found["scale"]["about"]["clips"]
     memory = " MB instead of ".join(f"{each['resident_mib'] * 1.048576:,.0f}" for each in (ours, dali))
     return markdown(
-        ["what", "times as fast", "as"],
+        ["what", "times as fast", "compared with"],
         [
             ["loading training clips (H.264 / VP9)", f"**{loader_ratios(found, training)}**", REFERENCE],
             ["loading an evaluation of 10 clips x 3 crops", f"**{loader_ratios(found, evaluation)}**", "the same"],
