@@ -33,7 +33,7 @@ from lavila.pickles.tensors import SUFFIXES
 
 
 def report(file: Path, model: nn.Module) -> list[str]:
-    """Lines to print: how many tensors were converted, and the names of those that changed."""
+    """Lines about the names: how many tensors came over, and those that did not come over as they were."""
     ours = model.state_dict()
     lines = [f"{file}: {architecture_line(model)}", f"{len(ours)} tensors"]
     if file.suffix not in SUFFIXES:

@@ -33,7 +33,7 @@ Json = dict[str, Any]
 MISTAKES_LISTED = 60  # mistakes without a picture that the page lists; report.json has all of them
 STILL_IS_ENOUGH = 0.6  # share of the gain over the baselines that one frame explains
 MOTION_DECIDES = 0.15
-LEAST_GAIN = 1.0  # hundredths of the metric's scale: a smaller gain over the baselines is no learning
+LEAST_GAIN = 1.0  # hundredths of the metric's scale over the baselines: with less, nothing was learned
 SINGLE_FRAME = "single_frame_"  # before the name of a metric: the control with frozen frames, which any task may have
 STILL = {"label": "one frozen frame", "sentence": "one frozen frame gets"}
 
@@ -60,7 +60,7 @@ class ViewStrip:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportPictures:
-    """Strips to show: every view of a few clips, and one view of each clip with a wrong answer."""
+    """Strips to show: every view of a few clips, and one view of each clip that was got wrong."""
 
     views: Sequence[ViewStrip] = field(default_factory=list)
     mistakes: Sequence[ViewStrip] = field(default_factory=list)  # matched to report["mistakes"] by clip_id
@@ -271,7 +271,7 @@ def film(view: npt.NDArray[np.uint8]) -> str:
 
 
 def cases_of(entries: Sequence[Json], pictures: ReportPictures, views: Mapping[str, Any]) -> Json:
-    """The wrong answers: cards for clips with pictures, a list of `MISTAKES_LISTED` others, the number of the rest."""
+    """The clips got wrong: cards for those with pictures, a list of `MISTAKES_LISTED` others, and how many are left."""
     strips = {s.clip_id: s for s in pictures.mistakes}
     drawn, listed = [], []
     for entry in entries:
