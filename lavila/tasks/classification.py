@@ -43,9 +43,8 @@ SHOWN_CLASSES = 3  # in a message, where they differ
 HEADS = "fc_cls"  # parameters of the classification heads have this in their name
 
 TABLES_NOTE = (
-    "In a matrix, a row is the truth, a column is the model's first guess, and a number counts clips. Green is right, "
-    "red is wrong, and a stronger colour is a larger share of the row. A bar is the share of a class that is right. "
-    "The number behind it counts the clips of the class."
+    "Matrix: a row is the truth, a column the model's first guess, a number counts clips; green is right, red is "
+    "wrong, stronger for a larger share of the row. Bars: share of each class that is right, and how many clips it has."
 )
 
 
@@ -191,7 +190,7 @@ class ClassificationTask:
                 Section(
                     key="heads",
                     type="class_tables",
-                    title="Where the model is right, and what it mixes up",
+                    title="Where it is right, and what it mixes up",
                     note=TABLES_NOTE,
                     values=tables,
                 ),
