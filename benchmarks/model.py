@@ -51,7 +51,7 @@ from benchmarks.reference_timesformer import reference_of
 from lavila.models.timesformer import TimeSformer, TimeSformerConfig
 
 RESULTS = common.RESULTS / "model.json"
-M_MMAP_THRESHOLD = -3  # of mallopt, malloc.h
+M_MMAP_THRESHOLD = -3  # the parameter of mallopt, from malloc.h
 SIDES = ("ours", "reference")
 
 # Temporal attention not at its zero start, so that every part of the arithmetic shows in the output.

@@ -47,7 +47,7 @@ CODE = {"normal": (), "gop": ("--gop", str(VIEW_GOP)), "frames-for": ("--frames-
 class SetSpec:
     """A shard set to measure with."""
 
-    seconds: int  # of each clip
+    seconds: int  # length of each clip
     codec: str  # vp9 or h264
     kind: str = "normal"  # normal, gop or frames-for
 
@@ -59,7 +59,7 @@ class Material:
     folder: Path
     video_seconds: int = 300
     clips: dict[int, int] = field(default_factory=lambda: {2: 32, 3: 32, 8: 16, 30: 8})  # seconds -> clips of a set
-    kinds: tuple[str, ...] = tuple(CODE)  # of sets that are made; the first stands for the others
+    kinds: tuple[str, ...] = tuple(CODE)  # kinds of sets; the first stands for those that are not here
 
     @classmethod
     def tiny(cls, folder: Path) -> Material:

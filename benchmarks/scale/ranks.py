@@ -19,7 +19,7 @@ RANKS, BATCH, THREADS = 8, 512, 4
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How an epoch is gone through."""
+    """How the ranks read an epoch."""
 
     name: str
     folder: Path

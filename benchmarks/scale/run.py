@@ -132,7 +132,7 @@ def reading(folder: Path, real: Path) -> list[dict[str, Any]]:
 
 def tables(result: dict[str, Any]) -> dict[str, list[str]]:
     """Rows of the tables of the documentation, by the names of their places."""
-    start = ["| | s | MB resident | of them own | MB before, by imports |", "| --- | --- | --- | --- | --- |"]
+    start = ["| | s | MB resident | MB own | MB before, by imports |", "| --- | --- | --- | --- | --- |"]
     for row in result["start_up"]:
         memory = (row[name] * 1.048576 for name in ("resident_mib", "own_mib", "resident_before_mib"))
         start.append(f"| {row['what']} | {row['seconds']:.2f} | " + " | ".join(f"{mb:,.0f}" for mb in memory) + " |")
