@@ -13,11 +13,16 @@ FusionRule = Literal["mean_logits", "max_similarity"]
 
 
 def topk_accuracy(scores: Floats, targets: Integers, *, k: int) -> float:
-    """Per cent of samples whose target is among the k highest scores.
+    """Per cent of samples whose target is among the k highest scores. Arguments and errors as in `topk_hits`."""
+    return float(np.mean(topk_hits(scores, targets, k=k)) * 100)
+
+
+def topk_hits(scores: Floats, targets: Integers, *, k: int) -> npt.NDArray[np.bool_]:
+    """[N]: whether a sample's target is among the k highest scores.
 
     scores: [N,K], any scale. targets: [N], class indices. Ties count against the target: fewer than k other classes may
-    score as high or higher. So the figure depends on no sort, and a model that gives all classes one score gets 0.
-    ValueError for wrong shapes, no samples, NaN, k or targets outside K.
+    score as high or higher. So the outcome depends on no sort, and a model that gives all classes one score gets none
+    right. ValueError for wrong shapes, no samples, NaN, k or targets outside K.
     """
     samples, classes = _shape("scores", scores, "N", "K")
     _check_classes("targets", targets, samples=samples, num_classes=classes)
@@ -27,7 +32,7 @@ def topk_accuracy(scores: Floats, targets: Integers, *, k: int) -> float:
         raise ValueError("scores hold NaN, which has no rank; look for the loss or input that made it")
     own = np.take_along_axis(scores, targets[:, None], axis=1)
     as_high_or_higher = (scores >= own).sum(axis=1)  # the target itself included
-    return float(np.mean(as_high_or_higher <= k) * 100)
+    return np.asarray(as_high_or_higher <= k)
 
 
 def confusion_matrix(predicted: Integers, targets: Integers, *, num_classes: int) -> npt.NDArray[np.int64]:

@@ -18,8 +18,8 @@ from lavila.metrics.classification import (
 )
 from tests.golden_files import GOLDEN, golden_json
 
-TENSORS = load_file(GOLDEN / "metrics_classification.safetensors")
-FIGURES = golden_json("metrics_classification")
+TENSORS = load_file(GOLDEN / "metrics.safetensors")
+FIGURES = golden_json("metrics")["cases"]
 
 
 @pytest.mark.parametrize("k", [1, 3, 5])
