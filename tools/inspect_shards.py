@@ -30,17 +30,16 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
-from lavila.cluster.workers import Progress, WorkerDied
+from lavila.cluster.workers import WorkerDied
 from lavila.errors import UserError
 from lavila.inspection.facts import describe, shard_set_facts
-from lavila.inspection.verdict import items_to_verify, verdict_text, verify
+from lavila.inspection.verdict import verdict_text, verify
 from lavila.shards.checksums import add_checksums
 from lavila.shards.format import QUARANTINE, read_manifest
-from lavila.shards.reader import ShardSet, open_shard_set
+from lavila.shards.reader import open_shard_set
 from lavila.shards.writer import add_mapped
 
 
@@ -85,29 +84,15 @@ def check_arguments(p: argparse.ArgumentParser, args: argparse.Namespace) -> Non
         p.error(f"--workers {args.workers}: give 0 or more")
 
 
-def verify_showing(shard_set: ShardSet, *, workers: int) -> dict[str, Any]:
-    """Verify a set with a bar of its tars and videos."""
-    with tqdm(total=items_to_verify(shard_set), unit="item", desc="tars and videos", dynamic_ncols=True) as bar:
-
-        def show(progress: Progress) -> None:
-            bar.set_postfix(bad=progress.failed, refresh=False)
-            bar.update(progress.stored + progress.failed - bar.n)
-
-        return verify(shard_set, workers=workers, on_progress=show)
-
-
-def add_checksums_showing(folder: Path, *, threads: int) -> None:
-    """Add checksums to a set that has none, with a bar of the bytes read."""
-    total = sum(entry["bytes"] for entry in read_manifest(folder)["shards"])
-    with tqdm(total=total, unit="B", unit_scale=True, desc="tars", dynamic_ncols=True) as bar:
-        written = add_checksums(folder, threads=threads or len(os.sched_getaffinity(0)), on_progress=bar.update)
-    print(f"written: {', '.join(written)}" if written else f"{folder}: has checksums already", file=sys.stderr)
-
-
 def work(args: argparse.Namespace) -> int:
     """Do what the arguments say. Returns the exit status."""
     if args.add_checksums:
-        add_checksums_showing(args.folder, threads=args.workers)
+        total = sum(entry["bytes"] for entry in read_manifest(args.folder)["shards"])
+        with tqdm(total=total, unit="B", unit_scale=True, desc="tars", dynamic_ncols=True) as bar:
+            threads = args.workers or len(os.sched_getaffinity(0))
+            written = add_checksums(args.folder, threads=threads, on_progress=bar.update)
+        done = f"written: {', '.join(written)}" if written else f"{args.folder}: has checksums already"
+        print(done, file=sys.stderr)
     if args.add_mapped:
         written = add_mapped(args.folder)
         print(f"written: {', '.join(written)}", file=sys.stderr)
@@ -118,7 +103,7 @@ def work(args: argparse.Namespace) -> int:
         print(describe(facts, plain=plain), flush=True)
     sound = True
     if args.verify:
-        found = verify_showing(shard_set, workers=args.workers)
+        found = verify(shard_set, workers=args.workers)
         sound = not found["problems"] and not found["quarantine"]
         facts |= {"verified": found, "quarantine": len(found["quarantine"])}
         if not args.json:

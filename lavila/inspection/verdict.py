@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
+
+from tqdm import tqdm
 
 from lavila.cluster.workers import Progress
 from lavila.inspection.facts import SHOWN
@@ -15,14 +16,8 @@ from lavila.shards.reader import ShardSet
 NVDEC_WORKERS = 8  # each has a CUDA context on the GPU, and a GPU has fewer decoding units than that
 
 
-def items_to_verify(shard_set: ShardSet) -> int:
-    """The number of tars and stored videos."""
-    stored = shard_set.clips if shard_set.chunks is None else shard_set.chunks
-    return int(stored.num_rows) + len(shard_set.shards)
-
-
-def verify(shard_set: ShardSet, *, workers: int, on_progress: Callable[[Progress], None]) -> dict[str, Any]:
-    """Check everything, and write quarantine.jsonl.
+def verify(shard_set: ShardSet, *, workers: int) -> dict[str, Any]:
+    """Check everything with a bar of tars and videos, and write quarantine.jsonl.
 
     `workers`: number of processes; 0 = one for each core. Returns the decoder, the problems of files (one line each),
     and the clips in quarantine (clip_id, shard, reason).
@@ -37,7 +32,15 @@ def verify(shard_set: ShardSet, *, workers: int, on_progress: Callable[[Progress
     decoder = choose_decoder("auto", codec=shard_set.codec, device=device)
     cores = len(os.sched_getaffinity(0))
     workers = workers or (min(cores, NVDEC_WORKERS) if decoder == "nvdec" else cores)
-    verdict = verify_shard_set(shard_set, TrainingDecoder(decoder=decoder), workers=workers, on_progress=on_progress)
+    stored = shard_set.clips if shard_set.chunks is None else shard_set.chunks
+    total = stored.num_rows + len(shard_set.shards)
+    with tqdm(total=total, unit="item", desc=f"tars and videos, {decoder}", dynamic_ncols=True) as bar:
+
+        def show(progress: Progress) -> None:
+            bar.set_postfix(bad=progress.failed, refresh=False)
+            bar.update(progress.stored + progress.failed - bar.n)
+
+        verdict = verify_shard_set(shard_set, TrainingDecoder(decoder=decoder), workers=workers, on_progress=show)
     write_quarantine(shard_set.path, verdict.bad)
     return {"decoder": decoder, "problems": verdict.problems, "quarantine": [asdict(one) for one in verdict.bad]}
 

@@ -6,8 +6,8 @@ usual window) and roll (radians, clockwise). A move changes exactly one of them,
     pose(t) = stand + offset + direction * RANGE * (t - 1/2),    t = 0 .. 1 over the clip
 
 `offset` is uniform in +-RANGE/2 in every dimension that the move leaves alone and 0 in the one that it changes. At a
-random t each dimension is thus uniform in +-RANGE/2 about the stand whatever the move: a single frame does not
-tell which move it belongs to, only the order of several frames does.
+random t each dimension is thus uniform in +-RANGE/2 about the stand, for every move. So a single frame does not show
+its move; only the order of several frames does.
 """
 
 from __future__ import annotations
