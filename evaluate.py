@@ -1,4 +1,7 @@
-"""Evaluate a model: [torchrun --nproc-per-node 8] evaluate.py --config NAME [checkpoint=PATH key=value ...]"""
+"""Evaluate a model: [torchrun --nproc-per-node 8] evaluate.py --config NAME [checkpoint=PATH key=value ...]
+
+Score saved predictions again: evaluate.py --from runs/NAME/predictions
+"""
 
 from lavila.engine.command_line import parse, run
 
@@ -6,12 +9,15 @@ from lavila.engine.command_line import parse, run
 def main() -> None:
     config = parse(
         "Evaluates a checkpoint over temporal and spatial views; writes report.json and report.html to the run folder "
-        "for the run's newest checkpoint, and to <run_dir>/evaluations/NAME/ for any other.",
+        "for the run's newest checkpoint, and to <run_dir>/evaluations/NAME/ for any other. Predictions are kept there "
+        "in the folder `predictions`; --from scores such a folder again, and writes the report beside it anew.",
         example="python evaluate.py --config quickstart checkpoint=runs/quickstart/checkpoints views.clips=4",
+        scores_again=True,
     )
-    from lavila.engine.evaluator import evaluate  # after parsing, so that --help and config errors are quick
+    from lavila.engine.dry_run import check_evaluation  # after parsing, so that --help and config errors are quick
+    from lavila.engine.evaluator import evaluate
 
-    run(evaluate, config)
+    run(check_evaluation if config.dry_run else evaluate, config)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,10 @@ def main() -> None:
         "Trains a model on a shard set; continues from the run's newest checkpoint if there is one.",
         example="torchrun --nproc-per-node 8 train.py --config ek100_cls_tsf_l optim.epochs=50 seed=1",
     )
-    from lavila.engine.trainer import train  # after parsing, so that --help and config errors are quick
+    from lavila.engine.dry_run import check_training  # after parsing, so that --help and config errors are quick
+    from lavila.engine.trainer import train
 
-    run(train, config)
+    run(check_training if config.dry_run else train, config)
 
 
 if __name__ == "__main__":

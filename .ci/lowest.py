@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 
 project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
-for requirement in (*project["dependencies"], *project["optional-dependencies"]["slurm"]):
+extras = project["optional-dependencies"]
+for requirement in (*project["dependencies"], *extras["slurm"], *extras["tensorboard"]):
     name, lowest = re.match(r"([\w.-]+)>=([\w.]+)", requirement).groups()
     sys.stdout.write(f"{name}=={lowest}\n")

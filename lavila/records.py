@@ -97,11 +97,12 @@ class VideoBatch:
     narrations: tuple[tuple[str, ...], ...]  # B x (any number)
     sources: tuple[tuple[str, ...], ...]  # the source of each narration: "human", "rephrased", "machine" ...
     chosen: npt.NDArray[np.int64]  # [B] place of the plan's narration in the clip's; -1 = the clip has none
+    draws: npt.NDArray[np.float64]  # [B] in [0, 1): what the plan drew for each clip's words, and `chosen` follows from
 
     def __post_init__(self) -> None:
         assert self.video.ndim == 6, self.video.shape
         sizes = {len(self.video), len(self.rows), len(self.positions), len(self.clip_ids), len(self.narrations)}
-        sizes |= {len(self.label_sets), len(self.sources), len(self.chosen)}
+        sizes |= {len(self.label_sets), len(self.sources), len(self.chosen), len(self.draws)}
         assert len(sizes) == 1, sizes
         for narrations, sources, chosen in zip(self.narrations, self.sources, self.chosen, strict=True):
             assert len(narrations) == len(sources), (narrations, sources)
@@ -116,6 +117,22 @@ class VideoBatch:
         """[B] Whether the chosen narration was written by a person; False where the clip has none."""
         chosen = zip(self.sources, self.chosen, strict=True)
         return np.array([bool(sources) and sources[i] == HUMAN for sources, i in chosen], np.bool_)
+
+    def part(self, start: int, stop: int) -> VideoBatch:
+        """The clips at places start to stop - 1; the pictures are not copied."""
+        cut = slice(start, stop)
+        return VideoBatch(
+            video=self.video[cut],
+            rows=self.rows[cut],
+            positions=self.positions[cut],
+            clip_ids=self.clip_ids[cut],
+            labels={name: values[cut] for name, values in self.labels.items()},
+            label_sets=self.label_sets[cut],
+            narrations=self.narrations[cut],
+            sources=self.sources[cut],
+            chosen=self.chosen[cut],
+            draws=self.draws[cut],
+        )
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -32,6 +32,7 @@ from typing import Any
 from lavila.annotations import DATASETS, read_annotations
 from lavila.cluster.arrays import ClusterOptions
 from lavila.config.load import load_config
+from lavila.config.schema import FRAMES
 from lavila.errors import UserError
 from lavila.ingest.assembly import work_folder
 from lavila.ingest.encode import ENCODERS, EncodeSettings, Limits, check_encoder
@@ -182,7 +183,7 @@ def read_evaluation_frames(words: Sequence[str]) -> EvaluationFrames:
     """The frames that the evaluation of a config uses. `words`: its name, then settings key=value."""
     config = load_config(words[0], words[1:])
     data = config.data
-    choice = FrameChoice(frames=data.frames, sampling=data.sampling.value, stride=data.stride)
+    choice = FrameChoice(frames=data.frames or FRAMES, sampling=data.sampling.value, stride=data.stride)
     return EvaluationFrames(choice=choice, clips=config.views.clips)
 
 

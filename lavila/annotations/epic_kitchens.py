@@ -19,6 +19,11 @@ from lavila.records import Clip
 SPLITS = {"train": "EPIC_100_train.csv", "val": "EPIC_100_validation.csv"}
 VERB_CLASSES = "EPIC_100_verb_classes.csv"
 NOUN_CLASSES = "EPIC_100_noun_classes.csv"
+GROUPS = (  # file, its column, name of the group
+    ("EPIC_100_unseen_participant_ids_validation.csv", "participant_id", "unseen_participants"),
+    ("EPIC_100_tail_verbs.csv", "verb", "tail_verbs"),
+    ("EPIC_100_tail_nouns.csv", "noun", "tail_nouns"),
+)
 USED_COLUMNS = (
     "narration_id",
     "participant_id",
@@ -47,6 +52,8 @@ def read_classification(path: Path, split: str) -> AnnotationSet:
     `path` is the folder of the csv files, or one csv file with the others beside it. An action's index is the place of
     its `"verb:noun"` among the distinct ones of training and validation, sorted as text ("10:4" before "2:5"): a
     published classifier's outputs are in this order. An action's texts are all its narrations in both splits.
+    Where the lists of unseen participants and of tail classes lie there, `tables["groups"]` of split val has them:
+    group str ("unseen_participants", "tail_verbs", "tail_nouns"), entry str (a participant, or a class's number).
     Raises AnnotationError, which names file, line and column. `failures` gets each row whose stop is not after its
     start, or whose video lies outside the video root.
     """
@@ -70,6 +77,7 @@ def read_classification(path: Path, split: str) -> AnnotationSet:
 
     rows = tables[annotated] if annotated in tables else read_csv(annotated, USED_COLUMNS)
     clips, failures = read_clips(rows, verbs=len(verb_keys), nouns=len(noun_keys), used=USED_COLUMNS, more=action)
+    groups, group_files = _read_groups(folder, split)
     action_names = [f"{verb_keys[verb]} {noun_keys[noun]}" for verb, noun in ordered]
     return AnnotationSet(
         clips=clips,
@@ -79,9 +87,22 @@ def read_classification(path: Path, split: str) -> AnnotationSet:
             "noun": [[key] for key in noun_keys],
             "action": [sorted(said[pair]) for pair in ordered],
         },
-        files=[*dict.fromkeys([annotated, *tables]), folder / VERB_CLASSES, folder / NOUN_CLASSES],
+        files=[*dict.fromkeys([annotated, *tables]), folder / VERB_CLASSES, folder / NOUN_CLASSES, *group_files],
         failures=failures,
+        tables={"groups": groups} if groups else {},
     )
+
+
+def _read_groups(folder: Path, split: str) -> tuple[list[dict[str, Any]], list[Path]]:
+    """The groups whose accuracies the challenge reports: rows of group and entry, and the files that were there."""
+    files = [folder / name for name, _, _ in GROUPS] if split == "val" else []
+    there = [(file, *about[1:]) for file, about in zip(files, GROUPS, strict=False) if file.is_file()]
+    entries = [
+        {"group": group, "entry": row.cells[column].strip()}
+        for file, column, group in there
+        for row in read_csv(file, (column,))
+    ]
+    return entries, [file for file, _, _ in there]
 
 
 def read_clips(

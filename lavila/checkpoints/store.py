@@ -62,6 +62,9 @@ Inflation = Literal["bilinear", "zeros", "interp"]
 KINDS = {"classifier", "dual_encoder", "dual_encoder_distilbert", "narrator", "timesformer"}  # kinds of architectures
 
 
+TEXT_TOWERS = {"dual_encoder": "clip", "dual_encoder_distilbert": "distilbert"}  # kind of architecture -> of tower
+
+
 def _model_class(kind: str) -> type[Any]:
     """The class of a kind of architecture. It is imported here, since the imports of some classes take seconds."""
     match kind:
@@ -191,7 +194,7 @@ class TrainedOn:
     std: tuple[float, ...]  # R, G, B on 0..255; empty = not said
     frames: int | None  # number of frames of a clip
     image_size: int | None  # side of a picture, pixels
-    classes: dict[str, list[str]]  # head -> names of its classes, in the model's order of heads; empty = not said
+    text: str  # kind of its text tower: clip or distilbert; "" = it has none
     task_facts: dict[str, Any]  # the facts for its task, with `classes` (`lavila.tasks.TaskFacts`)
 
 
@@ -203,13 +206,13 @@ def trained_on(path: str | Path) -> TrainedOn:
     file = find_model(path)
     if file.suffix in SUFFIXES:
         published = read_published(file)
-        architecture, pictures, classes = published.architecture, published.pictures(), {}
+        architecture, pictures = published.architecture, published.pictures()
         metadata: dict[str, str] = {}
     else:
         metadata = _read_metadata(file)
         try:
-            architecture, pictures, classes = (
-                json.loads(metadata.get(name, "{}")) for name in (f"{RESERVED}architecture", "pictures", "classes")
+            architecture, pictures = (
+                json.loads(metadata.get(name, "{}")) for name in (f"{RESERVED}architecture", "pictures")
             )
         except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{file}: its metadata is not JSON ({error}); write it with save_model") from error
@@ -221,7 +224,7 @@ def trained_on(path: str | Path) -> TrainedOn:
             std=tuple(float(value) for value in pictures.get("std", ())),
             frames=tower.get("num_frames"),
             image_size=tower.get("image_size"),
-            classes={head: [str(name) for name in names] for head, names in classes.items()},
+            text=TEXT_TOWERS.get(str(architecture.get("kind")), ""),
             task_facts=_task_facts(metadata),
         )
     except (TypeError, ValueError, AttributeError) as error:

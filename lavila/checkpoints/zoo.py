@@ -38,6 +38,36 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How the scores of a dataset were made, beside the number of frames; the values are those of a config."""
+
+    metrics: dict[str, str]  # published name -> name of the same metric in our reports
+    clips: int = 1  # temporal clips
+    crops: str = "center"
+    sampling: str = "segments"
+    fusion: str = ""  # of the views; "" where there is one view
+
+
+_MIR = Protocol(metrics={"avg mAP": "map", "avg nDCG": "ndcg"})
+_CHARADES = Protocol(metrics={"mAP": "map"})
+_EGTEA_METRICS = {"mean acc": "action_mean_class"}
+PROTOCOLS = {  # (task, how) of a `Score`
+    ("ek100_mir", "zero-shot"): _MIR,
+    ("ek100_mir", "fine-tuned"): _MIR,
+    ("charades_ego", "zero-shot"): _CHARADES,
+    ("charades_ego", "fine-tuned"): _CHARADES,
+    ("egomcq", "zero-shot"): Protocol(metrics={"intra acc": "intra_accuracy"}),
+    ("ek100_cls", "fine-tuned"): Protocol(metrics={kind: f"{kind}_top1" for kind in ("verb", "noun", "action")}),
+    ("egtea", "zero-shot"): Protocol(
+        metrics=_EGTEA_METRICS, clips=10, crops="three", sampling="strided", fusion="max_similarity"
+    ),
+    ("egtea", "fine-tuned"): Protocol(
+        metrics=_EGTEA_METRICS, clips=10, crops="center_repeated", sampling="strided", fusion="mean_logits"
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
 class ZooModel:
     """A published checkpoint."""
 

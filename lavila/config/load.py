@@ -1,8 +1,9 @@
 """YAML files and `key=value` arguments -> RunConfig. The only module that knows OmegaConf.
 
 A config file is YAML that sets fields of `RunConfig`. `base: [data/ek100_cls, model/tsf_l]` at its top names files
-that come first (depth first, a later one wins); nothing else composes. Every layer is merged onto the schema on its
-own before it joins the others, so that an error names the file or the argument it came from.
+that come first (depth first, a later one wins). Several configs can be named, too: what a later one sets replaces what
+an earlier one sets, so that `toy` makes any recipe small. Nothing else composes. Every layer is merged onto the schema
+on its own before it joins the others, so that an error names the file or the argument it came from.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import difflib
 import typing
 from collections.abc import Sequence
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,31 +26,56 @@ from lavila.config.schema import ConfigError, RunConfig, check
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 
 
-def load_config(name: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(name: str | Path | Sequence[str | Path], overrides: Sequence[str] = ()) -> RunConfig:
     """The config called `name` with `key=value` overrides applied, checked.
 
     Args:
         name: a file under `lavila/configs/` without its `.yaml`, such as `quickstart` or `data/sample`, or the path of
-            a file.
+            a file. Or several of these, of which later ones win; the run is then called by all their names.
         overrides: arguments such as `data.batch_size=8`; values are YAML, so `data.crop_scale=[0.3,1]` is a pair.
 
     Raises:
         ConfigError: one line with the file or argument, the key, what was found and what is allowed.
     """
-    path = _find(str(name), wanted_by=None)
-    merged = OmegaConf.structured(RunConfig)
-    layers = _file_layers(path, chain=()) + [_override_layer(text) for text in overrides]
-    for source, values in layers:
+    names = [name] if isinstance(name, str | Path) else name
+    paths = [_find(str(one), wanted_by=None) for one in names]
+    merged = _schema()
+    layers = [layer for path in paths for layer in _file_layers(path, chain=())]
+    for source, values in layers + [_override_layer(text) for text in overrides]:
         merged = _merge(merged, values, source)
-    config = OmegaConf.to_object(merged)
+    shown = " and ".join(map(_shown, paths)) + (f" with {' '.join(overrides)}" if overrides else "")
+    try:
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{shown}: {str(error).splitlines()[0]}") from None
     assert isinstance(config, RunConfig)
-    run_name = config.name or path.stem
+    run_name = config.name or "-".join(path.stem for path in paths)
     config = dataclasses.replace(config, name=run_name, run_dir=config.run_dir or f"runs/{run_name}")
     try:
         check(config)
+        for evaluation in config.evals:
+            evaluation_config(config, evaluation)
     except ConfigError as error:
-        raise ConfigError(f"{_shown(path)}{' with ' + ' '.join(overrides) if overrides else ''}: {error}") from None
+        raise ConfigError(f"{shown}: {error}") from None
     return config
+
+
+def evaluation_config(config: RunConfig, name: str) -> RunConfig:
+    """What `evals.<name>` evaluates with: the run's settings, but for those of its own `data`, `views` and `task`.
+
+    Raises:
+        ConfigError: a key or a value of these that does not fit, named with the evaluation.
+    """
+    own = to_dict(config.evals[name])
+    run = OmegaConf.merge(_schema(), to_dict(config) | {"evals": {}, "keep_best": ""})
+    changed = _merge(run, {section: own[section] for section in ("data", "views", "task")}, f"evals.{name}")
+    merged = OmegaConf.to_object(changed)
+    assert isinstance(merged, RunConfig)
+    try:
+        check(merged)
+    except ConfigError as error:
+        raise ConfigError(f"evals.{name}: {error}") from None
+    return merged
 
 
 def to_dict(config: object) -> dict[str, Any]:
@@ -75,11 +102,19 @@ def known_names() -> list[str]:
     return sorted(path.relative_to(CONFIG_DIR).with_suffix("").as_posix() for path in CONFIG_DIR.rglob("*.yaml"))
 
 
+@cache
+def _schema() -> Any:
+    """The schema for OmegaConf, which takes long to make. `OmegaConf.merge` copies what it merges into."""
+    return OmegaConf.structured(RunConfig)
+
+
 def _plain(value: object) -> Any:
     if dataclasses.is_dataclass(value):
         return to_dict(value)
     if isinstance(value, Enum):
         return value.value
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -145,7 +180,7 @@ def _override_layer(text: str) -> tuple[str, dict[str, Any]]:
 def _merge(merged: Any, values: dict[str, Any], source: str) -> Any:
     _check_keys(values, RunConfig, source, prefix="")
     try:
-        OmegaConf.merge(OmegaConf.structured(RunConfig), values)  # alone, so that the error is this layer's own
+        OmegaConf.merge(_schema(), values)  # alone, so that the error is this layer's own
         return OmegaConf.merge(merged, values)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
@@ -168,6 +203,20 @@ def _check_keys(values: dict[str, Any], schema: type, source: str, *, prefix: st
                 raise ConfigError(f"{source}: {prefix}{key}: is {value!r}; it is a section with the keys {keys}")
             assert isinstance(section, type)
             _check_keys(value, section, source, prefix=f"{prefix}{key}.")
+        elif (entry := _entries_of(section)) is not None:
+            if not isinstance(value, dict) or not all(isinstance(named, dict) for named in value.values()):
+                keys = ", ".join(typing.get_type_hints(entry))
+                raise ConfigError(
+                    f"{source}: {prefix}{key}: is {value!r}; it maps names to sections with the keys {keys}"
+                )
+            for name, named in value.items():
+                _check_keys(named, entry, source, prefix=f"{prefix}{key}.{name}.")
         elif typing.get_origin(section) is tuple and Ellipsis not in (kinds := typing.get_args(section)):
             if not isinstance(value, list | tuple) or len(value) != len(kinds):
                 raise ConfigError(f"{source}: {prefix}{key}: is {value!r}; it is a list of {len(kinds)} numbers")
+
+
+def _entries_of(hint: Any) -> type | None:
+    """The section that each entry of a field is, where the field maps names to sections."""
+    kinds = typing.get_args(hint) if typing.get_origin(hint) is dict else ()
+    return kinds[1] if kinds and isinstance(kinds[1], type) and dataclasses.is_dataclass(kinds[1]) else None

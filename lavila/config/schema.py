@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -39,6 +40,8 @@ class Range:
         return " and ".join(f"{word} {bound}" for word, bound in bounds if math.isfinite(bound))
 
 
+FRAMES, IMAGE_SIZE = 16, 224  # of pictures where neither a config nor the weights say it
+
 Count = Annotated[int, Range(least=1)]
 CountOrNone = Annotated[int, Range(least=0)]  # what 0 means is said with the field
 Seed = Annotated[int, Range(least=0, most=2**63 - 1)]
@@ -48,6 +51,7 @@ Chance = Annotated[float, Range(least=0, most=1)]
 ChanceBelowOne = Annotated[float, Range(least=0, below=1)]
 Share = Annotated[float, Range(above=0, most=1)]
 Level = Annotated[float, Range(least=0, most=255)]
+SupervisionLevel = Annotated[int, Range(least=0, most=5)]  # of the EPIC-KITCHENS challenges; docs/RUNS.md has them
 
 
 class Decoder(Enum):
@@ -89,6 +93,17 @@ class Activation(Enum):
     gelu = "gelu"
 
 
+class TextKind(Enum):
+    auto = "auto"
+    clip = "clip"
+    distilbert = "distilbert"
+
+
+class Projection(Enum):
+    matrices = "matrices"
+    frozen_in_time = "frozen_in_time"
+
+
 class Optimizer(Enum):
     adamw = "adamw"
     sgd = "sgd"
@@ -117,12 +132,14 @@ class DataConfig:
 
     train: str = ""  # shard set to train on (a folder made by tools/shard_videos.py)
     val: str = ""  # shard set to evaluate on
+    folder: str = "data"  # where the files of lavila/configs/data have their shard sets; train and val say it in full
+    dataset: str = ""  # whose shard sets these must be: a name of tools/shard_videos.py --dataset; empty = anyone's
     captions: tuple[str, ...] = ()  # captions tables (.parquet), and `own` for the shard set's narrations; empty = own
     batch_size: Count = 64  # clips per optimiser step over all ranks; the same run on 1 or 8 GPUs sees the same batches
     shuffle_window: Count = 131_072  # training clips mixed with each other; sets up to this size are mixed fully
     read_ahead: bool = False  # read the next window in long stretches, for storage that is slow at many small requests
-    frames: Count = 16  # frames per view (T)
-    image_size: Count = 224  # side of the square picture a model sees, pixels
+    frames: CountOrNone = 0  # frames per view (T); 0 = as the weights have, 16 where they do not say
+    image_size: CountOrNone = 0  # side of the square picture a model sees, pixels; 0 = likewise, else 224
     sampling: Sampling = Sampling.segments  # segments: one frame from each of T equal parts; strided: every n-th frame
     stride: Count = 2  # frames between two chosen ones; used by sampling=strided only
     crop_scale: tuple[Share, Share] = (0.5, 1.0)  # share of the picture's area that a training crop covers
@@ -147,15 +164,29 @@ class ViewsConfig:
     clips: Count = 1  # temporal clips, spread evenly over the video
     crops: Crops = Crops.three  # three: left/centre/right (top/centre/bottom); center_repeated: published protocol
     fusion: Fusion = Fusion.mean_logits  # mean of logits then softmax, or maximum over views then softmax
-    batch_size: Count = 8  # clips (not views) in flight over all ranks
-    view_batch_size: CountOrNone = 0  # views per forward pass on a rank; 0 = all views of a batch at once
+    batch_size: Count = 8  # clips (not views) in flight over all ranks; a rank has one whole forward pass at the least
+    view_batch_size: Count = 16  # views of a forward pass, always of the same clips; docs/RUNS.md says why
     precision: Precision = Precision.auto  # of evaluations; auto: as optim.precision, but fp32 where a CPU lacks it
     single_frame_control: bool = False  # also score every view with its middle frame repeated: does the model use time?
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """The text tower of a dual encoder."""
+
+    kind: TextKind = TextKind.auto  # clip, distilbert, or auto: as the weights have it, clip where there are none
+    width: Count = 512  # channels of a token
+    depth: Count = 12  # transformer blocks
+    heads: Count = 8  # attention heads of a block
+    context: Annotated[int, Range(least=2)] = 77  # tokens that a text is cut to
+    vocabulary: str = "distilbert-base-uncased"  # of distilbert: a folder, or a name on the hub; CLIP's is built in
+    init: str = "distilbert-base-uncased"  # weights of distilbert: a folder, or a name on the hub; random = none
+    batch_size: Count = 256  # texts of one forward pass, where an evaluation encodes many
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A TimeSformer. Its frame count and picture size come from `data`."""
+    """A TimeSformer, and what a task adds to it. Its frame count and picture size come from `data`."""
 
     patch_size: Count = 16  # side of a square patch, pixels
     width: Count = 768  # channels of a token
@@ -169,7 +200,11 @@ class ModelConfig:
     drop_path: ChanceBelowOne = 0.1  # stochastic depth of the last block
     dropout: ChanceBelowOne = 0.5  # before the classification heads
     gradient_checkpointing: bool = False  # recompute blocks in the backward pass: less memory, about a third slower
-    init: str = ""  # weights to start from: a checkpoint folder, a file or a name of the zoo; empty = random
+    init: str = ""  # weights to start from: a folder, a file, a name of the zoo, clip:NAME of OpenAI, or random
+    freeze: tuple[str, ...] = ()  # parts that keep their weights: video, text, temperature, ..., or names such as fc_*
+    text: TextConfig = field(default_factory=TextConfig)
+    embed_dim: Count = 256  # of a dual encoder: channels of the space in which videos and texts meet
+    projection: Projection = Projection.matrices  # of a dual encoder with distilbert; frozen_in_time: as EgoVLP's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +215,15 @@ class TaskConfig:
     heads: tuple[str, ...] = ("verb", "noun", "action")  # columns of clips.parquet, one classifier head each
     head_weights: tuple[NotNegative, ...] = ()  # of each head's loss in the sum; empty = 1 each, as published
     label_smoothing: ChanceBelowOne = 0.1  # of the cross-entropy
+    templates: tuple[str, ...] = ("{}",)  # of zero-shot classification: each text of a class is put into each
+    temperature: Positive = 0.07  # of a contrastive loss, where the model starts without one
+    learn_temperature: bool = False  # learned, up to a factor of 100 on similarities; false: frozen
+    pseudo_temperature: Positive = 0.07  # of clips whose words no person wrote
+    learn_pseudo_temperature: bool = False  # likewise
+    margin: NotNegative = 0.2  # of the max-margin loss
+    keep_diagonal: bool = False  # max-margin: a pair counts among those that it is compared with
+    scale_margin: bool = False  # max-margin: the margin is times the relevancy of a pair's sentence
+    relevancy_above: ChanceBelowOne = 0.1  # retrieval: a clip is paired with any sentence that is more relevant to it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,9 +243,31 @@ class OptimConfig:
     betas: tuple[ChanceBelowOne, ChanceBelowOne] = (0.9, 0.999)  # adamw: decay of its two running means
     momentum: ChanceBelowOne = 0.9  # sgd: share of the last update that is kept
     eps: Positive = 1e-8  # adamw: added to the root of the mean square
-    clip_grad_norm: NotNegative = 0.0  # largest gradient norm; 0 = no limit
+    clip_grad_norm: NotNegative = 0.0  # largest norm of the whole gradient; 0 = no limit
+    clip_grad_value: NotNegative = 0.0  # largest size of each number in the gradient; 0 = no limit
+    max_nonfinite_losses: Count = 3  # in a row; their updates are skipped, and at so many training stops
+    shard_state: bool = False  # each rank keeps its share of the optimizer's state, not all of it: saves memory
     accumulate: Count = 1  # passes a rank's share of a batch is split into, to save memory
     precision: Precision = Precision.auto  # auto: bf16 where the GPU has it, fp16 on older GPUs, fp32 on the CPU
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """Who gets the numbers of a run, besides metrics.jsonl, which always does."""
+
+    tensorboard: bool = False  # event files in <run_dir>/tensorboard; needs the extra `tensorboard`
+    wandb: bool = False  # Weights & Biases, a run for each run folder; needs the extra `wandb`
+    wandb_project: str = "lavila"  # the project there
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """An evaluation during training. Its sections hold what differs from the run's own settings."""
+
+    every_epochs: CountOrNone = 1  # epochs between two; 0 = never
+    data: dict[str, Any] = field(default_factory=dict)  # keys of the run's `data`, such as val
+    views: dict[str, Any] = field(default_factory=dict)  # keys of the run's `views`
+    task: dict[str, Any] = field(default_factory=dict)  # keys of the run's `task`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,12 +278,18 @@ class RunConfig:
     run_dir: str = ""  # folder of this run; empty = runs/<name>
     seed: Seed = 0  # of weights, clip order, frames, crops and flips
     device: Device = Device.auto  # auto: cuda where there is one
-    checkpoint: str = ""  # evaluate this one: a path or a zoo name; empty = the run's newest
+    checkpoint: str = ""  # evaluate this one: a path or a zoo name; empty = the run's newest, best = by keep_best
+    keep_predictions: bool = True  # an evaluation leaves them in the folder `predictions` beside its report
+    submission: tuple[SupervisionLevel, ...] = ()  # also write the challenge's file; of pretraining, labels, data
+    predictions: str = ""  # such a folder: score these again, without a model; set by evaluate.py --from
+    dry_run: bool = False  # check everything, write nothing and stop before the first step; --dry-run sets it
     resume: str = "auto"  # auto: newest checkpoint; none: afresh; aside: afresh, older run kept beside; or a path
     checkpoint_every_steps: CountOrNone = 0  # save every n steps; 0 = at the end of each epoch only
     keep_checkpoints: Count = 2  # newest ones kept
+    keep_best: str = ""  # keep the checkpoint with the largest NAME/METRIC of `evals` as well, such as mir/mAP
     log_every_steps: Count = 10  # between two lines of metrics.jsonl
-    evaluate_every_epochs: CountOrNone = 0  # single-view validation while training, every n epochs; 0 = never
+    log: LogConfig = field(default_factory=LogConfig)
+    evals: dict[str, EvalConfig] = field(default_factory=dict)  # evaluations during training, by their names
     data: DataConfig = field(default_factory=DataConfig)
     views: ViewsConfig = field(default_factory=ViewsConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -241,6 +313,11 @@ def _check_ranges(section: object, prefix: str = "") -> None:
         if dataclasses.is_dataclass(value):
             _check_ranges(value, f"{prefix}{name}.")
             continue
+        if isinstance(value, dict):
+            for key, entry in value.items():
+                if dataclasses.is_dataclass(entry):
+                    _check_ranges(entry, f"{prefix}{name}.{key}.")
+            continue
         for allowed, number in ranges(hint, value):
             if not allowed.holds(number):
                 many = isinstance(value, tuple)
@@ -258,6 +335,11 @@ def check(config: RunConfig) -> None:
         raise ConfigError(
             f"data.image_size={config.data.image_size} is not a multiple of "
             f"model.patch_size={config.model.patch_size}; try data.image_size={lower or config.model.patch_size}"
+        )
+    if len(config.submission) not in (0, 3):
+        raise ConfigError(
+            f"submission={list(config.submission)}: three levels (of pretraining, training labels, training data), or "
+            "none: [] = no file for a challenge"
         )
     if config.model.width % config.model.heads:
         raise ConfigError(
@@ -277,18 +359,29 @@ def check(config: RunConfig) -> None:
             f"data.batch_size={config.data.batch_size} cannot be split into optim.accumulate={config.optim.accumulate} "
             "equal passes; make one a multiple of the other"
         )
+    if config.optim.clip_grad_norm and config.optim.clip_grad_value:
+        raise ConfigError(
+            f"optim.clip_grad_norm={config.optim.clip_grad_norm} and optim.clip_grad_value="
+            f"{config.optim.clip_grad_value}: gradients are clipped by one of them; set the other to 0"
+        )
+    _check_evals(config)
     if config.optim.warmup_epochs > config.optim.epochs:
         raise ConfigError(
             f"optim.warmup_epochs={config.optim.warmup_epochs} is longer than optim.epochs={config.optim.epochs}"
         )
-    if not config.task.heads:
-        raise ConfigError("task.heads is empty: name at least one of verb, noun, action")
-    if config.task.head_weights and len(config.task.head_weights) != len(config.task.heads):
+
+
+def _check_evals(config: RunConfig) -> None:
+    """Names that can stand in `keep_best` and before a metric, and a `keep_best` that names one of them."""
+    for name in config.evals:
+        if not re.fullmatch(r"[\w-]+", name):
+            raise ConfigError(f"evals.{name}: a name of letters, digits, - and _, which stands before its metrics")
+    if not config.keep_best:
+        return
+    name, slash, metric = config.keep_best.partition("/")
+    due = [known for known, entry in config.evals.items() if entry.every_epochs]
+    if not slash or not metric or name not in due:
         raise ConfigError(
-            f"task.head_weights={list(config.task.head_weights)} are {len(config.task.head_weights)} weights for the "
-            f"{len(config.task.heads)} heads {', '.join(config.task.heads)}; give one each, or none"
-        )
-    if config.task.head_weights and not any(config.task.head_weights):
-        raise ConfigError(
-            f"task.head_weights={list(config.task.head_weights)}: nothing would be trained; one must be above 0"
+            f"keep_best={config.keep_best}: has the form NAME/METRIC with one of the evaluations of this config "
+            f"({', '.join(due) or 'none is set: add evals.NAME.every_epochs=1'})"
         )

@@ -189,6 +189,7 @@ class ClipLoader:
             narrations=tuple(texts for texts, _ in words),
             sources=tuple(sources for _, sources in words),
             chosen=np.array(chosen, np.int64),
+            draws=np.array([plan.caption for plan in made.plans], np.float64),
         )
 
     def _video(self, pictures: Any) -> torch.Tensor:

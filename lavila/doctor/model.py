@@ -24,9 +24,9 @@ class ModelBench:
 
     def __init__(self, config: RunConfig, shards: ShardSet, process: Process) -> None:
         facts = build.task_facts(config, shards)
-        fresh = replace(config, model=replace(config.model, init=""))  # the weights do not change the time
+        fresh = replace(config, model=replace(config.model, init=build.RANDOM))  # the weights do not change the time
         model = build.fresh_model(fresh, facts).to(process.device)
-        self.task: Task = build.build_task(config, model, facts)
+        self.task: Task = build.build_task(config, model, facts, shards)
         self.task.model.train()
         self.device, self.arithmetic = process.device, Arithmetic.of_training(config, process.device)
 
@@ -96,4 +96,5 @@ def tiled(batch: VideoBatch, size: int) -> VideoBatch:
         narrations=tuple(batch.narrations[place] for place in take),
         sources=tuple(batch.sources[place] for place in take),
         chosen=batch.chosen[places],
+        draws=batch.draws[places],
     )

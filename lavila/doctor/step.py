@@ -121,7 +121,7 @@ class _Bench:
 
     def __init__(self, config: RunConfig, shards: ShardSet, process: Process, *, nvdec: bool = False) -> None:
         self._nvdec = nvdec
-        self.config, self.shards, self.process = config, shards, process
+        self.config, self.shards, self.process = build.with_weights(config, None), shards, process
         self.share = config.data.batch_size // config.optim.accumulate
         cores = len(os.sched_getaffinity(0))
         self.threads = config.data.threads or max(1, cores // process.local_world)

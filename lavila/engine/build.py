@@ -10,34 +10,67 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import torch
 from torch import nn
 
-from lavila.checkpoints.store import TrainedOn, load_model
+from lavila.checkpoints.clip_weights import init_dual_encoder, init_tower, read_clip_weights
+from lavila.checkpoints.store import TrainedOn, load_model, trained_on
 from lavila.checkpoints.zoo import CLIP_PICTURES
-from lavila.config.schema import ConfigError, DataConfig, PictureType, RunConfig
+from lavila.config.schema import (
+    FRAMES,
+    IMAGE_SIZE,
+    ConfigError,
+    DataConfig,
+    PictureType,
+    RunConfig,
+    TextKind,
+    check,
+)
 from lavila.data.loader import ClipLoader, Pictures, clip_sizes
-from lavila.data.sizes import shuffle_of
+from lavila.data.sizes import ChosenSizes, shuffle_of
 from lavila.engine.distributed import Process
+from lavila.engine.tables import tables_of
+from lavila.models.dual_encoder import ClipDualEncoder
 from lavila.models.timesformer import TimeSformer, TimeSformerConfig
 from lavila.plan.crops import CropChoice, ViewChoice
 from lavila.plan.frames import FrameChoice
-from lavila.plan.plans import Ranks, TrainingPlan, ViewPlan
+from lavila.plan.plans import Ranks, Sizes, TrainingPlan, ViewPlan
 from lavila.shards.captions import Captions
 from lavila.shards.reader import ShardSet, open_shard_set
-from lavila.tasks import ModelParts, Task, TaskError, TaskFacts, TaskKind, TaskOptions, registry
+from lavila.tasks import (
+    MarginOptions,
+    ModelParts,
+    Task,
+    TaskError,
+    TaskFacts,
+    TaskKind,
+    TaskOptions,
+    Temperature,
+    TextOptions,
+    registry,
+)
 
 log = logging.getLogger(__name__)
 
+RANDOM = "random"  # in `model.init`: no weights to start from
+CLIP = "clip:"  # before the name or the file of OpenAI's CLIP in `model.init`
 SAME_LEVEL = 0.05  # on 0..255: statistics closer than this are the same, written with fewer digits
 
 
 def shard_set(config: RunConfig, which: str) -> ShardSet:
-    """The training or validation shard set. ConfigError where the config names none."""
+    """The training or validation shard set. ConfigError where the config names none, and for another dataset's."""
     path = getattr(config.data, which)
     if not path:
         raise ConfigError(f"data.{which} is empty: give the folder of a shard set made by tools/shard_videos.py")
-    return open_shard_set(Path(path))
+    shards = open_shard_set(Path(path))
+    found, wanted = shards.manifest.get("dataset"), config.data.dataset
+    if wanted and found != wanted:
+        raise ConfigError(
+            f"data.{which}={path}: is a shard set of {found}, and this config is for {wanted} (data.dataset); give a "
+            f"set made with --dataset {wanted}, or data.dataset={found} where this one is meant"
+        )
+    return shards
 
 
 def task_kind(config: RunConfig) -> TaskKind:
@@ -50,11 +83,38 @@ def task_kind(config: RunConfig) -> TaskKind:
 
 def task_options(config: RunConfig) -> TaskOptions:
     """The values of a config that tasks use."""
+    task, model, text = config.task, config.model, config.model.text
     return TaskOptions(
-        heads=config.task.heads,
-        head_weights=config.task.head_weights,
-        label_smoothing=config.task.label_smoothing,
-        dropout=config.model.dropout,
+        heads=task.heads,
+        head_weights=task.head_weights,
+        label_smoothing=task.label_smoothing,
+        dropout=model.dropout,
+        gradient_checkpointing=model.gradient_checkpointing,
+        text=TextOptions(
+            kind="clip" if text.kind is TextKind.auto else text.kind.value,
+            width=text.width,
+            depth=text.depth,
+            heads=text.heads,
+            context=text.context,
+            vocabulary=text.vocabulary,
+            init=text.init,
+            batch_size=text.batch_size,
+        ),
+        embed_dim=model.embed_dim,
+        projection=model.projection.value,
+        temperature=Temperature(
+            start=task.temperature,
+            learned=task.learn_temperature,
+            pseudo_start=task.pseudo_temperature,
+            pseudo_learned=task.learn_pseudo_temperature,
+        ),
+        margin=MarginOptions(
+            margin=task.margin,
+            keep_diagonal=task.keep_diagonal,
+            scaled=task.scale_margin,
+            relevancy_above=task.relevancy_above,
+        ),
+        templates=task.templates,
         fusion=config.views.fusion.value,
         view_batch_size=config.views.view_batch_size,
     )
@@ -62,7 +122,60 @@ def task_options(config: RunConfig) -> TaskOptions:
 
 def task_facts(config: RunConfig, shards: ShardSet) -> TaskFacts:
     """What a checkpoint of the task will say of a shard set. TaskError where the set does not fit the task."""
-    return task_kind(config).facts(task_options(config), shards.classes, of=shards.path)
+    return task_kind(config).facts(task_options(config), tables_of(shards))
+
+
+def check_words(config: RunConfig, shards: ShardSet, captions: Captions) -> None:
+    """Raise ConfigError where a task is trained on words and not one clip of the set has any."""
+    if task_kind(config).needs_words(tables_of(shards)) and not captions.any_words():
+        raise ConfigError(
+            f"data.captions={list(config.data.captions)}: not one clip of {shards.path} has a narration, and "
+            f"task.name={config.task.name} is trained on them; name captions tables (tools/make_captions.py), or make "
+            "the set from annotations with narrations"
+        )
+
+
+def start_weights(config: RunConfig) -> TrainedOn | None:
+    """What the weights that `model.init` names were trained on; None where a run starts from CLIP or at random.
+
+    ConfigError where `model.init` is empty: nothing shall be trained from random weights that nobody asked for.
+    """
+    init = config.model.init
+    if not init:
+        raise ConfigError(
+            "model.init is empty: name the weights to start from (a folder, a file, a name of the zoo, or "
+            f"{CLIP}ViT-B-16 for OpenAI's CLIP), or model.init={RANDOM} for none"
+        )
+    if init == RANDOM:
+        log.info("model.init=%s: all weights start at random, none are read", RANDOM)
+    return None if init == RANDOM or init.startswith(CLIP) else trained_on(init)
+
+
+def with_weights(config: RunConfig, trained: TrainedOn | None) -> RunConfig:
+    """The config with what weights decide where it does not: statistics, frames, size of pictures; kind of text tower.
+
+    trained: of the weights that are evaluated or started from; None = random ones, or CLIP's. ConfigError where the
+    config contradicts the weights, naming both.
+    """
+    config = with_statistics(config, trained)
+    frames, size = (trained.frames, trained.image_size) if trained else (None, None)
+    data = replace(
+        config.data,
+        frames=config.data.frames or frames or FRAMES,
+        image_size=config.data.image_size or size or IMAGE_SIZE,
+    )
+    config = replace(config, data=data)
+    check(config)  # the size of a picture, which was not known before
+    kind = config.model.text.kind
+    if trained is None or not trained.text or kind.value == trained.text:
+        return config
+    if kind is not TextKind.auto:
+        raise ConfigError(
+            f"model.text.kind={kind.value}, but {trained.file} has a text tower of kind {trained.text}; leave "
+            "model.text.kind out (or auto) to take that one, or name other weights"
+        )
+    text = replace(config.model.text, kind=TextKind(trained.text))
+    return replace(config, model=replace(config.model, text=text))
 
 
 def with_statistics(config: RunConfig, trained: TrainedOn | None) -> RunConfig:
@@ -110,6 +223,7 @@ def _differ(ours: Sequence[float], theirs: Sequence[float]) -> bool:
 
 def training_loader(config: RunConfig, shards: ShardSet, process: Process) -> ClipLoader:
     """Random crops of every clip, in a new order each epoch."""
+    config = with_weights(config, None)  # for who builds a loader alone; a run has resolved it before
     plan = TrainingPlan(
         clip_sizes(shards),
         frames=_frame_choice(config.data),
@@ -128,30 +242,41 @@ def training_loader(config: RunConfig, shards: ShardSet, process: Process) -> Cl
     return _loader(config, shards, plan, process, Captions(shards, config.data.captions))
 
 
-def view_loader(config: RunConfig, shards: ShardSet, process: Process) -> ClipLoader:
-    """Every clip exactly once, with the views of `config.views`."""
+def view_choice(config: RunConfig) -> ViewChoice:
+    """The views of a clip in an evaluation."""
+    return ViewChoice(size=config.data.image_size, clips=config.views.clips, crops=config.views.crops.value)
+
+
+def view_loader(
+    config: RunConfig, shards: ShardSet, process: Process, *, rows: Sequence[int] | None = None
+) -> ClipLoader:
+    """Every clip exactly once, with the views of `config.views`; those of a forward pass lie in one batch.
+
+    rows: of clips.parquet, for these clips alone; none of them is in quarantine.
+    """
+    config = with_weights(config, None)
+    sizes: Sizes = clip_sizes(shards)
+    if rows is not None:
+        sizes = ChosenSizes(of=sizes, indices=np.searchsorted(shards.usable_rows(), np.asarray(rows, np.int64)))
+    views = view_choice(config)
     plan = ViewPlan(
-        clip_sizes(shards),
+        sizes,
         frames=_frame_choice(config.data),
-        views=ViewChoice(size=config.data.image_size, clips=config.views.clips, crops=config.views.crops.value),
+        views=views,
         batch_size=config.views.batch_size,
         ranks=Ranks(rank=process.rank, world=process.world),
+        portion=max(1, config.views.view_batch_size // views.computed),
     )
     captions = Captions(shards, config.data.captions, need_every_table=False)  # some may be of training clips only
     return _loader(config, shards, plan, process, captions)
 
 
-def single_view(config: RunConfig) -> RunConfig:
-    """The same run evaluated on one centre view a clip, for a quick look while training."""
-    crops = type(config.views.crops).center
-    return replace(config, views=replace(config.views, clips=1, crops=crops, single_frame_control=False))
-
-
 def fresh_model(config: RunConfig, facts: TaskFacts, *, resumed: bool = False) -> nn.Module:
-    """A fresh model of the task, its tower started from `model.init` if that is given. The seed decides its weights.
+    """A fresh model of the task, started from what `model.init` names. The seed decides weights that start at random.
 
     resumed: a checkpoint's weights will take the place of all, so `model.init` is not read and need not exist.
     """
+    config = with_weights(config, None)
     torch.manual_seed(config.seed)
     model = config.model
     tower = TimeSformer(
@@ -171,11 +296,18 @@ def fresh_model(config: RunConfig, facts: TaskFacts, *, resumed: bool = False) -
             gradient_checkpointing=model.gradient_checkpointing,
         )
     )
-    start = None
-    if model.init and not resumed:
+    start, clip = None, None
+    if model.init.startswith(CLIP) and not resumed:
+        clip = read_clip_weights(model.init.removeprefix(CLIP))
+    elif model.init not in ("", RANDOM) and not resumed:
         start = load_model(model.init, num_frames=config.data.frames, image_size=config.data.image_size)
         tower.load_state_dict(_tower_of(start, tower, name=model.init).state_dict())
-    return task_kind(config).model(ModelParts(tower=tower, start=start), facts, task_options(config))
+    whole = task_kind(config).model(ModelParts(tower=tower, start=start), facts, task_options(config))
+    if clip is not None and isinstance(whole, ClipDualEncoder):
+        init_dual_encoder(whole, clip)
+    elif clip is not None:
+        init_tower(tower, clip)
+    return whole
 
 
 def _tower_of(start: nn.Module, tower: TimeSformer, *, name: str) -> nn.Module:
@@ -191,9 +323,9 @@ def _tower_of(start: nn.Module, tower: TimeSformer, *, name: str) -> nn.Module:
     return found
 
 
-def build_task(config: RunConfig, model: nn.Module, facts: TaskFacts) -> Task:
-    """The task that `task.name` names, around a model."""
-    return task_kind(config).task(model, facts, task_options(config))
+def build_task(config: RunConfig, model: nn.Module, facts: TaskFacts, shards: ShardSet) -> Task:
+    """The task that `task.name` names, around a model, for batches of a shard set."""
+    return task_kind(config).task(model, facts, task_options(config), tables_of(shards))
 
 
 def checkpoint_facts(config: RunConfig, facts: TaskFacts) -> dict[str, str]:
@@ -209,7 +341,7 @@ def _frame_choice(data: DataConfig) -> FrameChoice:
 def _loader(
     config: RunConfig, shards: ShardSet, plan: TrainingPlan | ViewPlan, process: Process, captions: Captions
 ) -> ClipLoader:
-    data = with_statistics(config, None).data  # for who builds a loader alone; a run has resolved them before
+    data = config.data
     mean, std = (cast(tuple[float, float, float], values) for values in (data.mean, data.std))
     return ClipLoader(
         shards,

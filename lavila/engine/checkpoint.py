@@ -5,6 +5,7 @@
                                /train_state/        the optimiser's state (torch DCP)
                                /config.yaml         the run's resolved config, for people
 <run>/checkpoints/latest                            text: the name of the newest, for `load_model`
+<run>/checkpoints/best.json                         the name of the best by `keep_best`, and its value
 
 A folder gets its name only when everything in it is on the disk, and loses it before anything in it is removed. So a
 run that is killed at any moment leaves whole checkpoints, and beside them temporary folders (`.step-*.tmp`) that the
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import shutil
 import warnings
@@ -27,17 +29,20 @@ import torch
 from torch import nn
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from lavila.checkpoints.errors import CheckpointError
 from lavila.checkpoints.store import LATEST, WEIGHTS, load_model, save_model
 from lavila.engine.distributed import Process, barrier, on_main
+from lavila.engine.optim import blank_state, own_part
 from lavila.files import sync, whole_file
 
 log = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
 FACTS, TRAIN_STATE, CONFIG = "checkpoint.json", "train_state", "config.yaml"
+BEST = "best.json"
+OPTIMIZER = "optimizer.state"  # before the names of parameters in train_state
 FORMAT = 1  # of checkpoint.json
 STEP = re.compile(r"step-\d{8}")
 LEFT_OVER = re.compile(rf"\.step-\d{{8}}\..*tmp|{LATEST}\..*\.tmp")
@@ -86,9 +91,17 @@ def step_folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if STEP.fullmatch(path.name))
 
 
-def save(
-    run_dir: Path, state: TrainState, *, process: Process, config_yaml: str, extra: dict[str, str], keep: int
-) -> Path:
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """What a checkpoint holds besides the state, and which older ones stay."""
+
+    config_yaml: str  # the run's config, for people
+    extra: dict[str, str]  # what the model file says, see `save_model`
+    keep: int  # newest ones that stay
+    spared: str = ""  # the name of one that stays, though it is older
+
+
+def save(run_dir: Path, state: TrainState, *, process: Process, beside: Beside) -> Path:
     """Write a checkpoint; every rank calls this. CheckpointError where a whole one of this name is there already."""
     folder = run_dir / FOLDER
     final = folder / step_name(state.progress.updates)
@@ -96,20 +109,23 @@ def save(
     on_main(lambda: _make_room(temporary, final))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process: that is meant
-        optimizer = {"optimizer": get_optimizer_state_dict(state.model, state.optimizer)}
-        state_dict_saver.save(optimizer, checkpoint_id=temporary / TRAIN_STATE, no_dist=process.world == 1)
+        # Each rank gives the state that it keeps, under the parameters' names: any number of ranks can read it again.
+        kept = own_part(state.optimizer).state
+        values = {OPTIMIZER: {name: kept[p] for name, p in state.model.named_parameters() if kept.get(p)}}
+        state_dict_saver.save(values, checkpoint_id=temporary / TRAIN_STATE, no_dist=process.world == 1)
     if process.is_main:
-        save_model(state.model, temporary / WEIGHTS, extra=extra)
+        save_model(state.model, temporary / WEIGHTS, extra=beside.extra)
         _write_facts(temporary, state)
-        (temporary / CONFIG).write_text(config_yaml, encoding="utf-8")
+        (temporary / CONFIG).write_text(beside.config_yaml, encoding="utf-8")
         for path in [*temporary.rglob("*"), temporary]:
             sync(path)
         temporary.rename(final)
         sync(folder)
         with whole_file(folder / LATEST) as file:
             file.write(f"{final.name}\n".encode())
-        for old in [path for path in step_folders(folder) if path.name <= final.name][:-keep]:
-            _remove(old)
+        for old in [path for path in step_folders(folder) if path.name <= final.name][: -beside.keep]:
+            if old.name != beside.spared:
+                _remove(old)
         log.info("checkpoint: %s", final)
     barrier()
     return final
@@ -130,27 +146,92 @@ def load(path: Path, state: TrainState, *, process: Process) -> Facts:
             "the frames, the picture size and the classes that it was trained with, or start another run from its "
             f"weights (model.init={path} run_dir=...)"
         ) from None
-    settings = [{name: value for name, value in g.items() if name != "params"} for g in state.optimizer.param_groups]
-    values = {"optimizer": get_optimizer_state_dict(state.model, state.optimizer)}
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            state_dict_loader.load(values, checkpoint_id=path / TRAIN_STATE, no_dist=process.world == 1)
-    except (CheckpointException, RuntimeError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[-300:]
-        raise CheckpointError(
-            f"{path / TRAIN_STATE}: does not fit this config's optimiser ({reason}); resume with the optim.optimizer "
-            f"that it was trained with, or start another run from its weights (model.init={path} run_dir=...)"
-        ) from error
-    set_optimizer_state_dict(state.model, state.optimizer, values["optimizer"])
-    for group, own in zip(state.optimizer.param_groups, settings, strict=True):
-        group.update(own)
+    _load_optimizer(path, state, process=process)
     if facts.scaler and state.scaler.is_enabled():
         state.scaler.load_state_dict(facts.scaler)
     for name, value in asdict(facts.progress).items():
         setattr(state.progress, name, value)
     log.info("resumed from %s: epoch %d, update %d of it", path, facts.progress.epoch, facts.progress.epoch_updates)
     return facts
+
+
+def _load_optimizer(path: Path, state: TrainState, *, process: Process) -> None:
+    """Fill in the state of the parameters that this rank keeps."""
+    folder = path / TRAIN_STATE
+    trained = {name: p for name, p in state.model.named_parameters() if p.requires_grad}
+    try:
+        stored: dict[str, set[str]] = {}
+        for key in FileSystemReader(folder).read_metadata().state_dict_metadata:
+            name, _, slot = key.removeprefix(f"{OPTIMIZER}.").rpartition(".")
+            stored.setdefault(name, set()).add(slot)
+        # Of all parameters, not of those of this rank alone: all ranks find the same, and none waits for the others.
+        own = own_part(state.optimizer)
+        wanted = set(blank_state(own, nn.Parameter(torch.empty(0))))
+        if wrong := [name for name in trained if stored.get(name, wanted) - wanted]:
+            has, wants = (", ".join(sorted(slots)) for slots in (stored[wrong[0]], wanted))
+            raise ValueError(f"{wrong[0]} has {has}, and this one wants {wants}")
+        kept = {p for group in own.param_groups for p in group["params"]}
+        blank = {name: blank_state(own, p) for name, p in trained.items() if p in kept and name in stored}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            state_dict_loader.load({OPTIMIZER: blank}, checkpoint_id=folder, no_dist=process.world == 1)
+    except (CheckpointException, RuntimeError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[-300:]
+        raise CheckpointError(
+            f"{folder}: does not fit this config's optimiser ({reason}); resume with the optim.optimizer "
+            f"that it was trained with, or start another run from its weights (model.init={path} run_dir=...)"
+        ) from error
+    for name, values in blank.items():
+        own.state[trained[name]] = values
+    if new := [name for name in trained if name not in stored]:
+        log.info("%d parameter(s) were not trained before: the optimiser begins anew with %s", len(new), ", ".join(new))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Best:
+    """The best checkpoint of a run so far."""
+
+    checkpoint: str  # name of its folder
+    metric: str  # NAME/METRIC, as `keep_best` has it
+    value: float
+
+
+def best_of(folder: Path, *, metric: str = "") -> Best | None:
+    """What `best.json` in a folder of checkpoints says; None where it says nothing, or names one that is gone.
+
+    metric: None too where it is of another one; empty = of any.
+    """
+    try:
+        best = Best(**json.loads((folder / BEST).read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+    there = (folder / best.checkpoint / FACTS).is_file()
+    return best if there and metric in ("", best.metric) else None
+
+
+def note_if_best(folder: Path, best: Best) -> None:
+    """Write `best.json`, whole or not at all, if the value is larger than that of the same metric there."""
+    before = best_of(folder, metric=best.metric)
+    if not best.value > (before.value if before else -math.inf):  # NaN is no best
+        return
+    with whole_file(folder / BEST) as file:
+        file.write(f"{json.dumps(vars(best))}\n".encode())
+    log.info("best so far: %s with %s %.4g", best.checkpoint, best.metric, best.value)
+
+
+def check_same_order(path: Path, facts: Facts, *, now: dict[str, int]) -> None:
+    """CheckpointError where another order of clips would make a resume in mid-epoch repeat some and miss others."""
+    names = [name for name in facts.order | now if facts.order.get(name) != now.get(name)]
+    if not names:
+        return
+    changes = ", ".join(f"{name} is {now.get(name)} and was {facts.order.get(name)}" for name in names)
+    end = newest_epoch_end(path.parent)
+    elsewhere = f"; or start another run from the end of an epoch (resume={end} run_dir=...)" if end else ""
+    raise CheckpointError(
+        f"{path}: was saved after {facts.progress.epoch_updates} updates of an epoch, and {changes}: the rest "
+        f"of the epoch would repeat clips and miss others. Go on with what was until an epoch ends{elsewhere}; "
+        "or start afresh (resume=aside). optim.accumulate and the number of ranks may change at any time"
+    )
 
 
 def newest(folder: Path) -> Path | None:

@@ -116,6 +116,39 @@ def on_main(work: Callable[[], T]) -> T:
     return result
 
 
+def ask_ranks(flag: torch.Tensor) -> Callable[[], list[bool]]:
+    """A flag of every rank, in rank order: the function that is returned waits for the answer and gives it.
+
+    flag: a bool scalar on this rank's device. What the device was given to do after this call is not waited for, so
+    that it has work while this process decides.
+    """
+    flags = flag.detach().to(torch.uint8).reshape(1)
+    if dist.is_initialized():
+        own, flags = flags, flags.new_empty(dist.get_world_size())
+        dist.all_gather_into_tensor(flags, own)
+    if flags.device.type != "cuda":
+        return lambda: [bool(value) for value in flags.tolist()]
+    answer = torch.empty_like(flags, device="cpu", pin_memory=True)
+    answer.copy_(flags, non_blocking=True)
+    there = torch.cuda.Event()
+    there.record()
+
+    def wait() -> list[bool]:
+        there.synchronize()
+        return [bool(value) for value in answer.tolist()]
+
+    return wait
+
+
+def gather_to_all(value: T) -> list[T]:
+    """Every rank's value on every rank, in rank order."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def gather_to_main(value: Any) -> list[Any] | None:
     """Every rank's value on the main rank, in rank order; None on the others."""
     if not dist.is_initialized():

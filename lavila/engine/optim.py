@@ -1,22 +1,35 @@
-"""Optimisers, parameter groups and the learning-rate schedule, as in the reference.
+"""Frozen parts, optimisers, parameter groups and the learning-rate schedule; the last two as in the reference.
 
 Golden: `scheduler.json`. What is particular there and kept: the warm-up includes the peak at its last step, and the
 cosine starts at the peak again. The reference multiplies the rates of all groups, whatever the name of its option says;
 that is `lr_multiplier_for=all`, and published recipes have it. Without a schedule it multiplies those of the backbone
 alone; that is `lr_multiplier_for=backbone`. Here both work with either schedule. A task says what its backbone is.
+
+`optim.shard_state` gives each rank the optimiser's state of its share of the parameters (ZeRO's first stage, as the
+reference's `--use-zero`), and not FSDP2, for these reasons. Of what TimeSformer-L with its text tower keeps, AdamW's
+state is half, and one rank holds the weights and gradients with ease; activations, which take most, are a matter of
+gradient checkpointing. The parameters stay plain tensors: checkpoints, evaluations and losses need not know of it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.optim import ZeroRedundancyOptimizer
 
-from lavila.config.schema import MultiplierScope, OptimConfig, Optimizer, Schedule
+from lavila.config.schema import ConfigError, MultiplierScope, OptimConfig, Optimizer, Schedule
+
+MOMENTS: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {  # what is kept in the size of each parameter
+    torch.optim.SGD: ("momentum_buffer",),
+    torch.optim.AdamW: ("exp_avg", "exp_avg_sq"),
+}
 
 InBackbone = Callable[[str], bool]  # of a parameter's name: `Task.in_backbone`
 
@@ -63,12 +76,65 @@ def parameter_groups(model: nn.Module, config: OptimConfig, *, in_backbone: InBa
     ]
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig, *, in_backbone: InBackbone) -> torch.optim.Optimizer:
-    """SGD with momentum, or AdamW."""
+def build_optimizer(
+    model: nn.Module, config: OptimConfig, *, in_backbone: InBackbone, ranks: int = 1
+) -> torch.optim.Optimizer:
+    """SGD with momentum, or AdamW. With `shard_state` and several ranks, each keeps the state of its own share.
+
+    ranks: of the run, which torch.distributed knows already if they are several.
+    """
     groups = parameter_groups(model, config, in_backbone=in_backbone)
+    kind: type[torch.optim.Optimizer] = torch.optim.AdamW
+    settings: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
     if config.optimizer is Optimizer.sgd:
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+        kind, settings = torch.optim.SGD, {"lr": config.lr, "momentum": config.momentum}
+    if config.shard_state and ranks > 1:
+        return ZeroRedundancyOptimizer(groups, optimizer_class=kind, **settings)
+    return kind(groups, **settings)
+
+
+def own_part(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimiser with the state that this rank keeps: all of it, unless the state is sharded."""
+    return optimizer.optim if isinstance(optimizer, ZeroRedundancyOptimizer) else optimizer
+
+
+def blank_state(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
+    """What an optimiser of `build_optimizer` keeps for a parameter, with values to be filled in."""
+    moments = MOMENTS[type(own_part(optimizer))]
+    state = {name: torch.empty_like(parameter, requires_grad=False) for name in moments}
+    return state if len(moments) == 1 else {"step": torch.tensor(0.0), **state}  # counted on the CPU
+
+
+def freeze(model: nn.Module, names: Sequence[str]) -> None:
+    """Have parts of a model keep their weights: no gradient, and so no state of the optimiser.
+
+    names: parts that the model's `parts` names, or parameters' names with * for anything, such as `visual.blocks.0.*`.
+    ConfigError for a name that fits nothing, and where nothing would be left to train.
+    """
+    parts: Mapping[str, Sequence[str]] = getattr(model, "parts", {})
+    parameters = dict(model.named_parameters())
+    for name in names:
+        patterns = parts.get(name, (name,))
+        found = [known for known in parameters if any(fnmatchcase(known, pattern) for pattern in patterns)]
+        if not found:
+            groups = sorted({known.split(".")[0] + (".*" if "." in known else "") for known in parameters})
+            raise ConfigError(
+                f"model.freeze={name}: no part and no parameter of this model; its parts are {', '.join(parts)}, its "
+                f"parameters {', '.join(groups)} (* stands for anything)"
+            )
+        for known in found:
+            parameters[known].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in parameters.values()):
+        raise ConfigError(f"model.freeze={list(names)}: that is the whole model, nothing is left to train; name less")
+
+
+def train_mode(model: nn.Module) -> None:
+    """`model.train()`, but modules whose parameters are all frozen stay as in evaluation: without dropout, say."""
+    model.train()
+    for module in model.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            module.eval()
 
 
 def cosine_schedule(

@@ -18,8 +18,10 @@ import yaml
 from lavila.checkpoints.errors import CheckpointError
 from lavila.checkpoints.store import WEIGHTS, find_model
 from lavila.checkpoints.zoo import ZOO
+from lavila.config.load import flatten, to_dict
+from lavila.config.schema import RunConfig
 from lavila.engine import checkpoint
-from lavila.engine.checkpoint import CONFIG, FOLDER, read_facts, step_folders, torn
+from lavila.engine.checkpoint import CONFIG, FOLDER, best_of, read_facts, step_folders, torn
 from lavila.report.compose import Subject
 from lavila.report.environment import best_effort
 from lavila.report.files import METRICS_FILE, read_metrics
@@ -86,12 +88,16 @@ def set_aside(run_dir: Path) -> Path | None:
 
 
 def subject_of(run_dir: Path, wanted: str) -> Subject:
-    """What `checkpoint=wanted` means for a run folder; empty = the run's newest checkpoint.
+    """What `checkpoint=wanted` means for a run folder; empty = the run's newest checkpoint, best = its best one.
 
     CheckpointError where no model is found.
     """
     own = run_dir / FOLDER
     newest = _newest_model(own)
+    if wanted == "best" and not Path(wanted).exists():
+        if (best := best_of(own)) is None:
+            raise CheckpointError(f"checkpoint=best: {own} has no best checkpoint; train with keep_best=NAME/METRIC")
+        wanted = str(own / best.checkpoint)
     if wanted in ZOO and not Path(wanted).exists():
         return Subject(model=wanted, output=run_dir / EVALUATIONS / wanted)
     model = _newest_model(Path(wanted)) if wanted else newest
@@ -128,6 +134,18 @@ def read_config(path: Path) -> dict[str, Any] | None:
         json.dumps(values, default=str, skipkeys=True)
     )  # YAML knows dates, reports do not
     return told
+
+
+def changed_settings(path: Path, config: RunConfig) -> str:
+    """Settings that differ from those of a checkpoint: allowed, but never unnoticed. "" where none do."""
+    if (found := read_config(path)) is None:
+        return f"not known, for {path / CONFIG} cannot be read"
+    before, now = flatten(found), flatten(to_dict(config))
+    now.pop("resume"), before.pop("resume", None)  # how a run was started is no setting of it
+    told = [f"{key}={value} (was {before[key]})" for key, value in now.items() if before.get(key, value) != value]
+    told += [f"{key}={value} (a setting that is new)" for key, value in now.items() if key not in before]
+    told += [f"{key} (was {value}; no such setting now)" for key, value in before.items() if key not in now]
+    return ", ".join(told)
 
 
 def _newest_in(path: Path) -> Path | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-import math
 import time
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,24 +13,25 @@ import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from lavila.checkpoints.errors import CheckpointError
-from lavila.checkpoints.store import TrainedOn, trained_on
-from lavila.config.load import flatten, to_dict, to_yaml
+from lavila.checkpoints.store import trained_on
+from lavila.config.load import to_yaml
 from lavila.config.schema import RunConfig
 from lavila.data.loader import ClipLoader
-from lavila.engine import build, checkpoint
-from lavila.engine.checkpoint import Facts, Progress, TrainState
+from lavila.engine import build, checkpoint, nonfinite
+from lavila.engine.checkpoint import Beside, Best, Progress, TrainState, best_of, note_if_best
 from lavila.engine.distributed import Process, join, mean_over_ranks, on_main, sum_over_ranks
-from lavila.engine.evaluator import evaluate_task
-from lavila.engine.optim import LearningRate, build_optimizer
+from lavila.engine.evaluations import NamedEvaluation, named_evaluations
+from lavila.engine.meter import Meter
+from lavila.engine.nonfinite import BadLoss, LossWatch
+from lavila.engine.optim import LearningRate, build_optimizer, freeze, train_mode
 from lavila.engine.precision import Arithmetic
-from lavila.engine.run_folder import read_config, set_aside, start_from
+from lavila.engine.run_folder import changed_settings, set_aside, start_from
+from lavila.engine.trackers import Trackers, check_trackers
 from lavila.errors import UserError
 from lavila.metrics.units import Metric
 from lavila.plan.plans import TrainingPlan
 from lavila.records import VideoBatch
-from lavila.report.files import METRICS_FILE, MetricsLog, append_stage
-from lavila.shards.reader import ShardSet
+from lavila.report.files import METRICS_FILE, MetricsLog, append_stage, read_metrics
 from lavila.tasks import Task, TaskFacts
 
 log = logging.getLogger(__name__)
@@ -38,47 +40,37 @@ log = logging.getLogger(__name__)
 def train(config: RunConfig) -> Path:
     """Train as the config says, from the checkpoint that `resume` means. Returns the last checkpoint."""
     with join(config.device.value) as process:
-        shards = build.shard_set(config, "train")
-        facts = build.task_facts(config, shards)
-        found = on_main(lambda: start_from(Path(config.run_dir), config.resume))
-        origin = found or config.model.init
-        trained = trained_on(origin) if origin else None
-        config = build.with_statistics(config, trained)
-        _check_facts(config, shards, facts, resumed=trained if found else None)
-        loader = build.training_loader(config, shards, process)
-        model = build.fresh_model(config, facts, resumed=found is not None).to(process.device)
-        task = build.build_task(config, model, facts)
-        trainer = Trainer(config, process, loader=loader, task=task, facts=facts, found=found)
-        return trainer.fit()
+        return prepare(config, process).fit()
 
 
-def _check_facts(config: RunConfig, shards: ShardSet, facts: TaskFacts, *, resumed: TrainedOn | None) -> None:
-    """What is trained on against the checkpoint, and what is validated on against both."""
-    kind = build.task_kind(config)
-    if resumed is not None:
-        kind.check(facts, resumed.task_facts, of=shards.path, wanted_by=resumed.file)
-    if config.evaluate_every_epochs:
-        val = build.shard_set(config, "val")
-        kind.check(build.task_facts(config, val), facts, of=val.path, wanted_by=shards.path)
+def prepare(config: RunConfig, process: Process) -> Trainer:
+    """All that comes before the first step, every check of the config and its files included. Writes nothing."""
+    check_trackers(config.log)
+    shards = build.shard_set(config, "train")
+    found = on_main(lambda: start_from(Path(config.run_dir), config.resume))
+    trained = trained_on(found) if found else build.start_weights(config)
+    config = build.with_weights(config, trained)
+    facts = build.task_facts(config, shards)
+    if found and trained:
+        build.task_kind(config).check(facts, trained.task_facts, of=shards.path, wanted_by=trained.file)
+    evaluations = named_evaluations(config, facts, of=shards.path)
+    loader = build.training_loader(config, shards, process)
+    build.check_words(config, shards, loader.captions)
+    model = build.fresh_model(config, facts, resumed=found is not None).to(process.device)
+    task = build.build_task(config, model, facts, shards)
+    freeze(model, config.model.freeze)
+    parts = RunParts(loader=loader, task=task, facts=facts, evaluations=evaluations)
+    return Trainer(config, process, parts=parts, found=found)
 
 
-@dataclass
-class _Meter:
-    """Sums between two lines of the log."""
+@dataclass(frozen=True, kw_only=True)
+class RunParts:
+    """What a trainer works with."""
 
-    logs: list[dict[str, torch.Tensor]] = field(default_factory=list)
-    clips: int = 0
-    wait: float = 0.0
-    since: float = field(default_factory=lambda: time.perf_counter())
-
-    def add(self, logs: dict[str, torch.Tensor], clips: int) -> None:
-        self.logs.append(logs)  # left on the device: looking at a number would make the host wait for it
-        self.clips += clips
-
-    def means(self) -> dict[str, float]:
-        """Mean of each number, the same keys on every rank; NaN where no batch says anything of it."""
-        stacked = {name: torch.stack([log[name] for log in self.logs]).double() for name in self.logs[0]}
-        return {name: float(v.mean() if name == "loss" else v.nanmean()) for name, v in stacked.items()}
+    loader: ClipLoader
+    task: Task
+    facts: TaskFacts  # for the checkpoints
+    evaluations: list[NamedEvaluation] = field(default_factory=list)
 
 
 class Trainer:
@@ -88,24 +80,18 @@ class Trainer:
     clips of an epoch.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        process: Process,
-        *,
-        loader: ClipLoader,
-        task: Task,
-        facts: TaskFacts,
-        found: Path | None = None,
-    ):
+    def __init__(self, config: RunConfig, process: Process, *, parts: RunParts, found: Path | None = None):
+        loader, task = parts.loader, parts.task
         assert isinstance(loader.plan, TrainingPlan)
-        self.config, self.process, self.loader, self.task, self.task_facts = config, process, loader, task, facts
+        self.config, self.process, self.loader, self.task, self.task_facts = config, process, loader, task, parts.facts
+        self.evaluations = parts.evaluations
         self.run_dir, self.newest = Path(config.run_dir), found
+        self.watch = LossWatch(process.rank)
         self.arithmetic = Arithmetic.of_training(config, process.device)
         model = task.model
         self.state = TrainState(
             model=model,
-            optimizer=build_optimizer(model, config.optim, in_backbone=task.in_backbone),
+            optimizer=build_optimizer(model, config.optim, in_backbone=task.in_backbone, ranks=process.world),
             scaler=torch.amp.GradScaler(process.device.type, enabled=self.arithmetic.scales_loss),
             progress=Progress(),
             order=loader.plan.order,
@@ -124,8 +110,9 @@ class Trainer:
     def fit(self) -> Path:
         """All epochs that are left. Returns the newest checkpoint's folder."""
         config, progress = self.config, self.state.progress
-        changed = self._changed_settings() if self.process.is_main else ""
-        if self.newest is not None and progress.epoch >= config.optim.epochs:
+        changed = changed_settings(self.newest, config) if self.process.is_main and self.newest else ""
+        missing = on_main(self._missing_evaluations)
+        if self.newest is not None and progress.epoch >= config.optim.epochs and not missing:
             log.info(
                 "this run has its %d epochs already; for more raise optim.epochs, for another run give run_dir=... or "
                 "resume=aside%s", progress.epoch, f". Of no effect: {changed}" if changed else "",
@@ -134,12 +121,16 @@ class Trainer:
         if changed:
             log.warning("resumed with other settings than the checkpoint's: %s", changed)
         on_main(self._open_run_folder)
-        while progress.epoch < config.optim.epochs:
-            self._epoch()
-            self._end_epoch()
-            self._save()
-            if config.evaluate_every_epochs and progress.epoch % config.evaluate_every_epochs == 0:
-                self._validate()
+        try:
+            self._evaluate(missing)
+            while progress.epoch < config.optim.epochs:
+                self._epoch()
+                self._end_epoch()
+                self._save()
+                self._evaluate([one.name for one in self.evaluations if one.is_due(progress.epoch)])
+        finally:
+            if self.process.is_main:
+                self.trackers.close()
         if self.process.is_main:
             append_stage(self.run_dir, "train", self._seconds())
         assert self.newest is not None
@@ -149,23 +140,9 @@ class Trainer:
         facts = checkpoint.load(found, self.state, process=self.process)
         progress = self.state.progress
         if progress.epoch_updates:
-            self._check_same_order(found, facts)
+            checkpoint.check_same_order(found, facts, now=self.state.order)
         passes = progress.epoch_updates * self.config.optim.accumulate
         self.loader.load_state_dict({"epoch": progress.epoch, "step": passes})
-
-    def _check_same_order(self, found: Path, facts: Facts) -> None:
-        """In mid-epoch the rest of the clips is known only as long as what decides their order stays."""
-        was, now = facts.order, self.state.order
-        names = [name for name in was | now if was.get(name) != now.get(name)]
-        if names:
-            changes = ", ".join(f"{name} is {now.get(name)} and was {was.get(name)}" for name in names)
-            end = checkpoint.newest_epoch_end(found.parent)
-            elsewhere = f"; or start another run from the end of an epoch (resume={end} run_dir=...)" if end else ""
-            raise CheckpointError(
-                f"{found}: was saved after {facts.progress.epoch_updates} updates of an epoch, and {changes}: the rest "
-                f"of the epoch would repeat clips and miss others. Go on with what was until an epoch ends{elsewhere}; "
-                "or start afresh (resume=aside). optim.accumulate and the number of ranks may change at any time"
-            )
 
     def _open_run_folder(self) -> None:
         """On the main rank: make room if asked to, and begin the files of the run."""
@@ -176,12 +153,13 @@ class Trainer:
         self.metrics = MetricsLog(self.run_dir / METRICS_FILE)
         if dropped := self.metrics.truncate_after(self.state.progress.updates):
             log.info("%s: dropped %d lines of updates that will be done again", self.metrics.path, dropped)
-        log.info("%s", self._summary())
+        self.trackers = Trackers(self.config, self.run_dir, step=self.state.progress.updates)
+        log.info("%s", self.summary())
 
     def _epoch(self) -> None:
         """The rest of the current epoch."""
-        config, progress, meter = self.config, self.state.progress, _Meter()
-        self.task.model.train()
+        config, progress, meter = self.config, self.state.progress, Meter(since=time.perf_counter())
+        train_mode(self.task.model)
         waited = self.loader.wait_seconds
         for number, batch in enumerate(self.loader):
             part = number % config.optim.accumulate
@@ -190,13 +168,14 @@ class Trainer:
             meter.add(self._pass(batch, part=part, update=last_part), len(batch))
             if not last_part:
                 continue
+            meter.skipped += self.watch.in_a_row > 0
             progress.updates += 1
             progress.epoch_updates += 1
             ended = progress.epoch_updates == self.updates_per_epoch
             if progress.updates % config.log_every_steps == 0 or ended:
                 meter.wait = self.loader.wait_seconds - waited
                 self._log(meter)
-                meter, waited = _Meter(), self.loader.wait_seconds
+                meter, waited = Meter(since=time.perf_counter()), self.loader.wait_seconds
             every = config.checkpoint_every_steps
             if every and progress.updates % every == 0 and not ended:  # what an epoch ends with is saved once, after it
                 saving = time.perf_counter()
@@ -241,42 +220,79 @@ class Trainer:
         optim, state, progress = self.config.optim, self.state, self.state.progress
         # Dropout and stochastic depth depend on the place in the run alone, so that a resumed run repeats them.
         number = progress.epoch_updates * optim.accumulate + part + 1
-        seed = np.random.SeedSequence([self.config.seed, progress.epoch, number, self.process.rank])
-        torch.manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1))
+        sequence = np.random.SeedSequence([self.config.seed, progress.epoch, number, self.process.rank])
+        seed = int(sequence.generate_state(1, np.uint64)[0] >> 1)
+        torch.manual_seed(seed)
         model = self.task.model
         if isinstance(model, DistributedDataParallel):
             model.require_backward_grad_sync = update
         with self.arithmetic.autocast():
             loss, logs = self.task.step(self.arithmetic.fitted(batch))
+        self.watch.add(loss, batch, seed=seed)
+        bad_losses = self.watch.ask() if update else list
         state.scaler.scale(loss / optim.accumulate).backward()
-        if update:
-            # By epochs, not by updates so far: after a resume with another batch size, epochs have another length.
-            place = progress.epoch * self.updates_per_epoch + progress.epoch_updates
-            self.rate.set(state.optimizer.param_groups, place)
-            if optim.clip_grad_norm:
-                state.scaler.unscale_(state.optimizer)
-                torch.nn.utils.clip_grad_norm_(state.model.parameters(), optim.clip_grad_norm)
-            state.scaler.step(state.optimizer)
-            state.scaler.update()
-            state.optimizer.zero_grad(set_to_none=True)
+        if update and (bad := bad_losses()):
+            self._skip(bad)
+        elif update:
+            self._move()
         return logs
 
-    def _log(self, meter: _Meter) -> None:
+    def _move(self) -> None:
+        """The weights, by the gradients that were gathered."""
+        optim, state, progress = self.config.optim, self.state, self.state.progress
+        # By epochs, not by updates so far: after a resume with another batch size, epochs have another length.
+        place = progress.epoch * self.updates_per_epoch + progress.epoch_updates
+        self.rate.set(state.optimizer.param_groups, place)
+        if optim.clip_grad_norm or optim.clip_grad_value:
+            state.scaler.unscale_(state.optimizer)
+        if optim.clip_grad_norm:
+            torch.nn.utils.clip_grad_norm_(state.model.parameters(), optim.clip_grad_norm)
+        if optim.clip_grad_value:
+            torch.nn.utils.clip_grad_value_(state.model.parameters(), optim.clip_grad_value)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.optimizer.zero_grad(set_to_none=True)
+        self.task.after_update()
+
+    def _skip(self, bad: list[BadLoss]) -> None:
+        """Leave the weights as they are, as all ranks do, and keep a checkpoint of the first time in a row."""
+        in_a_row, most = self.watch.in_a_row, self.config.optim.max_nonfinite_losses
+        self.state.optimizer.zero_grad(set_to_none=True)
+        update = self.state.progress.updates + 1
+        told = nonfinite.told(bad)
+        log.warning("step %d is skipped, the loss is not finite (%d in a row): %s", update, in_a_row, told)
+        if in_a_row == 1:
+            self._keep_for_a_look(bad)
+        if in_a_row == most:
+            raise TrainingError(
+                f"the loss is not finite at step {update}, {most} time(s) in a row (optim.max_nonfinite_losses): "
+                f"{told}; the state is in {self.run_dir / nonfinite.FOLDER}. Lower optim.lr, set "
+                "optim.clip_grad_norm, or train in fp32 (optim.precision=fp32), and go on from the newest checkpoint"
+            )
+
+    def _keep_for_a_look(self, bad: list[BadLoss]) -> None:
+        folder = self.run_dir / nonfinite.FOLDER
+        there = folder / checkpoint.FOLDER / checkpoint.step_name(self.state.progress.updates)
+        if on_main(lambda: checkpoint.torn(there) is None):
+            return  # the run was here before, and went on from an earlier checkpoint
+        self._write(folder)
+        on_main(lambda: nonfinite.write_losses(there, bad))
+
+    def _log(self, meter: Meter) -> None:
         progress, seconds = self.state.progress, time.perf_counter() - meter.since
         values = meter.means() | {"data_wait_percent": 100 * meter.wait / seconds}
-        # A loss that is NaN on one rank must show, so it becomes infinite: NaN is what the mean leaves out.
-        values["loss"] = math.inf if math.isnan(values["loss"]) else values["loss"]
         clips = self._own_clips()
         values = mean_over_ranks(values | clips, device=self.process.device)
         self._count_clips({name: values.pop(name) * self.process.world for name in clips})
-        self._check_finite("loss", finite=math.isfinite(values["loss"]))
         if not self.process.is_main:
             return
         rate = meter.clips * self.process.world / seconds
         values |= {"lr": self.state.optimizer.param_groups[-1]["lr"], "clips_per_second": rate}
         if self.process.device.type == "cuda":
             values["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        self.metrics.log(step=progress.updates, epoch=progress.epoch, **values)
+        if meter.skipped:
+            values["skipped_updates"] = meter.skipped
+        self._note(values)
         epochs = self.config.optim.epochs
         left = (epochs - progress.epoch) * self.updates_per_epoch - progress.epoch_updates
         seconds_left = left * seconds * self.config.optim.accumulate / len(meter.logs)
@@ -287,55 +303,73 @@ class Trainer:
             values["lr"], rate, values["data_wait_percent"], _clock(seconds_left),
         )  # fmt: skip
 
-    def _changed_settings(self) -> str:
-        """Settings that differ from those of the checkpoint: allowed, but never unnoticed. "" where none do."""
-        if self.newest is None:
-            return ""
-        if (found := read_config(self.newest)) is None:
-            return f"not known, for {self.newest / checkpoint.CONFIG} cannot be read"
-        before, now = flatten(found), flatten(to_dict(self.config))
-        now.pop("resume"), before.pop("resume", None)  # how a run was started is no setting of it
-        told = [f"{key}={value} (was {before[key]})" for key, value in now.items() if before.get(key, value) != value]
-        told += [f"{key}={value} (a setting that is new)" for key, value in now.items() if key not in before]
-        told += [f"{key} (was {value}; no such setting now)" for key, value in before.items() if key not in now]
-        return ", ".join(told)
+    def _note(self, values: Mapping[str, float]) -> None:
+        """On the main rank: numbers of the current update, for metrics.jsonl and for who else gets them."""
+        progress = self.state.progress
+        self.metrics.log(step=progress.updates, epoch=progress.epoch, **values)
+        self.trackers.log(values, step=progress.updates)
 
-    def _validate(self) -> None:
-        config = build.single_view(self.config)
-        result = evaluate_task(config, self.task, build.shard_set(config, "val"), self.process, output=self.run_dir)
-        if result is not None:
-            names = [headline.metric for headline in result.scores.headlines]
-            named = {f"val_{name}": result.scores.metrics[name] for name in names}
-            values = {name: metric.value for name, metric in named.items()}
-            self.metrics.log(step=self.state.progress.updates, epoch=self.state.progress.epoch, **values)
-            log.info("validation, one view: %s", " ".join(f"{name} {metric}" for name, metric in named.items()))
+    def _missing_evaluations(self) -> list[str]:
+        """Those that are due at the place where this run goes on, and that a kill prevented."""
+        progress, own = self.state.progress, self.run_dir / checkpoint.FOLDER
+        if self.newest is None or progress.epoch_updates or self.newest.resolve().parent != own.resolve():
+            return []
+        lines = [line for line in read_metrics(self.run_dir / METRICS_FILE) if line.get("step") == progress.updates]
+        done = {key.partition("/")[0] for line in lines for key in line if "/" in key}
+        return [one.name for one in self.evaluations if one.is_due(progress.epoch) and one.name not in done]
 
-    def _check_finite(self, what: str, *, finite: bool) -> None:
-        if not finite:
-            raise TrainingError(
-                f"the {what} is not finite at step {self.state.progress.updates}; lower optim.lr, set "
-                "optim.clip_grad_norm, or train in fp32 (optim.precision=fp32), and go on from the newest checkpoint"
-            )
+    def _evaluate(self, names: Collection[str]) -> None:
+        """Run evaluations of the newest checkpoint's weights, log their metrics, and note whether it is the best."""
+        for evaluation in self.evaluations:
+            if evaluation.name not in names:
+                continue
+            scores = evaluation.run(self.state.model, self.process, output=self.run_dir)
+            named: dict[str, Metric] = {}
+            if scores is not None:
+                named = {f"{evaluation.name}/{name}": metric for name, metric in scores.metrics.items()}
+                self._note({name: metric.value for name, metric in named.items()})
+                shown = "  ".join(f"{one.metric} {scores.metrics[one.metric]}" for one in scores.headlines)
+                log.info("evaluation %s: %s", evaluation.name, shown)
+            if self.config.keep_best.partition("/")[0] == evaluation.name:
+                on_main(functools.partial(self._compare_with_best, named))
+
+    def _compare_with_best(self, named: Mapping[str, Metric]) -> None:
+        metric = self.config.keep_best
+        if metric not in named:
+            raise TrainingError(f"keep_best={metric}: no such metric; the evaluation has {', '.join(named)}")
+        assert self.newest is not None
+        best = Best(checkpoint=self.newest.name, metric=metric, value=named[metric].value)
+        note_if_best(self.run_dir / checkpoint.FOLDER, best)
 
     def _save(self) -> None:
         # A ruined model must not take the place of a sound checkpoint.
-        finite = all(bool(parameter.isfinite().all()) for parameter in self.state.model.parameters())
-        self._check_finite("model", finite=finite)
+        if not all(bool(parameter.isfinite().all()) for parameter in self.state.model.parameters()):
+            raise TrainingError(
+                f"the model is not finite at step {self.state.progress.updates}; lower optim.lr, set "
+                "optim.clip_grad_norm, or train in fp32 (optim.precision=fp32), and go on from the newest checkpoint"
+            )
+        self.newest = self._write(self.run_dir)
+
+    def _write(self, run_dir: Path) -> Path:
+        """A checkpoint of this moment. What stays in `run_dir` beside the newest ones is the best by `keep_best`."""
         self._count_clips(sum_over_ranks(self._own_clips(), device=self.process.device))
         self.state.progress.seconds = self._seconds()
-        self.newest = checkpoint.save(
-            self.run_dir,
-            self.state,
-            process=self.process,
+        best = best_of(run_dir / checkpoint.FOLDER, metric=self.config.keep_best)
+        beside = Beside(
             config_yaml=to_yaml(self.config),
             extra=build.checkpoint_facts(self.config, self.task_facts),
             keep=self.config.keep_checkpoints,
+            spared=best.checkpoint if best else "",
         )
+        return checkpoint.save(run_dir, self.state, process=self.process, beside=beside)
 
-    def _summary(self) -> str:
+    def summary(self) -> str:
+        """The run in one line."""
         parameters = sum(p.numel() for p in self.state.model.parameters())
+        frozen = sum(p.numel() for p in self.state.model.parameters() if not p.requires_grad)
         return (
-            f"{self.config.name}: {parameters / 1e6:.1f} M parameters, {len(self.loader.shard_set)} clips, "
+            f"{self.config.name}: {parameters / 1e6:.1f} M parameters"
+            f"{f' ({frozen / 1e6:.1f} M frozen)' if frozen else ''}, {len(self.loader.shard_set)} clips, "
             f"{self.updates_per_epoch} steps of {self.config.data.batch_size} clips an epoch, "
             f"{self.process.world} rank(s) on {self.process.device.type}, {self.arithmetic.precision.value}, "
             f"decoder {self.loader.decoder}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,8 @@ class VideoClassifier(nn.Module):
     num_classes: K of each head; there is at least one head (EK-100 uses verb, noun, action). dropout: chance in [0, 1)
     of zeroing a channel of the class token in training. ValueError for other values.
     """
+
+    parts: ClassVar[Mapping[str, tuple[str, ...]]] = {"video": ("visual.*",), "heads": ("fc_cls.*",)}  # see DualEncoder
 
     def __init__(self, tower: TimeSformer, *, num_classes: tuple[int, ...], dropout: float) -> None:
         super().__init__()

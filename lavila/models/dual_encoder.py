@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,15 @@ from lavila.models.timesformer import TimeSformer
 # matrices: one bare matrix for each modality. frozen_in_time: a linear layer on the video, ReLU and one on the text.
 Projection = Literal["matrices", "frozen_in_time"]
 START_TEMPERATURE = 0.07
+PSEUDO = "pseudo_temperature"  # in an architecture: whether the model has learned one
+
+
+class PseudoTemperature(nn.Module):
+    """A learned temperature for pairs whose words no person wrote. `logit_scale`: the logarithm of the factor."""
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__()
+        self.logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
 
 
 class DualEncoder(nn.Module, ABC):
@@ -38,6 +47,30 @@ class DualEncoder(nn.Module, ABC):
     text_projection: nn.Parameter | nn.Module
     logit_scale: nn.Parameter
     embed_dim: int
+    vocabulary: int  # token ids are below this
+    longest_text: int  # tokens
+    parts: ClassVar[Mapping[str, tuple[str, ...]]] = {  # what can be frozen: its name -> patterns of parameters' names
+        "video": ("visual.*",),
+        "text": (
+            "transformer.*", "token_embedding.*", "positional_embedding", "ln_final.*",  # CLIP's
+            "textual.*",  # DistilBERT
+        ),
+        "projections": ("image_projection*", "text_projection*"),
+        "temperature": ("logit_scale", "pseudo.logit_scale"),
+    }  # fmt: skip
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pseudo: PseudoTemperature | None = None
+
+    @abstractmethod
+    def architecture(self) -> dict[str, Any]:
+        """What `build_model` needs to make this model again, as plain JSON types."""
+
+    @classmethod
+    @abstractmethod
+    def from_architecture(cls, architecture: Mapping[str, Any]) -> Self:
+        """The inverse of `architecture()`, with fresh weights. ValueError names the fields that are off."""
 
     def encode_video(self, video: Tensor) -> Tensor:
         """Normalised video [B,3,T,H,W] -> embedding [B,D], projected, but not of unit length."""
@@ -54,17 +87,35 @@ class DualEncoder(nn.Module, ABC):
         """The factor on cosine similarities, a scalar: exp(logit_scale)."""
         return self.logit_scale.exp()
 
+    def learn_pseudo_temperature(self, start: float = START_TEMPERATURE) -> None:
+        """Add a second temperature, unless there is one; start: of 1 / pseudo_temperature_scale, above 0."""
+        _check(self.embed_dim, start)
+        if self.pseudo is None:
+            self.pseudo = PseudoTemperature(start)
+
     def forward(self, video: Tensor, tokens: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
         """The input of a contrastive loss: `video_embed` and `text_embed` [B,D] of unit length, `temperature_scale`.
 
-        The embeddings have the weights' type, under autocast, too.
+        Also `pseudo_temperature_scale` where that is learned. The embeddings have the weights' type, under autocast, too.
         """
         kind = self.logit_scale.dtype
-        return {
+        found = {
             "video_embed": normalize(self.encode_video(video).to(kind), dim=-1),
             "text_embed": normalize(self.encode_text(tokens, mask).to(kind), dim=-1),
             "temperature_scale": self.temperature_scale(),
         }
+        if self.pseudo is not None:
+            found["pseudo_temperature_scale"] = self.pseudo.logit_scale.exp()
+        return found
+
+    def _described(self, architecture: dict[str, Any]) -> dict[str, Any]:
+        """With what few models have, and older files do not say."""
+        return architecture if self.pseudo is None else architecture | {PSEUDO: True}
+
+    def _with_extras(self, architecture: Mapping[str, Any]) -> Self:
+        if architecture.get(PSEUDO):
+            self.learn_pseudo_temperature()
+        return self
 
 
 class ClipDualEncoder(DualEncoder):
@@ -78,7 +129,7 @@ class ClipDualEncoder(DualEncoder):
     ) -> None:
         super().__init__()
         _check(embed_dim, temperature)
-        self.embed_dim = embed_dim
+        self.embed_dim, self.vocabulary, self.longest_text = embed_dim, text.vocab_size, text.context_length
         self.positional_embedding = nn.Parameter(torch.empty(text.context_length, text.width))
         self.image_projection = _matrix(tower.width, embed_dim)
         self.text_projection = _matrix(text.width, embed_dim)
@@ -103,23 +154,24 @@ class ClipDualEncoder(DualEncoder):
         return _project(self.ln_final(end_BD), self.text_projection)
 
     def architecture(self) -> dict[str, Any]:
-        """The input of `build_model` for this model, as plain JSON types."""
-        return {
-            "kind": "dual_encoder",
-            "tower": self.visual.architecture(),
-            "text": asdict(self.transformer.config),
-            "embed_dim": self.embed_dim,
-        }
+        return self._described(
+            {
+                "kind": "dual_encoder",
+                "tower": self.visual.architecture(),
+                "text": asdict(self.transformer.config),
+                "embed_dim": self.embed_dim,
+            }
+        )
 
     @classmethod
-    def from_architecture(cls, architecture: Mapping[str, Any]) -> ClipDualEncoder:
-        """The inverse of `architecture()`, with fresh weights. ValueError names wrong fields."""
+    def from_architecture(cls, architecture: Mapping[str, Any]) -> Self:
         _check_fields(architecture, {"kind", "tower", "text", "embed_dim"})
-        return cls(
+        model = cls(
             TimeSformer.from_architecture(architecture["tower"]),
             text=text_config(ClipTextConfig, architecture["text"]),
             embed_dim=architecture["embed_dim"],
         )
+        return model._with_extras(architecture)
 
 
 class DistilBertDualEncoder(DualEncoder):
@@ -142,7 +194,7 @@ class DistilBertDualEncoder(DualEncoder):
         _check(embed_dim, temperature)
         if projection not in get_args(Projection):
             raise ValueError(f"projection={projection!r}: expected one of {sorted(get_args(Projection))}")
-        self.embed_dim = embed_dim
+        self.embed_dim, self.vocabulary, self.longest_text = embed_dim, text.vocab_size, text.context_length
         self.projection = projection
         self.text = text
         if projection == "matrices":
@@ -163,25 +215,26 @@ class DistilBertDualEncoder(DualEncoder):
         return _project(hidden_BLD[:, 0], self.text_projection)
 
     def architecture(self) -> dict[str, Any]:
-        """The input of `build_model` for this model, as plain JSON types."""
-        return {
-            "kind": "dual_encoder_distilbert",
-            "tower": self.visual.architecture(),
-            "text": asdict(self.text),
-            "embed_dim": self.embed_dim,
-            "projection": self.projection,
-        }
+        return self._described(
+            {
+                "kind": "dual_encoder_distilbert",
+                "tower": self.visual.architecture(),
+                "text": asdict(self.text),
+                "embed_dim": self.embed_dim,
+                "projection": self.projection,
+            }
+        )
 
     @classmethod
-    def from_architecture(cls, architecture: Mapping[str, Any]) -> DistilBertDualEncoder:
-        """The inverse of `architecture()`, with fresh weights. ValueError names wrong fields."""
+    def from_architecture(cls, architecture: Mapping[str, Any]) -> Self:
         _check_fields(architecture, {"kind", "tower", "text", "embed_dim", "projection"})
-        return cls(
+        model = cls(
             TimeSformer.from_architecture(architecture["tower"]),
             text=text_config(DistilBertTextConfig, architecture["text"]),
             embed_dim=architecture["embed_dim"],
             projection=architecture["projection"],
         )
+        return model._with_extras(architecture)
 
 
 def _matrix(rows: int, columns: int) -> nn.Parameter:
@@ -210,7 +263,7 @@ def _check_tokens(tokens: Tensor, mask: Tensor | None, *, longest: int) -> None:
 
 
 def _check_fields(architecture: Mapping[str, Any], known: set[str]) -> None:
-    if set(architecture) != known:
+    if set(architecture) - {PSEUDO} != known:
         raise ValueError(
             f"dual encoder architecture has fields {sorted(architecture)}: expected {sorted(known)}; "
             "the file was written by another version of lavila"

@@ -31,6 +31,16 @@ class ViewChoice:
     clips: int = 1  # K
     crops: CropsName = "three"
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """K temporal clips, S spatial crops that are computed."""
+        return self.clips, 3 if self.crops == "three" else 1
+
+    @property
+    def computed(self) -> int:
+        """Views of a clip that a model is asked about."""
+        return self.grid[0] * self.grid[1]
+
 
 def draw_window(height: int, width: int, choice: CropChoice, random: np.random.Generator) -> tuple[int, int, int, int]:
     """Top, left, height, width in pixels of a random-resized-crop window. After ten misses it is a centred one."""

@@ -177,24 +177,43 @@ class TrainingPlan:
 
 
 class ViewPlan:
-    """Every clip once, in storage order, each with all its views. Rank r takes clips r, r + world, ..."""
+    """Every clip once, in storage order, each with all its views.
 
-    def __init__(self, sizes: Sizes, *, frames: FrameChoice, views: ViewChoice, batch_size: int, ranks: Ranks):
+
+    Portions of `portion` neighbouring clips are what a model gets at once, and rank r takes portions r, r + world, ...
+    So the same clips meet in a forward pass on any number of ranks and with any batch size. A batch is as many whole
+    portions as a rank's share of `batch_size` clips holds, and one at least.
+    """
+
+    def __init__(
+        self,
+        sizes: Sizes,
+        *,
+        frames: FrameChoice,
+        views: ViewChoice,
+        batch_size: int,
+        ranks: Ranks,
+        portion: int = 1,
+    ):
         self._sizes, self._frame_choice, self._views, self._ranks = sizes, frames, views, ranks
-        self.largest_batch = max(1, batch_size // ranks.world)
-        self._mine = range(ranks.rank, len(sizes), ranks.world)
+        self.portion = portion
+        self._portions = range(ranks.rank, math.ceil(len(sizes) / portion), ranks.world)  # of this rank
+        self._at_once = max(1, batch_size // ranks.world // portion)  # portions of a batch
+        self.largest_batch = self._at_once * portion
         self.frames, self.size = frames.frames, views.size
-        self.view_grid = (views.clips, 3 if views.crops == "three" else 1)
+        self.view_grid = views.grid
         self.pads_black, self.cuts_window = frames.sampling == "strided", False
 
     @property
     def steps(self) -> int:
-        return math.ceil(len(self._mine) / self.largest_batch)
+        return math.ceil(len(self._portions) / self._at_once)
 
     def batch(self, epoch: int, step: int) -> list[ClipPlan]:
         del epoch  # every pass over an evaluation set is the same
-        mine = self._mine[step * self.largest_batch : (step + 1) * self.largest_batch]
-        return [self.clip(position) for position in mine]
+        portions = self._portions[step * self._at_once : (step + 1) * self._at_once]
+        firsts = (number * self.portion for number in portions)
+        ends = ((first, min(first + self.portion, len(self._sizes))) for first in firsts)
+        return [self.clip(position) for first, stop in ends for position in range(first, stop)]
 
     def ahead(self, epoch: int, step: int) -> list[tuple[int, int]]:
         del epoch, step  # clips come in storage order, which the system reads ahead by itself

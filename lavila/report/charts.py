@@ -226,20 +226,22 @@ UNIT_TITLES = {
     Unit.count: "counts",
     Unit.number: "other metrics",
 }
-VALIDATION = "val_"  # before the name of a metric of a validation
 
 
 def curves(history: Sequence[Mapping[str, Any]], units: Mapping[str, Unit]) -> list[Json]:
-    """One small chart of the loss, one for each unit of the metrics that were logged, and those of `LINES`."""
+    """One small chart of the loss, one for each unit of the metrics that were logged, and those of `LINES`.
+
+    The name of an evaluation during training stands before its metrics, with a slash.
+    """
     found: dict[str, list[tuple[float, float]]] = {}
     for entry in history:
         step = entry.get("step")
         for key, value in entry.items():
             if isinstance(step, int | float) and isinstance(value, int | float) and math.isfinite(value):
                 found.setdefault(key, []).append((float(step), float(value)))
-    panels: list[tuple[str, list[str]]] = [("loss", [key for key in ("loss", "val_loss") if key in found])]
+    panels: list[tuple[str, list[str]]] = [("loss", [key for key in ("loss",) if key in found])]
     for unit, title in UNIT_TITLES.items():
-        panels.append((title, [key for key in found if units.get(key.removeprefix(VALIDATION)) is unit]))
+        panels.append((title, [key for key in found if units.get(key.rpartition("/")[2]) is unit]))
     large = {title for title, _ in panels}
     panels += [(title, [key]) for key, title in LINES.items() if key != "loss" and key in found]
     last = max((points[-1][0] for points in found.values()), default=0.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,31 @@ import numpy.typing as npt
 import torch
 from torch.nn.functional import interpolate
 
-from lavila.config.load import to_dict
-from lavila.config.schema import RunConfig
 from lavila.data.loader import BadClip
 from lavila.metrics.units import Unit
+from lavila.plan.crops import ViewChoice
 from lavila.report.environment import best_effort
 from lavila.report.figures import ReportPictures, ViewStrip, view_labels
 from lavila.report.files import read_stages
 from lavila.shards.reader import ShardSet
 from lavila.tasks import Scores, Section
+
+Strips = Mapping[int, npt.NDArray[np.uint8]]
+"""Row of clips.parquet -> [views, frames, H, W, 3], what the model saw of it; see `strip_of`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """How an evaluation was asked for."""
+
+    name: str  # of the run
+    data: str  # path of the shard set
+    frames: int  # of a view
+    mean: tuple[float, ...]  # R, G, B on 0..255, as the pictures were normalised
+    std: tuple[float, ...]  # R, G, B on 0..255
+    views: ViewChoice
+    fusion: str
+    config: Mapping[str, Any]  # all settings, nested; those of training are left out of the report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,20 +62,25 @@ MISTAKES = Section(
 )
 
 OF_TRAINING = (  # sections and settings of a config that an evaluation does not use
-    "seed", "resume", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps", "evaluate_every_epochs", "model",
-    "optim",
+    "seed", "resume", "dry_run", "checkpoint_every_steps", "keep_checkpoints", "keep_best", "log_every_steps", "log",
+    "evals", "model", "optim", "predictions",
 )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """What an evaluation found, on the main rank."""
+class Scored:
+    """What predictions are worth."""
 
     clips: int  # evaluated
     scores: Scores  # controls of the evaluator included
     logged: dict[str, Unit]  # `Task.logged`
     cases: list[dict[str, Any]]  # `row` and `Task.case` of the worst mistakes, the worst first
-    pictures: dict[int, npt.NDArray[np.uint8]]  # row -> [views, frames, H, W, 3] of the clips to show
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """How predictions were made."""
+
     bad_clips: list[BadClip]
     seconds: float
     data_wait_percent: float
@@ -67,15 +88,29 @@ class Evaluation:
     precision: str  # fp32, bf16 or fp16
 
 
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Scored, Made):
+    """What an evaluation found, on the main rank."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Circumstances:
+    """What stands beside an evaluation's numbers."""
+
+    machine: Mapping[str, Any]  # see `environment`
+    notes: Sequence[str] = ()  # what was done otherwise than in training
+    published: Mapping[str, float] = field(default_factory=dict)  # metric -> published value, of this very protocol
+
+
 def _spread(count: int, most: int) -> list[int]:
     return sorted({int(i) for i in np.linspace(0, count - 1, min(count, most))})
 
 
-def strip_of(config: RunConfig, views_VCTHW: torch.Tensor) -> npt.NDArray[np.uint8]:
+def strip_of(setting: Setting, views_VCTHW: torch.Tensor) -> npt.NDArray[np.uint8]:
     """What the model saw of a clip, normalisation undone: some views and frames, [v, t, h, w, 3] uint8."""
     some = views_VCTHW[_strip_views(views_VCTHW.shape[0])][:, :, _spread(views_VCTHW.shape[2], STRIP_FRAMES)].float()
-    mean = torch.tensor(config.data.mean, device=some.device).view(1, 3, 1, 1, 1)
-    std = torch.tensor(config.data.std, device=some.device).view(1, 3, 1, 1, 1)
+    mean = torch.tensor(setting.mean, device=some.device).view(1, 3, 1, 1, 1)
+    std = torch.tensor(setting.std, device=some.device).view(1, 3, 1, 1, 1)
     pictures = (some * std + mean).transpose(1, 2).flatten(0, 1)
     if pictures.shape[-1] > STRIP_PIXELS:
         pictures = interpolate(pictures, size=STRIP_PIXELS, mode="bilinear", antialias=True)
@@ -88,48 +123,44 @@ def _strip_views(views: int) -> list[int]:
 
 
 def compose(
-    config: RunConfig,
-    subject: Subject,
-    shards: ShardSet,
-    result: Evaluation,
-    machine: Mapping[str, Any],
-    *,
-    wrong: Sequence[Mapping[str, Any]],
+    setting: Setting, subject: Subject, shards: ShardSet, result: Evaluation, beside: Circumstances
 ) -> dict[str, Any]:
-    """The values of report.json. `machine`: see `environment`; `wrong`: from `mistakes_of`."""
-    views, scores = config.views, result.scores
+    """The values of report.json."""
+    views, scores = setting.views, result.scores
     units = result.logged | {name: metric.unit for name, metric in (scores.metrics | scores.controls).items()}
-    computed = math.prod(_view_grid(config))
-    total = views.clips * (1 if views.crops.value == "center" else 3)
+    total = views.clips * (1 if views.crops == "center" else 3)
     seconds: dict[str, float] = best_effort("stages.jsonl", lambda: _stages(subject), {})
+    wrong: list[dict[str, Any]] = best_effort("mistakes", lambda: [_with_names(c, shards) for c in result.cases], [])
     trained_with = {} if subject.trained_with is None else {"trained_with": subject.trained_with}
+    published = {name: value for name, value in beside.published.items() if name in scores.metrics}
     return {
-        "name": config.name,
+        "name": setting.name,
         "dataset": {
             "name": shards.manifest["dataset"],
             "split": shards.manifest["split"],
             "clips": len(shards),
             "seconds": shards.manifest["seconds"],
-            "path": config.data.val,
+            "path": setting.data,
         },
         "checkpoint": subject.model,
         "metrics": {name: metric.value for name, metric in scores.metrics.items()},
+        "published": published,
         "controls": {name: metric.value for name, metric in scores.controls.items()},
         "units": {name: unit.value for name, unit in units.items()},
         "headlines": [asdict(headline) for headline in scores.headlines],
         "views": {
             "clips": views.clips,
             "crops": total // views.clips,
-            "crops_rule": views.crops.value,
+            "crops_rule": views.crops,
             "total": total,
-            "computed": computed,
-            "frames": config.data.frames,
-            "fusion": views.fusion.value,
+            "computed": views.computed,
+            "frames": setting.frames,
+            "fusion": setting.fusion,
         },
         "seconds": seconds,
         "data_wait_percent": {"evaluate": result.data_wait_percent}
         | _training_figure(subject, "data_wait_percent", "train"),
-        "throughput": {"evaluate_views_per_second": result.clips * computed / result.seconds}
+        "throughput": {"evaluate_views_per_second": result.clips * views.computed / result.seconds}
         | _training_figure(subject, "clips_per_second", "train_clips_per_second"),
         "clips": {
             "total": len(shards),
@@ -137,29 +168,43 @@ def compose(
             "failed": [{"clip_id": clip.clip_id, "reason": clip.reason} for clip in result.bad_clips]
             + [{"clip_id": name, "reason": f"in quarantine: {why}"} for name, why in shards.quarantine.items()],
         },
-        **{section.key: section.values for section in scores.sections},
-        MISTAKES.key: [{key: value for key, value in entry.items() if key != "row"} for entry in wrong],
+        **{section.key: _values_of(section, shards) for section in scores.sections},
+        MISTAKES.key: wrong,
         "sections": [_drawn_as(section) for section in (*scores.sections, MISTAKES)],
-        "environment": {**machine, "decoder": result.decoder, "precision": result.precision},
-        "config": {name: value for name, value in to_dict(config).items() if name not in OF_TRAINING},
+        "environment": {**beside.machine, "decoder": result.decoder, "precision": result.precision},
+        "config": {name: value for name, value in setting.config.items() if name not in OF_TRAINING},
+        "notes": list(beside.notes),
         **trained_with,
     }
 
 
-def _view_grid(config: RunConfig) -> tuple[int, int]:
-    """Temporal clips, and spatial crops that are computed."""
-    return config.views.clips, 3 if config.views.crops.value == "three" else 1
+def shown_rows(shards: ShardSet, result: Evaluation) -> list[int]:
+    """Rows of clips.parquet whose pictures a report shows, each once."""
+    bad = {clip.clip_id for clip in result.bad_clips} | set(shards.quarantine)
+    examples = [row for row in _spread(len(shards), SHOWN_CLIPS) if _clip_id(shards, row) not in bad]
+    return sorted({*examples, *_rows_of_mistakes(result), *_rows_of_galleries(result)})
 
 
-def pictures_of(
-    config: RunConfig, shards: ShardSet, result: Evaluation, wrong: Sequence[Mapping[str, Any]]
-) -> ReportPictures:
-    grid, rows = _view_grid(config), {entry["row"] for entry in wrong}
-    strips = {row: _view_strip(shards, row, frames, grid) for row, frames in result.pictures.items()}
+def pictures_of(setting: Setting, shards: ShardSet, result: Evaluation, strips: Strips) -> ReportPictures:
+    """The pictures of a report. strips: of `shown_rows`, or of as many of them as there are."""
+    drawn = {row: _view_strip(shards, row, frames, setting.views.grid) for row, frames in strips.items()}
+    mistakes, galleries = _rows_of_mistakes(result), set(_rows_of_galleries(result))
+    examples = [row for row in _spread(len(shards), SHOWN_CLIPS) if row not in mistakes]
     return ReportPictures(
-        views=[strip for row, strip in strips.items() if row not in rows][:SHOWN_CLIPS],
-        mistakes=[strips[entry["row"]] for entry in wrong if entry["row"] in strips],
+        views=[drawn[row] for row in examples if row in drawn],
+        mistakes=[drawn[row] for row in mistakes if row in drawn],
+        galleries=[drawn[row] for row in sorted(galleries) if row in drawn],
     )
+
+
+def _rows_of_mistakes(result: Evaluation) -> list[int]:
+    return [case["row"] for case in result.cases[:SHOWN_MISTAKES]]
+
+
+def _rows_of_galleries(result: Evaluation) -> Iterable[int]:
+    for section in result.scores.sections:
+        for entry in section.values if section.type == "galleries" else ():
+            yield from (clip["row"] for clip in entry["clips"])
 
 
 def _view_strip(shards: ShardSet, row: int, frames: npt.NDArray[np.uint8], grid: tuple[int, int]) -> ViewStrip:
@@ -176,14 +221,21 @@ def _view_strip(shards: ShardSet, row: int, frames: npt.NDArray[np.uint8], grid:
     )
 
 
-def mistakes_of(shards: ShardSet, result: Evaluation) -> list[dict[str, Any]]:
-    """The cases of an evaluation with the names and narrations of their clips."""
-    entries = []
-    for case in result.cases:
-        clip = shards.clips.slice(case["row"], 1).to_pylist()[0]
-        narration = clip["narrations"][0] if clip["narrations"] else ""
-        entries.append({"row": case["row"], "clip_id": clip["clip_id"], "narration": narration, **case})
-    return entries
+def _clip_id(shards: ShardSet, row: int) -> str:
+    return str(shards.clips.column("clip_id")[row].as_py())
+
+
+def _with_names(values: Mapping[str, Any], shards: ShardSet) -> dict[str, Any]:
+    """What is said of the clip in `row`, with the clip's id and its first narration in the row's place."""
+    narrations = shards.clips.column("narrations")[values["row"]].as_py()
+    rest = {name: value for name, value in values.items() if name != "row"}
+    return {"clip_id": _clip_id(shards, values["row"]), "narration": narrations[0] if narrations else "", **rest}
+
+
+def _values_of(section: Section, shards: ShardSet) -> Any:
+    if section.type != "galleries":
+        return section.values
+    return [{**entry, "clips": [_with_names(clip, shards) for clip in entry["clips"]]} for entry in section.values]
 
 
 def _drawn_as(section: Section) -> dict[str, Any]:

@@ -35,6 +35,7 @@ STILL_IS_ENOUGH = 0.6  # share of the gain over the baselines that one frame exp
 MOTION_DECIDES = 0.15
 LEAST_GAIN = 1.0  # hundredths of the metric's scale over the baselines: with less, nothing was learned
 SINGLE_FRAME = "single_frame_"  # before the name of a metric: the control with frozen frames, which any task may have
+MARKS = {True: "right", False: "wrong", None: ""}  # class of what is right, wrong, or neither
 STILL = {"label": "one frozen frame", "sentence": "one frozen frame gets"}
 
 
@@ -60,10 +61,11 @@ class ViewStrip:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportPictures:
-    """Strips to show: every view of a few clips, and one view of each clip that was got wrong."""
+    """Strips to show: every view of a few clips, and one view of each clip that a case or a gallery speaks of."""
 
     views: Sequence[ViewStrip] = field(default_factory=list)
     mistakes: Sequence[ViewStrip] = field(default_factory=list)  # matched to report["mistakes"] by clip_id
+    galleries: Sequence[ViewStrip] = field(default_factory=list)  # matched to the clips of galleries by clip_id
 
 
 def view_labels(*, clips: int, crops: int, tall: bool = False) -> tuple[str, ...]:
@@ -151,7 +153,7 @@ def summary(report: Json) -> str:
 
 def cards(report: Json) -> list[Json]:
     """The big numbers, one card for each headline: its value, the controls beside it, and its other metrics."""
-    metrics, known = report.get("metrics") or {}, units(report)
+    metrics, known, published = report.get("metrics") or {}, units(report), report.get("published") or {}
     result = []
     for headline in headlines(report):
         unit = headline["unit"]
@@ -165,9 +167,11 @@ def cards(report: Json) -> list[Json]:
             }
             for place, mark in enumerate(headline["marks"])
         ]
+        names = {headline["metric"]: "", **{k: f"{label}, " for k, label in headline["others"].items()}}
         others = [
             (label, measured(metrics[k], known.get(k))) for k, label in headline["others"].items() if k in metrics
         ]
+        others += [(f"{names[k]}published", measured(v, known.get(k))) for k, v in published.items() if k in names]
         fill = share_of_scale(headline["value"], unit)
         card = {"label": headline["label"], "value": big, "sign": sign, "fill": fill, "marks": marks, "others": others}
         result.append(card)
@@ -180,7 +184,9 @@ def more_metrics(report: Json) -> list[tuple[str, str]]:
     for headline in headlines(report):
         shown |= {headline["metric"], *headline["others"], *(mark["control"] for mark in headline["marks"])}
     both = [*(report.get("metrics") or {}).items(), *(report.get("controls") or {}).items()]
-    return [(k.replace("_", " "), measured(v, known.get(k))) for k, v in both if k not in shown]
+    rows = [(k.replace("_", " "), measured(v, known.get(k))) for k, v in both if k not in shown]
+    published = [(k, v) for k, v in (report.get("published") or {}).items() if k not in shown]
+    return rows + [(f"{k.replace('_', ' ')}, published", measured(v, known.get(k))) for k, v in published]
 
 
 def sections(report: Json, pictures: ReportPictures) -> list[Json]:
@@ -199,9 +205,13 @@ def sections(report: Json, pictures: ReportPictures) -> list[Json]:
         elif section["type"] == "cases":
             cases += values
             drawn = {"cases": cases_of(values, pictures, report.get("views") or {})}
+        elif section["type"] == "galleries":
+            strips = {s.clip_id: strip(s, report.get("views") or {}) for s in pictures.galleries}
+            drawn = {"galleries": [gallery(entry, strips) for entry in values]}
         else:
             raise ValueError(
-                f"section {key}: type {section['type']!r} has no drawing; known: class_tables, cases, key_values"
+                f"section {key}: type {section['type']!r} has no drawing; known: class_tables, cases, key_values, "
+                "galleries"
             )
         result.append(common | drawn)
     unknown = {strip.clip_id for strip in pictures.mistakes} - {case["clip_id"] for case in cases}
@@ -296,6 +306,13 @@ def cases_of(entries: Sequence[Json], pictures: ReportPictures, views: Mapping[s
         else:
             listed.append(card)
     return {"drawn": drawn, "listed": listed[:MISTAKES_LISTED], "left": max(0, len(listed) - MISTAKES_LISTED)}
+
+
+def gallery(entry: Json, strips: Mapping[str, Json]) -> Json:
+    """A question with the clips and texts that answer it; a clip without pictures is named."""
+    clips = [{**clip, "mark": MARKS[clip["right"]], "strip": strips.get(clip["clip_id"])} for clip in entry["clips"]]
+    texts = [{**text, "mark": MARKS[text["right"]]} for text in entry["texts"]]
+    return {"title": entry["title"], "note": entry["note"], "clips": clips, "texts": texts}
 
 
 def failed(report: Json) -> list[tuple[str, str]]:

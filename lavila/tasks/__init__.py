@@ -5,8 +5,9 @@ Everything that differs between tasks is here or in `tasks/<name>.py`; `tasks/re
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -15,18 +16,61 @@ from torch import Tensor, nn
 
 from lavila.errors import UserError
 from lavila.metrics.classification import FusionRule
+from lavila.metrics.epic_submissions import SupervisionLevels
 from lavila.metrics.units import Metrics, Unit
+from lavila.models.dual_encoder import Projection
 from lavila.records import VideoBatch
+from lavila.tasks.tables import Tables
 
 TaskFacts = dict[str, Any]
 """What a checkpoint of a task says beside weights and architecture, by name, as plain JSON types."""
 
-SectionType = Literal["class_tables", "cases", "key_values"]
+TextKind = Literal["clip", "distilbert"]
+"""Text towers: CLIP's transformer with CLIP's tokenizer, or a DistilBERT with BERT's."""
+
+TextFeatures = dict[str, npt.NDArray[Any]]
+"""What a model says of the texts that clips are compared with, by name; see `Task.know_texts`."""
+
+SectionType = Literal["class_tables", "cases", "key_values", "galleries"]
 """How the report draws a section; `lavila.report.figures` has one drawing for each."""
 
 
 class TaskError(UserError):
-    """A model and a data set that do not fit together."""
+    """Options that mean nothing to a task, or a model and a data set that do not fit together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextOptions:
+    """The text tower of a dual encoder, and how words become its tokens."""
+
+    kind: TextKind = "clip"
+    width: int = 512  # channels of a token; as depth and heads of a tower that starts from nothing
+    depth: int = 12  # blocks
+    heads: int = 8  # attention heads of a block
+    context: int = 77  # tokens that a text is cut to
+    vocabulary: str = ""  # of a DistilBERT: a folder, or a name on the hub
+    init: str = ""  # weights of a fresh DistilBERT: a folder, or a name on the hub; "random" = none
+    batch_size: int = 256  # texts of one forward pass where many are encoded
+
+
+@dataclass(frozen=True, kw_only=True)
+class Temperature:
+    """What similarities are divided by before a contrastive loss."""
+
+    start: float = 0.07
+    learned: bool = False
+    pseudo_start: float = 0.07  # likewise for clips whose words no person wrote
+    pseudo_learned: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class MarginOptions:
+    """The max-margin loss of retrieval, and the sentences it sees."""
+
+    margin: float = 0.2  # by which a pair's similarity should exceed that of others
+    keep_diagonal: bool = False  # the pair itself counts among the others
+    scaled: bool = False  # the margin of a pair is times the relevancy of its sentence
+    relevancy_above: float = 0.1  # a clip is paired with any sentence that is more relevant to it than this
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +81,19 @@ class TaskOptions:
     head_weights: tuple[float, ...] = ()  # of each head's loss in the sum; empty = 1 each
     label_smoothing: float = 0.1  # of the cross-entropy
     dropout: float = 0.0  # before the classification heads, of a fresh model
+    gradient_checkpointing: bool = False  # recompute blocks in the backward pass; text towers do as video towers do
+    text: TextOptions = field(default_factory=TextOptions)  # of dual encoders
+    embed_dim: int = 256  # of a fresh dual encoder: channels of what both towers are projected to
+    projection: Projection = "matrices"  # of a fresh dual encoder with a DistilBERT
+    temperature: Temperature = field(default_factory=Temperature)
+    margin: MarginOptions = field(default_factory=MarginOptions)
+    templates: tuple[str, ...] = ("{}",)  # into which each text of a class is put
     fusion: FusionRule = "mean_logits"  # how the views of a clip become one answer
-    view_batch_size: int = 0  # views per forward pass; 0 = all views of a batch at once
+    view_batch_size: int = 16  # views of a forward pass
+
+
+class NoModel(nn.Module):
+    """In the place of a model where saved predictions are scored again: such a task neither trains nor predicts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +126,7 @@ class Baseline:
 
 @dataclass(frozen=True, kw_only=True)
 class Headline:
-    """A metric that the report shows large and that training shows after each validation."""
+    """A metric that the report shows large and that training shows after each evaluation."""
 
     metric: str  # its name
     label: str  # above the number
@@ -88,6 +143,8 @@ class Section:
     (truth, predicted, clips); `per_class_accuracy` (K percentages, None = no clip); `support` (K); `chance` (percent).
     key_values: name -> number, with a unit in `units` where it has one.
     cases: a list of clips, see `Task.case`; the evaluator fills this one.
+    galleries: a list of questions, each with `title` and `note` (texts), `clips` (with `row`, `note` and `right`) and
+    `texts` (with `text`, `note` and `right`). `right` is whether that was a right answer, None where none is asked for.
     """
 
     key: str
@@ -130,12 +187,28 @@ class Task(Protocol):
         """
         ...
 
+    def after_update(self) -> None:
+        """Put parameters back into their range; the trainer calls this after each step of the optimizer."""
+        ...
+
+    def know_texts(self, known: TextFeatures | None) -> TextFeatures:
+        """Encode the texts that clips are compared with, each once, and keep what `predict` and `score` need of it.
+
+        Called on every rank at the start of an evaluation. known: what this gave when predictions were made that are
+        scored again now; there is no model then. Empty for a task without such texts.
+        """
+        ...
+
     def predict(self, batch: VideoBatch) -> Predictions:
-        """Predictions for the clips of an evaluation batch, fused over their views."""
+        """Predictions for the clips of an evaluation batch, fused over their views. At least one clip."""
         ...
 
     def score(self, parts: Iterable[Predictions]) -> Scores:
         """Metrics over all clips. `parts` can be gone through several times; each clip is in one part, in any order."""
+        ...
+
+    def submit(self, parts: Iterable[Predictions], folder: Path, levels: SupervisionLevels) -> Path:
+        """Write the file that the benchmark's challenge takes, into the folder. TaskError where it has none."""
         ...
 
     def wrongness(self, predictions: Predictions) -> npt.NDArray[np.floating[Any]]:
@@ -150,11 +223,15 @@ class Task(Protocol):
 class TaskKind(Protocol):
     """How a task is made; one for each name in `tasks/registry.py`."""
 
-    def facts(self, options: TaskOptions, classes: Mapping[str, Sequence[str]], *, of: object) -> TaskFacts:
-        """What a checkpoint will say, from the options and the class names of the shard set `of`.
+    def facts(self, options: TaskOptions, tables: Tables) -> TaskFacts:
+        """What a checkpoint will say, from the options and the tables of a shard set.
 
-        TaskError where the shard set lacks what the options ask for.
+        TaskError where the options make no sense, and where the shard set lacks what they ask for.
         """
+        ...
+
+    def needs_words(self, tables: Tables) -> bool:
+        """Whether there is nothing to train on where not one clip has a narration."""
         ...
 
     def check(self, found: TaskFacts, wanted: TaskFacts, *, of: object, wanted_by: object) -> None:
@@ -169,8 +246,11 @@ class TaskKind(Protocol):
         """A fresh model; its random weights come from torch's generator."""
         ...
 
-    def task(self, model: nn.Module, facts: TaskFacts, options: TaskOptions) -> Task:
-        """The task around a fresh or a loaded model. TaskError where the model does not fit the facts."""
+    def task(self, model: nn.Module, facts: TaskFacts, options: TaskOptions, tables: Tables) -> Task:
+        """The task around a fresh or a loaded model, for batches of the shard set whose tables are given.
+
+        TaskError where the model does not fit the facts. With `NoModel` it scores, and does nothing else.
+        """
         ...
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,53 +16,50 @@ import torch
 from torch import Tensor, nn
 
 from lavila.losses.classification import batch_accuracy, classification_loss
-from lavila.metrics.classification import (
-    confused_pairs,
-    confusion_matrix,
-    fuse_views,
-    mean_class_accuracy,
-    topk_accuracy,
-)
-from lavila.metrics.units import Metric, Metrics, Unit
+from lavila.metrics.classification import fuse_views
+from lavila.metrics.epic_submissions import SupervisionLevels
+from lavila.metrics.units import Unit
 from lavila.models.classifier import VideoClassifier
 from lavila.records import VideoBatch
 from lavila.tasks import (
-    Baseline,
-    Headline,
     ModelParts,
     Predictions,
     Scores,
-    Section,
     TaskError,
     TaskFacts,
     TaskOptions,
+    TextFeatures,
 )
+from lavila.tasks.class_scores import ClassScores
+from lavila.tasks.tables import Tables
+from lavila.tasks.views import over_views
 
-LARGEST_MATRIX = 300  # classes; above, the report lists the pairs most often confused
-PAIRS = 20
 SHOWN_CLASSES = 3  # in a message, where they differ
 HEADS = "fc_cls"  # parameters of the classification heads have this in their name
-
-TABLES_NOTE = (
-    "Matrix: a row is the truth, a column the model's first guess, a number counts clips; green is right, red is "
-    "wrong, stronger for a larger share of the row. Bars: share of each class that is right, and how many clips it has."
-)
 
 
 class Classification:
     """How classification is made: its facts are `classes`, head -> class names in the order of the model's heads."""
 
-    def facts(self, options: TaskOptions, classes: Mapping[str, Sequence[str]], *, of: object) -> TaskFacts:
-        """Class names of each head. TaskError where the shard set has no such labels."""
+    def facts(self, options: TaskOptions, tables: Tables) -> TaskFacts:
+        """Class names of each head. TaskError for heads or weights that make no sense, and where labels are missing."""
+        _check_heads(options)
+        classes = tables.classes
         missing = [head for head in options.heads if not classes.get(head)]
         if missing:
             known = [kind for kind, names in classes.items() if names]
-            raise TaskError(f"task.heads: {of} has no {', '.join(missing)} labels; it has {', '.join(known)}")
+            raise TaskError(f"task.heads: {tables.of} has no {', '.join(missing)} labels; it has {', '.join(known)}")
         return {"classes": {head: list(classes[head]) for head in options.heads}}
+
+    def needs_words(self, tables: Tables) -> bool:
+        """No: it trains on labels."""
+        return False
 
     def check(self, found: TaskFacts, wanted: TaskFacts, *, of: object, wanted_by: object) -> None:
         """Raise TaskError unless the heads and the names of their classes are the same, in the same order."""
         ours, theirs = found["classes"], wanted.get("classes") or {}
+        if not isinstance(theirs, dict) or not all(isinstance(names, list) for names in theirs.values()):
+            raise TaskError(f"{wanted_by}: says what its classes are in another form than ours; train the model again")
         if theirs and list(ours) != list(theirs):
             heads = ",".join(theirs)
             raise TaskError(
@@ -83,9 +81,22 @@ class Classification:
         counts = tuple(len(names) for names in facts["classes"].values())
         return VideoClassifier(parts.tower, num_classes=counts, dropout=options.dropout)  # type: ignore[arg-type]
 
-    def task(self, model: nn.Module, facts: TaskFacts, options: TaskOptions) -> ClassificationTask:
+    def task(self, model: nn.Module, facts: TaskFacts, options: TaskOptions, tables: Tables) -> ClassificationTask:
         """The task around a model."""
-        return ClassificationTask(model, classes=facts["classes"], options=options)
+        return ClassificationTask(model, classes=facts["classes"], options=options, tables=tables)
+
+
+def _check_heads(options: TaskOptions) -> None:
+    heads, weights = options.heads, options.head_weights
+    if not heads:
+        raise TaskError("task.heads is empty: name at least one of verb, noun, action")
+    if weights and len(weights) != len(heads):
+        raise TaskError(
+            f"task.head_weights={list(weights)} are {len(weights)} weights for the {len(heads)} heads "
+            f"{', '.join(heads)}; give one each, or none"
+        )
+    if weights and not any(weights):
+        raise TaskError(f"task.head_weights={list(weights)}: nothing would be trained; one must be above 0")
 
 
 def _difference(ours: Sequence[str], theirs: Sequence[str], *, wanted_by: object) -> str:
@@ -111,11 +122,20 @@ class ClassificationTask:
     model: logits of a head each, as a tensor or a tuple. classes: head -> class names, in the order of the model's
     heads. Raises TaskError where their numbers disagree.
 
+    tables: of the shard set whose batches come; None = nothing is known of it but the classes.
+
     Columns of its predictions: `scores.<head>` [N,K] float32 probabilities, and `target.<head>` [N] class indices, -1
     for a clip without the label.
     """
 
-    def __init__(self, model: nn.Module, *, classes: Mapping[str, Sequence[str]], options: TaskOptions):
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        classes: Mapping[str, Sequence[str]],
+        options: TaskOptions,
+        tables: Tables | None = None,
+    ):
         sizes = tuple(len(names) for names in classes.values())
         if tuple(getattr(model, "num_classes", sizes)) != sizes:
             raise TaskError(
@@ -123,6 +143,7 @@ class ClassificationTask:
                 f"{dict(zip(classes, sizes, strict=True))}; use the shard set the model was made for, or task.heads"
             )
         self.model, self.classes, self._options = model, classes, options
+        self._scores = ClassScores(classes, tables or Tables(of="the shard set", classes=classes))
         self._weights = options.head_weights or (1.0,) * len(sizes)
 
     @property
@@ -151,128 +172,45 @@ class ClassificationTask:
         accuracies = {f"{head}_top1": batch_accuracy(logits[head].detach(), labels[head]) for head in self.classes}
         return loss, {"loss": loss.detach(), **accuracies}
 
+    def after_update(self) -> None:
+        """Nothing has a range."""
+
+    def know_texts(self, known: TextFeatures | None) -> TextFeatures:
+        """There are none."""
+        return {}
+
     @torch.no_grad()
     def predict(self, batch: VideoBatch) -> Predictions:
         """Probabilities of each clip, fused over its views."""
-        clips, views = batch.video.shape[:2]
-        video = batch.video.flatten(0, 1)
-        parts = [self._logits(part) for part in video.split(self._options.view_batch_size or max(len(video), 1))]
+        logits_BVK = over_views(self._joined_logits, batch.video, at_once=self._options.view_batch_size)
+        of_heads = logits_BVK.split([len(names) for names in self.classes.values()], dim=2)
         columns: dict[str, npt.NDArray[Any]] = {}
-        for head in self.classes:
-            logits = torch.cat([part[head] for part in parts]).float().cpu().numpy()
-            fused = fuse_views(logits.reshape(clips, views, -1), rule=self._options.fusion)
+        for head, logits in zip(self.classes, of_heads, strict=True):
+            fused = fuse_views(logits.numpy(), rule=self._options.fusion)
             columns[f"scores.{head}"] = fused.astype(np.float32)
             columns[f"target.{head}"] = batch.labels[head].cpu().numpy()
         return Predictions(rows=batch.rows, columns=columns)
 
     def score(self, parts: Iterable[Predictions]) -> Scores:
-        """`<head>_top1`, `<head>_top5`, `<head>_mean_class` in percent over the clips that have the label.
-
-        Only counts are kept between parts, so memory does not grow with the number of clips.
-        """
-        counts = {head: _Counts(len(names)) for head, names in self.classes.items()}
-        for part in parts:
-            for head, counted in counts.items():
-                counted.add(part.columns[f"scores.{head}"], part.columns[f"target.{head}"])
-        seen = {head: counted for head, counted in counts.items() if counted.clips}
-        by_head = {head: counted.metrics() for head, counted in seen.items()}
-        controls: Metrics = {}
-        for head, counted in seen.items():
-            controls[f"chance_{head}_top1"] = Metric(100.0 / counted.classes, Unit.percent)
-            largest = 100.0 * int(counted.confusion.sum(1).max()) / counted.clips
-            controls[f"largest_class_{head}_top1"] = Metric(largest, Unit.percent)
-        tables = {head: _table(list(self.classes[head]), counted.confusion) for head, counted in seen.items()}
-        return Scores(
-            metrics={f"{head}_{kind}": by_head[head][kind] for kind in ("top1", "top5", "mean_class") for head in seen},
-            controls=controls,
-            headlines=tuple(_headline(head) for head in seen),
-            sections=(
-                Section(
-                    key="heads",
-                    type="class_tables",
-                    title="Where it is right, and what it mixes up",
-                    note=TABLES_NOTE,
-                    values=tables,
-                ),
-            ),
-        )
+        """As `ClassScores` has it."""
+        return self._scores.score(parts)
 
     def wrongness(self, predictions: Predictions) -> npt.NDArray[np.floating[Any]]:
         """Confidence of a clip's first labelled head where that is wrong."""
-        worth = np.full(len(predictions.rows), -np.inf)
-        unjudged = np.ones(len(worth), np.bool_)
-        for head in self.classes:
-            scores, targets = predictions.columns[f"scores.{head}"], predictions.columns[f"target.{head}"]
-            judged = unjudged & (targets >= 0)
-            wrong = judged & (scores.argmax(1) != targets)
-            worth[wrong] = scores.max(1)[wrong]
-            unjudged &= ~judged
-        return worth
+        return self._scores.wrongness(predictions)
 
     def case(self, predictions: Predictions, place: int) -> dict[str, Any]:
         """Truth and answer of each head that has a label, and the first one's confidence."""
-        truth, predicted, confidences = {}, {}, []
-        for head, names in self.classes.items():
-            target, scores = (predictions.columns[f"{column}.{head}"][place] for column in ("target", "scores"))
-            if target >= 0:
-                truth[head], predicted[head] = names[int(target)], names[int(scores.argmax())]
-                confidences.append(float(scores.max()))
-        return {"truth": truth, "predicted": predicted, "confidence": confidences[0] if confidences else None}
+        return self._scores.case(predictions, place)
+
+    def submit(self, parts: Iterable[Predictions], folder: Path, levels: SupervisionLevels) -> Path:
+        """The file that EPIC-KITCHENS-100's challenge of action recognition takes."""
+        return self._scores.submit(parts, folder, levels)
+
+    def _joined_logits(self, video: Tensor) -> Tensor:
+        """[B, classes of all heads], one head after the other."""
+        return torch.cat(list(self._logits(video).values()), dim=1)
 
     def _logits(self, video: Tensor) -> dict[str, Tensor]:
         logits = self.model(video)
         return dict(zip(self.classes, logits if isinstance(logits, tuple) else (logits,), strict=True))
-
-
-class _Counts:
-    """Counts of one head's answers over the clips that have its label."""
-
-    def __init__(self, classes: int) -> None:
-        self.classes, self.clips, self.top1, self.top5 = classes, 0, 0, 0
-        self.confusion = np.zeros((classes, classes), np.int64)  # rows = truth
-
-    def add(self, scores: npt.NDArray[Any], targets: npt.NDArray[Any]) -> None:
-        """scores [N,K], targets [N]; -1 = not labelled."""
-        scores, targets = scores[targets >= 0], targets[targets >= 0]
-        if not (clips := len(targets)):
-            return
-        self.clips += clips
-        self.top1 += round(topk_accuracy(scores, targets, k=1) * clips / 100)
-        self.top5 += round(topk_accuracy(scores, targets, k=min(5, self.classes)) * clips / 100)
-        self.confusion += confusion_matrix(scores.argmax(1), targets, num_classes=self.classes)
-
-    def metrics(self) -> dict[str, Metric]:
-        values = {
-            "top1": 100 * self.top1 / self.clips,
-            "top5": 100 * self.top5 / self.clips,
-            "mean_class": mean_class_accuracy(self.confusion, absent_as_zero=False),
-        }
-        return {kind: Metric(value, Unit.percent) for kind, value in values.items()}
-
-
-def _headline(head: str) -> Headline:
-    return Headline(
-        metric=f"{head}_top1",
-        label=f"{head}, first guess right",
-        sentence=f"the model's first guess at the {head} is right for",
-        baselines=(
-            Baseline(control=f"chance_{head}_top1", label="chance", sentence="chance is"),
-            Baseline(
-                control=f"largest_class_{head}_top1",
-                label="largest class alone",
-                sentence="always naming the largest class gets",
-            ),
-        ),
-        others={f"{head}_top5": "top 5", f"{head}_mean_class": "mean of classes"},
-    )
-
-
-def _table(names: list[str], confusion: npt.NDArray[np.int64]) -> dict[str, Any]:
-    support = confusion.sum(1)
-    right = confusion.diagonal()
-    accuracy = [float(r) / int(n) * 100 if n else None for r, n in zip(right, support, strict=True)]
-    report: dict[str, Any] = {"classes": names, "per_class_accuracy": accuracy, "support": support.tolist()}
-    report["chance"] = 100.0 / len(names)
-    if len(names) <= LARGEST_MATRIX:
-        return report | {"confusion": confusion.tolist()}
-    return report | {"confused_pairs": [list(pair) for pair in confused_pairs(confusion, most=PAIRS)]}

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from lavila.tasks import TaskError, TaskKind
 from lavila.tasks.classification import Classification
+from lavila.tasks.contrastive import Contrastive
+from lavila.tasks.multiple_choice import MultipleChoice
+from lavila.tasks.retrieval import Retrieval
+from lavila.tasks.zero_shot import ZeroShot
 
-KINDS: dict[str, TaskKind] = {"classification": Classification()}
+KINDS: dict[str, TaskKind] = {
+    "classification": Classification(),
+    "contrastive": Contrastive(),
+    "retrieval": Retrieval(),
+    "multiple_choice": MultipleChoice(),
+    "zero_shot": ZeroShot(),
+}
 
 
 def task_kind(name: str) -> TaskKind:

@@ -8,6 +8,7 @@ stops alone, as a killed one does.
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections.abc import Callable
@@ -16,8 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from lavila.config.load import load_config
-from lavila.engine import evaluator, trainer
+from lavila.engine import build, checkpoint, dry_run, evaluator, trainer
 from lavila.engine.distributed import Process, join, on_main
+from lavila.engine.optim import own_part
+from lavila.records import VideoBatch
+from lavila.tasks.classification import ClassificationTask
+
+# Without chance in the model, and with an optimizer that does not magnify what differs by rounding.
+CONTRASTIVE = (
+    "task.name=contrastive", "task.learn_temperature=true", "task.learn_pseudo_temperature=true",
+    "model.text.width=16", "model.text.depth=1", "model.text.heads=2", "model.text.context=8", "model.embed_dim=8",
+    "model.drop_path=0", "optim.optimizer=sgd", "optim.lr=0.01", "optim.schedule=constant", "optim.precision=fp32",
+)  # fmt: skip
 
 
 def outcome(work: Callable[..., object], *arguments: Any) -> str:
@@ -28,9 +39,18 @@ def outcome(work: Callable[..., object], *arguments: Any) -> str:
     return "done"
 
 
+def save_again(folder: Path, process: Process, overrides: list[str]) -> None:
+    """What two ranks have read, each its share, they write as it is."""
+    ready = trainer.prepare(load_config(folder / "tiny.yaml", [*overrides, f"run_dir={folder / 'elsewhere'}"]), process)
+    own = sum(len(group["params"]) for group in own_part(ready.state.optimizer).param_groups)
+    assert 0 < own < len(list(ready.state.model.parameters())), own
+    beside = checkpoint.Beside(config_yaml="", extra=build.checkpoint_facts(ready.config, ready.task_facts), keep=1)
+    checkpoint.save(folder / "again", ready.state, process=process, beside=beside)
+
+
 def main(folder: Path, process: Process) -> None:
     # Each command would join and leave; the processes stay together here.
-    trainer.join = evaluator.join = lambda device: nullcontext(process)  # type: ignore[attr-defined]
+    trainer.join = evaluator.join = dry_run.join = lambda device: nullcontext(process)  # type: ignore[attr-defined]
     ended: dict[str, str] = {}
 
     def run(name: str, work: Callable[..., object], *overrides: str) -> None:
@@ -54,7 +74,31 @@ def main(folder: Path, process: Process) -> None:
     run("evaluate, one meets bad clips", evaluator.evaluate, first.format("val"), few)
     run("evaluate, all are bad", evaluator.evaluate, f"data.val={folder / 'none'}")
     run("validate, both meet bad clips", trainer.train, good.format("train"), both.format("val"), few,
-        "evaluate_every_epochs=1", f"run_dir={folder / 'validated'}")  # fmt: skip
+        "evals.val.every_epochs=1", f"run_dir={folder / 'validated'}")  # fmt: skip
+    for name, clips in (("good", good), ("first", first)):
+        run(f"train, contrastive, {name}", trainer.train, clips.format("train"), *CONTRASTIVE,
+            f"run_dir={folder / f'contrastive-{name}'}")  # fmt: skip
+    again = ["optim.epochs=2", f"resume={folder / 'one' / 'checkpoints'}", good.format("train")]
+    for name in ("whole", "sharded"):
+        shard = f"optim.shard_state={str(name == 'sharded').lower()}"
+        run(f"one rank's run, {name}", trainer.train, *again, shard, f"run_dir={folder / name}")
+    ended["saved again"] = outcome(save_again, folder, process, [*again, "optim.shard_state=true"])
+    run("dry run", dry_run.check_training, good.format("train"), f"run_dir={folder / 'dry'}", "optim.shard_state=true")
+    bad_rank, updates = 1, {1}
+    step = ClassificationTask.step
+
+    def spoiling(self: ClassificationTask, batch: VideoBatch) -> Any:
+        loss, logs = step(self, batch)
+        spoilt = process.rank == bad_rank and self.model.training and next(number) in updates
+        return (loss * float("nan"), logs | {"loss": logs["loss"] * float("nan")}) if spoilt else (loss, logs)
+
+    ClassificationTask.step = spoiling  # type: ignore[method-assign]
+    number = itertools.count()
+    run("a loss of one rank is not finite", trainer.train, good.format("train"), f"run_dir={folder / 'skipped'}")
+    number, updates = itertools.count(), set(range(9))
+    run("all losses of one rank are not finite", trainer.train, good.format("train"), f"run_dir={folder / 'stopped'}",
+        "optim.max_nonfinite_losses=2")  # fmt: skip
+    ClassificationTask.step = step  # type: ignore[method-assign]
     config = load_config(
         folder / "tiny.yaml", [first.format("train"), "data.max_bad_clips=1", f"run_dir={folder / 'x'}"]
     )

@@ -112,7 +112,7 @@ def test_resuming_compares_classes_and_statistics(run: Path, vp9_shards: ShardSe
 def test_validation_needs_the_classes_of_training(vp9_shards: ShardSet, tmp_path: Path) -> None:
     """Told before the first step, not after an epoch."""
     other = with_classes(vp9_shards, tmp_path / "reversed", action=vp9_shards.classes["action"][::-1])
-    config = load_config(config_file(tmp_path, vp9_shards), [f"data.val={other.path}", "evaluate_every_epochs=1"])
+    config = load_config(config_file(tmp_path, vp9_shards), [f"data.val={other.path}", "evals.val.every_epochs=1"])
     with pytest.raises(TaskError, match="head action"):
         trainer.train(config)
     assert not (tmp_path / "run" / "checkpoints").exists()
@@ -165,8 +165,8 @@ def test_frames_and_sizes_that_the_model_was_not_trained_on_are_noted(
 
 def test_a_run_folder_holds_the_resolved_statistics(vp9_shards: ShardSet, run: Path, tmp_path: Path) -> None:
     """Random weights: LaViLa's. Weights of a run: that run's. Both are in the new model file as well."""
-    for init, mean in (("", list(CLIP_PICTURES.mean)), (str(run), MEAN)):
-        folder = tmp_path / ("tuned" if init else "fresh")
+    for init, mean in (("random", list(CLIP_PICTURES.mean)), (str(run), MEAN)):
+        folder = tmp_path / ("fresh" if init == "random" else "tuned")
         options = [f"model.init={init}", f"run_dir={folder}", "optim.epochs=1"]
         last = trainer.train(load_config(config_file(tmp_path, vp9_shards), options))
         assert list(load_config(folder / "config.yaml").data.mean) == mean
@@ -179,7 +179,8 @@ def test_a_run_folder_holds_the_resolved_statistics(vp9_shards: ShardSet, run: P
 def test_published_files_say_their_statistics(kind: str, pictures: Any, vp9_shards: ShardSet, tmp_path: Path) -> None:
     file = write(tmp_path / "published.pth", published_state(tiny(kind)))
     found = trained_on(file)
-    assert (found.mean, found.std, found.frames, found.classes) == (pictures.mean, pictures.std, 4, {})
+    assert (found.mean, found.std, found.frames, found.task_facts) == (pictures.mean, pictures.std, 4, {})
+    assert found.text == {"clip": "clip", "egovlp": "distilbert"}[kind]
     config = load_config(config_file(tmp_path, vp9_shards))
     assert build.with_statistics(config, found).data.mean == pictures.mean
     other = replace(config, data=replace(config.data, mean=(1.0, 2.0, 3.0)))
@@ -192,7 +193,7 @@ def test_a_file_that_says_nothing_is_warned_of(
 ) -> None:
     silent = changed_metadata(run, tmp_path / "m.safetensors", pictures=None, classes=None)
     found = trained_on(silent)
-    assert (found.mean, found.classes, found.frames, found.image_size) == ((), {}, 4, 32)
+    assert (found.mean, found.task_facts, found.frames, found.image_size) == ((), {}, 4, 32)
     resolved = build.with_statistics(load_config(config_file(tmp_path, vp9_shards)), found)
     assert resolved.data.mean == CLIP_PICTURES.mean and "does not say the mean" in caplog.text
 
@@ -200,9 +201,8 @@ def test_a_file_that_says_nothing_is_warned_of(
 @pytest.mark.parametrize(
     "changes",
     [
-        {"pictures": "{"}, {"pictures": "[]"}, {"classes": "[1]"}, {"pictures": '{"mean": [1, 2]}'},
-        {"pictures": '{"std": [1, 0, 1]}'}, {"pictures": '{"mean": ["a", 1, 2]}'}, {"classes": '{"verb": 3}'},
-        {"pictures": '{"mean": [NaN, 1, 1]}'},
+        {"pictures": "{"}, {"pictures": "[]"}, {"pictures": '{"mean": [1, 2]}'}, {"pictures": '{"std": [1, 0, 1]}'},
+        {"pictures": '{"mean": ["a", 1, 2]}'}, {"pictures": '{"mean": [NaN, 1, 1]}'},
     ],
 )  # fmt: skip
 def test_what_is_no_statistics_is_told_with_the_file(run: Path, tmp_path: Path, changes: dict[str, str]) -> None:

@@ -19,7 +19,7 @@ import torch
 from lavila.checkpoints.errors import CheckpointError
 from lavila.checkpoints.store import load_model
 from lavila.engine import checkpoint
-from lavila.engine.checkpoint import Progress, TrainState
+from lavila.engine.checkpoint import Beside, Progress, TrainState
 from lavila.engine.distributed import Process
 from lavila.engine.run_folder import start_from, subject_of
 from lavila.models.classifier import VideoClassifier
@@ -45,10 +45,9 @@ def state_at(updates: int) -> TrainState:
     )
 
 
-def save(run_dir: Path, updates: int, *, keep: int = 1) -> Path:
-    return checkpoint.save(
-        run_dir, state_at(updates), process=PROCESS, config_yaml="seed: 0\n", extra={"classes": "{}"}, keep=keep
-    )
+def save(run_dir: Path, updates: int, *, keep: int = 1, spared: str = "") -> Path:
+    beside = Beside(config_yaml="seed: 0\n", extra={"classes": "{}"}, keep=keep, spared=spared)
+    return checkpoint.save(run_dir, state_at(updates), process=PROCESS, beside=beside)
 
 
 def loaded(path: Path) -> int:
@@ -231,9 +230,8 @@ def test_the_loss_scale_is_kept_where_the_precision_is(tmp_path: Path) -> None:
         return replace(state_at(1), scaler=torch.amp.GradScaler("cpu", init_scale=scale, enabled=enabled))
 
     for name, enabled in (("fp16", True), ("bf16", False)):
-        checkpoint.save(
-            tmp_path / name, scaling(enabled=enabled, scale=8.0), process=PROCESS, config_yaml="", extra={}, keep=1
-        )
+        beside = Beside(config_yaml="", extra={}, keep=1)
+        checkpoint.save(tmp_path / name, scaling(enabled=enabled, scale=8.0), process=PROCESS, beside=beside)
     loads = {}
     for name, enabled in (("fp16", True), ("fp16", False), ("bf16", True)):
         state = scaling(enabled=enabled)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,11 @@ from lavila.tasks import (
     TaskError,
     TaskFacts,
     TaskOptions,
+    TextFeatures,
     concatenate,
     registry,
 )
+from lavila.tasks.tables import Tables
 from tests.engine.test_runs import config_file
 
 WORDS = ["dark", "bright"]
@@ -57,6 +59,12 @@ class Speaker:
         target = self._truth(batch)
         loss = nn.functional.cross_entropy(logits, target)
         return loss, {"loss": loss.detach(), "agreement": (logits.argmax(1) == target).float().mean()}
+
+    def after_update(self) -> None:
+        pass
+
+    def know_texts(self, known: TextFeatures | None) -> TextFeatures:
+        return {}
 
     def predict(self, batch: VideoBatch) -> Predictions:
         with torch.no_grad():
@@ -94,8 +102,11 @@ class Speaking:
     def __init__(self, words: list[str]) -> None:
         self.words = words
 
-    def facts(self, options: TaskOptions, classes: Mapping[str, Sequence[str]], *, of: object) -> TaskFacts:
+    def facts(self, options: TaskOptions, tables: Tables) -> TaskFacts:
         return {"words": self.words}
+
+    def needs_words(self, tables: Tables) -> bool:
+        return False
 
     def check(self, found: TaskFacts, wanted: TaskFacts, *, of: object, wanted_by: object) -> None:
         if wanted.get("words", self.words) != found["words"]:
@@ -107,7 +118,7 @@ class Speaking:
     def model(self, parts: ModelParts, facts: TaskFacts, options: TaskOptions) -> nn.Module:
         return VideoClassifier(parts.tower, num_classes=(len(facts["words"]),), dropout=0.0)  # type: ignore[arg-type]
 
-    def task(self, model: nn.Module, facts: TaskFacts, options: TaskOptions) -> Speaker:
+    def task(self, model: nn.Module, facts: TaskFacts, options: TaskOptions, tables: Tables) -> Speaker:
         return Speaker(model, facts["words"])
 
 
@@ -115,13 +126,15 @@ def test_a_task_that_speaks_trains_validates_and_reports(
     tmp_path: Path, vp9_shards: ShardSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(registry.KINDS, "speaking", Speaking(WORDS))
-    path = config_file(tmp_path, vp9_shards, task={"name": "speaking"}, optim={"epochs": 2}, evaluate_every_epochs=1)
+    path = config_file(
+        tmp_path, vp9_shards, task={"name": "speaking"}, optim={"epochs": 2}, evals={"val": {"every_epochs": 1}}
+    )
     config = load_config(path, ["views.single_frame_control=true"])
     last = train(config)
     assert trained_on(last).task_facts == {"words": WORDS}
     lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert all(0 <= line["agreement"] <= 1 for line in lines if "loss" in line)
-    assert len([line for line in lines if "val_cider" in line]) == 2
+    assert len([line for line in lines if "val/cider" in line]) == 2
     page = evaluate(config)
     assert page is not None
     report = json.loads((tmp_path / "run" / "report.json").read_text())

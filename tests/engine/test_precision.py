@@ -25,13 +25,13 @@ def test_half_precision_pictures_train_validate_and_evaluate(
     vp9_shards: ShardSet, tmp_path: Path, precision: str
 ) -> None:
     """What `tests/gpu/test_gpu_path.py` asks of a GPU, on the CPU."""
-    path = config_file(tmp_path, vp9_shards, optim={"epochs": 1}, evaluate_every_epochs=1)
+    path = config_file(tmp_path, vp9_shards, optim={"epochs": 1}, evals={"val": {"every_epochs": 1}})
     config = load_config(
         path, [f"optim.precision={precision}", "data.picture_type=float16", "views.single_frame_control=true"]
     )
     train(config)
     evaluate(config)
-    assert "val_verb_top1" in read_metrics(Path(config.run_dir) / "metrics.jsonl")[-1]
+    assert "val/verb_top1" in read_metrics(Path(config.run_dir) / "metrics.jsonl")[-1]
     report = json.loads((Path(config.run_dir) / "report.json").read_text())
     assert report["clips"]["evaluated"] == 12
     assert report["environment"]["precision"] == {"auto": "fp32", "bf16": "bf16"}[precision]

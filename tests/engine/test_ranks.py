@@ -8,14 +8,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from lavila.checkpoints.store import load_model
 from lavila.config.load import load_config
 from lavila.engine import build
 from lavila.engine.distributed import Process
+from lavila.engine.trainer import prepare, train
 from lavila.plan.plans import Ranks
 from lavila.report.files import read_metrics
 from lavila.shards.reader import ShardSet
 from tests.data.test_loader import damaged, training
+from tests.engine.ranks_scenarios import CONTRASTIVE
 from tests.engine.test_runs import ENVIRONMENT, ROOT, config_file
 
 Ended = list[dict[str, str]]
@@ -37,6 +41,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory, vp9_shards: ShardSet) -> tup
     assert len(first) >= 2 <= len(second), (orders, "choose another seed")
     for name, rows in (("first", first[:2]), ("both", first[:2] + second[:2]), ("none", list(range(12))), ("good", [])):
         damaged(vp9_shards, folder, *rows).path.rename(folder / name)
+    train(load_config(path, [f"data.train={folder / 'good'}", f"run_dir={folder / 'one'}"]))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     result = subprocess.run(
         [*command, str(ROOT / "tests/engine/ranks_scenarios.py"), str(folder)],
@@ -44,7 +49,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory, vp9_shards: ShardSet) -> tup
         env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=240,  # a rank that waits for one that has stopped would wait for half an hour
+        timeout=480,  # a rank that waits for one that has stopped would wait for half an hour
         check=False,
     )
     assert result.returncode != 0 and "LoaderError" in result.stderr, result.stderr  # the last scenario: alone
@@ -82,8 +87,90 @@ def test_one_rank_decides_about_the_run_folder_and_all_follow(ended: tuple[Path,
         assert (folder / name / "checkpoints/step-00000003/checkpoint.json").is_file()
 
 
+@pytest.mark.parametrize("clips", ["good", "first"])
+def test_two_ranks_train_a_dual_encoder_as_one_does(ended: tuple[Path, Ended], tmp_path: Path, clips: str) -> None:
+    """Also where one rank has fewer clips than the other, and where it has none: the loss is that of all clips."""
+    folder, ranks = ended
+    assert all(one[f"train, contrastive, {clips}"] == "done" for one in ranks)
+    alone = [f"data.train={folder / clips}", *CONTRASTIVE, f"run_dir={tmp_path}", "data.batch_size=4"]
+    train(load_config(folder / "tiny.yaml", alone))
+    together = load_model(folder / f"contrastive-{clips}" / "checkpoints").state_dict()
+    for name, tensor in load_model(tmp_path / "checkpoints").state_dict().items():
+        assert torch.allclose(tensor, together[name], atol=2e-6), name
+    losses = [
+        [line["loss"] for line in read_metrics(run / "metrics.jsonl")]
+        for run in (tmp_path, folder / f"contrastive-{clips}")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
 def test_a_rank_stops_at_once_where_it_alone_exceeds(vp9_shards: ShardSet, tmp_path: Path) -> None:
     shards = damaged(vp9_shards, tmp_path, *range(12))
     loader = training(shards, ranks=Ranks(rank=1, world=2), max_bad_clips=1)
     with pytest.raises(ValueError, match="2 clips of this epoch"):
         list(loader)
+
+
+ALONE = Process(rank=0, world=1, local_world=1, device=torch.device("cpu"))
+
+
+def state_of(folder: Path, run: str) -> dict[str, torch.Tensor]:
+    """Weights and state of the optimizer in the newest checkpoint of a run, as one rank reads them."""
+    overrides = [f"data.train={folder / 'good'}", f"resume={folder / run / 'checkpoints'}", f"run_dir={folder / 'no'}"]
+    state = prepare(load_config(folder / "tiny.yaml", overrides), ALONE).state
+    found = dict(state.model.state_dict())
+    for name, parameter in state.model.named_parameters():
+        kept = state.optimizer.state[parameter]
+        assert set(kept) == {"step", "exp_avg", "exp_avg_sq"}, name
+        found |= {f"{name} {slot}": value for slot, value in kept.items()}
+    return found
+
+
+def equal(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    return set(one) == set(two) and all(torch.equal(value, two[name]) for name, value in one.items())
+
+
+def test_a_sharded_optimizer_goes_on_from_one_rank_bit_by_bit(ended: tuple[Path, Ended]) -> None:
+    """Two ranks that keep a share each, and two that keep all; then one rank reads what the shares have become."""
+    folder, ranks = ended
+    for one in ranks:
+        assert one["one rank's run, whole"] == one["one rank's run, sharded"] == one["saved again"] == "done"
+    first, again = state_of(folder, "one"), state_of(folder, "again")
+    assert equal(first, again)
+    whole, sharded = state_of(folder, "whole"), state_of(folder, "sharded")
+    assert equal(whole, sharded) and not equal(first, sharded)
+    steps = {int(value) for name, value in sharded.items() if name.endswith(" step")}
+    assert steps == {6}  # three updates on one rank, three on two
+
+
+def test_a_dry_run_of_two_ranks_writes_nothing(ended: tuple[Path, Ended]) -> None:
+    folder, ranks = ended
+    assert all(one["dry run"] == "done" for one in ranks) and not (folder / "dry").exists()
+
+
+def test_ranks_skip_an_update_together_and_name_who_had_a_bad_loss(ended: tuple[Path, Ended]) -> None:
+    folder, ranks = ended
+    assert all(one["a loss of one rank is not finite"] == "done" for one in ranks)
+    lines = read_metrics(folder / "skipped" / "metrics.jsonl")
+    assert [line.get("skipped_updates") for line in lines] == [None, 1, None]
+    assert all(line["loss"] > 0 for line in lines)  # the other rank's
+    kept = folder / "skipped" / "nonfinite" / "checkpoints" / "step-00000001"
+    (bad,) = json.loads((kept / "losses.json").read_text())
+    assert (bad["rank"], bad["loss"], len(bad["clip_ids"]), len(bad["rows"])) == (1, "nan", 2, 2)
+    # The state is the one before the skipped update, and the run's checkpoint is sound.
+    for model in (kept, folder / "skipped" / "checkpoints"):
+        assert all(bool(p.isfinite().all()) for p in load_model(model).parameters())
+    resumed = [f"data.train={folder / 'good'}", f"resume={kept}", f"run_dir={folder / 'looked at'}"]
+    progress = prepare(load_config(folder / "tiny.yaml", resumed), ALONE).state.progress
+    assert (progress.updates, progress.epoch_updates) == (1, 1)
+
+
+def test_a_rank_whose_losses_stay_bad_stops_all_ranks(ended: tuple[Path, Ended]) -> None:
+    folder, ranks = ended
+    for one in ranks:
+        told = one["all losses of one rank are not finite"]
+        assert told.startswith("TrainingError: ") and "2 time(s) in a row" in told and "rank 1: nan for clip_" in told
+        assert "rank 0" not in told and str(folder / "stopped" / "nonfinite") in told
+    names = [path.name for path in (folder / "stopped" / "nonfinite" / "checkpoints").glob("step-*")]
+    assert names == ["step-00000000"]  # of the first in a row
+    assert not list((folder / "stopped" / "checkpoints").glob("step-*"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lavila.engine.relevancy import relevancy_of
+from lavila.engine.relevancy import Relevancy
 from lavila.shards.format import ShardFile, ShardSetError
 from lavila.shards.reader import ShardSet, open_shard_set
 from lavila.shards.writer import SetContents, ShardWriter, write_manifest
@@ -48,18 +48,18 @@ def a_set(folder: Path, **more: list[dict[str, object]]) -> ShardSet:
 
 def test_by_verbs_and_nouns(tmp_path: Path) -> None:
     shards = a_set(tmp_path / "set")
-    assert relevancy_of(shards, np.arange(3)).tolist() == np.float32(BY_THE_FORMULA).tolist()
-    assert relevancy_of(shards, np.array([2, 0])).tolist() == np.float32(BY_THE_FORMULA)[[2, 0]].tolist()
+    assert Relevancy(shards)(np.arange(3)).tolist() == np.float32(BY_THE_FORMULA).tolist()
+    assert Relevancy(shards)(np.array([2, 0])).tolist() == np.float32(BY_THE_FORMULA)[[2, 0]].tolist()
 
 
 def test_as_published_by_clip_id_whatever_the_order(tmp_path: Path) -> None:
     published = {"c": [0.5, 1.0], "lost": [0.0, 0.0], "a": [1.0, 0.125], "b": [0.25, 0.0]}
     table = [{"clip_id": name, "relevancy": np.array(row, np.float32)} for name, row in published.items()]
     shards = a_set(tmp_path / "set", relevancy=table)  # type: ignore[arg-type]
-    assert relevancy_of(shards, np.arange(3)).tolist() == [published[name] for name in "abc"]
-    assert relevancy_of(shards, np.array([1])).tolist() == [[0.25, 0.0]]
+    assert Relevancy(shards)(np.arange(3)).tolist() == [published[name] for name in "abc"]
+    assert Relevancy(shards)(np.array([1])).tolist() == [[0.25, 0.0]]
 
 
 def test_a_set_without_sentences_is_named(vp9_shards: ShardSet) -> None:
     with pytest.raises(ShardSetError, match="holds no table 'sentences'; it has clips"):
-        relevancy_of(vp9_shards, np.arange(2))
+        Relevancy(vp9_shards)(np.arange(2))

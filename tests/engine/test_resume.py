@@ -9,14 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from torch import nn
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from lavila.checkpoints.errors import CheckpointError
+from lavila.checkpoints.store import load_model
 from lavila.config.load import load_config
 from lavila.config.schema import RunConfig
 from lavila.data.pictures import LoaderError
-from lavila.engine import checkpoint, trainer
+from lavila.engine import build, checkpoint, trainer
 from lavila.engine.optim import LearningRate
 from lavila.engine.trainer import TrainingError, train
 from lavila.report.files import read_metrics
@@ -136,6 +139,26 @@ def test_another_model_or_optimiser_is_told_in_one_line(tmp_path: Path, vp9_shar
     with pytest.raises(TaskError if heads else CheckpointError, match=r"task\.heads=|model\.init=") as refused:
         train(load_config(path, [override, "optim.epochs=2"]))
     assert "\n" not in str(refused.value) and files_of(tmp_path / "run") == before
+
+
+def test_parts_may_be_frozen_and_thawed(tmp_path: Path, vp9_shards: ShardSet, caplog: pytest.LogCaptureFixture) -> None:
+    path = config_file(tmp_path, vp9_shards, optim={"epochs": 1})
+    frozen = load_config(path, ["model.freeze=[video]"])
+    facts = build.task_facts(frozen, vp9_shards)
+    before = build.fresh_model(frozen, facts).state_dict()
+    first = train(frozen)
+    after = load_model(first).state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {name for name in before if name.startswith("fc_cls.")}
+    keys = FileSystemReader(first / "train_state").read_metadata().state_dict_metadata
+    assert keys and all(".fc_cls." in key for key in keys)
+    with caplog.at_level("INFO", logger="lavila"):
+        second = load_model(train(load_config(path, ["optim.epochs=2"]))).state_dict()
+    assert not torch.equal(after["visual.cls_token"], second["visual.cls_token"])
+    told = next(message for message in caplog.messages if "were not trained before" in message)
+    assert "visual.cls_token" in told and "fc_cls" not in told
+    third = load_model(train(load_config(path, ["optim.epochs=3", "model.freeze=[heads]"]))).state_dict()
+    assert {name for name in second if torch.equal(second[name], third[name])} == moved
 
 
 def order_of(config: RunConfig) -> list[int]:

@@ -166,23 +166,32 @@ def test_an_epoch_shows_every_clip_once():
     assert sorted(rows) == list(range(64)) and rows != list(range(64))
 
 
+@pytest.mark.parametrize("portion", [1, 5])
 @pytest.mark.parametrize("world", [1, 2, 3])
-@pytest.mark.parametrize("count", [1, 2, 7, 12])
-def test_evaluation_shows_every_clip_exactly_once(world, count):
-    seen: Counter[int] = Counter()
-    for rank in range(world):
-        plan = ViewPlan(
-            sizes(count),
-            frames=FrameChoice(frames=4),
-            views=ViewChoice(size=32),
-            batch_size=4,
-            ranks=Ranks(rank=rank, world=world),
-        )
-        for step in range(plan.steps):
-            batch = plan.batch(0, step)
-            assert 0 < len(batch) <= plan.largest_batch
-            seen.update(clip.row for clip in batch)
-    assert seen == Counter(range(count))
+@pytest.mark.parametrize("count", [1, 2, 7, 12, 31])
+def test_evaluation_shows_every_clip_exactly_once(world, count, portion):
+    """Whatever the ranks and the batch size, the same neighbours lie in one batch."""
+    for batch_size in (1, 4, 20):
+        seen: Counter[int] = Counter()
+        together = set()
+        for rank in range(world):
+            plan = ViewPlan(
+                sizes(count),
+                frames=FrameChoice(frames=4),
+                views=ViewChoice(size=32),
+                batch_size=batch_size,
+                ranks=Ranks(rank=rank, world=world),
+                portion=portion,
+            )
+            assert plan.largest_batch == max(portion, batch_size // world // portion * portion)
+            for step in range(plan.steps):
+                batch = [clip.position for clip in plan.batch(0, step)]
+                assert 0 < len(batch) <= plan.largest_batch
+                seen.update(batch)
+                portions = sorted({place // portion for place in batch})
+                together |= {tuple(place for place in batch if place // portion == number) for number in portions}
+        assert seen == Counter(range(count))
+        assert together == {tuple(range(k, min(k + portion, count))) for k in range(0, count, portion)}
 
 
 def test_batches_that_cannot_be_shared_are_refused_with_a_fitting_number():

@@ -186,7 +186,7 @@ def history() -> list[dict[str, Any]]:
         for s in range(10, 910, 10)
     ]
     lines.insert(3, {"step": 35, "loss": None})  # a loss that was not finite
-    return [*lines, {"step": 450, "val_verb_top1": 61.5}, {"step": 900, "val_verb_top1": 91.75}]
+    return [*lines, {"step": 450, "val/verb_top1": 61.5}, {"step": 900, "val/verb_top1": 91.75}]
 
 
 def page_of(run_dir: Path) -> Page:
@@ -340,7 +340,7 @@ def test_a_number_is_drawn_as_its_unit_wants(tmp_path: Path) -> None:
         ],
         "recall": {"at_1": 12.34, "rank": 7},
     }
-    history = [{"step": s, "val_cider": s / 10} for s in (1, 2, 3)]
+    history = [{"step": s, "val/cider": s / 10} for s in (1, 2, 3)]
     write_report(tmp_path, report, pictures=NO_PICTURES, history=history)
     page = page_of(tmp_path)
     assert page.ids == ["metrics", "recall", "training"]
@@ -376,6 +376,34 @@ def test_the_config_of_the_evaluation_and_that_of_training_are_apart(tmp_path: P
     write_report(tmp_path, report | {"trained_with": {"optim": {"lr": 0.0625}}}, pictures=NO_PICTURES, history=[])
     text = page_of(tmp_path).text
     assert text.index("data.batch_size") < text.index("training, 1 values") < text.index("optim.lr 0.0625")
+
+
+def test_galleries_show_clips_and_texts_with_what_was_right(tmp_path: Path, report: dict[str, Any]) -> None:
+    clips = [
+        {"clip_id": "P01_5", "narration": "cuts", "note": "relevancy 1.00", "right": True},
+        {"clip_id": "P01_6", "narration": EVIL, "note": "relevancy 0.00", "right": False},
+        {"clip_id": "P01_7", "narration": "opens", "note": "relevancy 0.50", "right": None},
+    ]
+    texts = [{"text": "wash the pan", "note": "relevancy 0.25", "right": None}]
+    queries = [{"title": "cut the leek", "note": "3 of 9", "clips": clips, "texts": texts}]
+    section = {"key": "queries", "type": "galleries", "title": "What it finds", "note": "Sentences."}
+    report |= {"queries": queries, "sections": [section]}
+    pictures = ReportPictures(galleries=[strip("P01_5"), strip("P01_6")])  # those of P01_7 could not be had again
+    write_report(tmp_path, report, pictures=pictures, history=[])
+    page = page_of(tmp_path)
+    assert "queries" in page.ids and len(page.sources) == 2
+    for words in ("cut the leek", "3 of 9", "relevancy 1.00", "P01_7", "wash the pan", "relevancy 0.25"):
+        assert words in page.text
+    marks = [value for name, value in page.attributes if name == "class" and value in ("right", "wrong")]
+    assert marks == ["right", "wrong"] and "script" not in page.tags
+
+
+def test_a_published_number_stands_beside_ours(tmp_path: Path, report: dict[str, Any]) -> None:
+    report["published"] = {"verb_top1": 93.5, "verb_top5": 99.1, "map": 42.25}
+    write_report(tmp_path, report, pictures=NO_PICTURES, history=[])
+    text = page_of(tmp_path).text
+    for words in ("published 93.5", "top 5, published 99.1", "map, published 42.2"):
+        assert words in text
 
 
 def test_wrong_pictures_are_refused(tmp_path: Path, report: dict[str, Any]) -> None:

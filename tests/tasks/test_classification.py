@@ -14,6 +14,7 @@ from lavila.records import VideoBatch
 from lavila.tasks import Predictions, TaskError, TaskOptions, concatenate
 from lavila.tasks.classification import ClassificationTask
 from lavila.tasks.registry import task_kind
+from lavila.tasks.tables import Tables
 
 CLASSES = {"verb": ["a", "b", "c"], "noun": ["x", "y"]}
 
@@ -50,6 +51,7 @@ def batch(values: Any, **labels: list[int]) -> VideoBatch:
         narrations=((),) * clips,
         sources=((),) * clips,
         chosen=np.full(clips, -1),
+        draws=np.zeros(clips),
     )
 
 
@@ -72,7 +74,7 @@ def test_an_empty_batch_takes_part_with_no_weight() -> None:
     assert float(loss.detach()) == 0 and one.model.scale.grad == 0
 
 
-@pytest.mark.parametrize("view_batch_size", [0, 2])
+@pytest.mark.parametrize("view_batch_size", [1, 2, 16])
 def test_views_are_fused_as_the_rule_says(view_batch_size: int) -> None:
     views = [[3.0, -1.0, 1.0], [-4.0, 1.0, 0.0]]
     mean, most = (
@@ -170,10 +172,31 @@ def test_a_number_prints_as_its_unit_wants() -> None:
 
 def test_tasks_are_found_by_name() -> None:
     kind = task_kind("classification")
-    facts = kind.facts(TaskOptions(heads=("noun",)), CLASSES, of="here")
+    facts = kind.facts(TaskOptions(heads=("noun",)), Tables(of="here", classes=CLASSES))
     assert facts == {"classes": {"noun": ["x", "y"]}}
     with pytest.raises(TaskError, match="known: classification"):
         task_kind("dance")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (TaskOptions(), r"task\.heads"),
+        (TaskOptions(heads=("verb",), head_weights=(1.0, 2.0)), r"task\.head_weights=\[1\.0, 2\.0\].*verb"),
+        (TaskOptions(heads=("verb", "noun"), head_weights=(0.0, 0.0)), r"task\.head_weights=\[0\.0, 0\.0\]"),
+        (TaskOptions(heads=("verb", "action")), r"here.*action"),
+    ],
+    ids=["none", "weights", "zeros", "missing"],
+)
+def test_heads_that_make_no_sense_are_refused(options: TaskOptions, told: str) -> None:
+    with pytest.raises(TaskError, match=told):
+        task_kind("classification").facts(options, Tables(of="here", classes=CLASSES))
+
+
+@pytest.mark.parametrize("classes", [[1], {"verb": 3}])
+def test_classes_of_another_form_are_told_with_the_file(classes: Any) -> None:
+    with pytest.raises(TaskError, match="the file"):
+        task_kind("classification").check({"classes": CLASSES}, {"classes": classes}, of="here", wanted_by="the file")
 
 
 def test_many_classes_are_reported_as_pairs() -> None:

@@ -1,0 +1,64 @@
+"""Makes what `--config toy` reads: the sample dataset in every published form, small, as shard sets below data/toy.
+
+    python tools/make_toy_data.py
+    python train.py --config ek100_mir_tsf_b --config toy
+
+Every step is one of the commands that one would type for real data; each is shown before it runs. What is there
+already is kept. Takes about a minute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from lavila.sample import ego4d
+from lavila.sample.forms import FORMS
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = {"ek100": "ek100"}  # of a form's shard sets, where it is not the name of its dataset
+CAPTIONS = {"rephrased": ego4d.REPHRASED, "narrated": ego4d.NARRATED}  # table -> pickle
+SOURCES = {"rephrased": "rephrased", "narrated": "machine"}
+
+
+def commands(out: Path) -> list[tuple[Path, list[str]]]:
+    """What each command makes, and the command: a script of tools/ and its arguments."""
+    source = out / "source"
+    size = ["--train-clips", "16", "--val-clips", "16", "--videos", "4", "--height", "64"]
+    sample = ["make_sample_dataset.py", "--footage", str(ROOT / "assets/bigbuckbunny.mp4"), "--out", str(source), *size]
+    made: list[tuple[Path, list[str]]] = [(source, [*sample, "--form", *FORMS])]
+    for name, form in FORMS.items():
+        for split in form.splits:
+            target = out / FOLDERS.get(name, form.dataset) / "shards" / split
+            command = ["shard_videos.py", "--dataset", form.dataset, "--split", split, "--out", str(target)]
+            command += ["--annotations", f"{source}/{form.annotations}", "--videos", f"{source}/{form.videos}"]
+            made.append((target, [*command, "--codec", "h264", "--short-side", "64", "--fps", "15"]))
+    for table, file in CAPTIONS.items():
+        target = out / "ego4d" / f"{table}.parquet"
+        command = ["make_captions.py", "--ego4d", f"{source}/{ego4d.FOLDER}/{file}", "--out", str(target)]
+        made.append((target, [*command, "--source", SOURCES[table], "--shards", f"{out}/ego4d/shards/train"]))
+    return made
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("data/toy"), metavar="DIR", help="default %(default)s")
+    out = parser.parse_args().out
+    for target, command in commands(out):
+        if target.exists():
+            continue
+        script, *arguments = command
+        print(f"\n$ python tools/{script} {shlex.join(arguments)}", flush=True)
+        done = subprocess.run([sys.executable, str(ROOT / "tools" / script), *arguments], check=False)
+        if done.returncode:
+            print(f"make_toy_data stopped: {target} could not be made; see above", file=sys.stderr)
+            return done.returncode
+    print(f"\nAll there, in {out}. Next: python train.py --config ek100_mir_tsf_b --config toy")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
