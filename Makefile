@@ -4,6 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
+# Of pytest: one for each core, up to 8, for each takes 1 GB of memory. tests/conftest.py says which tests stay together.
+PROCESSES ?= --numprocesses auto --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
+
 .PHONY: help venv quickstart test check bench clean
 
 help:
@@ -37,7 +40,7 @@ quickstart: $(INSTALLED)
 	$(BIN)/python tools/quickstart.py
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PROCESSES)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

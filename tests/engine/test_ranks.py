@@ -85,5 +85,5 @@ def test_one_rank_decides_about_the_run_folder_and_all_follow(ended: tuple[Path,
 def test_a_rank_stops_at_once_where_it_alone_exceeds(vp9_shards: ShardSet, tmp_path: Path) -> None:
     shards = damaged(vp9_shards, tmp_path, *range(12))
     loader = training(shards, ranks=Ranks(rank=1, world=2), max_bad_clips=1)
-    with pytest.raises(ValueError, match="2 clips of this epoch"):
+    with pytest.raises(ValueError, match="2 clips"):
         list(loader)

@@ -15,12 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import shard_videos
 
 from lavila.ingest.encode import EncodeSettings
 from lavila.ingest.jobs import Plan, assign
 from lavila.plan.frames import frame_span
 from lavila.records import Clip
 from lavila.shards.reader import open_shard_set
+from tests.commands import run_here
 from tests.footage import NTSC_60, Coding, read_numbers, write_numbered_video
 
 ROOT = Path(__file__).parents[2]
@@ -87,10 +89,11 @@ ENVIRONMENT = {**os.environ, **ADDED}
 
 
 def run(annotations: Path, videos: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, **ADDED}  # of this moment: a fixture may have added a cluster
-    return subprocess.run(
-        command(annotations, videos, out, *more), env=environment, capture_output=True, text=True, timeout=120
-    )
+    """The tool in this process. Its workers have their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ADDED.items():
+            patch.setenv(name, value)
+        return run_here(shard_videos.main, command(annotations, videos, out, *more)[2:])
 
 
 def contents(folder: Path) -> dict[str, bytes]:
