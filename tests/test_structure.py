@@ -54,6 +54,11 @@ def test_importing_the_package_is_light() -> None:
     assert result.stdout.strip() == "[]"
 
 
+def test_processes_that_make_and_check_shards_start_without_torch() -> None:
+    code = "import sys, lavila.ingest.run, lavila.inspection.verify; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
 def test_the_public_names_are_there() -> None:
     for name in lavila.__all__:
         assert callable(getattr(lavila, name))
