@@ -11,7 +11,7 @@ PROCESSES ?= --numprocesses auto --maxprocesses 8 --dist loadgroup --no-loadscop
 
 help:
 	@echo "make quickstart   from five seconds of footage to a trained model and its report, in minutes, on any machine"
-	@echo "make test         all tests (those for a GPU skip without one)"
+	@echo "make test         all tests (those for a GPU skip without one); TESTS=tests/engine for some of them"
 	@echo "make check        format, lint, types, import directions"
 	@echo "make bench        loader benchmarks -> benchmarks/results, docs (.venv/bin/pip install '.[bench]' adds the peers)"
 	@echo "make venv         only the environment"
@@ -40,7 +40,7 @@ quickstart: $(INSTALLED)
 	$(BIN)/python tools/quickstart.py
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest $(PROCESSES)
+	$(BIN)/python -m pytest $(PROCESSES) $(TESTS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

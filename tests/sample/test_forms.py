@@ -51,7 +51,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("forms") / "all"
-    done = run("--out", str(out), *SMALL, *EVERY, "--workers", "2")
+    done = run("--out", str(out), *SMALL, *EVERY, "--workers", "1")
     assert done.returncode == 0, done.stderr
     return out
 

@@ -65,7 +65,18 @@ def call(command: list[str]) -> str:
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("every") / "sample"
-    small = ["--train-clips", str(CLIPS["train"]), "--val-clips", str(CLIPS["val"]), "--videos", "4", "--height", "64"]
+    small = [
+        "--train-clips",
+        str(CLIPS["train"]),
+        "--val-clips",
+        str(CLIPS["val"]),
+        "--videos",
+        "4",
+        "--height",
+        "64",
+        "--workers",
+        "1",
+    ]
     script = ["tools/make_sample_dataset.py", "--footage", str(FOOTAGE), "--out", str(out), *small]
     printed = call([*script, "--chunk-seconds", "2", "--form", *FORMS])
     for name in FORMS:

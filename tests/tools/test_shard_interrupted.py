@@ -63,10 +63,9 @@ def test_killed_at_every_stage(layout: str, reference: Path, videos: Path, tmp_p
         while len(list(out.glob(made))) < count:
             assert process.poll() is None, f"it ended without {count} {made}"
             time.sleep(0.002)
-        workers = worker_ids(out)
         process.kill()
         process.wait()
-        await_end(workers)
+        await_end(worker_ids(out))
     done = run(annotations, videos, out, "--resume", "--workers", "1", *more)
     assert done.returncode == 0, done.stderr
     assert contents(out) == contents(expected)

@@ -207,10 +207,10 @@ def test_a_dead_worker_does_not_hang_the_run(reference: Path, videos: Path, tmp_
         stderr=subprocess.PIPE,
         text=True,
     )
-    while not list((tmp_path / "set").glob("shard-*.tmp")):
+    while not (workers := worker_ids(tmp_path / "set")):
         assert process.poll() is None
         time.sleep(0.005)
-    os.kill(worker_ids(tmp_path / "set")[0], signal.SIGKILL)
+    os.kill(workers[0], signal.SIGKILL)
     _, messages = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "a worker process died" in messages
