@@ -12,6 +12,7 @@ import pytest
 from lavila.config.load import load_config
 from lavila.engine import build
 from lavila.engine.distributed import Process
+from lavila.engine.evaluator import evaluate
 from lavila.plan.plans import Ranks
 from lavila.report.files import read_metrics
 from lavila.shards.reader import ShardSet
@@ -68,6 +69,19 @@ def test_validation_and_evaluation_stop_on_all_ranks(ended: tuple[Path, Ended]) 
     for one in ended[1]:
         assert one["validate, both meet bad clips"].startswith("LoaderError: ")
         assert one["evaluate, all are bad"].startswith("EvaluationError: ")
+
+
+def test_ranks_evaluate_to_the_same_report(ended: tuple[Path, Ended], tmp_path: Path) -> None:
+    folder, _ = ended
+    run = folder / "run.1"  # set aside by a later scenario
+    found = json.loads((run / "report.json").read_text())
+    assert found["environment"]["ranks"] == 2
+    paths = [f"data.val={folder / 'good'}", f"checkpoint={run / 'checkpoints'}", f"run_dir={tmp_path}"]
+    page = evaluate(load_config(folder / "tiny.yaml", paths))
+    assert page is not None
+    alone = json.loads(page.with_name("report.json").read_text())
+    for key in ("metrics", "heads", "clips", "controls"):
+        assert found[key] == alone[key], key
 
 
 def test_one_rank_decides_about_the_run_folder_and_all_follow(ended: tuple[Path, Ended]) -> None:

@@ -14,6 +14,7 @@ from lavila.checkpoints.errors import CheckpointError
 from lavila.checkpoints.store import trained_on
 from lavila.checkpoints.zoo import ZOO
 from lavila.config.load import load_config
+from lavila.config.schema import RunConfig
 from lavila.engine import evaluator
 from lavila.engine.evaluator import evaluate
 from lavila.engine.trainer import train
@@ -24,20 +25,10 @@ from tests.engine.test_resume import files_of
 from tests.engine.test_runs import config_file
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, vp9_shards: ShardSet) -> Path:
-    """A folder with tiny.yaml and a whole run of it in `run`: steps 3 (kept), 6 and 9, one line of metrics a step."""
-    folder = tmp_path_factory.mktemp("trained")
-    train(load_config(config_file(folder, vp9_shards, keep_checkpoints=3)))
-    return folder
-
-
 @pytest.fixture
-def folder(trained: Path, tmp_path: Path, vp9_shards: ShardSet) -> Path:
-    """A copy of it that a test may change."""
-    shutil.copytree(trained / "run", tmp_path / "run")
-    config_file(tmp_path, vp9_shards, keep_checkpoints=3)
-    return tmp_path
+def folder(finished: RunConfig) -> Path:
+    """The folder with tiny.yaml and `run`."""
+    return Path(finished.run_dir).parent
 
 
 def settings(folder: Path, *overrides: str) -> Any:

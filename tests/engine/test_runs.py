@@ -113,11 +113,10 @@ def test_training_leaves_what_a_run_folder_holds(config: RunConfig) -> None:
 
 @pytest.mark.parametrize("stop_after", [1, 4])
 def test_resume_in_the_middle_of_an_epoch_is_exact(
-    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
+    config: RunConfig, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
 ) -> None:
     """Dropout, stochastic depth, optimiser state, order and crops: the same weights, bit by bit."""
-    train(config)
-    wanted = weights(config.run_dir)
+    wanted = weights(trained / "run")
     values = json.loads(json.dumps({"run_dir": str(tmp_path / "resumed"), "checkpoint_every_steps": 1}))
     path = tmp_path / "again.yaml"
     path.write_text(f"base: tiny.yaml\n{yaml.safe_dump(values)}")
@@ -155,8 +154,8 @@ def test_resuming_tells_what_changed_and_when_nothing_is_left(
     assert "optim.epochs=4 (was 3)" in changed and "data.flip=0.1 (was 0.5)" in changed
 
 
-def test_a_finished_run_can_be_resumed_into_another_folder(config: RunConfig, tmp_path: Path) -> None:
-    first = train(config)
+def test_a_finished_run_can_be_resumed_into_another_folder(finished: RunConfig, tmp_path: Path) -> None:
+    first = Path(finished.run_dir) / "checkpoints" / "step-00000009"
     other = load_config(tmp_path / "tiny.yaml", [f"resume={first}", f"run_dir={tmp_path / 'other'}"])
     assert train(other) == first  # nothing was left to do
     more = train(
@@ -171,8 +170,8 @@ def test_a_killed_run_goes_on(tmp_path: Path, vp9_shards: ShardSet, caplog: pyte
         command("train.py", "--config", str(path)), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL
     )
     latest = tmp_path / "run" / "checkpoints" / "latest"
-    deadline = time.monotonic() + 60
-    while not latest.is_file() and time.monotonic() < deadline:
+    while not latest.is_file():
+        assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -205,11 +204,10 @@ def test_accumulation_changes_nothing(tmp_path: Path, vp9_shards: ShardSet) -> N
     assert (tmp_path / "2" / "checkpoints" / "step-00000003").is_dir()
 
 
-def test_evaluation_writes_a_report_with_every_clip(config: RunConfig) -> None:
-    train(config)
-    page = evaluate(config)
+def test_evaluation_writes_a_report_with_every_clip(finished: RunConfig) -> None:
+    page = evaluate(finished)
     assert page is not None and page.is_file()
-    report = json.loads((Path(config.run_dir) / "report.json").read_text())
+    report = json.loads((Path(finished.run_dir) / "report.json").read_text())
     assert report["clips"] == {"total": 12, "evaluated": 12, "failed": []}
     assert report["views"] | {"fusion": ""} == {
         "clips": 2, "crops": 3, "crops_rule": "three", "total": 6, "computed": 6, "frames": 4, "fusion": "",
@@ -220,7 +218,7 @@ def test_evaluation_writes_a_report_with_every_clip(config: RunConfig) -> None:
     assert len(report["mistakes"]) == 12 - right
     assert report["units"]["verb_top1"] == "percent"
     assert [section["key"] for section in report["sections"]] == ["heads", "mistakes"]
-    assert not list(Path(config.run_dir).glob(".predictions-*"))
+    assert not list(Path(finished.run_dir).glob(".predictions-*"))
     assert set(report["seconds"]) == {"train", "evaluate"}
     assert report["controls"] == {
         "chance_verb_top1": pytest.approx(100 / 3), "chance_noun_top1": 50.0,
@@ -229,15 +227,14 @@ def test_evaluation_writes_a_report_with_every_clip(config: RunConfig) -> None:
     }  # fmt: skip
 
 
-def test_nothing_beside_the_result_costs_it(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_beside_the_result_costs_it(finished: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """No DALI wheel that we know, spoilt logs of training, pictures that cannot be drawn: the report is there."""
-    train(config)
-    folder = Path(config.run_dir)
+    folder = Path(finished.run_dir)
     for name in ("metrics.jsonl", "stages.jsonl"):
         (folder / name).write_text("spoilt\nspoilt\n")
     monkeypatch.setattr(environment, "distributions", lambda: 1 / 0)
     monkeypatch.setattr(compose, "_view_strip", lambda *_: 1 / 0)
-    assert evaluate(config) == folder / "report.html"
+    assert evaluate(finished) == folder / "report.html"
     report = json.loads((folder / "report.json").read_text())
     assert report["environment"]["dali"] is None and report["environment"]["torch"] == torch.__version__
     assert report["clips"]["evaluated"] == 12 and report["metrics"] and (folder / "report.html").is_file()
@@ -250,24 +247,11 @@ def test_strips_of_wide_and_tall_clips_name_their_crops(vp9_shards: ShardSet) ->
     assert (tall.labels[3], tall.labels[5]) == ("clip 2, top", "clip 2, bottom")
 
 
-def test_ranks_evaluate_to_the_same_report(config: RunConfig, tmp_path: Path) -> None:
-    train(config)
-    evaluate(config)
-    wanted = json.loads((Path(config.run_dir) / "report.json").read_text())
-    result = run("evaluate.py", "--config", str(tmp_path / "tiny.yaml"), ranks=3)
-    assert result.returncode == 0, result.stderr
-    got = json.loads((Path(config.run_dir) / "report.json").read_text())
-    assert got["environment"]["ranks"] == 3
-    for key in ("metrics", "heads", "clips", "controls"):
-        assert got[key] == wanted[key], key
-
-
-def test_the_published_protocol_is_named_in_the_report(config: RunConfig, tmp_path: Path) -> None:
-    train(config)
+def test_the_published_protocol_is_named_in_the_report(finished: RunConfig, tmp_path: Path) -> None:
     reports = {}
     for crops in ("center", "center_repeated"):
         evaluate(load_config(tmp_path / "tiny.yaml", [f"views.crops={crops}", "views.single_frame_control=true"]))
-        reports[crops] = json.loads((Path(config.run_dir) / "report.json").read_text())
+        reports[crops] = json.loads((Path(finished.run_dir) / "report.json").read_text())
     views = reports["center_repeated"]["views"]
     assert (views["crops_rule"], views["total"], views["computed"]) == ("center_repeated", 6, 2)
     assert reports["center"]["metrics"] == reports["center_repeated"]["metrics"]  # the mean over equal views

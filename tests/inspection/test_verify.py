@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import shutil
@@ -89,6 +90,7 @@ def write_clips(folder: Path, encoded: list[bytes], **facts: Any) -> ShardSet:
     return open_shard_set(folder)
 
 
+@functools.cache
 def chunk_bytes(first: int, frames: int) -> tuple[bytes, list[int]]:
     """A chunk as `lavila.shards.format` describes it, and its gop_offsets."""
     buffer = io.BytesIO()
