@@ -123,7 +123,7 @@ def test_a_clip_that_reaches_past_the_end_stops_there() -> None:
     assert place == Place(chunk=2, first_frame=50, num_frames=10, frames_after=0)
     with pytest.raises(ChunkError, match=r"11\.00 s.*10\.36 s"):
         index(*THREE).locate(a_clip(11.0, 14.0), chunk_ids=["v_00002", "v_00003"], rule="edges")
-    with pytest.raises(ChunkError, match=r"10\.36 s"):
+    with pytest.raises(ChunkError):
         index(*THREE).locate(a_clip(20.0, 21.0), chunk_ids=["v_00005"], rule="edges")
 
 
