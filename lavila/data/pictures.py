@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from lavila.errors import UserError
+
+if TYPE_CHECKING:  # not at the start: processes that only check videos have no need of PyTorch, which takes seconds
+    import torch
 
 DALI_CPU_CODECS = ("vp9", "vp8", "mjpeg")
 
@@ -68,6 +70,8 @@ def choose_decoder(decoder: str, *, codec: str, device: torch.device) -> Decoder
     if decoder == "auto":
         return "nvdec" if device.type == "cuda" else "host"
     if decoder == "nvdec" and device.type != "cuda":
+        import torch
+
         driver = "" if torch.cuda.is_available() else " and this machine has no usable NVIDIA driver"
         raise LoaderError(
             f"data.decoder=nvdec decodes on a GPU, but device is {device.type}{driver}; use data.decoder=auto"

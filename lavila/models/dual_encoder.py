@@ -96,7 +96,8 @@ class DualEncoder(nn.Module, ABC):
     def forward(self, video: Tensor, tokens: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
         """The input of a contrastive loss: `video_embed` and `text_embed` [B,D] of unit length, `temperature_scale`.
 
-        Also `pseudo_temperature_scale` where that is learned. The embeddings have the weights' type, under autocast, too.
+        Also `pseudo_temperature_scale` where that is learned. The embeddings have the type of the weights, under
+        autocast, too.
         """
         kind = self.logit_scale.dtype
         found = {

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from timm.layers import QuickGELU
 from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
@@ -74,6 +73,13 @@ def text_config(kind: type[Config], architecture: Mapping[str, Any]) -> Config:
             f"{sorted(set(architecture) - known)}; the file was written by another version of lavila"
         )
     return kind(**architecture)
+
+
+class QuickGELU(nn.Module):
+    """x * sigmoid(1.702 x), CLIP's approximation of GELU, on any shape."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
 
 
 class CausalAttention(nn.Module):

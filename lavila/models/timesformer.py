@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 import torch
-from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention, silu
+from torch.nn.init import trunc_normal_
 from torch.utils.checkpoint import checkpoint
 
 
@@ -177,6 +177,24 @@ class Mlp(nn.Module):
     def _finish(self, hidden: Tensor) -> Tensor:
         out: Tensor = self.fc2(ACTIVATIONS[self.activation](hidden))
         return out
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al. 2016): in training, drops a branch for some clips and scales it up for the others.
+
+    timm has this layer, but to import timm takes as long again as to import PyTorch, at every start of a command.
+    """
+
+    def __init__(self, drop_prob: float) -> None:
+        super().__init__()
+        self.drop_prob = drop_prob  # chance that a clip goes without the branch
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        """[B,S,D] -> [B,S,D], with the same mean."""
+        if not self.training or self.drop_prob == 0.0:
+            return x_BSD
+        keep = 1 - self.drop_prob
+        return x_BSD * x_BSD.new_empty(x_BSD.shape[0], 1, 1).bernoulli_(keep).div_(keep)
 
 
 class Block(nn.Module):

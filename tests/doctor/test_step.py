@@ -139,7 +139,7 @@ def test_one_rank_of_a_larger_job_does_not_wait_for_the_others(
 def test_a_clip_that_cannot_be_decoded_is_named(vp9_shards: ShardSet, tmp_path: Path) -> None:
     config = load_config(config_file(tmp_path, vp9_shards))
     bad = damaged(vp9_shards, tmp_path / "bad", *range(len(vp9_shards)))
-    with pytest.raises(DecodeError, match=r"clip \S+ of .* cannot be decoded .*inspect_shards.py .* --verify"):
+    with pytest.raises(DecodeError, match=r"clip \S+.*inspect_shards\.py.*--verify"):
         step._Bench(config, bad, process())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import shutil
@@ -89,6 +90,7 @@ def write_clips(folder: Path, encoded: list[bytes], **facts: Any) -> ShardSet:
     return open_shard_set(folder)
 
 
+@functools.cache
 def chunk_bytes(first: int, frames: int) -> tuple[bytes, list[int]]:
     """A chunk as `lavila.shards.format` describes it, and its gop_offsets."""
     buffer = io.BytesIO()
@@ -504,7 +506,7 @@ def test_interrupting_writes_nothing(clips: ShardSet) -> None:
 def test_a_copy_elsewhere_is_as_sound(clips: ShardSet, tmp_path: Path) -> None:
     shutil.copytree(clips.path, tmp_path / "copy")
     assert verify(open_shard_set(tmp_path / "copy")).problems == []
-    with pytest.raises(ShardSetError, match="no such folder"):
+    with pytest.raises(ShardSetError, match="nowhere"):
         open_shard_set(tmp_path / "nowhere")
 
 

