@@ -282,15 +282,14 @@ class Captions:
 
     def any_words(self) -> bool:
         """Whether any clip has a narration. Looks through all clips where none has."""
-        ids = (self._ids[row].as_py() for row in range(len(self._ids)))
-        return any(self._without_words({row: clip_id}) == 0 for row, clip_id in enumerate(ids))
+        return any(self.of(row)[0] for row in range(len(self._ids)))
 
     def _check_use(self, layers: Mapping[str, _Layer], *, need_every_table: bool) -> None:
         """Refuse a table without clips of the set, or warn of it; see `need_every_table`."""
         for name, layer in layers.items():
             if any(layer.row(row, clip_id.as_py()) >= 0 for row, clip_id in enumerate(self._ids)):
                 continue
-            if need_every_table or not any(self.of(row)[0] for row in range(len(self._ids))):
+            if need_every_table or not self.any_words():
                 raise CaptionError(self._no_common_clip(name))
             log.warning("%s: none of its clips is in %s; its narrations are not used here", name, self._path)
 
