@@ -1,21 +1,23 @@
-"""Tells what a shard set holds, whether it is sound, and shows some of its clips.
+"""Shows what a shard set holds, checks whether it is sound, and draws some of its clips.
 
     python tools/inspect_shards.py data/ek100/train
     python tools/inspect_shards.py data/ek100/train --verify
     python tools/inspect_shards.py data/ek100/train --add-checksums
     python tools/inspect_shards.py data/ek100/train --preview 12 --out sheet.png
 
-Without options only the tables are read. --verify reads every byte: checksums, tar members, indexes, tables; and
-decodes every clip, all of its frames, with the decoder that training uses on this machine. Clips that cannot be used go
-to quarantine.jsonl, which training and evaluation leave out; an earlier quarantine.jsonl is replaced, or removed when
-nothing is wrong with any clip. A worker needs about 200 MiB, whatever the length of a clip.
+Without options the command reads the tables only.
 
---add-mapped gives a set that was made without them the tables that are read in place (clips.arrow), so that opening it
-takes a moment and no memory, however many clips it has. No other file but shard_set.json changes.
+--verify reads every byte (checksums, tar members, indexes, tables) and decodes every frame of every clip, with the
+decoder that training uses on this machine. It writes clips that do not decode to quarantine.jsonl; training and
+evaluation leave those out. It replaces an earlier quarantine.jsonl, or removes it when every clip is sound. A worker
+needs about 200 MiB, whatever the length of a clip.
 
---add-checksums gives a set that was made without them (format 2) a checksum of everything that training reads, which is
-then compared on each reading. It reads every tar first and goes on only where all are as the manifest says (SHA-256).
-The tables and shard_set.json change; labels that were edited stay, and tars are not touched.
+--add-mapped adds the tables that are read in place (clips.arrow) to a set without them. Opening the set then takes a
+moment and no memory, however many clips it has. Of the other files only shard_set.json changes.
+
+--add-checksums adds checksums to a set without them (format 2). Each later read compares them. The command reads every
+tar first, and stops unless all match the manifest (SHA-256). It changes the tables and shard_set.json; edited labels
+stay, and tars do not change.
 
 Exit status: 0 sound, 1 problems found, 2 wrong arguments, 130 interrupted.
 """
@@ -27,20 +29,18 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from tqdm import tqdm
 
-from lavila.cluster.workers import Progress, WorkerDied
+from lavila.cluster.workers import WorkerDied
 from lavila.errors import UserError
-from lavila.inspection.facts import SHOWN, describe, shard_set_facts
+from lavila.inspection.facts import describe, shard_set_facts
+from lavila.inspection.verdict import verdict_text, verify
 from lavila.shards.checksums import add_checksums
 from lavila.shards.format import QUARANTINE, read_manifest
-from lavila.shards.reader import ShardSet, open_shard_set
+from lavila.shards.reader import open_shard_set
 from lavila.shards.writer import add_mapped
-
-NVDEC_WORKERS = 8  # each has a CUDA context of its own on the GPU, and the decoding units are fewer than that
 
 
 def parse_count(text: str) -> int:
@@ -58,12 +58,16 @@ def parser() -> argparse.ArgumentParser:
     )
     add = p.add_argument
     add("folder", type=Path, metavar="DIR", help="a shard set made by tools/shard_videos.py")
-    add("--verify", action="store_true", help="check every byte and decode every clip; writes quarantine.jsonl")
+    add("--verify", action="store_true", help="check every byte and decode every clip; write quarantine.jsonl")
     add("--workers", default=0, type=int, metavar="N", help="processes that check; 0 = one for each core (0)")
     add("--preview", type=parse_count, metavar="N", help="draw a contact sheet of N clips; needs --out")
     add("--out", type=Path, metavar="PNG", help="the picture that --preview makes")
-    add("--add-mapped", action="store_true", help="write clips.arrow anew, which is read in place of clips.parquet")
-    add("--add-checksums", action="store_true", help="add to the tables what reading compares with; reads every tar")
+    add(
+        "--add-mapped",
+        action="store_true",
+        help="write clips.arrow anew, the mapped form of clips.parquet",
+    )
+    add("--add-checksums", action="store_true", help="add checksums to the tables; reads every tar")
     add("--json", action="store_true", help="print the figures as JSON instead of text")
     return p
 
@@ -80,66 +84,15 @@ def check_arguments(p: argparse.ArgumentParser, args: argparse.Namespace) -> Non
         p.error(f"--workers {args.workers}: give 0 or more")
 
 
-def verify(shard_set: ShardSet, *, workers: int) -> dict[str, object]:
-    """Check all of it, write the quarantine and tell what was found."""
-    import torch
-
-    from lavila.data.pictures import choose_decoder
-    from lavila.inspection.verify import verify_shard_set, write_quarantine
-    from lavila.inspection.videos import TrainingDecoder
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    decoder = choose_decoder("auto", codec=shard_set.codec, device=device)
-    cores = len(os.sched_getaffinity(0))
-    workers = workers or (min(cores, NVDEC_WORKERS) if decoder == "nvdec" else cores)
-    stored = shard_set.clips if shard_set.chunks is None else shard_set.chunks
-    total = stored.num_rows + len(shard_set.shards)
-    with tqdm(total=total, unit="item", desc=f"tars and videos, {decoder}", dynamic_ncols=True) as bar:
-
-        def show(progress: Progress) -> None:
-            bar.set_postfix(bad=progress.failed, refresh=False)
-            bar.update(progress.stored + progress.failed - bar.n)
-
-        verdict = verify_shard_set(shard_set, TrainingDecoder(decoder=decoder), workers=workers, on_progress=show)
-    write_quarantine(shard_set.path, verdict.bad)
-    return {"decoder": decoder, "problems": verdict.problems, "quarantine": [asdict(one) for one in verdict.bad]}
-
-
-def verdict_text(shard_set: ShardSet, found: dict[str, object]) -> str:
-    """What a verification found, some lines of it."""
-    problems, bad = found["problems"], found["quarantine"]
-    assert isinstance(problems, list) and isinstance(bad, list)
-    clips = f"{len(shard_set):,} clips"
-    if not problems and not bad:
-        return f"sound: checksums, members, indexes and tables agree; all {clips} decode with {found['decoder']}"
-    lines = [f"problem: {text}" for text in problems[:SHOWN]]
-    lines += [f"problem: and {len(problems) - SHOWN} more; --json lists all"] if len(problems) > SHOWN else []
-    lines += [f"bad clip: {one['clip_id']} in {one['shard']}: {one['reason']}" for one in bad[:SHOWN]]
-    lines += [f"bad clip: and {len(bad) - SHOWN:,} more"] if len(bad) > SHOWN else []
-    if bad:
-        where = shard_set.path / QUARANTINE
-        lines.append(f"{len(bad):,} of {clips} are listed in {where} and left out of training and evaluation")
-    else:
-        lines.append(f"all {clips} decode with {found['decoder']}")
-    return "\n".join(lines)
-
-
-def add_checksums_to(folder: Path, *, threads: int) -> None:
-    """Add checksums to a set that has none, with a bar of the bytes read."""
-    total = sum(entry["bytes"] for entry in read_manifest(folder)["shards"])
-    with tqdm(total=total, unit="B", unit_scale=True, desc="tars", dynamic_ncols=True) as bar:
-
-        def show(size: int) -> None:
-            bar.update(size)
-
-        written = add_checksums(folder, threads=threads or len(os.sched_getaffinity(0)), on_progress=show)
-    print(f"written: {', '.join(written)}" if written else f"{folder}: has checksums already", file=sys.stderr)
-
-
 def work(args: argparse.Namespace) -> int:
-    """Do what is asked for; returns the exit status."""
+    """Do what the arguments say. Returns the exit status."""
     if args.add_checksums:
-        add_checksums_to(args.folder, threads=args.workers)
+        total = sum(entry["bytes"] for entry in read_manifest(args.folder)["shards"])
+        with tqdm(total=total, unit="B", unit_scale=True, desc="tars", dynamic_ncols=True) as bar:
+            threads = args.workers or len(os.sched_getaffinity(0))
+            written = add_checksums(args.folder, threads=threads, on_progress=bar.update)
+        done = f"written: {', '.join(written)}" if written else f"{args.folder}: has checksums already"
+        print(done, file=sys.stderr)
     if args.add_mapped:
         written = add_mapped(args.folder)
         print(f"written: {', '.join(written)}", file=sys.stderr)
@@ -152,7 +105,7 @@ def work(args: argparse.Namespace) -> int:
     if args.verify:
         found = verify(shard_set, workers=args.workers)
         sound = not found["problems"] and not found["quarantine"]
-        facts |= {"verified": found, "quarantine": len(found["quarantine"])}  # type: ignore[arg-type]
+        facts |= {"verified": found, "quarantine": len(found["quarantine"])}
         if not args.json:
             print("\n" + verdict_text(shard_set, found))
             shard_set = open_shard_set(args.folder)  # with the new quarantine
@@ -164,14 +117,14 @@ def work(args: argparse.Namespace) -> int:
             facts["preview"] = {"path": str(args.out), "width": width, "height": height}
             if not args.json:
                 print(f"\ncontact sheet: {args.out} ({width}x{height} pixels)")
-    finally:  # a picture that cannot be drawn must not cost what hours of verification found
+    finally:  # hours of verification are printed even if the picture cannot be drawn
         if args.json:
             print(json.dumps(facts, indent=1))
     return 0 if sound else 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool; returns the exit status."""
+    """Run the tool. Returns the exit status."""
     p = parser()
     args = p.parse_args(argv)
     check_arguments(p, args)

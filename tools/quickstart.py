@@ -1,7 +1,7 @@
-"""The whole way in one go: sample dataset, shards, training, evaluation, report. `make quickstart` runs it.
+"""Runs the whole way at once: sample dataset, shards, training, evaluation, report. `make quickstart` calls it.
 
-Every step is one of the commands that one would type for real data; each is shown before it runs. What is there
-already is kept, so that a second run only does what is missing.
+Every step is a command that you would type for real data. The script prints each before it runs it. It keeps what an
+earlier run made, so a second run does only what is missing.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main() -> int:
                 file=sys.stderr,
             )
             return result.returncode
-        if fresh:  # train.py and evaluate.py note their own times
+        if fresh:  # train.py and evaluate.py record their times themselves
             append_stage(ROOT / RUN, name, time.perf_counter() - started)
     print(
         f"\nDone in {time.perf_counter() - began:.0f} s. Look at the report:\n\n    {RUN}/report.html\n\n"

@@ -1,6 +1,6 @@
 """torchcodec and torch transforms on the same shards' bytes, in the worker processes of a DataLoader.
 
-Both ways of seeking that it offers are tried; the benchmark keeps the faster one for each row.
+The benchmark tries both ways of seeking that torchcodec offers, and keeps the faster one for each row.
 """
 
 from __future__ import annotations
