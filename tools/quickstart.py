@@ -11,34 +11,59 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from lavila.report.files import append_stage
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE, SHARDS, RUN = Path("data/sample/source"), Path("data/sample/shards"), Path("runs/quickstart")
+FOOTAGE = "assets/bigbuckbunny.mp4"
 
 
-def steps() -> list[tuple[str, Path | None, list[str]]]:
-    """Name, output folder (None: the run's own), and command of each step."""
-    shard = ["tools/shard_videos.py", "--dataset", "ek100_cls", "--annotations", f"{SOURCE}/annotations"]
-    shard += ["--videos", f"{SOURCE}/videos", "--short-side", "96"]
-    # On CPUs H.264 decodes in half the time of VP9. GPUs decode it at this size, and VP9 only from 128 lines on.
-    shard += ["--codec", "h264"]
-    sample = ["tools/make_sample_dataset.py", "--footage", "assets/bigbuckbunny.mp4", "--out", str(SOURCE)]
+class Step(NamedTuple):
+    """One command on the way."""
+
+    name: str
+    output: Path | None  # the folder that it makes; None for train.py and evaluate.py, which find out what is left
+    command: list[str]  # a script of the repository and its arguments
+
+
+def steps() -> list[Step]:
+    """All steps, in order."""
+    sample = ["tools/make_sample_dataset.py", "--footage", FOOTAGE, "--out", str(SOURCE)]
     return [
-        ("sample_dataset", SOURCE, [*sample, "--height", "112", "--fps", "15", "--train-clips", "720"]),
-        ("shard_train", SHARDS / "train", [*shard, "--split", "train", "--out", f"{SHARDS}/train"]),
-        ("shard_val", SHARDS / "val", [*shard, "--split", "val", "--out", f"{SHARDS}/val"]),
-        ("train", None, ["train.py", "--config", "quickstart"]),
-        ("evaluate", None, ["evaluate.py", "--config", "quickstart"]),
+        Step("sample_dataset", SOURCE, [*sample, "--height", "112", "--fps", "15", "--train-clips", "720"]),
+        shard("train", dataset="ek100_cls", split="train", out=SHARDS / "train"),
+        shard("val", dataset="ek100_cls", split="val", out=SHARDS / "val"),
+        Step("train", None, ["train.py", "--config", "quickstart"]),
+        Step("evaluate", None, ["evaluate.py", "--config", "quickstart"]),
     ]
 
 
-def main() -> int:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    began = time.perf_counter()
-    for name, output, command in steps():
+def shard(
+    name: str,
+    *,
+    dataset: str,
+    split: str,
+    out: Path,
+    annotations: Path = SOURCE / "annotations",
+    videos: Path = SOURCE / "videos",
+) -> Step:
+    """The step that stores a split of a sample dataset as a shard set."""
+    command = ["tools/shard_videos.py", "--dataset", dataset, "--annotations", str(annotations)]
+    command += ["--videos", str(videos), "--short-side", "96"]
+    # On CPUs H.264 decodes in half the time of VP9. GPUs decode it at this size, and VP9 only from 128 lines on.
+    return Step(f"shard_{name}", out, [*command, "--codec", "h264", "--split", split, "--out", str(out)])
+
+
+def run_steps(steps: Sequence[Step], *, stages: Path) -> int:
+    """Show and run each command, up to the first that fails. Returns its exit status, or 0.
+
+    stages: a run's folder, whose stages.jsonl gets the seconds of the steps that make data.
+    """
+    for name, output, command in steps:
         fresh = output is not None and not (ROOT / output).exists()
         if output is not None and name.startswith("shard") and not fresh:
             command = [*command, "--resume"]  # an earlier run may have been interrupted
@@ -46,13 +71,22 @@ def main() -> int:
         started = time.perf_counter()
         result = subprocess.run([sys.executable, *command], cwd=ROOT, check=False)
         if result.returncode:
+            program = Path(sys.argv[0]).stem
             print(
-                f"\nquickstart stopped: the step '{name}' failed (status {result.returncode}); see above",
+                f"\n{program} stopped: the step '{name}' failed (status {result.returncode}); see above",
                 file=sys.stderr,
             )
             return result.returncode
         if fresh:  # train.py and evaluate.py record their times themselves
-            append_stage(ROOT / RUN, name, time.perf_counter() - started)
+            append_stage(ROOT / stages, name, time.perf_counter() - started)
+    return 0
+
+
+def main() -> int:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    began = time.perf_counter()
+    if status := run_steps(steps(), stages=RUN):
+        return status
     print(
         f"\nDone in {time.perf_counter() - began:.0f} s. Look at the report:\n\n    {RUN}/report.html\n\n"
         "Next, with EPIC-KITCHENS-100 at hand, make its shards and train on them:\n\n"

@@ -1,0 +1,172 @@
+"""Shows that training works: from random weights, on the sample dataset, on a CPU. `make learn` runs it.
+
+It runs the quickstart's steps, and then pre-trains a dual encoder on the same clips and their sentences. The dual
+encoder is evaluated as published ones are: zero-shot classification, multi-instance retrieval, multiple choice. A table
+shows every score beside its bar; the exit status is 1 where a score is below. Every step is a command that is shown
+before it runs. What is there already is kept, trained models too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import quickstart
+from quickstart import FOOTAGE, ROOT, SHARDS, Step, run_steps, shard
+
+from lavila.report.files import write_json_atomic
+
+SOURCE, SETS, RUNS = Path("data/learn/source"), Path("data/learn/shards"), Path("runs/learn")
+CONTROL = "views.single_frame_control=true"
+
+
+class Bar(NamedTuple):
+    """The least that a score may be, in percent."""
+
+    task: str  # name of the folder below a seed's, in which the evaluation's report lies
+    metric: str
+    least: float
+
+
+# The scene alone is worth a good deal in some of these tasks: docs/LEARNING.md says how much. Each bar is above that.
+BARS = (
+    Bar("classification", "verb_top1", 95.0),
+    Bar("zero_shot", "verb_top1", 60.0),
+    Bar("zero_shot", "noun_top1", 80.0),
+    Bar("retrieval", "map", 75.0),
+    Bar("retrieval", "ndcg", 85.0),
+    Bar("multiple_choice", "inter_accuracy", 75.0),
+    Bar("multiple_choice", "intra_accuracy", 75.0),
+)
+
+
+class Outcome(NamedTuple):
+    """A score and what it is compared with, in percent."""
+
+    bar: Bar
+    seed: int
+    score: float
+    chance: float
+    one_frame: float  # with the middle frame of a view in the place of all its frames: what the scene alone is worth
+
+    @property
+    def reached(self) -> bool:
+        return self.score >= self.bar.least
+
+
+def folder(seed: int, task: str) -> Path:
+    """Where a seed's run or evaluation lies."""
+    return RUNS / f"seed-{seed}" / task
+
+
+def data_steps() -> list[Step]:
+    """The quickstart's data, its retrieval form, and questions about another sample of the same validation footage."""
+    common = [step for step in quickstart.steps() if step.output]
+    # More videos of validation, so that a question can have its choices from five.
+    sample = ["tools/make_sample_dataset.py", "--footage", FOOTAGE, "--out", str(SOURCE), "--form", "egomcq"]
+    sample += ["--height", "112", "--train-clips", "12", "--val-clips", "108"]
+    ego4d = SOURCE / "ego4d"
+    return [
+        *common,
+        shard("retrieval", dataset="ek100_mir", split="val", out=SETS / "ek100_mir/val"),
+        Step("questions", SOURCE, sample),
+        shard(
+            "multiple_choice",
+            dataset="egomcq",
+            split="val",
+            out=SETS / "egomcq/val",
+            annotations=ego4d / "egomcq.json",
+            videos=ego4d / "videos",
+        ),
+    ]
+
+
+def seed_steps(seed: int) -> list[Step]:
+    """Training and evaluation of the classifier and of the dual encoder."""
+    classifier = ["--config", "quickstart", f"seed={seed}", f"run_dir={folder(seed, 'classification')}"]
+    dual = ["--config", "learn_dual", f"seed={seed}"]
+    trained = folder(seed, "pretraining")
+    evaluate = ["evaluate.py", *dual, f"checkpoint={trained}/checkpoints", CONTROL]
+    sets = {"zero_shot": SHARDS / "val", "retrieval": SETS / "ek100_mir/val", "multiple_choice": SETS / "egomcq/val"}
+    return [
+        Step("train_classifier", None, ["train.py", *classifier]),
+        Step("classification", None, ["evaluate.py", *classifier]),
+        Step("pretrain", None, ["train.py", *dual, f"run_dir={trained}"]),
+        *(
+            Step(
+                task,
+                None,
+                [
+                    *evaluate,
+                    f"run_dir={folder(seed, task)}",
+                    f"task.name={task}",
+                    "task.heads=[action]",
+                    f"data.val={val}",
+                ],
+            )
+            for task, val in sets.items()
+        ),
+    ]
+
+
+def outcomes(seed: int) -> list[Outcome]:
+    """The scores of a seed, from the reports of its evaluations."""
+    reports = {task: read_report(ROOT / folder(seed, task)) for task in dict.fromkeys(bar.task for bar in BARS)}
+    found = []
+    for bar in BARS:
+        metrics, controls = (reports[bar.task][part] for part in ("metrics", "controls"))
+        chance = controls.get(f"chance_{bar.metric}", controls.get("chance"))
+        found.append(
+            Outcome(
+                bar=bar,
+                seed=seed,
+                score=metrics[bar.metric],
+                chance=chance,
+                one_frame=controls[f"single_frame_{bar.metric}"],
+            )
+        )
+    return found
+
+
+def read_report(run_dir: Path) -> dict[str, Any]:
+    """The newest report of an evaluation: that of another run's checkpoint has a folder below `evaluations`."""
+    files = [run_dir / "report.json", *run_dir.glob("evaluations/*/report.json")]
+    newest = max((file for file in files if file.exists()), key=lambda file: file.stat().st_mtime)
+    report: dict[str, Any] = json.loads(newest.read_text(encoding="utf-8"))
+    return report
+
+
+def table(found: list[Outcome]) -> str:
+    """A row for each bar and a column for each seed, as Markdown. Scores below the bar are marked."""
+    seeds = sorted({one.seed for one in found})
+    head = ["task", "score, %", "bar", "chance", "middle frame alone", *(f"seed {seed}" for seed in seeds)]
+    lines = [head, ["---"] * len(head)]
+    for bar in BARS:
+        row = [one for seed in seeds for one in found if one.bar == bar and one.seed == seed]
+        alone = sorted(f"{one.one_frame:.0f}" for one in row)
+        cells = [f"{one.score:.1f}" if one.reached else f"**{one.score:.1f} (below)**" for one in row]
+        frames = alone[0] if alone[0] == alone[-1] else f"{alone[0]} to {alone[-1]}"
+        lines.append([bar.task, bar.metric, f"{bar.least:.0f}", f"{row[0].chance:.0f}", frames, *cells])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="default 0")
+    seeds = list(dict.fromkeys(parser.parse_args().seeds))
+    steps = [*data_steps(), *(step for seed in seeds for step in seed_steps(seed))]
+    if status := run_steps(steps, stages=RUNS):
+        return status
+    found = [one for seed in seeds for one in outcomes(seed)]
+    write_json_atomic(ROOT / RUNS / "learn.json", {"scores": [one._asdict() | one.bar._asdict() for one in found]})
+    print(f"\n{table(found)}\n")
+    if below := [one for one in found if not one.reached]:
+        print(f"learn: {len(below)} of {len(found)} scores are below their bar", file=sys.stderr)
+    return 1 if below else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
