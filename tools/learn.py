@@ -20,6 +20,8 @@ from quickstart import FOOTAGE, ROOT, SHARDS, Step, run_steps, shard
 from lavila.report.files import write_json_atomic
 
 SOURCE, SETS, RUNS = Path("data/learn/source"), Path("data/learn/shards"), Path("runs/learn")
+QUESTIONS = Path("data/learn/questions/egomcq.json")
+EGO4D_WORDS, OUR_WORDS = "#C C ", "the camera "  # how a sentence begins in Ego4D's form and in that of pre-training
 CONTROL = "views.single_frame_control=true"
 
 
@@ -73,15 +75,22 @@ def data_steps() -> list[Step]:
         *common,
         shard("retrieval", dataset="ek100_mir", split="val", out=SETS / "ek100_mir/val"),
         Step("questions", SOURCE, sample),
+        Step("words", QUESTIONS, ["tools/learn.py", "--reword", str(ego4d / "egomcq.json"), str(QUESTIONS)]),
         shard(
             "multiple_choice",
             dataset="egomcq",
             split="val",
             out=SETS / "egomcq/val",
-            annotations=ego4d / "egomcq.json",
+            annotations=QUESTIONS,
             videos=ego4d / "videos",
         ),
     ]
+
+
+def reword(source: Path, target: Path) -> None:
+    """Write EgoMCQ's questions in the words of the sentences that the model is trained on."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(source.read_text(encoding="utf-8").replace(EGO4D_WORDS, OUR_WORDS), encoding="utf-8")
 
 
 def seed_steps(seed: int) -> list[Step]:
@@ -156,7 +165,18 @@ def table(found: list[Outcome]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="default 0")
-    seeds = list(dict.fromkeys(parser.parse_args().seeds))
+    parser.add_argument(
+        "--reword",
+        type=Path,
+        nargs=2,
+        metavar=("FROM", "TO"),
+        help="one of the steps: only write EgoMCQ's questions anew",
+    )
+    asked = parser.parse_args()
+    if asked.reword:
+        reword(*asked.reword)
+        return 0
+    seeds = list(dict.fromkeys(asked.seeds))
     steps = [*data_steps(), *(step for seed in seeds for step in seed_steps(seed))]
     if status := run_steps(steps, stages=RUNS):
         return status

@@ -89,3 +89,12 @@ def test_a_step_that_fails_stops_the_way(tmp_path: Path, monkeypatch: pytest.Mon
     assert quickstart.run_steps(steps, stages=Path("run")) == 3
     assert (tmp_path / "a").is_dir() and not (tmp_path / "b").exists()
     assert set(read_stages(tmp_path / "run")) == {"first"}
+
+
+def test_questions_get_the_words_of_the_training_sentences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    question = {"query": {"clip_text": "#C C zooms in on the ruins"}, "answer": 2}
+    write(tmp_path / "egomcq.json", {"0": question})
+    out = tmp_path / "new/egomcq.json"
+    monkeypatch.setattr("sys.argv", ["learn.py", "--reword", str(tmp_path / "egomcq.json"), str(out)])
+    assert learn.main() == 0
+    assert json.loads(out.read_text()) == {"0": question | {"query": {"clip_text": "the camera zooms in on the ruins"}}}
