@@ -297,7 +297,7 @@ def main(argv: list[str]) -> int:
         args.codecs, args.rounds = args.codecs[:1], 1
         material = Material.tiny(SCRATCH / "evaluation-tiny")
     else:
-        material = Material(folder=SCRATCH / "evaluation", clips={SECONDS: 32})
+        material = Material(folder=SCRATCH / "evaluation", clips={SECONDS: 8})
     rows = []
     for codec in args.codecs:
         for protocol in PROTOCOLS:

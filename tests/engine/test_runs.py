@@ -25,6 +25,7 @@ from lavila.checkpoints.store import load_model
 from lavila.config.load import load_config
 from lavila.config.schema import ConfigError, RunConfig
 from lavila.engine import build, checkpoint, evaluator
+from lavila.engine.command_line import compute_the_same_bits
 from lavila.engine.distributed import Process
 from lavila.engine.evaluator import evaluate
 from lavila.engine.predictions import PredictionParts
@@ -507,3 +508,20 @@ def test_commands_leave_cores_to_others_before_torch_is_there() -> None:
         [sys.executable, "-c", code], cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True
     )
     assert done.stdout.strip() == "PASSIVE", done.stderr
+
+
+def test_evaluations_ask_mkl_for_one_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the processor has what that takes; a value that is set stays."""
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    compute_the_same_bits()
+    assert os.environ["MKL_CBWR"] == "COMPATIBLE"
+    monkeypatch.delenv("MKL_CBWR")
+    compute_the_same_bits()
+    flags = Path("/proc/cpuinfo").read_text().split()
+    wanted = "AVX512,STRICT" if "avx512f" in flags else "AVX2,STRICT" if "avx2" in flags else None
+    assert os.environ.get("MKL_CBWR") == wanted
+
+
+def test_a_dry_run_of_saved_predictions_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, _, err = run_here("evaluate.py", ["--from", str(tmp_path), "--dry-run"], capsys)
+    assert code == 2 and "--dry-run" in err
