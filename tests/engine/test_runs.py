@@ -254,8 +254,8 @@ def test_nothing_beside_the_result_costs_it(config: RunConfig, monkeypatch: pyte
 def test_strips_of_wide_and_tall_clips_name_their_crops(vp9_shards: ShardSet) -> None:
     frames = np.zeros((6, 4, 8, 8, 3), np.uint8)
     wide, tall = (_view_strip(vp9_shards, row, frames, (2, 3)) for row in (0, 1))
-    assert (wide.labels[3], wide.labels[5]) == ("clip 2, left", "clip 2, right")
-    assert (tall.labels[3], tall.labels[5]) == ("clip 2, top", "clip 2, bottom")
+    assert (wide.labels[3], wide.labels[5]) == ("time 2, left", "time 2, right")
+    assert (tall.labels[3], tall.labels[5]) == ("time 2, top", "time 2, bottom")
 
 
 def predictions_of(folder: Path) -> dict[str, bytes]:
