@@ -43,7 +43,7 @@ def test_a_dry_run_writes_nothing_and_tells_shapes_and_memory(
     assert files_in(tmp_path) == before
     assert "video [4, 1, 3, 4, 32, 32] float32" in text and "verb [4]" in text and "narrations 4" in text
     assert "evals.val, every 3 epoch(s): 12 clips, a batch: video [4, 6, 3, 4, 32, 32]" in text
-    assert "starts from random weights" in text and "GiB on each rank, an estimate" in text
+    assert "starts from model.init=random" in text and "GiB on each rank, an estimate" in text
     trainer.train(load_config(path))
     before = files_in(tmp_path)
     text = told(check_training, path, ["optim.epochs=2"], caplog)
@@ -119,3 +119,18 @@ def test_an_evaluation_is_checked_against_its_checkpoint(vp9_shards: ShardSet, t
         check_evaluation(load_config(path, ["data.dataset=egtea"]))
     with pytest.raises(UserError, match="checkpoint=best"):
         check_evaluation(load_config(path, ["checkpoint=best"]))
+
+
+def test_saved_predictions_are_checked_too(
+    vp9_shards: ShardSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = config_file(tmp_path, vp9_shards, optim={"epochs": 1})
+    trainer.train(load_config(path))
+    evaluator.evaluate(load_config(path))
+    saved = tmp_path / "run" / "predictions"
+    before = files_in(tmp_path)
+    assert "12 clips" in told(check_evaluation, path, [f"predictions={saved}"], caplog)
+    assert files_in(tmp_path) == before
+    next(file for file in saved.iterdir() if file.suffix == ".json").write_text("{")
+    with pytest.raises(UserError, match=str(saved)):
+        check_evaluation(load_config(path, [f"predictions={saved}"]))
