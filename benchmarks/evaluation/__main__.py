@@ -1,10 +1,10 @@
-"""Runs one part of the benchmark: python -m benchmarks.evaluation metrics [--dry-run]"""
+"""Runs one part of the benchmark: python -m benchmarks.evaluation {metrics,end_to_end} [--dry-run]"""
 
 import sys
 
-from benchmarks.evaluation import metrics
+from benchmarks.evaluation import end_to_end, metrics
 
-PARTS = {"metrics": metrics.main}
+PARTS = {"metrics": metrics.main, "end_to_end": end_to_end.main}
 
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] not in PARTS:

@@ -80,24 +80,32 @@ def read_retrieval(path: Path, split: str) -> AnnotationSet:
     )
 
 
-def relevancy(clips: Sequence[Meaning], sentences: Sequence[Meaning]) -> npt.NDArray[np.float32]:
-    """[clips, sentences] float32 in 0..1: the mean of "same verb" and the share of common nouns among all of both.
+class RelevancyTo:
+    """How relevant some sentences are to any clips. What is said of the sentences is put into arrays once."""
 
-    Whoever has no noun shares none. Memory: the result and a few blocks of 1,024 clips.
-    """
-    clip_verbs, clip_nouns = _as_arrays(clips)
-    sentence_verbs, sentence_nouns = _as_arrays(sentences)
-    width = max(clip_nouns.shape[1], sentence_nouns.shape[1])
-    columns = np.pad(sentence_nouns, ((0, 0), (0, width - sentence_nouns.shape[1]))).T
-    result = np.empty((len(clips), len(sentences)), np.float32)
-    for start in range(0, len(clips), _ROWS_AT_ONCE):
-        block = slice(start, start + _ROWS_AT_ONCE)
-        nouns = np.pad(clip_nouns[block], ((0, 0), (0, width - clip_nouns.shape[1])))
-        common = (nouns @ columns).astype(np.float64)
-        either = nouns.sum(1, dtype=np.float64)[:, None] + columns.sum(0, dtype=np.float64) - common
-        same_verb = clip_verbs[block, None] == sentence_verbs
-        result[block] = (same_verb + common / np.maximum(either, 1)) / 2
-    return result
+    def __init__(self, sentences: Sequence[Meaning]) -> None:
+        self._verbs, nouns = _as_arrays(sentences)
+        self._nouns, self._counts = np.ascontiguousarray(nouns.T), nouns.sum(1, dtype=np.float64)
+
+    def __call__(self, clips: Sequence[Meaning]) -> npt.NDArray[np.float32]:
+        """[clips, sentences] float32 in 0..1: the mean of "same verb" and the share of common nouns among all of both.
+
+        Whoever has no noun shares none. Memory: the result and a few blocks of 1,024 clips.
+        """
+        result = np.empty((len(clips), len(self._verbs)), np.float32)
+        for start in range(0, len(clips), _ROWS_AT_ONCE):
+            verbs, nouns = _as_arrays(clips[start : start + _ROWS_AT_ONCE])
+            shared = min(nouns.shape[1], len(self._nouns))  # a noun that only one side has is not common
+            common = (nouns[:, :shared] @ self._nouns[:shared]).astype(np.float64)
+            either = nouns.sum(1, dtype=np.float64)[:, None] + self._counts - common
+            same_verb = verbs[:, None] == self._verbs
+            result[start : start + len(verbs)] = (same_verb + common / np.maximum(either, 1)) / 2
+        return result
+
+
+def relevancy(clips: Sequence[Meaning], sentences: Sequence[Meaning]) -> npt.NDArray[np.float32]:
+    """[clips, sentences] float32 in 0..1, see `RelevancyTo`."""
+    return RelevancyTo(sentences)(clips)
 
 
 def read_relevancy(path: Path) -> npt.NDArray[np.float32]:

@@ -16,10 +16,9 @@ from pathlib import Path
 from lavila.checkpoints.errors import CheckpointError
 from lavila.checkpoints.zoo import ZOO, Score, ZooModel, fetch
 
-# (task, how it was scored) -> the config to evaluate with; what is not here has no task or recipe yet.
-RECIPES = {("ek100_cls", "fine-tuned"): "ek100_cls_tsf_l"}
 NOT_BUILT = "task not built yet"
-EK100_HEADS = 3  # of the recipe; a classifier with one predicts the action
+ZERO_SHOT = {"egovlp": "egovlp", "lavila_tsf_b": "tsf_b", "lavila_tsf_l": "tsf_l"}  # name begins so -> recipe ends so
+FRAMES = {"ek100_mir": 4, "egomcq": 4, "egtea": 16, "charades_ego": 16}  # of a zero-shot recipe
 
 
 def markdown() -> str:
@@ -44,14 +43,28 @@ def _result(score: Score) -> str:
     return f"{score.task}, {score.how}, {score.frames} frames: {values}"
 
 
+def commands() -> dict[tuple[str, str, int], tuple[str, ...]]:
+    """(checkpoint, task, frames) of each published score -> recipe that repeats it, and settings; narrators have none.
+
+    A fine-tuned checkpoint has a recipe of its own name.
+    """
+    found: dict[tuple[str, str, int], tuple[str, ...]] = {}
+    for model in ZOO.values():
+        for score in model.scores:
+            if score.how == "zero-shot":
+                ending = next(ending for start, ending in ZERO_SHOT.items() if model.name.startswith(start))
+                frames = (f"data.frames={score.frames}",) if score.frames != FRAMES[score.task] else ()
+                found[model.name, score.task, score.frames] = (f"{score.task}_zeroshot_{ending}", *frames)
+            elif score.how == "fine-tuned":
+                found[model.name, score.task, score.frames] = (model.name, f"checkpoint={model.name}")
+    return found
+
+
 def _command(model: ZooModel, score: Score) -> str:
-    recipe = RECIPES.get((score.task, score.how))
-    if recipe is None:
+    parts = commands().get((model.name, score.task, score.frames))
+    if parts is None:
         return f'{NOT_BUILT}; `load_model("{model.name}", num_frames={score.frames})`'
-    one_head = len(model.num_classes) != EK100_HEADS
-    heads = " 'task.heads=[action]'" if one_head else ""
-    told = " (the action alone: verb and noun are sums over actions, not built yet)" if one_head else ""
-    return f"`torchrun --nproc-per-node 8 evaluate.py --config {recipe} checkpoint={model.name}{heads}`{told}"
+    return f"`torchrun --nproc-per-node 8 evaluate.py --config {' '.join(parts)}`"
 
 
 def table() -> str:

@@ -43,10 +43,7 @@ def parse(
     )
     if scores_again:
         source.add_argument(
-            "--from",
-            dest="predictions",
-            metavar="DIR",
-            help="saved predictions to score again, without a model",
+            "--from", dest="predictions", metavar="DIR", help="saved predictions to score again, without a model"
         )
     parser.add_argument("--print-config", action="store_true", help="print the whole resolved config and stop")
     parser.add_argument(
@@ -56,6 +53,8 @@ def parse(
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.batch_size=8 or seed=1")
     given = parser.parse_intermixed_args(arguments)
+    if given.config is None and given.dry_run:
+        parser.error("--dry-run is for what comes before a model's first step, and --from has no model: leave one out")
     try:
         if given.config is None:
             config = _config_of_predictions(Path(given.predictions), given.overrides)

@@ -101,7 +101,7 @@ def evaluate(config: RunConfig) -> Path | None:
         if config.predictions:
             return _score_again(config, process) if process.is_main else None
         ready = prepare(config, process)
-        config, subject, shards, task = ready.config, ready.subject, ready.shards, ready.task
+        config, subject, shards, task, notes = ready.config, ready.subject, ready.shards, ready.task, ready.notes
         kept = config.keep_predictions or bool(config.submission)
         result = evaluate_task(config, task, shards, process, output=subject.output, kept=kept)
         if result is None:
@@ -109,7 +109,7 @@ def evaluate(config: RunConfig) -> Path | None:
         best_effort("stages.jsonl", lambda: append_stage(subject.output, "evaluate", result.seconds), None)
         published = published_scores(config, ready.trained.file, dataset=str(shards.manifest["dataset"]))
         machine = environment(process.device, ranks=process.world)
-        beside = Circumstances(machine=machine, notes=ready.notes, published=published)
+        beside = Circumstances(machine=machine, notes=notes, published=published)
         if kept:
             _submit(config, task, subject.output / KEPT, subject.output)
             save(config, Saved(subject=subject, made=result, beside=beside, task_facts=ready.facts))

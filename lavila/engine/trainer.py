@@ -55,6 +55,7 @@ def prepare(config: RunConfig, process: Process) -> Trainer:
         build.task_kind(config).check(facts, trained.task_facts, of=shards.path, wanted_by=trained.file)
     evaluations = named_evaluations(config, facts, of=shards.path)
     loader = build.training_loader(config, shards, process)
+    build.check_words(config, shards, loader.captions)
     model = build.fresh_model(config, facts, resumed=found is not None).to(process.device)
     task = build.build_task(config, model, facts, shards)
     freeze(model, config.model.freeze)

@@ -298,6 +298,11 @@ class Captions:
             sources += [source] * len(words)
         return tuple(narrations), tuple(sources)
 
+    def any_words(self) -> bool:
+        """Whether any clip has a narration. Looks through all clips where none has."""
+        ids = (self._ids[row].as_py() for row in range(len(self._ids)))
+        return any(self._without_words({row: clip_id}) == 0 for row, clip_id in enumerate(ids))
+
     def _check_use(self, layers: Mapping[str, _Layer], *, need_every_table: bool) -> None:
         """Refuse tables that do not fit the set, and tell how the others do. Of a large set, some are looked at."""
         count = len(self._ids)

@@ -230,6 +230,10 @@ class TaskKind(Protocol):
         """
         ...
 
+    def needs_words(self, tables: Tables) -> bool:
+        """Whether there is nothing to train on where not one clip has a narration."""
+        ...
+
     def check(self, found: TaskFacts, wanted: TaskFacts, *, of: object, wanted_by: object) -> None:
         """Raise TaskError unless the facts of the set `of` fit those of `wanted_by`; an absent fact is unknown."""
         ...

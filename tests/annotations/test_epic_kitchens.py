@@ -218,3 +218,17 @@ def test_unknown_names(tmp_path: Path) -> None:
 def test_frame_span_rounds_halves_to_even_and_stops_up() -> None:
     assert frame_span(0.25, 0.41, 10.0) == (2, 5)
     assert frame_span(0.35, 0.5, 10.0) == (4, 5)
+
+
+def test_groups_of_the_challenge_are_read_where_they_are(tmp_path: Path) -> None:
+    """The lists are of the validation set; without the files there is no table."""
+    folder = write_set(tmp_path / "set", [row()], [row(narration_id="P18_01_0")])
+    assert read_annotations("ek100_cls", folder, split="val").tables == {}
+    write_csv(folder / "EPIC_100_unseen_participant_ids_validation.csv", ["participant_id"], [["P18"], ["P32"]])
+    write_csv(folder / "EPIC_100_tail_verbs.csv", ["verb"], [[13], [7]])
+    found = read_annotations("ek100_cls", folder, split="val")
+    assert [(entry["group"], entry["entry"]) for entry in found.tables["groups"]] == [
+        ("unseen_participants", "P18"), ("unseen_participants", "P32"), ("tail_verbs", "13"), ("tail_verbs", "7"),
+    ]  # fmt: skip
+    assert {file.name for file in found.files} >= {"EPIC_100_tail_verbs.csv"}
+    assert read_annotations("ek100_cls", folder, split="train").tables == {}

@@ -105,6 +105,9 @@ class Speaking:
     def facts(self, options: TaskOptions, tables: Tables) -> TaskFacts:
         return {"words": self.words}
 
+    def needs_words(self, tables: Tables) -> bool:
+        return False
+
     def check(self, found: TaskFacts, wanted: TaskFacts, *, of: object, wanted_by: object) -> None:
         if wanted.get("words", self.words) != found["words"]:
             raise TaskError(f"{of}: other words than {wanted_by}")

@@ -380,6 +380,34 @@ def test_the_config_of_the_evaluation_and_that_of_training_are_told_apart(
     assert text.index("data.batch_size") < text.index("trained with, 1 values") < text.index("optim.lr 0.0625")
 
 
+def test_galleries_show_clips_and_texts_with_what_was_right(tmp_path: Path, report: dict[str, Any]) -> None:
+    clips = [
+        {"clip_id": "P01_5", "narration": "cuts", "note": "relevancy 1.00", "right": True},
+        {"clip_id": "P01_6", "narration": EVIL, "note": "relevancy 0.00", "right": False},
+        {"clip_id": "P01_7", "narration": "opens", "note": "relevancy 0.50", "right": None},
+    ]
+    texts = [{"text": "wash the pan", "note": "relevancy 0.25", "right": None}]
+    queries = [{"title": "cut the leek", "note": "3 of 9", "clips": clips, "texts": texts}]
+    section = {"key": "queries", "type": "galleries", "title": "What it finds", "note": "Sentences."}
+    report |= {"queries": queries, "sections": [section]}
+    pictures = ReportPictures(galleries=[strip("P01_5"), strip("P01_6")])  # those of P01_7 could not be had again
+    write_report(tmp_path, report, pictures=pictures, history=[])
+    page = page_of(tmp_path)
+    assert "queries" in page.ids and len(page.sources) == 2
+    for words in ("cut the leek", "3 of 9", "relevancy 1.00", "P01_7", "wash the pan", "relevancy 0.25"):
+        assert words in page.text
+    marks = [value for name, value in page.attributes if name == "class" and value in ("right", "wrong")]
+    assert marks == ["right", "wrong"] and "script" not in page.tags
+
+
+def test_a_published_number_stands_beside_ours(tmp_path: Path, report: dict[str, Any]) -> None:
+    report["published"] = {"verb_top1": 93.5, "verb_top5": 99.1, "map": 42.25}
+    write_report(tmp_path, report, pictures=NO_PICTURES, history=[])
+    text = page_of(tmp_path).text
+    for words in ("published 93.5", "top 5, published 99.1", "map, published 42.2"):
+        assert words in text
+
+
 def test_wrong_pictures_are_refused(tmp_path: Path, report: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"clip 'c': found float32\[1, 2, 8, 8, 3\], need uint8"):
         ViewStrip(clip_id="c", title="", subtitle="", frames=np.zeros((1, 2, 8, 8, 3), np.float32))  # type: ignore[arg-type]

@@ -17,6 +17,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,18 @@ import torch
 
 from lavila import load_config
 from lavila.annotations.epic_retrieval import relevancy
+from lavila.checkpoints.store import save_model
+from lavila.checkpoints.zoo import CLIP_PICTURES, IMAGENET_PICTURES
 from lavila.data.host.decode import decode_frames
 from lavila.data.loader import ClipLoader
 from lavila.engine.build import training_loader, view_loader
 from lavila.engine.distributed import Process
+from lavila.engine.evaluator import evaluate
+from lavila.models.dual_encoder import ClipDualEncoder, DistilBertDualEncoder
+from lavila.models.text_tower import ClipTextConfig, DistilBertTextConfig
+from lavila.models.timesformer import TimeSformer, TimeSformerConfig
 from lavila.records import VideoBatch
+from lavila.sample.camera import VERBS
 from lavila.sample.forms import FORMS, commands
 from lavila.shards.reader import ShardSet, open_shard_set
 
@@ -349,3 +357,101 @@ def test_egtea_is_learnt_and_scored(tmp_path: Path, stored: dict[str, ShardSet])
     assert 0 <= report["metrics"]["action_top1"] <= 100
     assert report["clips"]["evaluated"] == CLIPS["val"]
     assert report["views"]["total"] == 6
+
+
+# ---------------------------------------------------------------- every benchmark, zero-shot
+
+
+TINY = TimeSformerConfig(
+    image_size=32, patch_size=16, width=32, depth=1, heads=2, num_frames=16, zero_time_attention=False
+)
+METRICS = {  # what a benchmark must say
+    "ek100_mir": {"map", "map_video_to_text", "map_text_to_video", "ndcg", "ndcg_video_to_text", "ndcg_text_to_video"},
+    "ek100_cls": {"action_top1", "action_top5", "verb_top1", "noun_top1", "challenge_action_top1"},
+    "charades_ego": {"map", "classes_without_clip"},
+    "egtea": {"action_top1", "action_mean_class"},
+    "egomcq": {"intra_accuracy", "inter_accuracy", "questions_lost"},
+}
+VIEWS = {"egtea": 30}  # of a clip
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, list[str]]]:
+    """A tiny dual encoder for each name in the recipes, and what a config must say of it: EgoVLP's has a DistilBERT."""
+    folder = tmp_path_factory.mktemp("encoders")
+    words = {word for verb in VERBS for word in verb.split("-")} | {"the", "camera", "over"}
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted(words)]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    torch.manual_seed(0)
+    clip = ClipDualEncoder(TimeSformer(TINY), text=ClipTextConfig(width=16, depth=1, heads=2), embed_dim=8)
+    bert = DistilBertDualEncoder(
+        TimeSformer(replace(TINY, pre_norm=False, activation="gelu")),
+        text=DistilBertTextConfig(vocab_size=len(vocabulary), width=16, depth=1, heads=2, hidden_width=32),
+        embed_dim=8,
+        projection="frozen_in_time",
+    )
+    found = {}
+    for name, model, pictures in (("clip", clip, CLIP_PICTURES), ("bert", bert, IMAGENET_PICTURES)):
+        file = folder / f"{name}.safetensors"
+        save_model(model, file, extra={"pictures": json.dumps(asdict(pictures) | {"frames": 4})})
+        found[name] = file
+    told = [f"model.text.vocabulary={folder}"]
+    return {"egovlp": (found["bert"], told), "tsf_b": (found["clip"], []), "tsf_l": (found["clip"], [])}
+
+
+@pytest.mark.parametrize("weights", ["egovlp", "tsf_b", "tsf_l"])
+@pytest.mark.parametrize("benchmark", list(METRICS))
+def test_every_benchmark_is_evaluated_zero_shot(
+    tmp_path: Path,
+    stored: dict[str, ShardSet],
+    encoders: dict[str, tuple[Path, list[str]]],
+    benchmark: str,
+    weights: str,
+) -> None:
+    """The published recipe, with its views and its frames, on the sample dataset in the benchmark's own form."""
+    file, told = encoders[weights]
+    recipe = f"{benchmark}_zeroshot_{weights}"
+    settings = [f"data.val={stored[f'{benchmark}/val'].path}", "data.image_size=32", f"checkpoint={file}", *told]
+    challenge = ["submission=[2,3,0]"] if benchmark.startswith("ek100") else []
+    config = load_config(recipe, [*settings, *challenge, "device=cpu", f"run_dir={tmp_path}", f"name={recipe}"])
+    page = evaluate(config)
+    assert page is not None
+    report = json.loads(page.with_name("report.json").read_text())
+    assert METRICS[benchmark] <= set(report["metrics"])
+    assert all(0 <= report["metrics"][name] <= 100 for name in METRICS[benchmark])
+    assert report["clips"]["evaluated"] == len(stored[f"{benchmark}/val"])
+    assert report["views"]["computed"] == VIEWS.get(benchmark, 1)
+    assert report["config"]["data"]["mean"] == pytest.approx(
+        (IMAGENET_PICTURES if weights == "egovlp" else CLIP_PICTURES).mean
+    )
+    assert report["published"] == {}  # this is no published checkpoint
+    made = {path.name for path in page.parent.glob("submission*")}
+    assert made == {"ek100_mir": {"submission_retrieval.zip"}, "ek100_cls": {"submission_recognition.zip"}}.get(
+        benchmark, set()
+    )
+    if benchmark in ("ek100_mir", "egomcq"):
+        drawn = page.read_text()
+        section = report["queries" if benchmark == "ek100_mir" else "questions"]
+        assert len(section) >= 4 and all(clip["clip_id"] in drawn for entry in section for clip in entry["clips"])
+        assert drawn.count("<img") > sum(len(entry["clips"]) for entry in section)
+
+
+def test_a_benchmark_is_scored_again_without_a_model(
+    tmp_path: Path, stored: dict[str, ShardSet], encoders: dict[str, tuple[Path, list[str]]]
+) -> None:
+    """What the model said of sentences and questions was kept with what it said of clips."""
+    for benchmark in ("ek100_mir", "egomcq", "charades_ego"):
+        file, told = encoders["egovlp"]
+        settings = [f"data.val={stored[f'{benchmark}/val'].path}", "data.image_size=32", f"checkpoint={file}", *told]
+        config = load_config(
+            f"{benchmark}_zeroshot_egovlp", [*settings, "device=cpu", f"run_dir={tmp_path / benchmark}"]
+        )
+        page = evaluate(config)
+        assert page is not None
+        report = page.with_name("report.json")
+        wanted = json.loads(report.read_text())
+        report.unlink()
+        saved = page.parent / "predictions"
+        again = replace(load_config(saved / "config.yaml"), predictions=str(saved))
+        assert evaluate(again) == page
+        assert json.loads(report.read_text()) == wanted
