@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import evaluate as evaluate_command
+import train as train_command
 from lavila.config.load import load_config
 from lavila.config.schema import ConfigError
 from lavila.engine import dry_run, evaluator, trainer
@@ -62,11 +65,8 @@ def test_the_commands_have_it_and_end_with_the_errors_status(
     checked: list[str] = []
     monkeypatch.setattr(dry_run, "check_training", lambda config: checked.append(config.run_dir))
     monkeypatch.setattr(dry_run, "check_evaluation", lambda config: checked.append(config.run_dir))
-    import evaluate
-    import train
-
-    for command in (train, evaluate):
-        monkeypatch.setattr("sys.argv", ["x", "--config", path, "--dry-run"])
+    for command in (train_command, evaluate_command):
+        monkeypatch.setattr(sys, "argv", ["x", "--config", path, "--dry-run"])
         command.main()  # returns: status 0
     assert checked == [str(tmp_path / "run")] * 2
     monkeypatch.undo()
@@ -122,7 +122,7 @@ def test_an_evaluation_is_checked_against_its_checkpoint(vp9_shards: ShardSet, t
 
 
 def test_saved_predictions_are_checked_too(
-    vp9_shards: ShardSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    vp9_shards: ShardSet, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = config_file(tmp_path, vp9_shards, optim={"epochs": 1})
     trainer.train(load_config(path))
@@ -130,6 +130,9 @@ def test_saved_predictions_are_checked_too(
     saved = tmp_path / "run" / "predictions"
     before = files_in(tmp_path)
     assert "12 clips" in told(check_evaluation, path, [f"predictions={saved}"], caplog)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", ["evaluate.py", "--from", str(saved), "--dry-run"])
+        evaluate_command.main()
     assert files_in(tmp_path) == before
     next(file for file in saved.iterdir() if file.suffix == ".json").write_text("{")
     with pytest.raises(UserError, match=str(saved)):
