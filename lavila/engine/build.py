@@ -125,6 +125,16 @@ def task_facts(config: RunConfig, shards: ShardSet) -> TaskFacts:
     return task_kind(config).facts(task_options(config), tables_of(shards))
 
 
+def check_words(config: RunConfig, shards: ShardSet, captions: Captions) -> None:
+    """Raise ConfigError where a task is trained on words and not one clip of the set has any."""
+    if task_kind(config).needs_words(tables_of(shards)) and not captions.any_words():
+        raise ConfigError(
+            f"data.captions={list(config.data.captions)}: not one clip of {shards.path} has a narration, and "
+            f"task.name={config.task.name} is trained on them; name captions tables (tools/make_captions.py), or make "
+            "the set from annotations with narrations"
+        )
+
+
 def start_weights(config: RunConfig) -> TrainedOn | None:
     """What the weights that `model.init` names were trained on; None where a run starts from CLIP or at random.
 

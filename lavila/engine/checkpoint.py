@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import shutil
 import warnings
@@ -195,20 +196,42 @@ class Best:
     value: float
 
 
-def best_of(folder: Path) -> Best | None:
-    """What `best.json` in a folder of checkpoints says; None where it says nothing, or names what is not whole."""
+def best_of(folder: Path, *, metric: str = "") -> Best | None:
+    """What `best.json` in a folder of checkpoints says; None where it says nothing, or names one that is gone.
+
+    metric: None too where it is of another one; empty = of any.
+    """
     try:
         best = Best(**json.loads((folder / BEST).read_bytes()))
     except (OSError, ValueError, TypeError):
         return None
-    return best if torn(folder / best.checkpoint) is None else None
+    there = (folder / best.checkpoint / FACTS).is_file()
+    return best if there and metric in ("", best.metric) else None
 
 
-def note_best(folder: Path, best: Best) -> None:
-    """Write `best.json`, whole or not at all."""
+def note_if_best(folder: Path, best: Best) -> None:
+    """Write `best.json`, whole or not at all, if the value is larger than that of the same metric there."""
+    before = best_of(folder, metric=best.metric)
+    if not best.value > (before.value if before else -math.inf):  # NaN is no best
+        return
     with whole_file(folder / BEST) as file:
         file.write(f"{json.dumps(vars(best))}\n".encode())
     log.info("best so far: %s with %s %.4g", best.checkpoint, best.metric, best.value)
+
+
+def check_same_order(path: Path, facts: Facts, *, now: dict[str, int]) -> None:
+    """CheckpointError where another order of clips would make a resume in mid-epoch repeat some and miss others."""
+    names = [name for name in facts.order | now if facts.order.get(name) != now.get(name)]
+    if not names:
+        return
+    changes = ", ".join(f"{name} is {now.get(name)} and was {facts.order.get(name)}" for name in names)
+    end = newest_epoch_end(path.parent)
+    elsewhere = f"; or start another run from the end of an epoch (resume={end} run_dir=...)" if end else ""
+    raise CheckpointError(
+        f"{path}: was saved after {facts.progress.epoch_updates} updates of an epoch, and {changes}: the rest "
+        f"of the epoch would repeat clips and miss others. Go on with what was until an epoch ends{elsewhere}; "
+        "or start afresh (resume=aside). optim.accumulate and the number of ranks may change at any time"
+    )
 
 
 def newest(folder: Path) -> Path | None:

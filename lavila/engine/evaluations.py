@@ -13,9 +13,8 @@ from lavila.engine import build
 from lavila.engine.distributed import Process
 from lavila.engine.evaluator import evaluate_task
 from lavila.errors import UserError
-from lavila.metrics.units import Metrics
 from lavila.shards.reader import ShardSet
-from lavila.tasks import TaskFacts
+from lavila.tasks import Scores, TaskFacts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +31,11 @@ class NamedEvaluation:
         """Whether it follows the epoch with this number, 1 being the first."""
         return epoch > 0 and epoch % self.every_epochs == 0
 
-    def run(self, model: nn.Module, process: Process, *, output: Path) -> Metrics | None:
-        """Metrics of the model, without a wrapper; None on other ranks than the main one. Every rank calls this."""
+    def run(self, model: nn.Module, process: Process, *, output: Path) -> Scores | None:
+        """What the model, without a wrapper, is worth; None on other ranks than the main one. Every rank calls this."""
         task = build.build_task(self.config, model, self.facts, self.shards)
         result = evaluate_task(self.config, task, self.shards, process, output=output)
-        return None if result is None else result.scores.metrics
+        return None if result is None else result.scores
 
 
 def named_evaluations(config: RunConfig, facts: TaskFacts, *, of: object) -> list[NamedEvaluation]:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lavila.annotations.epic_retrieval import Meaning, relevancy
+from lavila.annotations.epic_retrieval import RelevancyTo
 from lavila.shards.reader import ShardSet
 
 
@@ -31,15 +31,16 @@ class Relevancy:
             places = pc.index_in(clips.column("clip_id"), self._published.column("clip_id").combine_chunks())
             kept = self._published.column("relevancy").take(places).combine_chunks()
             values: npt.NDArray[np.float32] = np.asarray(kept.flatten(), np.float32)
-            return values.reshape(len(rows), len(self._meanings))
-        meanings = zip(clips.column("verb").to_pylist(), clips.column("labels").to_pylist(), strict=True)
-        return relevancy(list(meanings), self._meanings)
+            return values.reshape(len(rows), -1)
+        return self._by_the_formula(
+            list(zip(clips.column("verb").to_pylist(), clips.column("labels").to_pylist(), strict=True))
+        )
 
     @cached_property
-    def _meanings(self) -> list[Meaning]:
-        """Verb class and noun classes of each sentence."""
+    def _by_the_formula(self) -> RelevancyTo:
+        """From verb class and noun classes of each sentence."""
         table = self._shard_set.table("sentences")
-        return list(zip(table.column("verb").to_pylist(), table.column("nouns").to_pylist(), strict=True))
+        return RelevancyTo(list(zip(table.column("verb").to_pylist(), table.column("nouns").to_pylist(), strict=True)))
 
     @cached_property
     def _published(self) -> pa.Table | None:

@@ -18,6 +18,8 @@ import yaml
 from lavila.checkpoints.errors import CheckpointError
 from lavila.checkpoints.store import WEIGHTS, find_model
 from lavila.checkpoints.zoo import ZOO
+from lavila.config.load import flatten, to_dict
+from lavila.config.schema import RunConfig
 from lavila.engine import checkpoint
 from lavila.engine.checkpoint import CONFIG, FOLDER, best_of, read_facts, step_folders, torn
 from lavila.report.compose import Subject
@@ -132,6 +134,18 @@ def read_config(path: Path) -> dict[str, Any] | None:
         json.dumps(values, default=str, skipkeys=True)
     )  # YAML knows dates, reports do not
     return told
+
+
+def changed_settings(path: Path, config: RunConfig) -> str:
+    """Settings that differ from those of a checkpoint: allowed, but never unnoticed. "" where none do."""
+    if (found := read_config(path)) is None:
+        return f"not known, for {path / CONFIG} cannot be read"
+    before, now = flatten(found), flatten(to_dict(config))
+    now.pop("resume"), before.pop("resume", None)  # how a run was started is no setting of it
+    told = [f"{key}={value} (was {before[key]})" for key, value in now.items() if before.get(key, value) != value]
+    told += [f"{key}={value} (a setting that is new)" for key, value in now.items() if key not in before]
+    told += [f"{key} (was {value}; no such setting now)" for key, value in before.items() if key not in now]
+    return ", ".join(told)
 
 
 def _newest_in(path: Path) -> Path | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-import math
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,19 +13,19 @@ import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from lavila.checkpoints.errors import CheckpointError
 from lavila.checkpoints.store import trained_on
-from lavila.config.load import flatten, to_dict, to_yaml
+from lavila.config.load import to_yaml
 from lavila.config.schema import RunConfig
 from lavila.data.loader import ClipLoader
 from lavila.engine import build, checkpoint, nonfinite
-from lavila.engine.checkpoint import Beside, Best, Facts, Progress, TrainState, best_of, note_best
+from lavila.engine.checkpoint import Beside, Best, Progress, TrainState, best_of, note_if_best
 from lavila.engine.distributed import Process, join, mean_over_ranks, on_main, sum_over_ranks
 from lavila.engine.evaluations import NamedEvaluation, named_evaluations
-from lavila.engine.nonfinite import BadLoss, LossWatch, told, write_losses
+from lavila.engine.meter import Meter
+from lavila.engine.nonfinite import BadLoss, LossWatch
 from lavila.engine.optim import LearningRate, build_optimizer, freeze, train_mode
 from lavila.engine.precision import Arithmetic
-from lavila.engine.run_folder import read_config, set_aside, start_from
+from lavila.engine.run_folder import changed_settings, set_aside, start_from
 from lavila.engine.trackers import Trackers, check_trackers
 from lavila.errors import UserError
 from lavila.metrics.units import Metric
@@ -55,6 +55,7 @@ def prepare(config: RunConfig, process: Process) -> Trainer:
         build.task_kind(config).check(facts, trained.task_facts, of=shards.path, wanted_by=trained.file)
     evaluations = named_evaluations(config, facts, of=shards.path)
     loader = build.training_loader(config, shards, process)
+    build.check_words(config, shards, loader.captions)
     model = build.fresh_model(config, facts, resumed=found is not None).to(process.device)
     task = build.build_task(config, model, facts, shards)
     freeze(model, config.model.freeze)
@@ -72,26 +73,6 @@ class RunParts:
     evaluations: list[NamedEvaluation] = field(default_factory=list)
 
 
-@dataclass
-class _Meter:
-    """Sums between two lines of the log."""
-
-    logs: list[dict[str, torch.Tensor]] = field(default_factory=list)
-    clips: int = 0
-    skipped: int = 0  # updates, for a loss that was not finite
-    wait: float = 0.0
-    since: float = field(default_factory=lambda: time.perf_counter())
-
-    def add(self, logs: dict[str, torch.Tensor], clips: int) -> None:
-        self.logs.append(logs)  # left on the device: looking at a number would make the host wait for it
-        self.clips += clips
-
-    def means(self) -> dict[str, float]:
-        """Mean of each number that is finite, the same keys on every rank; NaN where no batch has one."""
-        stacked = {name: torch.stack([log[name] for log in self.logs]).double() for name in self.logs[0]}
-        return {name: float(v.where(v.isfinite(), math.nan).nanmean()) for name, v in stacked.items()}
-
-
 class Trainer:
     """Steps a task over a loader; logs, saves and resumes.
 
@@ -99,14 +80,7 @@ class Trainer:
     clips of an epoch.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        process: Process,
-        *,
-        parts: RunParts,
-        found: Path | None = None,
-    ):
+    def __init__(self, config: RunConfig, process: Process, *, parts: RunParts, found: Path | None = None):
         loader, task = parts.loader, parts.task
         assert isinstance(loader.plan, TrainingPlan)
         self.config, self.process, self.loader, self.task, self.task_facts = config, process, loader, task, parts.facts
@@ -136,7 +110,7 @@ class Trainer:
     def fit(self) -> Path:
         """All epochs that are left. Returns the newest checkpoint's folder."""
         config, progress = self.config, self.state.progress
-        changed = self._changed_settings() if self.process.is_main else ""
+        changed = changed_settings(self.newest, config) if self.process.is_main and self.newest else ""
         missing = on_main(self._missing_evaluations)
         if self.newest is not None and progress.epoch >= config.optim.epochs and not missing:
             log.info(
@@ -166,23 +140,9 @@ class Trainer:
         facts = checkpoint.load(found, self.state, process=self.process)
         progress = self.state.progress
         if progress.epoch_updates:
-            self._check_same_order(found, facts)
+            checkpoint.check_same_order(found, facts, now=self.state.order)
         passes = progress.epoch_updates * self.config.optim.accumulate
         self.loader.load_state_dict({"epoch": progress.epoch, "step": passes})
-
-    def _check_same_order(self, found: Path, facts: Facts) -> None:
-        """In mid-epoch the rest of the clips is known only as long as what decides their order stays."""
-        was, now = facts.order, self.state.order
-        names = [name for name in was | now if was.get(name) != now.get(name)]
-        if names:
-            changes = ", ".join(f"{name} is {now.get(name)} and was {was.get(name)}" for name in names)
-            end = checkpoint.newest_epoch_end(found.parent)
-            elsewhere = f"; or start another run from the end of an epoch (resume={end} run_dir=...)" if end else ""
-            raise CheckpointError(
-                f"{found}: was saved after {facts.progress.epoch_updates} updates of an epoch, and {changes}: the rest "
-                f"of the epoch would repeat clips and miss others. Go on with what was until an epoch ends{elsewhere}; "
-                "or start afresh (resume=aside). optim.accumulate and the number of ranks may change at any time"
-            )
 
     def _open_run_folder(self) -> None:
         """On the main rank: make room if asked to, and begin the files of the run."""
@@ -198,7 +158,7 @@ class Trainer:
 
     def _epoch(self) -> None:
         """The rest of the current epoch."""
-        config, progress, meter = self.config, self.state.progress, _Meter()
+        config, progress, meter = self.config, self.state.progress, Meter(since=time.perf_counter())
         train_mode(self.task.model)
         waited = self.loader.wait_seconds
         for number, batch in enumerate(self.loader):
@@ -215,7 +175,7 @@ class Trainer:
             if progress.updates % config.log_every_steps == 0 or ended:
                 meter.wait = self.loader.wait_seconds - waited
                 self._log(meter)
-                meter, waited = _Meter(), self.loader.wait_seconds
+                meter, waited = Meter(since=time.perf_counter()), self.loader.wait_seconds
             every = config.checkpoint_every_steps
             if every and progress.updates % every == 0 and not ended:  # what an epoch ends with is saved once, after it
                 saving = time.perf_counter()
@@ -299,13 +259,14 @@ class Trainer:
         in_a_row, most = self.watch.in_a_row, self.config.optim.max_nonfinite_losses
         self.state.optimizer.zero_grad(set_to_none=True)
         update = self.state.progress.updates + 1
-        log.warning("step %d is skipped, the loss is not finite (%d in a row): %s", update, in_a_row, told(bad))
+        told = nonfinite.told(bad)
+        log.warning("step %d is skipped, the loss is not finite (%d in a row): %s", update, in_a_row, told)
         if in_a_row == 1:
             self._keep_for_a_look(bad)
         if in_a_row == most:
             raise TrainingError(
                 f"the loss is not finite at step {update}, {most} time(s) in a row (optim.max_nonfinite_losses): "
-                f"{told(bad)}; the state is in {self.run_dir / nonfinite.FOLDER}. Lower optim.lr, set "
+                f"{told}; the state is in {self.run_dir / nonfinite.FOLDER}. Lower optim.lr, set "
                 "optim.clip_grad_norm, or train in fp32 (optim.precision=fp32), and go on from the newest checkpoint"
             )
 
@@ -314,11 +275,10 @@ class Trainer:
         there = folder / checkpoint.FOLDER / checkpoint.step_name(self.state.progress.updates)
         if on_main(lambda: checkpoint.torn(there) is None):
             return  # the run was here before, and went on from an earlier checkpoint
-        self.state.progress.seconds = self._seconds()
-        checkpoint.save(folder, self.state, process=self.process, beside=self._beside())
-        on_main(lambda: write_losses(there, bad))
+        self._write(folder)
+        on_main(lambda: nonfinite.write_losses(there, bad))
 
-    def _log(self, meter: _Meter) -> None:
+    def _log(self, meter: Meter) -> None:
         progress, seconds = self.state.progress, time.perf_counter() - meter.since
         values = meter.means() | {"data_wait_percent": 100 * meter.wait / seconds}
         clips = self._own_clips()
@@ -343,19 +303,6 @@ class Trainer:
             values["lr"], rate, values["data_wait_percent"], _clock(seconds_left),
         )  # fmt: skip
 
-    def _changed_settings(self) -> str:
-        """Settings that differ from those of the checkpoint: allowed, but never unnoticed. "" where none do."""
-        if self.newest is None:
-            return ""
-        if (found := read_config(self.newest)) is None:
-            return f"not known, for {self.newest / checkpoint.CONFIG} cannot be read"
-        before, now = flatten(found), flatten(to_dict(self.config))
-        now.pop("resume"), before.pop("resume", None)  # how a run was started is no setting of it
-        told = [f"{key}={value} (was {before[key]})" for key, value in now.items() if before.get(key, value) != value]
-        told += [f"{key}={value} (a setting that is new)" for key, value in now.items() if key not in before]
-        told += [f"{key} (was {value}; no such setting now)" for key, value in before.items() if key not in now]
-        return ", ".join(told)
-
     def _note(self, values: Mapping[str, float]) -> None:
         """On the main rank: numbers of the current update, for metrics.jsonl and for who else gets them."""
         progress = self.state.progress
@@ -376,27 +323,23 @@ class Trainer:
         for evaluation in self.evaluations:
             if evaluation.name not in names:
                 continue
-            metrics = evaluation.run(self.state.model, self.process, output=self.run_dir)
-            named = {f"{evaluation.name}/{name}": metric for name, metric in (metrics or {}).items()}
-            if self.process.is_main:
+            scores = evaluation.run(self.state.model, self.process, output=self.run_dir)
+            named: dict[str, Metric] = {}
+            if scores is not None:
+                named = {f"{evaluation.name}/{name}": metric for name, metric in scores.metrics.items()}
                 self._note({name: metric.value for name, metric in named.items()})
-                log.info("evaluation: %s", "  ".join(f"{name} {metric}" for name, metric in named.items()))
+                shown = "  ".join(f"{one.metric} {scores.metrics[one.metric]}" for one in scores.headlines)
+                log.info("evaluation %s: %s", evaluation.name, shown)
             if self.config.keep_best.partition("/")[0] == evaluation.name:
-                on_main(lambda found=named: self._compare_with_best(found))  # type: ignore[misc]
+                on_main(functools.partial(self._compare_with_best, named))
 
     def _compare_with_best(self, named: Mapping[str, Metric]) -> None:
-        metric, folder = self.config.keep_best, self.run_dir / checkpoint.FOLDER
+        metric = self.config.keep_best
         if metric not in named:
             raise TrainingError(f"keep_best={metric}: no such metric; the evaluation has {', '.join(named)}")
         assert self.newest is not None
-        best = self._best()
-        if named[metric].value > (best.value if best else -math.inf):
-            note_best(folder, Best(checkpoint=self.newest.name, metric=metric, value=named[metric].value))
-
-    def _best(self) -> Best | None:
-        """The best checkpoint so far, by the metric that counts now."""
-        best = best_of(self.run_dir / checkpoint.FOLDER) if self.config.keep_best else None
-        return best if best and best.metric == self.config.keep_best else None
+        best = Best(checkpoint=self.newest.name, metric=metric, value=named[metric].value)
+        note_if_best(self.run_dir / checkpoint.FOLDER, best)
 
     def _save(self) -> None:
         # A ruined model must not take the place of a sound checkpoint.
@@ -405,18 +348,20 @@ class Trainer:
                 f"the model is not finite at step {self.state.progress.updates}; lower optim.lr, set "
                 "optim.clip_grad_norm, or train in fp32 (optim.precision=fp32), and go on from the newest checkpoint"
             )
+        self.newest = self._write(self.run_dir)
+
+    def _write(self, run_dir: Path) -> Path:
+        """A checkpoint of this moment. What stays in `run_dir` beside the newest ones is the best by `keep_best`."""
         self._count_clips(sum_over_ranks(self._own_clips(), device=self.process.device))
         self.state.progress.seconds = self._seconds()
-        self.newest = checkpoint.save(self.run_dir, self.state, process=self.process, beside=self._beside())
-
-    def _beside(self) -> Beside:
-        best = self._best() if self.process.is_main else None
-        return Beside(
+        best = best_of(run_dir / checkpoint.FOLDER, metric=self.config.keep_best)
+        beside = Beside(
             config_yaml=to_yaml(self.config),
             extra=build.checkpoint_facts(self.config, self.task_facts),
             keep=self.config.keep_checkpoints,
             spared=best.checkpoint if best else "",
         )
+        return checkpoint.save(run_dir, self.state, process=self.process, beside=beside)
 
     def summary(self) -> str:
         """The run in one line."""

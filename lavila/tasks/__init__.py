@@ -126,7 +126,7 @@ class Baseline:
 
 @dataclass(frozen=True, kw_only=True)
 class Headline:
-    """A metric that the report shows large and that training shows after each validation."""
+    """A metric that the report shows large and that training shows after each evaluation."""
 
     metric: str  # its name
     label: str  # above the number
@@ -228,6 +228,10 @@ class TaskKind(Protocol):
 
         TaskError where the options make no sense, and where the shard set lacks what they ask for.
         """
+        ...
+
+    def needs_words(self, tables: Tables) -> bool:
+        """Whether there is nothing to train on where not one clip has a narration."""
         ...
 
     def check(self, found: TaskFacts, wanted: TaskFacts, *, of: object, wanted_by: object) -> None:

@@ -51,6 +51,10 @@ class Classification:
             raise TaskError(f"task.heads: {tables.of} has no {', '.join(missing)} labels; it has {', '.join(known)}")
         return {"classes": {head: list(classes[head]) for head in options.heads}}
 
+    def needs_words(self, tables: Tables) -> bool:
+        """No: it trains on labels."""
+        return False
+
     def check(self, found: TaskFacts, wanted: TaskFacts, *, of: object, wanted_by: object) -> None:
         """Raise TaskError unless the heads and the names of their classes are the same, in the same order."""
         ours, theirs = found["classes"], wanted.get("classes") or {}

@@ -59,6 +59,10 @@ class DualEncoderKind:
         """How words become tokens."""
         return {"tokenizer": TOKENIZERS[options.text.kind], "context_length": options.text.context}
 
+    def needs_words(self, tables: Tables) -> bool:
+        """Unless the dataset describes its classes, as Charades-Ego does."""
+        return not tables.class_texts.get("labels")
+
     def check(self, found: TaskFacts, wanted: TaskFacts, *, of: object, wanted_by: object) -> None:
         """Raise TaskError unless words become the same tokens."""
         for name, option in (("tokenizer", "model.text.kind"), ("context_length", "model.text.context")):

@@ -45,6 +45,15 @@ class Retrieval(DualEncoderKind):
 
     uses_temperature = False
 
+    def facts(self, options: TaskOptions, tables: Tables) -> TaskFacts:
+        """How words become tokens. ShardSetError where the set has no sentences."""
+        tables.sentences()
+        return super().facts(options, tables)
+
+    def needs_words(self, tables: Tables) -> bool:
+        """No: its words are the sentences."""
+        return False
+
     def task(self, model: nn.Module, facts: TaskFacts, options: TaskOptions, tables: Tables) -> RetrievalTask:
         """The task around a dual encoder."""
         training = MaxMarginStep(options, tables)

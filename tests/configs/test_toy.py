@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lavila.config.load import load_config
+from lavila.config.load import known_names, load_config
 from lavila.config.schema import RunConfig
 from lavila.engine.evaluator import evaluate
 from lavila.engine.trainer import train
@@ -19,14 +19,24 @@ from tests.toy import make_toy_datasets
 ROOT = Path(__file__).parents[2]
 HEADLINES = {
     "pretrain": "video_to_text_r1",
+    "ek100_mir": "map",
+    "charades_ego": "map",
     "ek100_cls": "action_top1",
-    "egtea": "action_top1",
+    "egtea": "action_mean_class",
+    "egomcq": "intra_accuracy",
 }
+ZERO_SHOT = [name for name in known_names() if "_zeroshot_" in name]
 
 
 @pytest.fixture(scope="session")
 def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_toy_datasets(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="session")
+def dual_encoder(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The last checkpoint of the baseline."""
+    return train(toy("pretrain_dual_tsf_b", toy_data, tmp_path_factory.mktemp("baseline"), "evals.val.every_epochs=0"))
 
 
 def toy(recipe: str, data: Path, run_dir: Path, *overrides: str) -> RunConfig:
@@ -42,12 +52,26 @@ def test_a_recipe_trains_and_is_evaluated(recipe: str, toy_data: Path, tmp_path:
     lines = read_metrics(tmp_path / "metrics.jsonl")
     losses = [line["loss"] for line in lines if "loss" in line]
     assert len(losses) >= 3 and all(map(math.isfinite, losses))
-    metric = next(name for start, name in HEADLINES.items() if recipe.startswith(start))
-    assert [line for line in lines if f"val/{metric}" in line]
-    page = evaluate(config)
+    assert [line for line in lines if f"val/{headline(recipe)}" in line]
+    check_report(evaluate(config), headline(recipe))
+
+
+@pytest.mark.parametrize("recipe", ZERO_SHOT)
+def test_a_zero_shot_recipe_evaluates_a_dual_encoder(
+    recipe: str, toy_data: Path, dual_encoder: Path, tmp_path: Path
+) -> None:
+    config = toy(recipe, toy_data, tmp_path, f"checkpoint={dual_encoder}")
+    check_report(evaluate(config), headline(recipe))
+
+
+def headline(recipe: str) -> str:
+    return next(name for start, name in HEADLINES.items() if recipe.startswith(start))
+
+
+def check_report(page: Path | None, metric: str) -> None:
     assert page is not None and page.is_file()
-    report = json.loads((tmp_path / "report.json").read_text())
-    assert metric in report["metrics"] and report["units"]
+    report = json.loads(page.with_name("report.json").read_text())
+    assert math.isfinite(report["metrics"][metric]) and report["units"]
 
 
 def test_narrations_of_all_tables_reach_lavilas_pre_training(toy_data: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lavila.config.load import load_config
-from lavila.engine import build, checkpoint, evaluator, trainer
+from lavila.engine import build, checkpoint, dry_run, evaluator, trainer
 from lavila.engine.distributed import Process, join, on_main
 from lavila.engine.optim import own_part
 from lavila.records import VideoBatch
@@ -50,7 +50,7 @@ def save_again(folder: Path, process: Process, overrides: list[str]) -> None:
 
 def main(folder: Path, process: Process) -> None:
     # Each command would join and leave; the processes stay together here.
-    trainer.join = evaluator.join = lambda device: nullcontext(process)  # type: ignore[attr-defined]
+    trainer.join = evaluator.join = dry_run.join = lambda device: nullcontext(process)  # type: ignore[attr-defined]
     ended: dict[str, str] = {}
 
     def run(name: str, work: Callable[..., object], *overrides: str) -> None:
@@ -83,6 +83,7 @@ def main(folder: Path, process: Process) -> None:
         shard = f"optim.shard_state={str(name == 'sharded').lower()}"
         run(f"one rank's run, {name}", trainer.train, *again, shard, f"run_dir={folder / name}")
     ended["saved again"] = outcome(save_again, folder, process, [*again, "optim.shard_state=true"])
+    run("dry run", dry_run.check_training, good.format("train"), f"run_dir={folder / 'dry'}", "optim.shard_state=true")
     bad_rank, updates = 1, {1}
     step = ClassificationTask.step
 

@@ -19,7 +19,7 @@ from lavila.engine.trainer import TrainingError, train
 from lavila.metrics.units import Metric, Unit
 from lavila.report.files import read_metrics
 from lavila.shards.reader import ShardSet
-from lavila.tasks import TaskError
+from lavila.tasks import Scores, TaskError
 from tests.engine.test_against_checkpoint import with_classes
 from tests.engine.test_runs import config_file
 
@@ -45,8 +45,8 @@ def scores(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[float]]:
     """Scores that evaluations give, one after another, instead of going through the clips."""
     waiting: dict[str, list[float]] = {}
 
-    def run(self: NamedEvaluation, *_: Any, **__: Any) -> dict[str, Metric]:
-        return {"top1": Metric(waiting[self.name].pop(0), Unit.percent)}
+    def run(self: NamedEvaluation, *_: Any, **__: Any) -> Scores:
+        return Scores(metrics={"top1": Metric(waiting[self.name].pop(0), Unit.percent)})
 
     monkeypatch.setattr(NamedEvaluation, "run", run)
     return waiting
@@ -142,7 +142,7 @@ def test_a_metric_that_is_none_is_named_with_those_that_are(
         (["evals.x.optim=3"], r"evals\.x\.optim: no such key\. Allowed here: every_epochs, data, views, task"),
         (["evals=3"], "evals: is 3; it maps names to sections"),
         (["evals.a b.every_epochs=1"], r"evals\.a b: a name of letters"),
-        (["keep_best=mir/mAP"], r"keep_best=mir/mAP: .*none is set"),
+        (["keep_best=mir/map"], r"keep_best=mir/map: .*none is set"),
         (["evals.x.every_epochs=1", "keep_best=x"], r"keep_best=x: .* \(x\)"),
         (["evals.x.every_epochs=0", "keep_best=x/top1"], r"keep_best=x/top1: "),
     ],

@@ -26,6 +26,7 @@ from lavila.models.classifier import VideoClassifier
 from lavila.models.dual_encoder import ClipDualEncoder, DualEncoder
 from lavila.models.tokenizers import ClipTokenizer
 from lavila.report.files import read_metrics
+from lavila.shards.format import ShardSetError
 from lavila.shards.reader import ShardSet
 from lavila.tasks import TaskError
 from tests.checkpoints.published_files import published_state, tiny, write
@@ -141,6 +142,18 @@ def test_a_text_tower_of_another_kind_is_an_error_that_names_both(tmp_path: Path
     assert resolved.model.text.kind is TextKind.distilbert
     with pytest.raises(ConfigError, match=r"model\.text\.kind=clip.*published\.pth.*distilbert"):
         build.with_weights(dual_config(tmp_path, vp9_shards, "model.text.kind=clip"), found)
+
+
+def test_a_set_without_words_is_refused_before_the_first_step(
+    tmp_path: Path, vp9_shards: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lavila.shards.captions._Layer.of", lambda *_: ([], ""))
+    with pytest.raises(ConfigError, match=r"data\.captions.*contrastive"):
+        train(dual_config(tmp_path, vp9_shards))
+    with pytest.raises(ShardSetError, match="sentences"):
+        train(dual_config(tmp_path, vp9_shards, "task.name=retrieval"))
+    assert not (tmp_path / "run").exists()
+    train(load_config(config_file(tmp_path, vp9_shards), ["optim.epochs=1"]))  # which needs labels alone
 
 
 def test_a_classifier_is_no_dual_encoder(tmp_path: Path, vp9_shards: ShardSet) -> None:
