@@ -85,7 +85,7 @@ def shapes(batch: VideoBatch) -> str:
 def _start(trainer: Trainer) -> str:
     config, progress = trainer.config, trainer.state.progress
     if trainer.newest is None:
-        return f"starts from {config.model.init or 'random weights'}"
+        return f"starts from {config.model.init}"
     done = f"epoch {progress.epoch} of {config.optim.epochs}, update {progress.epoch_updates} of the next"
     return f"goes on from {trainer.newest}: {done}"
 
