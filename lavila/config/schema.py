@@ -286,7 +286,7 @@ class RunConfig:
     resume: str = "auto"  # auto: newest checkpoint; none: afresh; aside: afresh, older run kept beside; or a path
     checkpoint_every_steps: CountOrNone = 0  # save every n steps; 0 = at the end of each epoch only
     keep_checkpoints: Count = 2  # newest ones kept
-    keep_best: str = ""  # keep the checkpoint with the largest NAME/METRIC of `evals` as well, such as mir/mAP
+    keep_best: str = ""  # keep the checkpoint with the largest NAME/METRIC of `evals` as well, such as mir/map
     log_every_steps: Count = 10  # between two lines of metrics.jsonl
     log: LogConfig = field(default_factory=LogConfig)
     evals: dict[str, EvalConfig] = field(default_factory=dict)  # evaluations during training, by their names

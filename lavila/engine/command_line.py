@@ -53,8 +53,6 @@ def parse(
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.batch_size=8 or seed=1")
     given = parser.parse_intermixed_args(arguments)
-    if given.config is None and given.dry_run:
-        parser.error("--dry-run is for what comes before a model's first step, and --from has no model: leave one out")
     try:
         if given.config is None:
             config = _config_of_predictions(Path(given.predictions), given.overrides)

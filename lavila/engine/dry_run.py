@@ -53,8 +53,17 @@ def check_training(config: RunConfig) -> None:
 
 
 def check_evaluation(config: RunConfig) -> None:
-    """All that `evaluate` does before its first batch is predicted. Every rank calls this."""
+    """All that `evaluate` does before its first batch is predicted, or its first saved prediction read.
+
+    Every rank calls this.
+    """
     with join(config.device.value) as process:
+        if config.predictions:
+            saved, shards, _ = evaluator.prepare_saved(config)
+            on_main(lambda: _check_writable(saved.subject.output))
+            log.info("%s of %s on %s: %d clips", config.predictions, saved.subject.model, shards.path, len(shards))
+            log.info("dry run: they would be scored again; nothing was written")
+            return
         ready = evaluator.prepare(config, process)
         config = ready.config
         on_main(lambda: _check_writable(ready.subject.output))
@@ -85,7 +94,7 @@ def shapes(batch: VideoBatch) -> str:
 def _start(trainer: Trainer) -> str:
     config, progress = trainer.config, trainer.state.progress
     if trainer.newest is None:
-        return f"starts from {config.model.init}"
+        return f"starts from model.init={config.model.init}"
     done = f"epoch {progress.epoch} of {config.optim.epochs}, update {progress.epoch_updates} of the next"
     return f"goes on from {trainer.newest}: {done}"
 

@@ -116,11 +116,17 @@ def evaluate(config: RunConfig) -> Path | None:
         return _report(config, subject, shards, result, beside, process)
 
 
-def _score_again(config: RunConfig, process: Process) -> Path:
-    """The report of saved predictions, which lies beside their folder."""
+def prepare_saved(config: RunConfig) -> tuple[Saved, ShardSet, Task]:
+    """Saved predictions before they are scored again: what is known of them, their shard set and their task."""
     saved, shards = open_saved(config)
     task = build.build_task(config, NoModel(), saved.task_facts, shards)
     task.know_texts(saved.texts)
+    return saved, shards, task
+
+
+def _score_again(config: RunConfig, process: Process) -> Path:
+    """The report of saved predictions, which lies beside their folder."""
+    saved, shards, task = prepare_saved(config)
     result = Evaluation(**vars(_scored(task, Path(config.predictions))), **vars(saved.made))
     _submit(config, task, Path(config.predictions), saved.subject.output)
     return _report(config, saved.subject, shards, result, saved.beside, process)
