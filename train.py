@@ -5,7 +5,7 @@ from lavila.engine.command_line import parse, run
 
 def main() -> None:
     config = parse(
-        "Trains a model on a shard set; goes on from the run's newest checkpoint if there is one.",
+        "Trains a model on a shard set; continues from the run's newest checkpoint if there is one.",
         example="torchrun --nproc-per-node 8 train.py --config ek100_cls_tsf_l optim.epochs=50 seed=1",
     )
     from lavila.engine.dry_run import check_training  # after parsing, so that --help and config errors are quick

@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results"
 SCRATCH = ROOT / "data/benchmark"  # footage and shard sets that are made once
 DOCS = ROOT / "docs/PERFORMANCE.md"
+TABLES = ROOT / "docs/PERFORMANCE_TABLES.md"  # the long tables, all of them generated
 
 
 def machine(*packages: str, gpu: str | None = None) -> dict[str, Any]:

@@ -1,15 +1,17 @@
-"""What the ways to store a clip cost: bytes, encoding, decoding, and likeness to the source.
+"""What each way to store a clip costs in bytes, encoding time, decoding time and similarity to the source.
 
     python -m benchmarks.encoding [--rounds 5]
 
-Codes the footage in assets/ (5.3 s, 1280x720, animated) with each setting as tools/shard_videos.py would, and measures
-bytes a second of video; seconds of one core to code and to decode a second of video, whole and sixteen frames of it;
-and SSIM (FFmpeg's filter, luma and chroma together, and luma alone) against the same pictures resized but not coded.
-Where an ffmpeg command is there (or the package imageio-ffmpeg), the same cut with the same codec settings is timed
-with it on one thread, and so is the encoder alone, which gets pictures that are already resized. Last, what sources of
-other sizes and rates cost to store, which is what the times in docs/DATASETS.md rest on. Writes
-benchmarks/results/encoding.json and the tables of docs/SHARDS.md between its markers. Medians; compare the rows of one
-run only.
+Codes the footage in assets/ (5.3 s, 1280x720, animated) with each setting, as tools/shard_videos.py would. Measures
+for each second of video the bytes, the seconds of one core to code it, and to decode all or sixteen frames of it. SSIM
+(FFmpeg's filter; luma and chroma together, and luma alone) compares with the same pictures, resized but not coded.
+
+Where the machine has an ffmpeg command (or the package imageio-ffmpeg), the script times the same cut with the same
+codec settings on one thread. It also times the encoder alone, on pictures that are already resized. Last it stores
+sources of other sizes and rates: the times in docs/DATASETS.md follow from these.
+
+Writes benchmarks/results/encoding.json and the tables of docs/SHARDS.md between its markers. Numbers are medians:
+compare the rows of one run only.
 """
 
 from __future__ import annotations
@@ -104,8 +106,8 @@ def likeness(clip: EncodedClip, reference: EncodedClip) -> dict[str, float]:
         for source, frame in zip(sources, pair, strict=True):
             frame.pts = number
             source.push(frame)
-        told = dict(sink.pull().metadata)
-        values.append((float(told["lavfi.ssim.All"]), float(told["lavfi.ssim.Y"])))
+        scores = dict(sink.pull().metadata)
+        values.append((float(scores["lavfi.ssim.All"]), float(scores["lavfi.ssim.Y"])))
     both = np.mean(values, axis=0)
     return {"ssim": float(both[0]), "ssim_luma": float(both[1])}
 
@@ -117,7 +119,7 @@ def uncoded(settings: EncodeSettings) -> EncodedClip:
 
 
 def measure(name: str, settings: EncodeSettings, rounds: int) -> dict[str, Any]:
-    """One row."""
+    """One row of the results."""
     clip = encode_clip(FOOTAGE, interval=WHOLE, settings=settings)
     length = clip.num_frames / clip.fps
     encode = seconds_of(lambda: encode_clip(FOOTAGE, interval=WHOLE, settings=settings), max(rounds // 2, 1))

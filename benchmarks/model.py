@@ -4,17 +4,19 @@
                                [--checkpointing off on] [--compile off on] [--threads N] [--device cpu]
     python -m benchmarks.model --dry-run
 
-The reference is benchmarks/reference_timesformer.py. Both sides hold the same weights and are timed in turn in one
-process, and so is a matrix product of the MLP's shape, whose rate gives the limit: operations of our side over rate.
-Times on a CPU are process time, which other work on the machine disturbs least; wall time is in the file too.
+The reference is benchmarks/reference_timesformer.py. Both sides have the same weights and run in turn in one process.
+So does a matrix product of the MLP's shape. Its rate gives the limit: operations of our side over rate. Times on a CPU
+are process time, which other work on the machine disturbs least; the result file has wall time, too.
 
-Peak memory is what one step adds to the weights and the input, gradients included; each side in a process of its own,
-after one step as a warm-up. On a CPU: highest resident size during the step (VmHWM, reset before it) less the resident
-size before it, with malloc told to give freed tensors back at once. On a GPU: torch.cuda.max_memory_allocated less what
-was allocated before. bf16 is autocast over float32 weights. torch.compile is given each block (`block.compile()`).
+Peak memory is what one step adds to the weights and the input, gradients included. Each side runs in a separate
+process, after one step as a warm-up. On a CPU it is the highest resident size during the step (VmHWM, reset before it)
+less the resident size before it; malloc returns freed tensors to the system at once. On a GPU it is
+torch.cuda.max_memory_allocated less what was allocated before. bf16 is autocast over float32 weights. Each block is
+compiled by itself (`block.compile()`).
 
-Writes benchmarks/results/model.json, in which a row replaces the one of the same case on the same processor, and the
-table of docs/PERFORMANCE.md between its markers. Medians; compare the two sides of a row, not the seconds of two rows.
+Writes benchmarks/results/model.json, where a row replaces the row of the same case on the same processor, and the
+table of docs/PERFORMANCE_TABLES.md between its markers. Numbers are medians: compare the two sides of a row, not the
+seconds of two rows.
 """
 
 from __future__ import annotations
@@ -44,12 +46,12 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import common
-from benchmarks.common import fill_docs, machine
+from benchmarks.common import TABLES, fill_docs, machine
 from benchmarks.reference_timesformer import reference_of
 from lavila.models.timesformer import TimeSformer, TimeSformerConfig
 
 RESULTS = common.RESULTS / "model.json"
-M_MMAP_THRESHOLD = -3  # of mallopt, malloc.h
+M_MMAP_THRESHOLD = -3  # the parameter of mallopt, from malloc.h
 SIDES = ("ours", "reference")
 
 # Temporal attention not at its zero start, so that every part of the arithmetic shows in the output.
@@ -147,7 +149,7 @@ def product_of(case: Case) -> tuple[Callable[[], None], int]:
 
 
 def time_case(case: Case, rounds: int) -> dict[str, Any]:
-    """Seconds of both sides and of the product, in turn; runs in a process of its own."""
+    """Seconds of both sides and of the product, in turn; runs in a separate process."""
     torch.set_num_threads(case.threads)
     sides, video = sides_of(case), video_of(case)
     product, product_operations = product_of(case)
@@ -181,10 +183,10 @@ def resident(field: str) -> int:
 
 
 def peak_of(case: Case, side: str) -> dict[str, int]:
-    """Bytes one step adds to weights and input, and the bytes of the weights; runs in a process of its own."""
+    """Bytes that one step adds to weights and input, and bytes of the weights; runs in a separate process."""
     torch.set_num_threads(case.threads)
     if case.device == "cpu":
-        # Every tensor in a mapping of its own: what is freed leaves the resident size at once, with no holes in a heap.
+        # Each tensor gets a separate mapping: a freed one leaves the resident size at once, and no heap keeps holes.
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 16)
     model, video = sides_of(case)[side], video_of(case)
     run_step(case, model, video)
@@ -260,7 +262,7 @@ def shown(row: dict[str, Any]) -> str:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The Markdown of docs/PERFORMANCE.md."""
+    """The Markdown of docs/PERFORMANCE_TABLES.md."""
     header = "| model | step | precision | checkpointing | compiled | on | times as fast | at the limit | peak memory"
     lines = [f"{header} | with weights |", "| --- " * 10 + "|"]
     for row in rows:
@@ -280,13 +282,13 @@ def identity(row: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def store(rows: list[dict[str, Any]], skipped: list[dict[str, Any]]) -> None:
-    """Put rows in the place of older ones of their cases; then write the table of the docs."""
+    """Replace older rows of the same cases; then write the table of the docs."""
     known = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"rows": [], "skipped": []}
     merged = {identity(row): row for row in [*known["rows"], *rows]}
     known = {"rows": sorted(merged.values(), key=lambda row: [str(part) for part in identity(row)]), "skipped": skipped}
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text(json.dumps(known, indent=1) + "\n")
-    fill_docs("model", table(known["rows"]))
+    fill_docs("model", table(known["rows"]), TABLES)
 
 
 def cases_of(args: argparse.Namespace) -> list[Case]:
@@ -324,9 +326,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--frames", type=int, default=16, help="frames of a clip (16)")
     parser.add_argument("--depth", type=int, help="blocks, instead of the model's own number")
     parser.add_argument("--rounds", type=int, default=5, help="timings of each figure (5)")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of a CPU (all cores)")
+    parser.add_argument(
+        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="threads on a CPU (all cores)"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dry-run", action="store_true", help="a tiny model once; writes nothing")
+    parser.add_argument("--dry-run", action="store_true", help="run a tiny model once; write nothing")
     args = parser.parse_args(argv)
     if args.dry_run:
         args.models, args.steps, args.precisions = ["tiny"], ["forward+backward"], ["fp32"]

@@ -1,15 +1,17 @@
-"""How fast narrations are sampled, beside recomputing the prefix for every token, and beside the machine's limit.
+"""How fast the narrator samples, beside a decoder that recomputes the prefix for every token, and the machine's limit.
 
     python -m benchmarks.narrator [--model base|xl] [--sequences 10] [--length 77] [--threads N] [--device cpu]
 
-Random weights of the published sizes (GPT-2, or GPT-2 XL with cross-attention in every second block), one clip, texts
-that do not end early. Ours keeps keys and values of what was written and of the clip. The other side does as the
-reference does: it gives the decoder the whole prefix of every sequence again, and a copy of the clip's tokens for each.
-The limit is one product of all weights with one token of every sequence, for every token: nothing can write without.
+The weights are random, of the published sizes (GPT-2, or GPT-2 XL with cross-attention in every second block). There
+is one clip, and its texts do not end early. Ours caches keys and values of the prefix and of the clip. The other side
+does as the reference does: for every token, the decoder reads the whole prefix of every sequence, and a copy of the
+clip's tokens for each. The limit is one product of all weights with one token of every sequence, for every token. No
+decoder can write without it.
 
-Both decoders hold the same weights and run in turn in one process. The prefix is timed at six lengths and the time of
-all tokens taken from them by the trapezoid rule. Times on a CPU are process time, which other work on the machine
-disturbs least. Medians of five. Writes benchmarks/results/narrator.json and the table of docs/PERFORMANCE.md.
+Both decoders have the same weights and run in turn in one process. The prefix is timed at six lengths; the trapezoid
+rule gives the time of all tokens. Times on a CPU are process time, which other work on the machine disturbs least.
+Numbers are medians of five. Writes benchmarks/results/narrator.json and the table of docs/PERFORMANCE.md between its
+markers.
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ def recomputed(decoder: GatedGpt2, visual_NMD: Tensor, config: GenerationConfig,
 
 def one_pass(decoder: GatedGpt2, sequences: int) -> Callable[[], None]:
     """Every weight matrix that a token meets, times one token of every sequence."""
-    # Not those of positions, which are looked up, nor those that make the clip's keys and values, once for all tokens.
+    # Positions are looked up, and the clip's keys and values are computed once for all tokens: neither counts.
     unmet = ("wpe.weight", "crossattention.c_attn.weight")
     matrices = [p.detach() for name, p in decoder.named_parameters() if p.ndim == 2 and not name.endswith(unmet)]
     # Conv1D holds [in, out]; word embeddings, which give the logits, [vocabulary, width].
@@ -139,9 +141,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--sequences", type=int, default=10, help="texts of a clip (10)")
     parser.add_argument("--length", type=int, default=77, help="tokens of a text (77)")
     parser.add_argument("--rounds", type=int, default=5, help="timings of each figure (5)")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of a CPU (all cores)")
+    parser.add_argument(
+        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="threads on a CPU (all cores)"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dry-run", action="store_true", help="a tiny model once; writes nothing")
+    parser.add_argument("--dry-run", action="store_true", help="run a tiny model once; write nothing")
     args = parser.parse_args(argv)
     if args.dry_run:
         args.model, args.length, args.rounds = "tiny", 9, 1

@@ -2,10 +2,10 @@
 
     python -m benchmarks.sharding [--clips 10000] [--workers N]
 
-Makes one hour of video out of the footage in assets/ (small pictures, so that the machinery weighs more than the
-encoder) and annotations of overlapping one-second clips in the form of EPIC-KITCHENS-100; then stores them clip by
-clip and in chunks, each in a run of its own. Writes benchmarks/results/sharding.json
-and the table of docs/SHARDS.md between its markers.
+Makes one hour of video out of the footage in assets/, and annotations of overlapping one-second clips in the form of
+EPIC-KITCHENS-100. The pictures are small, so that the encoder takes little of the time. Stores the clips in a run with
+layout "clips" and in another with layout "chunks". Writes benchmarks/results/sharding.json and the table of
+docs/SHARDS.md between its markers.
 """
 
 from __future__ import annotations

@@ -4,11 +4,13 @@
     python tools/convert_checkpoint.py egovlp.pth --out models/egovlp
     python tools/convert_checkpoint.py runs/mine/checkpoints --to lavila --out mine.pth
 
-The first argument is anything that load_model takes: a .pth file of LaViLa or EgoVLP, a name of the zoo, a file or
-folder of ours. Our form is a folder with model.safetensors, from which load_model needs nothing else, and config.yaml,
-which says the same for people: architecture, pictures (mean and std of 0..255 RGB, frames), zoo name. LaViLa's form is
-a .pth file of {epoch, state_dict with the prefix "module.", args}. Weights are bit for bit those of the input, as
-float32. The report names what was renamed, dropped because it is constant, or supplied.
+The first argument is anything that load_model takes: a .pth file of LaViLa or EgoVLP, a name of the zoo, or a file or
+folder of ours.
+
+Our form is a folder. load_model needs only its model.safetensors. config.yaml says the same for people: architecture,
+pictures (mean and std of 0..255 RGB, frames), zoo name. LaViLa's form is a .pth file of {epoch, state_dict with the
+prefix "module.", args}. The weights are bit for bit those of the input, as float32. The command prints which tensors it
+renamed, dropped because they are constant, or supplied.
 
 Exit status: 0 written, 1 not, 2 wrong arguments.
 """
@@ -64,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("checkpoint", metavar="CHECKPOINT", help="a file, a folder or a name of the zoo")
+    p.add_argument("checkpoint", metavar="CHECKPOINT", help="a file, a folder, or a name of the zoo")
     p.add_argument("--out", type=Path, required=True, metavar="PATH", help="a folder; with --to lavila a .pth file")
     p.add_argument("--to", choices=("ours", "lavila"), default="ours", help="the form to write (ours)")
     return p

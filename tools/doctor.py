@@ -1,17 +1,17 @@
-"""What this machine can do, what is wrong with it in plain words, and what to type.
+"""Shows what this machine can do, what is wrong with it, and what to type.
 
     python tools/doctor.py
     python tools/doctor.py --shards data/ek100/shards/train
     python tools/doctor.py --shards data/ek100/shards/train --config ek100_cls_tsf_l data.batch_size=16
     python tools/doctor.py --json --quick
 
-The first line is the verdict; a table and the cures follow, the most effective first. Every check is ok, note (works,
-but slower than need be, or worth knowing), missing (not there; work goes on without it) or broken.
+The first line is the verdict. A table follows, then the cures with the most effective first. Every check is ok, note
+(works, but slower than it could, or worth knowing), missing (absent; work continues without it) or broken.
 
-With --shards the storage is measured, and whether the GPU decodes the shards' codec. With --config as well (or with
---config alone, where data.train names a shard set) each stage of a training step is measured on the config's own plan,
-data and model: reading, decoding, augmenting, the whole loader, the model, and loader and model together. --short-side
-and other options that the cures name are those of tools/shard_videos.py.
+--shards measures the storage, and whether the GPU decodes the shards' codec. --config measures each stage of a training
+step on the config's plan, data and model: reading, decoding, augmenting, the whole loader, the model, and loader and
+model together. It needs --shards, or a data.train that names a shard set. Where a cure names --short-side and the like,
+these are options of tools/shard_videos.py.
 
 Exit status: 0 nothing is broken (things may be missing or slow), 1 something is broken, 2 wrong arguments,
 130 interrupted.
@@ -31,7 +31,7 @@ from pathlib import Path
 from lavila.doctor.examine import examine
 from lavila.doctor.findings import Finding, Machine, as_json, exit_status, report
 
-NEEDED = ("lavila", "omegaconf", "tqdm", "yaml")  # without which not even the checks can start
+NEEDED = ("lavila", "omegaconf", "tqdm", "yaml")  # packages without which not even the checks can start
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     add("--shards", type=Path, metavar="DIR", help="a shard set made by tools/shard_videos.py")
     add("--config", metavar="NAME", help="a file of lavila/configs/ without .yaml, or a path; measures a training step")
     add("overrides", nargs="*", metavar="key=value", help="settings of the config, such as data.batch_size=8")
-    add("--quick", action="store_true", help="measure nothing: no encoding, decoding, reading or training")
+    add("--quick", action="store_true", help="look, but measure nothing: no encoding, decoding, reading or training")
     add("--json", action="store_true", help="print everything as JSON instead of text")
     return p
 
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None, *, machine: Machine | None = None) -
         except ShardSetError as error:
             fix = (f"python tools/inspect_shards.py {folder} --verify",)
             broken.append(Finding(name="shards", status="broken", found=str(error), fix=fix))
-    for name in RANK_VARIABLES:  # one process is looked at; with these it would wait for others
+    for name in RANK_VARIABLES:  # the doctor examines one process; with these set it would wait for others
         os.environ.pop(name, None)
     try:
         doctor = examine(args, config, shards, machine or Machine())

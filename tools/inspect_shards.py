@@ -1,21 +1,23 @@
-"""Tells what a shard set holds, whether it is sound, and shows some of its clips.
+"""Shows what a shard set holds, checks whether it is sound, and draws some of its clips.
 
     python tools/inspect_shards.py data/ek100/train
     python tools/inspect_shards.py data/ek100/train --verify
     python tools/inspect_shards.py data/ek100/train --add-checksums
     python tools/inspect_shards.py data/ek100/train --preview 12 --out sheet.png
 
-Without options only the tables are read. --verify reads every byte: checksums, tar members, indexes, tables; and
-decodes every clip, all of its frames, with the decoder that training uses on this machine. Clips that cannot be used go
-to quarantine.jsonl, which training and evaluation leave out; an earlier quarantine.jsonl is replaced, or removed when
-nothing is wrong with any clip. A worker needs about 200 MiB, whatever the length of a clip.
+Without options the command reads the tables only.
 
---add-mapped gives a set that was made without them the tables that are read in place (clips.arrow), so that opening it
-takes a moment and no memory, however many clips it has. No other file but shard_set.json changes.
+--verify reads every byte (checksums, tar members, indexes, tables) and decodes every frame of every clip, with the
+decoder that training uses on this machine. It writes clips that do not decode to quarantine.jsonl; training and
+evaluation leave those out. It replaces an earlier quarantine.jsonl, or removes it when every clip is sound. A worker
+needs about 200 MiB, whatever the length of a clip.
 
---add-checksums gives a set that was made without them (format 2) a checksum of everything that training reads, which is
-then compared on each reading. It reads every tar first and goes on only where all are as the manifest says (SHA-256).
-The tables and shard_set.json change; labels that were edited stay, and tars are not touched.
+--add-mapped adds the tables that are read in place (clips.arrow) to a set without them. Opening the set then takes a
+moment and no memory, however many clips it has. Of the other files only shard_set.json changes.
+
+--add-checksums adds checksums to a set without them (format 2). Each later read compares them. The command reads every
+tar first, and stops unless all match the manifest (SHA-256). It changes the tables and shard_set.json; edited labels
+stay, and tars do not change.
 
 Exit status: 0 sound, 1 problems found, 2 wrong arguments, 130 interrupted.
 """
@@ -40,7 +42,7 @@ from lavila.shards.format import QUARANTINE, read_manifest
 from lavila.shards.reader import ShardSet, open_shard_set
 from lavila.shards.writer import add_mapped
 
-NVDEC_WORKERS = 8  # each has a CUDA context of its own on the GPU, and the decoding units are fewer than that
+NVDEC_WORKERS = 8  # each has its CUDA context on the GPU, and the GPU has fewer decoding units than that
 
 
 def parse_count(text: str) -> int:
@@ -58,12 +60,16 @@ def parser() -> argparse.ArgumentParser:
     )
     add = p.add_argument
     add("folder", type=Path, metavar="DIR", help="a shard set made by tools/shard_videos.py")
-    add("--verify", action="store_true", help="check every byte and decode every clip; writes quarantine.jsonl")
+    add("--verify", action="store_true", help="check every byte and decode every clip; write quarantine.jsonl")
     add("--workers", default=0, type=int, metavar="N", help="processes that check; 0 = one for each core (0)")
     add("--preview", type=parse_count, metavar="N", help="draw a contact sheet of N clips; needs --out")
     add("--out", type=Path, metavar="PNG", help="the picture that --preview makes")
-    add("--add-mapped", action="store_true", help="write clips.arrow anew, which is read in place of clips.parquet")
-    add("--add-checksums", action="store_true", help="add to the tables what reading compares with; reads every tar")
+    add(
+        "--add-mapped",
+        action="store_true",
+        help="write clips.arrow anew, the mapped form of clips.parquet",
+    )
+    add("--add-checksums", action="store_true", help="add checksums to the tables; reads every tar")
     add("--json", action="store_true", help="print the figures as JSON instead of text")
     return p
 
@@ -81,7 +87,7 @@ def check_arguments(p: argparse.ArgumentParser, args: argparse.Namespace) -> Non
 
 
 def verify(shard_set: ShardSet, *, workers: int) -> dict[str, object]:
-    """Check all of it, write the quarantine and tell what was found."""
+    """Check all of it, and write the quarantine; returns the findings."""
     import torch
 
     from lavila.data.pictures import choose_decoder
@@ -106,7 +112,7 @@ def verify(shard_set: ShardSet, *, workers: int) -> dict[str, object]:
 
 
 def verdict_text(shard_set: ShardSet, found: dict[str, object]) -> str:
-    """What a verification found, some lines of it."""
+    """The first findings of a verification, as lines to print."""
     problems, bad = found["problems"], found["quarantine"]
     assert isinstance(problems, list) and isinstance(bad, list)
     clips = f"{len(shard_set):,} clips"
@@ -164,7 +170,7 @@ def work(args: argparse.Namespace) -> int:
             facts["preview"] = {"path": str(args.out), "width": width, "height": height}
             if not args.json:
                 print(f"\ncontact sheet: {args.out} ({width}x{height} pixels)")
-    finally:  # a picture that cannot be drawn must not cost what hours of verification found
+    finally:  # if drawing fails, the result of hours of verification is still printed
         if args.json:
             print(json.dumps(facts, indent=1))
     return 0 if sound else 1

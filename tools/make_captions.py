@@ -1,17 +1,19 @@
-"""Makes a captions table: narrations that are laid over a shard set when it is loaded, without touching a tar.
+"""Makes a captions table: narrations that a run adds to a shard set, or uses in place of its narrations.
 
     python tools/make_captions.py --ego4d ego4d_narrator.pkl --source machine --out narrator.parquet \\
         --shards data/ego4d/train
     python train.py --config NAME 'data.captions=[own, narrator.parquet]'
 
+The run uses the table when it starts; no tar changes.
+
 --ego4d reads LaViLa's pickles: the rephraser's (video, start, stop, narrations) and the narrator's (..., scores). Their
 clips get the ids that tools/shard_videos.py gives them.
 
---csv reads a table of one's own, with a header and the columns clip_id, narration and, if wanted, score. A clip may
-have any number of rows. Further columns are ignored.
+--csv reads your table. It has a header and the columns clip_id and narration; score is optional. A clip may have any
+number of rows. Further columns are ignored.
 
---source human says that the words were written by a person; any other word, such as rephrased or machine, that they
-were not. Empty narrations are left out, and so are clips that have no other; both are counted.
+--source human says that a person wrote the words. Any other word, such as rephrased or machine, says the opposite. The
+command leaves out empty narrations, and clips that have no other; it counts both.
 
 Exit status: 0 table written, 1 not, 2 wrong arguments, 130 interrupted.
 """
@@ -43,12 +45,12 @@ class Gathered:
     """The narrations of each clip, in the order in which the clips first come."""
 
     narrations: dict[str, list[str]] = field(default_factory=dict)
-    scores: dict[str, list[float]] = field(default_factory=dict)  # of the clips that have any
-    empty: int = 0  # narrations left out
-    wordless: int = 0  # clips left out: all their narrations are empty
+    scores: dict[str, list[float]] = field(default_factory=dict)  # scores by clip, for the clips that have any
+    empty: int = 0  # number of narrations left out
+    wordless: int = 0  # number of clips left out, because all their narrations are empty
 
     def rows(self) -> Iterator[Words]:
-        """What a captions table holds."""
+        """The rows of the captions table."""
         for clip_id, narrations in self.narrations.items():
             yield clip_id, narrations, self.scores.get(clip_id)
 
@@ -116,7 +118,7 @@ def _examples(ids: pa.ChunkedArray, rows: npt.NDArray[np.int64]) -> str:
 
 
 def make_table(args: argparse.Namespace) -> None:
-    """Read, check and write; prints what came of it."""
+    """Read, check and write; prints the counts."""
     if args.out.exists():
         raise CaptionError(f"--out {args.out}: is there already; remove it or give another name")
     shard_set = open_shard_set(args.shards) if args.shards else None
@@ -160,9 +162,9 @@ def parser() -> argparse.ArgumentParser:
     given.add_argument("--ego4d", type=Path, metavar="FILE", help="a pickle of LaViLa's rephraser or narrator")
     given.add_argument("--csv", type=Path, metavar="FILE", help="a csv file with columns clip_id, narration[, score]")
     p.add_argument("--source", required=True, type=parse_source, metavar="human|rephrased|machine|...",
-        help="who or what the words are from")  # fmt: skip
+        help="who or what wrote the words")  # fmt: skip
     p.add_argument("--out", required=True, type=Path, metavar="FILE", help="the captions table to write (.parquet)")
-    p.add_argument("--shards", type=Path, metavar="DIR", help="tell how many clips of this shard set have captions")
+    p.add_argument("--shards", type=Path, metavar="DIR", help="count the clips of this shard set that have captions")
     return p
 
 

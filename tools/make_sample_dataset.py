@@ -1,15 +1,15 @@
-"""Makes a small video dataset, in the published form of EPIC-KITCHENS-100 or of others, out of any footage.
+"""Makes a small video dataset out of any footage, in the published form of EPIC-KITCHENS-100 or of another dataset.
 
-A camera moves over the footage: it pans, tilts, zooms, rolls or holds still, one annotated
-move after another, with short unannotated glides between them. The verb of a clip is the
-move, the noun is the scene it looks at. No single frame tells the verb, and training and
-validation videos play different moments of the footage. The same arguments give the same bytes.
+A camera moves over the footage: it pans, tilts, zooms, rolls or holds still. One annotated move
+follows another, with short unannotated glides between them. The verb of a clip is the move, the
+noun is the scene that it looks at. No single frame shows the verb. Training and validation videos
+show different moments of the footage. The same arguments give the same bytes.
 
     python tools/make_sample_dataset.py --footage assets/bigbuckbunny.mp4 --out data/sample
 
-Each --form tells of the same moves of the same videos, at the frame rate of the form.
+Each --form describes the same moves of the same videos, at the frame rate of the form.
 <footage>.scenes.json beside the footage may name its scenes, as fractions of the picture:
-{"name": [left, top, right, bottom], ...}. Without it the scenes are the four quadrants.
+{"name": [left, top, right, bottom], ...}. Without that file the scenes are the four quadrants.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lavila.sample.render import Sample
 
 
 def report(videos: list[Video], out: Path, message: str, *, forms: list[str]) -> None:
-    """Tell what is there and what to do with it."""
+    """Print what was made, and the commands that store its clips."""
     seconds = sum(video.frames / video.fps for video in videos)
     clips = {split: sum(len(v.moves) for v in videos if v.split == split) for split in ("train", "val")}
     counted = f"{clips['train']} training and {clips['val']} validation clips"
@@ -47,12 +47,19 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--footage", type=Path, nargs="+", required=True, metavar="FILE", help="videos to move the camera over")
-    add("--out", type=Path, required=True, metavar="DIR", help="folder to make; it appears only when whole")
+    add("--out", type=Path, required=True, metavar="DIR", help="new folder; it appears when it is complete")
     add("--train-clips", type=_positive, default=450, metavar="N", help="training clips (default %(default)s)")
     add("--val-clips", type=_positive, default=108, metavar="N", help="validation clips (default %(default)s)")
-    add("--videos", type=_positive, default=8, metavar="N", help="videos of both splits (default %(default)s)")
-    add("--seed", type=int, default=0, help="another seed gives other moves (default %(default)s)")
-    add("--height", type=_height, default=256, help="of the videos, pixels; smaller is quicker (default %(default)s)")
+    add("--videos", type=_positive, default=8, metavar="N", help="videos in both splits together (default %(default)s)")
+    add("--seed", type=int, default=0, help="number that decides the moves (default %(default)s)")
+    add(
+        "--height",
+        type=_height,
+        default=256,
+        help="height of the videos, px; smaller is faster (default %(default)s)",
+    )
+    rates = "frames a second of ek100's videos (default: 50 and 59.94 in turn, as published)"
+    add("--fps", type=_rate, default=0, metavar="N", help=rates)
     forms = f"any of {', '.join(FORMS)} (default ek100)"
     add("--form", nargs="+", choices=list(FORMS), default=["ek100"], metavar="FORM", help=forms)
     chunks = "length of the files in ego4d's chunk folders, s (default %(default)s, as published)"
@@ -65,6 +72,12 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _rate(text: str) -> int:
+    if not text.isdigit() or not 10 <= int(text) <= 120:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 10 to 120")
     return int(text)
 
 
@@ -86,7 +99,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if twice:
             raise SampleError(f"--footage: scene {twice[0]!r} is named twice; rename it in a .scenes.json")
         clips = {"train": asked.train_clips, "val": asked.val_clips}
-        videos = plan_videos(sources, clips=clips, videos=asked.videos, height=asked.height, seed=asked.seed)
+        videos = plan_videos(
+            sources, clips=clips, videos=asked.videos, height=asked.height, seed=asked.seed, fps=asked.fps
+        )
         described, forms = describe(sources, asked), with_needed(asked.form)
         there = already_there(out, described)
         if not there:

@@ -1,7 +1,7 @@
-"""The whole way in one go: sample dataset, shards, training, evaluation, report. `make quickstart` runs it.
+"""Runs the whole way at once: sample dataset, shards, training, evaluation, report. `make quickstart` calls it.
 
-Every step is one of the commands that one would type for real data; each is shown before it runs. What is there
-already is kept, so that a second run only does what is missing.
+Every step is a command that you would type for real data. The script prints each before it runs it. It keeps what an
+earlier run made, so a second run does only what is missing.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ SOURCE, SHARDS, RUN = Path("data/sample/source"), Path("data/sample/shards"), Pa
 def steps() -> list[tuple[str, Path | None, list[str]]]:
     """Name, output folder (None: the run's own), and command of each step."""
     shard = ["tools/shard_videos.py", "--dataset", "ek100_cls", "--annotations", f"{SOURCE}/annotations"]
-    shard += ["--videos", f"{SOURCE}/videos", "--short-side", "96", "--fps", "15"]
+    shard += ["--videos", f"{SOURCE}/videos", "--short-side", "96"]
     # On CPUs H.264 decodes in half the time of VP9. GPUs decode it at this size, and VP9 only from 128 lines on.
     shard += ["--codec", "h264"]
     sample = ["tools/make_sample_dataset.py", "--footage", "assets/bigbuckbunny.mp4", "--out", str(SOURCE)]
     return [
-        ("sample_dataset", SOURCE, [*sample, "--height", "112", "--train-clips", "720"]),
+        ("sample_dataset", SOURCE, [*sample, "--height", "112", "--fps", "15", "--train-clips", "720"]),
         ("shard_train", SHARDS / "train", [*shard, "--split", "train", "--out", f"{SHARDS}/train"]),
         ("shard_val", SHARDS / "val", [*shard, "--split", "val", "--out", f"{SHARDS}/val"]),
         ("train", None, ["train.py", "--config", "quickstart"]),
@@ -51,7 +51,7 @@ def main() -> int:
                 file=sys.stderr,
             )
             return result.returncode
-        if fresh:  # train.py and evaluate.py note their own times
+        if fresh:  # train.py and evaluate.py record their times themselves
             append_stage(ROOT / RUN, name, time.perf_counter() - started)
     print(
         f"\nDone in {time.perf_counter() - began:.0f} s. Look at the report:\n\n    {RUN}/report.html\n\n"

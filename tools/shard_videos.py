@@ -3,15 +3,15 @@
     python tools/shard_videos.py --dataset ek100_cls --annotations epic-kitchens-100-annotations \\
         --videos EPIC-KITCHENS --out data/ek100/train --split train --workers 16
 
-One worker process makes one tar at a time; with --cluster slurm --jobs 64, one element of a job array does. A run that
-was interrupted goes on with --resume and ends in the same bytes, with any number of workers or jobs.
+One worker process makes one tar at a time. With --cluster slurm --jobs 64, one element of a job array does. After an
+interruption --resume continues, and ends in the same bytes, with any number of workers or jobs.
 
-A clip that cannot be stored (missing or damaged video, bad annotation row, a video that crashes or stalls the decoder)
-becomes a line of failures.jsonl; more than --max-failures of them and the set is not completed: put the videos right,
-or raise the number, and --resume.
+A clip that cannot be stored becomes a line of failures.jsonl. Reasons are a missing or damaged video, a bad annotation
+row, or a video that crashes or stalls the decoder. With more than --max-failures of them the set stays incomplete:
+repair the videos, or raise the number, and run again with --resume.
 
---layout chunks stores each video once, in chunks of --chunk-seconds with short groups of pictures, and lets clips point
-into them: right where annotated clips overlap or lie close together (Ego4D). --frames-for CONFIG stores only the frames
+--layout chunks stores each video once, in chunks of --chunk-seconds with short groups of pictures. Clips point into the
+chunks. Use it where annotated clips overlap or lie close together (Ego4D). --frames-for CONFIG stores only the frames
 that an evaluation with that config asks for.
 
 Exit status: 0 whole set, 1 not, 2 wrong arguments, 130 interrupted.
@@ -89,20 +89,30 @@ def parser() -> argparse.ArgumentParser:
     add("--videos", required=True, type=Path, metavar="DIR", help="folder that video paths start from")
     add("--out", required=True, type=Path, metavar="DIR", help="new or empty folder for the shard set")
     add("--split", default="train", choices=["train", "val"], help="train is shuffled, val keeps its order (train)")
-    add("--resume", action="store_true", help="go on with an unfinished set in --out")
-    add("--limit", type=parse_count, metavar="N", help="only the first N clips of the annotations")
+    add("--resume", action="store_true", help="continue an unfinished set in --out")
+    add("--limit", type=parse_count, metavar="N", help="store only the first N clips of the annotations")
     add("--max-failures", default=DEFAULT_MAX_FAILURES, type=int, metavar="N",
         help=f"complete the set only if at most N clips fail ({DEFAULT_MAX_FAILURES})")  # fmt: skip
-    add("--seed", default=0, type=int, help="of the shuffling of --split train (0)")
+    add("--seed", default=0, type=int, help="number that decides how --split train is shuffled (0)")
 
     group = p.add_argument_group("what is stored")
     add = group.add_argument
-    add("--layout", default="clips", choices=["clips", "chunks"], help="a file a clip, or each video once (clips)")
+    add(
+        "--layout",
+        default="clips",
+        choices=["clips", "chunks"],
+        help="a file for each clip, or each video once (clips)",
+    )
     add("--chunk-seconds", default=60.0, type=float, metavar="S", help="length of a chunk of --layout chunks (60)")
-    add("--margin", default=0.0, type=float, metavar="S", help="seconds kept before and after each clip (0)")
-    add("--narrations-source", default="human", metavar="WHO", help="human, machine ... (human)")
-    add("--frames-for", nargs="+", metavar="CONFIG", help="only the frames that this config's evaluation asks for; "
-        "key=value settings may follow the name")  # fmt: skip
+    add("--margin", default=0.0, type=float, metavar="S", help="seconds to keep before and after each clip (0)")
+    add(
+        "--narrations-source",
+        default="human",
+        metavar="WHO",
+        help="writer of the words: human, machine ... (human)",
+    )
+    add("--frames-for", nargs="+", metavar="CONFIG", help="store only the frames that this config's evaluation asks "
+        "for; key=value settings may follow the name")  # fmt: skip
 
     group = p.add_argument_group("coding")
     add = group.add_argument
@@ -119,17 +129,17 @@ def parser() -> argparse.ArgumentParser:
         help="frames between keyframes; 0: a clip up to 8 s, 2 s of longer ones, 0.5 s in chunks",
     )
     add("--crf", default=-1, type=int, metavar="N", help="quality, lower is better (by codec, vp9: 36)")
-    add("--speed", default="", help="cpu-used of vp9, preset of the others (by codec, vp9: 5)")
+    add("--speed", default="", help="vp9: cpu-used; others: preset (by codec, vp9: 5)")
 
     group = p.add_argument_group("how the work is done")
     add = group.add_argument
-    add("--shard-size", default="512MB", type=parse_size, metavar="SIZE", help="aimed at per tar (512MB)")
+    add("--shard-size", default="512MB", type=parse_size, metavar="SIZE", help="size of a tar, about (512MB)")
     add("--workers", default=0, type=int, metavar="N", help="processes; 0 = one for each core (0)")
     add("--clip-seconds", default=Limits().seconds, type=float, metavar="S",
-        help=f"give a clip or chunk up after so long ({Limits().seconds:.0f})")  # fmt: skip
+        help=f"a clip or chunk that takes longer fails ({Limits().seconds:.0f})")  # fmt: skip
     add("--cluster", default="none", choices=["none", "slurm", "local"],
-        help="slurm: a job array, one tar an element; local: the same path on this machine (none)")  # fmt: skip
-    add("--jobs", default=8, type=parse_count, metavar="N", help="elements of the array that run at a time (8)")
+        help="slurm: a job array, one tar for each element; local: the same path on this machine (none)")  # fmt: skip
+    add("--jobs", default=8, type=parse_count, metavar="N", help="elements of the array that run at once (8)")
     add("--partition", metavar="NAME", help="SLURM partition")
     add("--minutes", default=24 * 60, type=parse_count, metavar="N", help="time limit of an element (1440)")
     add("--cluster-option", action="append", default=[], type=parse_option, metavar="NAME=VALUE",
@@ -138,7 +148,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def read_plan(args: argparse.Namespace) -> Plan:
-    """What shall be made. UserError for settings that do not go together."""
+    """The plan of the set. UserError for settings that do not go together."""
     encoder = EncodeSettings(
         codec=args.codec,
         short_side=args.short_side,
@@ -154,7 +164,7 @@ def read_plan(args: argparse.Namespace) -> Plan:
         raise UserError(f"--chunk-seconds {args.chunk_seconds}: give 1 or more")
     if args.frames_for and (args.layout == "chunks" or args.split == "train"):
         what = "--layout chunks" if args.layout == "chunks" else "--split train"
-        raise UserError(f"--frames-for stores what an evaluation asks for, clip by clip; it does not go with {what}")
+        raise UserError(f"--frames-for stores the frames that an evaluation asks for; it does not go with {what}")
     return Plan(
         dataset=args.dataset,
         split=args.split,
@@ -204,7 +214,7 @@ def read_run(args: argparse.Namespace, plan: Plan) -> Run:
 
 
 def explain(error: OSError) -> str:
-    """An operating system's complaint with what to do about it."""
+    """An error of the operating system, and how to fix it."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"{error}: the disk is full; whole shards are kept: make room and run again with --resume"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

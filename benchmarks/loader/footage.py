@@ -1,9 +1,9 @@
 """The footage that the loader benchmark measures with: long moving video, the reference way's chunks, and shard sets.
 
-Two videos, 854x480 at 30 frames a second: the piece of film in assets/ plays to and fro behind a camera that turns,
-sways, zooms and rolls all the time, as one on a head does. From them come, each made once and kept: chunks as LaViLa's
-preparation makes them (x264 with FFmpeg's defaults, short side 288; a video is as long as a chunk, 300 s), and shard
-sets made by tools/shard_videos.py.
+There are two videos, 854x480 at 30 frames a second. The film in assets/ plays forward and backward in front of a
+camera that turns, sways, zooms and rolls all the time, as one on a head does. The benchmark makes two things from them
+once and keeps both. Chunks are as LaViLa's preparation makes them (x264 with FFmpeg's defaults, short side 288; a
+video is as long as a chunk, 300 s). tools/shard_videos.py makes the shard sets.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ CODE = {"normal": (), "gop": ("--gop", str(VIEW_GOP)), "frames-for": ("--frames-
 class SetSpec:
     """A shard set to measure with."""
 
-    seconds: int  # of each clip
+    seconds: int  # length of each clip
     codec: str  # vp9 or h264
     kind: str = "normal"  # normal, gop or frames-for
 
@@ -59,16 +59,16 @@ class Material:
     folder: Path
     video_seconds: int = 300
     clips: dict[int, int] = field(default_factory=lambda: {2: 32, 3: 32, 8: 16, 30: 8})  # seconds -> clips of a set
-    kinds: tuple[str, ...] = tuple(CODE)  # of sets that are made; the first stands for the others
+    kinds: tuple[str, ...] = tuple(CODE)  # kinds of sets; the first stands for those that are not here
 
     @classmethod
     def tiny(cls, folder: Path) -> Material:
-        """For trying the benchmark out: a set is four clips of 2 s, in place of any other length and kind."""
+        """Small footage to try the benchmark out. Each set is four clips of 2 s, whatever a row names."""
         return cls(folder=folder, video_seconds=4, clips={2: 4}, kinds=("normal",))
 
     @property
     def chunks(self) -> Path:
-        """Folder of the reference way's chunks."""
+        """The folder with the reference way's chunks."""
         return self.folder / "chunks"
 
     def shard_set(self, spec: SetSpec) -> ShardSet:
@@ -123,7 +123,7 @@ def video_path(folder: Path, video_id: str) -> Path:
 
 
 def shard_command(annotations: Path, videos: Path, out: Path, codec: str, seconds: int) -> list[str]:
-    """What makes a set, with the tool's default settings."""
+    """The command that makes a set, with the tool's default settings."""
     bytes_per_tar = CLIPS_PER_TAR * (seconds * BYTES_PER_SECOND[codec] + 4096)  # as the tool estimates them
     command = [sys.executable, "tools/shard_videos.py", "--dataset", "ek100_cls", "--split", "val", "--codec", codec]
     command += ["--annotations", str(annotations), "--videos", str(videos), "--out", str(out)]

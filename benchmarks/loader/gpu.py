@@ -1,12 +1,13 @@
 """The rows of a GPU machine: clips decoded and augmented a second, GPU memory, and the data-wait of a training step.
 
-Training clips, 16 frames of 336 pixels, by: our loader with NVDEC, and with decoding on the CPU and the rest on the
-GPU; DALI's own webdataset reader on the GPU; decord with a DataLoader worker for every core. Each is run twice: alone,
-which gives clips/s and the GPU memory that it takes, and as the feed of a training step of TimeSformer-B (bfloat16
-autocast, AdamW), which gives the share of the loop that is spent waiting for data. The limit is NVDEC alone: DALI's
-decoder over the same frames with nothing behind it.
+The rows load training clips, 16 frames of 336 pixels. The sides are our loader with NVDEC; our loader with decoding on
+the CPU and the rest on the GPU; DALI's webdataset reader on the GPU; and decord with a DataLoader worker for every
+core. Each runs twice. Alone it gives clips/s and its GPU memory. As the feed of a training step of TimeSformer-B
+(bfloat16 autocast, AdamW) it gives the share of the loop that waits for data. The limit is NVDEC alone: DALI's decoder
+over the same frames with nothing behind it.
 
-This has not run on a GPU yet; `--dry-run` without one constructs the graphs and a small model, and builds no pipeline.
+This has not run on a GPU yet. Without a GPU, `--dry-run` constructs the graphs and a small model, and builds no
+pipeline.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ from lavila.plan.plans import Ranks, TrainingPlan
 from lavila.shards.format import shard_name
 from lavila.shards.reader import ShardSet
 
-BATCH, TURNS = 16, 8  # clips; an epoch goes through the set so many times
-GOAL = (0.05, 0.01)  # share of a training step that waits for data: at the most
+BATCH, TURNS = 16, 8  # clips of a batch; how many times an epoch goes through the set
+GOAL = (0.05, 0.01)  # largest share of a training step that may wait for data: required, hoped for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +205,7 @@ def measure_gpu(row: GpuRow, job: Job, *, rounds: int) -> list[dict[str, Any]]:
 
 
 def dry_run(row: GpuRow, job: Job) -> None:
-    """What can be made of a row without a GPU: its graphs, for device 0, and a small step on the CPU."""
+    """Make the parts of a row that need no GPU: its graphs, for device 0, and a small step on the CPU."""
     for pipeline in (dali_webdataset.build(job, device_id=0), nvdec_alone(job, 0)):
         assert pipeline.device_id == 0
     small = TrainingStep(size=32, frames=2, device="cpu")

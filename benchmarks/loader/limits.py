@@ -1,14 +1,14 @@
-"""What no loader can be faster than: parts of the work apart from any loader, and a loader that has no work.
+"""The limits of a loader: parts of the work without any loader, and a loader without any work.
 
-* decode: libavcodec alone decodes each clip's bytes as far as its last wanted frame, groups of pictures without a
-  wanted frame left out; one process per worker, frames stay in the decoder's form.
-* work: what our loader has to do for a clip on the CPU and nothing else: decode the frames that are needed and draw
-  them, from bytes that lie in memory into memory that is there; one thread per worker. The memory is as much as that of
-  the batches a loader has in work: writing to what a cache holds would be no limit for anyone.
-* ideal: the loop over a batch that is there already.
+* decode: libavcodec alone decodes each clip's bytes as far as its last wanted frame, and skips groups of pictures
+  without a wanted frame. There is one process per worker; frames stay in the decoder's form.
+* work: only what our loader has to do for a clip on the CPU. It decodes the needed frames and draws them, from bytes
+  in memory into memory that exists. There is one thread per worker. The memory is as large as the batches that a
+  loader has in work, because writing into a cache would be faster than any loader can be.
+* ideal: the loop over a batch that exists already.
 
-The overhead of our loader is the share of its time that is not that work: 1 - seconds of work / seconds of the loader,
-all for the same clips in the same round.
+The overhead of our loader is the share of its time that is not work: 1 - seconds of work / seconds of the loader, for
+the same clips in the same round.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from lavila.records import ClipPlan
 from lavila.shards.reader import ShardSet
 
 Count = Callable[[int], int]
-"""Epoch number -> clips that were gone through."""
+"""Epoch number -> number of its clips."""
 
-_shards: ShardSet | None = None  # in a worker process
+_shards: ShardSet | None = None  # the shard set of a worker process
 
 
 def _open(shards: ShardSet) -> None:
@@ -42,7 +42,7 @@ def _open(shards: ShardSet) -> None:
 
 
 def decode_needed(data: bytes, numbers: npt.NDArray[np.int32]) -> int:
-    """Decode ascending frame numbers of a clip with nothing that can be left out; how many frames were decoded."""
+    """Decode ascending frame indices of a clip, and no group of pictures that holds none; gives the frames decoded."""
     decoded = 0
     with av.open(io.BytesIO(data)) as container:
         stream = container.streams.video[0]

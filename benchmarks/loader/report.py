@@ -1,4 +1,4 @@
-"""What the loader benchmark writes: JSON, the tables of docs/PERFORMANCE.md, a bar chart."""
+"""What the loader benchmark writes: JSON, and the tables of docs/PERFORMANCE_TABLES.md."""
 
 from __future__ import annotations
 
@@ -7,15 +7,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import torch
 
 from benchmarks import common
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-RESULTS, CHART = common.RESULTS / "loader.json", "performance_loader.png"
+RESULTS = common.RESULTS / "loader.json"
 PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda130", "av", "decord", "torchcodec", "webdataset")
 SIDES = ("ours", "decord", "torchcodec", "pyav", "webdataset", "dali")
 TITLES = {
@@ -25,14 +21,14 @@ TITLES = {
     "pyav": "PyAV + torch",
     "webdataset": "webdataset + DataLoader",
     "dali": "DALI readers.webdataset",
-    "decode": "decoding all frames alone",
+    "decode": "limit: decoding alone",
 }
 Entry = dict[str, Any]
-FORM = 1  # of the JSON; rows of another form are not kept
+FORM = 1  # the version of the JSON; rows of another version are not kept
 
 
 def machine() -> dict[str, Any]:
-    """Where the figures come from."""
+    """The machine and the versions of the figures."""
     return common.machine(*PACKAGES, gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None)
 
 
@@ -70,7 +66,7 @@ def by_row(entries: Iterable[Entry]) -> dict[str, dict[str, Entry]]:
 
 
 def rates_table(entries: Iterable[Entry]) -> str:
-    """Clips a second of every side; how many times as many ours gives, and how much less core time it takes."""
+    """Clips a second of every side, and ours against it: times as many clips, and times less core time."""
 
     def cell(side: str, sides: dict[str, Entry]) -> str:
         entry = sides.get(side, {"absent": ""})
@@ -86,11 +82,11 @@ def rates_table(entries: Iterable[Entry]) -> str:
         [name, *(cell(side, sides) for side in SIDES), f"{sides['decode']['clips_per_second']['median']:.1f}"]
         for name, sides in by_row(entries).items()
     ]
-    return markdown(["clips/s (ours: times, in core time)", *(TITLES[side] for side in (*SIDES, "decode"))], rows)
+    return markdown(["clips/s (ours: times, times in core time)", *(TITLES[side] for side in (*SIDES, "decode"))], rows)
 
 
 def goals_table(entries: Iterable[Entry]) -> str:
-    """What had to be reached and what was."""
+    """The goals, and what was reached."""
     rows = []
     for entry in entries:
         if "must" not in entry:
@@ -112,12 +108,12 @@ def stages_table(entries: Iterable[Entry]) -> str:
         shown = [f"{sides[side]['clips_per_second']['median']:.1f}" for side in ("ours", "work", "decode")]
         share, overhead = sides["ours"]["share_of_limit"], sides["ours"]["overhead"]
         rows.append([name, *shown, f"{100 * share:.0f} %", f"{100 * overhead:.0f} %"])
-    header = ["clips/s", "ours", "work alone", "decode all", "ours of decode all", "overhead of ours"]
+    header = ["clips/s", "ours", "work alone", "decoding alone", "ours / decoding alone", "overhead of ours"]
     return markdown(header, rows)
 
 
 def gpu_table(entries: Iterable[Entry]) -> str:
-    """Every side of the rows of a GPU."""
+    """Every side of the GPU rows."""
     rows = [
         [
             entry["row"],
@@ -132,7 +128,7 @@ def gpu_table(entries: Iterable[Entry]) -> str:
 
 
 def absent_list(entries: Iterable[Entry]) -> str:
-    """What was not measured, and why: one line a side and reason."""
+    """What was not measured, and why: one line for each side and reason."""
     reasons: dict[tuple[str, str], list[str]] = {}
     for entry in entries:
         if "absent" in entry:
@@ -140,7 +136,7 @@ def absent_list(entries: Iterable[Entry]) -> str:
     return "\n".join(f"- {side} in {len(rows)} row(s): {reason}" for (side, reason), rows in reasons.items())
 
 
-def section(result: dict[str, Any], *, chart: str) -> str:
+def section(result: dict[str, Any]) -> str:
     """The text between the markers."""
     entries = [entry for entry in result["rows"] if not on_gpu(entry)]
     gpu_entries, where = [entry for entry in result["rows"] if on_gpu(entry)], result["machine"]
@@ -148,18 +144,18 @@ def section(result: dict[str, Any], *, chart: str) -> str:
     gpu = where["gpu"] or "no GPU"
     rounds = min(entry["rounds"] for entry in result["rows"])
     head = (
-        f"`python -m benchmarks.loader`, medians of {rounds} rounds, {where['cores']} cores of "
-        f"{where['processor']}, {gpu}; {versions}. Machines are shared: compare within a row. In brackets: how many "
-        "times as many clips a second ours gives, and how many times less core time it takes for a clip, which other "
-        "load on the machine distorts least."
+        f"`python -m benchmarks.loader`: medians of {rounds} rounds on {where['cores']} cores of "
+        f"{where['processor']}, {gpu}; {versions}."
     )
     parts = [
-        f"![Clips a second of each loader]({chart})",
+        "Clips a second. The brackets compare ours with that side: times as many clips a second, then times less core "
+        "time for a clip. Other work on the machine distorts core time least.",
         rates_table(entries),
-        "Limits: *decode all* is libavcodec alone, as far as the last wanted frame of each clip, in as many processes; "
-        "ours can be faster, because it leaves out frames that no wanted frame needs. *Work alone* is decoding what is "
-        "needed and drawing it, without a loader around it. Overhead is 1 - time of work alone / time of ours.",
+        "Ours beside the limits. *Decoding alone* is libavcodec, which decodes each clip as far as its last wanted "
+        "frame. Ours can exceed it, because it skips frames that no wanted frame needs. *Work alone* decodes and draws "
+        "what is needed, with no loader around it. *Overhead* is 1 - time of work alone / time of ours.",
         stages_table(entries),
+        "Goals.",
         goals_table(entries),
     ]
     missing = absent_list(entries)
@@ -168,33 +164,8 @@ def section(result: dict[str, Any], *, chart: str) -> str:
 
 
 def on_gpu(entry: Entry) -> bool:
-    """Whether an entry is of a GPU row."""
+    """Whether an entry belongs to a GPU row."""
     return str(entry["row"]).startswith("gpu")
-
-
-def draw(entries: Iterable[Entry], path: Path) -> None:
-    """Bars: how many clips a second each side gives, as a share of ours."""
-    rows = by_row(entries)
-    figure, axes = plt.subplots(figsize=(9, 1.2 + 0.75 * len(rows)))
-    sides = (*SIDES, "decode")
-    height = 0.86 / len(sides)
-    for place, side in enumerate(sides):
-        colour = "0.75" if side == "decode" else f"C{place}"
-        values = [
-            0 if "absent" in each.get(side, {"absent": ""}) else 1 / each[side]["ours_is_times"]
-            for each in rows.values()
-        ]
-        axes.barh([row + place * height for row in range(len(rows))], values, height, label=TITLES[side], color=colour)
-    axes.set_yticks([row + 0.43 for row in range(len(rows))], list(rows), fontsize=8)
-    axes.invert_yaxis()
-    axes.axvline(1, color="0.4", linewidth=0.8)
-    axes.set_xlabel("clips/s, ours = 1")
-    axes.set_xlim(0, 2.5)
-    axes.legend(fontsize=7, loc="lower right")
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=80)
-    plt.close(figure)
 
 
 def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
@@ -205,14 +176,11 @@ def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     return {**new, "rows": [entry for entry in old["rows"] if entry["row"] not in again] + new["rows"]}
 
 
-def write_results(result: dict[str, Any], *, results: Path, docs: Path) -> None:
-    """JSON, the section of the docs, and the chart beside it. Rows measured before on the same machine are kept."""
+def write_results(result: dict[str, Any], *, results: Path, tables: Path) -> None:
+    """JSON, and the tables. Rows measured before on the same machine are kept."""
     result = merged(json.loads(results.read_text()) if results.exists() else {}, result)
-    chart = docs.with_name(CHART)
     results.parent.mkdir(parents=True, exist_ok=True)
-    docs.parent.mkdir(parents=True, exist_ok=True)
     results.write_text(json.dumps(result, indent=1) + "\n")
-    draw([entry for entry in result["rows"] if not on_gpu(entry)], chart)
-    if not docs.exists():
-        docs.write_text("# Performance\n\n<!-- loader: begin -->\n<!-- loader: end -->\n", encoding="utf-8")
-    common.fill_docs("loader", section(result, chart=chart.name), docs)
+    if not tables.exists():
+        tables.write_text("# Performance\n\n<!-- loader: begin -->\n<!-- loader: end -->\n", encoding="utf-8")
+    common.fill_docs("loader", section(result), tables)

@@ -20,7 +20,7 @@ from lavila.shards.reader import ShardSet
 
 What = Literal["train", "multi", "sparse"]
 PICTURES = Pictures(mean=(108.3272985, 116.7460125, 104.09373615), std=(68.5005327, 66.6321579, 70.32316305))
-TARS = {"train": 8, "multi": 2, "sparse": 2}  # that an epoch reads; of CLIPS_PER_TAR clips each
+TARS = {"train": 8, "multi": 2, "sparse": 2}  # tars that an epoch reads, with CLIPS_PER_TAR clips each
 BATCH = {"train": 4, "multi": 2, "sparse": 4}
 # what -> side -> least and hoped-for ratio of our clips/s to the side's
 GOALS = {
@@ -28,7 +28,7 @@ GOALS = {
     "multi": {"decord": (5.0, 15.0)},
     "sparse": {"decord": (3.0, 10.0)},
 }
-OVERHEAD_GOAL = (0.15, 0.05)  # share of the loop that is not decoding, resizing, normalising: at the most
+OVERHEAD_GOAL = (0.15, 0.05)  # largest share of the loop that is not decoding, resizing, normalising
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +39,13 @@ class Row:
     codec: str
     size: int = 224  # pixels
     frames: int = 16
-    seconds: int = 3  # of a clip
-    kind: str = "normal"  # of the shard set, see SetSpec
+    seconds: int = 3  # length of a clip
+    kind: str = "normal"  # kind of the shard set, see SetSpec
     workers: int = 2
 
     @property
     def name(self) -> str:
-        """As --only and the tables know it."""
+        """The name in --only and in the tables; docs/PERFORMANCE.md explains its parts."""
         kind = "" if self.kind == "normal" else f" {self.kind}"
         return f"{self.what} {self.codec} {self.size}px {self.frames}f {self.seconds}s{kind} w{self.workers}"
 
@@ -55,13 +55,13 @@ class Row:
         return SetSpec(seconds=self.seconds, codec=self.codec, kind=self.kind)
 
     def goal(self, side: str) -> tuple[float, float] | None:
-        """Ratio to `side` that must be reached, and the one aimed for; only for the rows that the goals are about."""
+        """The required and the hoped-for ratio to `side`, or None for a row without goals."""
         exact = self.workers == 2 and self.frames == 16 and self.seconds == (30 if self.what == "sparse" else 3)
         return GOALS[self.what].get(side) if exact else None
 
 
 def core_rows(workers: int) -> list[Row]:
-    """What the goals are stated for."""
+    """The rows that have goals, and their variants."""
     codecs, kinds = ("vp9", "h264"), ("normal", "gop", "frames-for")
     rows = [Row(what="train", codec=c, size=size, workers=workers) for size in (224, 336) for c in codecs]
     rows += [Row(what="multi", codec=c, workers=workers) for c in codecs]
@@ -81,7 +81,7 @@ def full_rows() -> list[Row]:
 
 
 def job_of(row: Row, material: Material) -> Job:
-    """What every side of a row gets. Footage that is not there yet is made."""
+    """The job of every side of a row. Makes missing footage."""
     shards = material.shard_set(row.spec)
     count = min(TARS[row.what], len(shards.shards))
     sizes = _clips_in(shards, count)

@@ -1,15 +1,15 @@
-"""How fast the loader is, beside every other way to load the same footage, and beside what no loader can exceed.
+"""How fast the loader is, beside every other way to load the same footage, and beside the limits of any loader.
 
     python -m benchmarks.loader [--only PATTERN ...] [--rounds 5] [--workers 2] [--full] [--dry-run]
 
-Sides, in one run and in turn, round by round: our ClipLoader with each decoder; decord on 300 s chunks (the reference
-way); torchcodec, PyAV and webdataset with torch transforms and DataLoader workers; DALI's own webdataset reader with
-sampling in the graph. Limits: see limits.py. Each figure is a median of the rounds, each ratio a median of the
-rounds' ratios. An epoch is timed whole, from the request for its first batch to its last batch, with processes and
-pipelines that are there already. With a GPU, the rows of gpu.py follow.
+All sides run in turn, round by round: our ClipLoader with each decoder; decord on 300 s chunks (the reference way);
+torchcodec, PyAV and webdataset with torch transforms and DataLoader workers; DALI's webdataset reader with sampling in
+the graph. limits.py has the limits. Each figure is a median of the rounds, each ratio a median of the rounds' ratios.
+The time of an epoch runs from the request for its first batch to its last batch; processes and pipelines exist before.
+With a GPU, the rows of gpu.py follow. docs/PERFORMANCE.md explains the names of the rows.
 
 The first run renders the footage and makes chunks and shard sets (minutes) under data/benchmark/loader. Writes
-benchmarks/results/loader.json, docs/performance_loader.png and the tables of docs/PERFORMANCE.md between its markers.
+benchmarks/results/loader.json and the tables of docs/PERFORMANCE_TABLES.md between its markers.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--rounds", type=int, default=5, help="timings of each figure (5)")
     add("--workers", type=int, default=min(2, len(os.sched_getaffinity(0))), help="threads or processes a side (2)")
     add("--full", action="store_true", help="the whole grid instead of the rows with goals; many hours on two cores")
-    add("--dry-run", action="store_true", help="make every row with tiny footage, GPU graphs included; times nothing")
+    add("--dry-run", action="store_true", help="make every row with tiny footage, GPU graphs included; time nothing")
     add("--tiny", action="store_true", help="measure with tiny footage, to try the script out; needs --out")
     add("--material", type=Path, metavar="DIR", help="where the footage is kept (data/benchmark/loader)")
-    add("--out", type=Path, metavar="DIR", help="write loader.json, PERFORMANCE.md and the chart there instead")
+    add("--out", type=Path, metavar="DIR", help="write loader.json and the tables there instead")
     args = parser.parse_args(argv)
     if args.rounds < 1 or args.workers < 1:
         parser.error(f"--rounds {args.rounds} --workers {args.workers}: give 1 or more of each")
@@ -69,7 +69,7 @@ def chosen(rows: list[Any], args: argparse.Namespace) -> list[Any]:
 
 
 def check(rows: list[Any], gpu: list[Any], material: Material) -> None:
-    """Make every row's job, the graphs of a GPU included, and say which sides can run here."""
+    """Make every row's job and the graphs of the GPU rows, and print which sides can run here."""
     for row in rows:
         job = job_of(row, material)
         assert job.plan.batch(0, 0), row.name
@@ -109,7 +109,8 @@ def main(argv: list[str] | None = None) -> int:
     report = {"form": FORM, "machine": machine(), "rows": results}
     out = args.out
     if out:
-        write_results(report, results=out / "loader.json", docs=out / "PERFORMANCE.md")
+        write_results(report, results=out / "loader.json", tables=out / common.TABLES.name)
     else:
-        write_results(report, results=RESULTS, docs=common.DOCS)
+        write_results(report, results=RESULTS, tables=common.TABLES)
+        print("run python -m benchmarks.summary next: it draws the chart and writes the numbers of README.md")
     return 0

@@ -65,7 +65,7 @@ def shape_of(job: Job) -> tuple[int, ...]:
 
 
 def counted(epochs: Epochs, job: Job) -> Count:
-    """Goes through an epoch and counts its clips; what comes must be the batches that were asked for."""
+    """An epoch that counts its clips, and checks shape and type of each batch."""
     shape = shape_of(job)
 
     def epoch(number: int) -> int:
@@ -80,7 +80,7 @@ def counted(epochs: Epochs, job: Job) -> Count:
 
 
 def ideal(job: Job) -> Count:
-    """The same loop over one batch that is there already. Nothing reads its numbers, so it takes no memory either."""
+    """The same loop over one batch that exists already. Nothing reads its numbers, so it takes no memory either."""
     batch = torch.zeros(()).expand(job.batch_size, *shape_of(job))
     return counted(lambda number: iter([batch] * job.plan.steps), job)
 
@@ -90,21 +90,21 @@ class Sides:
     """Everything that a row is measured with."""
 
     epochs: dict[str, Count] = field(default_factory=dict)
-    about: dict[str, str] = field(default_factory=dict)  # side -> which variant of it runs
-    absent: dict[str, str] = field(default_factory=dict)  # side -> why it is not there
+    about: dict[str, str] = field(default_factory=dict)  # side -> the variant that runs
+    absent: dict[str, str] = field(default_factory=dict)  # side -> the reason why it cannot run
     closing: list[Callable[[], None]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Spent:
-    """What an epoch took."""
+    """The time of an epoch."""
 
     wall: float  # seconds
-    cores: float  # seconds of all cores, by this process and all below it
+    cores: float  # CPU seconds of this process and all its descendants
 
 
 def core_seconds() -> float:
-    """What this process and all processes below it have used so far. Steps of 10 ms."""
+    """CPU seconds of this process and all its descendants so far, in steps of 10 ms."""
     ticks, waiting = 0, [os.getpid()]
     while waiting:
         folder = Path(f"/proc/{waiting.pop()}")
@@ -114,7 +114,7 @@ def core_seconds() -> float:
             ticks += int(values[11]) + int(values[12])
             for children in folder.glob("task/*/children"):
                 waiting += map(int, children.read_text().split())
-        except (FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+        except (FileNotFoundError, ProcessLookupError):  # the process has ended meanwhile
             continue
     return ticks / os.sysconf("SC_CLK_TCK")
 
@@ -153,7 +153,7 @@ def build_sides(row: Row, job: Job, variants: dict[Any, str]) -> Sides:
 
 
 def fastest(peer: Any, job: Job, known: dict[Any, str], key: Any) -> tuple[Count, str]:
-    """A peer in its fastest variant, which is found on the first row of a kind: the second of two epochs counts."""
+    """A peer in its fastest variant. The first row of a kind decides: the second of two epochs counts."""
     if not hasattr(peer, "VARIANTS"):
         return counted(peer.make(job), job), ""
     if key in known:

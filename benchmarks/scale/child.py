@@ -1,4 +1,4 @@
-"""What benchmarks/scale measures in processes of their own, so that one measurement leaves nothing to the next.
+"""What benchmarks/scale measures in separate processes, so that one measurement leaves nothing to the next.
 
 python -m benchmarks.scale.child NAME FOLDER ...    prints JSON
 """
@@ -100,7 +100,7 @@ def parquet(folder: Path) -> dict[str, Any]:
 
 
 def captions(folder: Path, *tables: str) -> dict[str, Any]:
-    """Captions tables laid over a set."""
+    """Add captions tables to a set."""
     from lavila.shards.captions import Captions
     from lavila.shards.reader import open_shard_set
 

@@ -1,7 +1,7 @@
 """How random an epoch in windows is, beside a full shuffle: part of benchmarks/scale.
 
-The clips of a made-up set lie by video, as in layout "chunks": each video has likings of its own among 97 classes, and
-often does again what it just did. Measured are, over an epoch:
+The clips of an invented set lie by video, as in layout "chunks". Each video prefers some of 97 classes, and often
+repeats its last one. The measures of an epoch are:
 
 - the autocorrelation of labels, (P(two clips `lag` places apart have one label) - p) / (1 - p), p being that chance for
   two clips taken at random: 0 in a full shuffle, up to 1;

@@ -19,7 +19,7 @@ RANKS, BATCH, THREADS = 8, 512, 4
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How an epoch is gone through."""
+    """How the ranks read an epoch."""
 
     name: str
     folder: Path
@@ -34,13 +34,13 @@ def simulate(reading: Reading) -> dict[str, Any]:
     if reading.cold:
         evict(*reading.folder.glob("*.tar"))
     context = multiprocessing.get_context("spawn")
-    ready, told = context.Barrier(RANKS + 1), context.Queue()
-    ranks = [context.Process(target=_rank, args=(rank, reading, ready, told)) for rank in range(RANKS)]
+    ready, results = context.Barrier(RANKS + 1), context.Queue()
+    ranks = [context.Process(target=_rank, args=(rank, reading, ready, results)) for rank in range(RANKS)]
     for process in ranks:
         process.start()
     ready.wait(timeout=300)
     requests, began = _disk(reading.folder), time.perf_counter()
-    found = [told.get(timeout=600) for _ in ranks]
+    found = [results.get(timeout=600) for _ in ranks]
     seconds = time.perf_counter() - began
     requests = {name: after - requests[name] for name, after in _disk(reading.folder).items()}
     for process in ranks:
@@ -62,7 +62,7 @@ def simulate(reading: Reading) -> dict[str, Any]:
     }
 
 
-def _rank(rank: int, reading: Reading, ready: Any, told: Any) -> None:
+def _rank(rank: int, reading: Reading, ready: Any, results: Any) -> None:
     opens = 0
 
     class Counted(tars.OpenTar):
@@ -89,7 +89,7 @@ def _rank(rank: int, reading: Reading, ready: Any, told: Any) -> None:
             for data, _ in pool.map(lambda clip: shard_set.read_frames(clip.row, clip.distinct_frames()), plans):
                 clips, size = clips + 1, size + len(data)
             descriptors = max(descriptors, len(os.listdir("/proc/self/fd")))  # noqa: PTH208
-    told.put(
+    results.put(
         {
             "clips": clips,
             "bytes": size,

@@ -3,19 +3,20 @@
     python -m benchmarks.scale [--clips 4000000] [--clip-bytes 65536] [--rounds 5]
 
 Generates shard sets in data/benchmark/scale (about 8 GB on the disk, kept for the next run): tables like Ego4D's, tars
-that are sparse files, and one set of 65,536 clips with real bytes. Then measures, each in a process of its own:
+that are sparse files, and one set of 65,536 clips with real bytes. Then measures, each in a separate process:
 
-- start-up of a rank up to its first batch's plan, with the table in the page cache and taken out of it; beside it the
-  limit (mapping table and manifest alone), reading the table from Parquet, and DALI's webdataset reader: of the same
-  tars with .idx files, and of a tenth of them without (it then reads the headers of all tars);
-- laying two captions tables over the set;
+- start-up of a rank up to its first batch's plan, with the table in the page cache and without. Beside it: the limit
+  (mapping table and manifest alone), reading the table from Parquet, and DALI's webdataset reader, on the same tars
+  with .idx files, and on a tenth of them without (then it reads the headers of all tars);
+- adding two captions tables to the set;
 - the plan's cost for sets of 10,000 to 4,000,000 clips;
-- eight ranks that plan and read without decoding: of the sparse tars (which costs system calls only, since holes hold
-  no bytes) and of real bytes with a cold page cache;
+- eight ranks that plan and read without decoding: from the sparse tars, which cost system calls only, because holes
+  hold no bytes; and from real bytes with a cold page cache;
 - how random an epoch is.
 
-Writes benchmarks/results/scale.json with the machine and the versions, and its tables into docs/. Seconds are medians
-of --rounds; machines are shared, so compare figures of one run. Disk requests are of the whole disk, others' included.
+Writes benchmarks/results/scale.json with the machine and the versions, and its tables into docs/PERFORMANCE.md.
+Seconds are medians of --rounds. Machines are shared: compare figures of one run. Disk requests are those of the whole
+disk, other programs' included.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ NEEDS = {"16 frames, base": 170, "4 frames, base": 650}  # clips/s a GPU, see `n
 
 
 def child(name: str, *arguments: object) -> dict[str, Any]:
-    """A measurement in a process of its own."""
+    """A measurement in a separate process."""
     command = [sys.executable, "-m", "benchmarks.scale.child", name, *map(str, arguments)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -79,7 +80,7 @@ def start_up(folder: Path, tenth: Path, rounds: int) -> list[dict[str, Any]]:
 
 
 def needs(clip_bytes: int) -> list[dict[str, Any]]:
-    """What a node of eight H100 would ask for.
+    """What a machine with eight H100 would ask for.
 
     Clips/s a GPU are assumed, not measured: 400 TFLOP/s reached in bf16, three forward passes' worth a training step,
     0.8 TFLOP for a TimeSformer-base forward pass of 16 frames at 224 px, and a quarter of it for 4 frames.
@@ -131,7 +132,7 @@ def reading(folder: Path, real: Path) -> list[dict[str, Any]]:
 
 def tables(result: dict[str, Any]) -> dict[str, list[str]]:
     """Rows of the tables of the documentation, by the names of their places."""
-    start = ["| | s | MB resident | of them own | MB before, by imports |", "| --- | --- | --- | --- | --- |"]
+    start = ["| | s | MB resident | MB own | MB before, by imports |", "| --- | --- | --- | --- | --- |"]
     for row in result["start_up"]:
         memory = (row[name] * 1.048576 for name in ("resident_mib", "own_mib", "resident_before_mib"))
         start.append(f"| {row['what']} | {row['seconds']:.2f} | " + " | ".join(f"{mb:,.0f}" for mb in memory) + " |")
@@ -172,10 +173,10 @@ def show(result: dict[str, Any]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=int, default=4_000_000, help="of the large set (4000000)")
-    parser.add_argument("--clip-bytes", type=int, default=65_536, help="of a clip's mp4 (65536)")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"of each start-up ({ROUNDS})")
-    parser.add_argument("--tables", action="store_true", help="measure nothing: tables of the results that are there")
+    parser.add_argument("--clips", type=int, default=4_000_000, help="clips of the large set (4000000)")
+    parser.add_argument("--clip-bytes", type=int, default=65_536, help="bytes of a clip's mp4 (65536)")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"timings of each start-up ({ROUNDS})")
+    parser.add_argument("--tables", action="store_true", help="measure nothing; write the tables of earlier results")
     args = parser.parse_args()
     path = RESULTS / "scale.json"
     if args.tables:

@@ -30,7 +30,7 @@ class Made:
 
     clips: int
     tars: int
-    clip_bytes: int = 65_536  # of each mp4: about 1.5 s of VP9 at 288 px
+    clip_bytes: int = 65_536  # size of each mp4: about 1.5 s of VP9 at 288 px
     content: str = "holes"  # holes, headers (those of the tar only) or random (real bytes on the disk)
 
     @property
@@ -45,12 +45,12 @@ class Made:
 
 def make_set(folder: Path, made: Made) -> Path:
     """A shard set of layout "clips", once; its videos cannot be decoded."""
-    told = folder / "made.json"
+    made_file = folder / "made.json"
     facts = {"format": FORMAT, **asdict(made)}
-    if told.is_file() and json.loads(told.read_text()) == facts:
+    if made_file.is_file() and json.loads(made_file.read_text()) == facts:
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    checksums = np.full(made.clips, zlib.crc32(bytes(made.clip_bytes)), np.uint32)  # of holes
+    checksums = np.full(made.clips, zlib.crc32(bytes(made.clip_bytes)), np.uint32)  # the checksum of a hole
     shards = [_write_tar(folder, number, made, checksums) for number in range(made.tars)]
     with pq.ParquetWriter(folder / CLIPS, CLIPS_SCHEMA, compression="zstd") as out:
         for first in range(0, made.clips, ROW_GROUP):
@@ -71,7 +71,7 @@ def make_set(folder: Path, made: Made) -> Path:
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
     add_mapped(folder)
-    told.write_text(json.dumps(facts))
+    made_file.write_text(json.dumps(facts))
     return folder
 
 

@@ -64,6 +64,14 @@ def installed_versions() -> dict[str, str]:
     return found
 
 
+def requirements_of(name: str) -> list[str]:
+    """What an installed distribution requires, as its own metadata says; none where it is not installed."""
+    try:
+        return importlib.metadata.requires(name) or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+
+
 @dataclass(frozen=True, kw_only=True)
 class TorchFacts:
     """What PyTorch sees."""
@@ -91,6 +99,7 @@ class Machine:
     run: Callable[..., Ran] = run_command
     load: Callable[[str], Any] = ctypes.CDLL  # OSError where there is no such library
     versions: Callable[[], dict[str, str]] = installed_versions
+    requirements: Callable[[str], list[str]] = requirements_of
     torch: Callable[[], TorchFacts] = torch_facts
     affinity: Callable[[], int] = lambda: len(os.sched_getaffinity(0))
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 import sys
 
+from packaging.requirements import Requirement
+from packaging.version import Version
+
 from lavila.doctor.findings import Finding, Machine
 
 DALI = re.compile(r"nvidia-dali-(?:nightly-|weekly-)?cuda(\d\d)0")
@@ -21,7 +24,7 @@ def check_versions(machine: Machine) -> Finding:
     told += [f"torchvision {versions.get('torchvision', 'missing')}"]
     told += [f"{name} {versions[name]}" for name in dali] or ["no DALI"]
     told += [f"PyAV {versions.get('av', 'missing')}"]
-    problems = [*_dali_problems(versions, dali, built), *_other_problems(versions)]
+    problems = [*_dali_problems(versions, dali, built), *_other_problems(machine)]
     found = ", ".join(told) + "".join(f"; {problem}" for problem, _ in problems)
     facts = {
         "python": list(sys.version_info[:3]),
@@ -74,7 +77,8 @@ def _dali_problems(versions: dict[str, str], dali: dict[str, int], built: str | 
     return problems
 
 
-def _other_problems(versions: dict[str, str]) -> list[tuple[str, str]]:
+def _other_problems(machine: Machine) -> list[tuple[str, str]]:
+    versions = machine.versions()
     problems = [
         (f"{name} is not installed", "pip install -e .")
         for name in ("torch", "torchvision", "av")
@@ -83,14 +87,17 @@ def _other_problems(versions: dict[str, str]) -> list[tuple[str, str]]:
     if sys.version_info[:2] < FIRST_PYTHON:
         problems.append((f"Python must be {'.'.join(map(str, FIRST_PYTHON))} or newer", "make PYTHON=python3.12 venv"))
     if "torch" in versions and "torchvision" in versions:
-        torch, vision = _numbers(versions["torch"]), _numbers(versions["torchvision"])
-        # Since torch 2.0 with torchvision 0.15 the minor numbers have gone up together.
-        if torch[0] == 2 and vision[0] == 0 and vision[1] != torch[1] + 15:
-            pair = f"torchvision==0.{torch[1] + 15}.*"
+        # Up to 0.28 torchvision pinned one release of torch; 0.29 names a range. So its metadata is asked.
+        wanted = [one for one in map(Requirement, machine.requirements("torchvision")) if one.name == "torch"]
+        torch = Version(versions["torch"]).base_version
+        if any(not one.specifier.contains(torch, prereleases=True) for one in wanted):
             problems.append(
-                (f"torchvision {versions['torchvision']} is not the one for torch {versions['torch']}",
-                 f"pip install '{pair}'")
-            )  # fmt: skip
+                (
+                    f"torchvision {versions['torchvision']} is not one for torch {versions['torch']}: "
+                    f"it requires {', '.join(map(str, wanted))}",
+                    f"pip install -U torchvision torch=={torch}",
+                )
+            )
     return problems
 
 

@@ -73,7 +73,7 @@ def check_evaluation(config: RunConfig) -> None:
         batch = _first_batch(loader)
         log.info("a batch on a rank: %s", shapes(batch))
         views = loader.plan.largest_batch * batch.video.shape[1]
-        size = _pass_size(batch, clips=min(config.views.view_batch_size or views, views))
+        size = _pass_size(batch, clips=min(config.views.view_batch_size, views))
         arithmetic = Arithmetic.of_evaluation(config, process.device)
         log.info("memory of a forward pass: %s", evaluation_memory(ready.task.model, size, arithmetic))
         barrier()

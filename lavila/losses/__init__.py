@@ -1,5 +1,6 @@
 """Losses: tensors in, a scalar out."""
 
+from lavila.losses.captioning import captioning_loss as captioning_loss
 from lavila.losses.classification import classification_loss as classification_loss
 from lavila.losses.contrastive import contrastive_accuracy as contrastive_accuracy
 from lavila.losses.contrastive import contrastive_loss as contrastive_loss

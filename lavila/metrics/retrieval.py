@@ -108,15 +108,14 @@ def _block_scores(similarity: Floats, relevancy: Floats) -> tuple[npt.NDArray[np
     query by query, best first.
     """
     queries, items = similarity.shape
-    similarity, relevancy = _by_rows(similarity), _by_rows(relevancy)
-    ranked = _best_first(similarity, relevancy != 0)
-    place = np.flatnonzero((ranked & 1).astype(np.bool_))  # query * items + rank
+    ranked = _best_first(similarity, relevancy)
+    place = np.flatnonzero((ranked.astype(np.uint8) & 1).view(np.bool_))  # query * items + rank
     ends = np.searchsorted(place, np.arange(1, queries + 1) * items)
     counts = np.diff(ends, prepend=0)
     query = np.repeat(np.arange(queries), counts)
     rank = place - query * items
-    item = ranked.ravel()[place] >> 1
-    gain = relevancy.ravel()[query * items + item].astype(np.float64)
+    item = (ranked.ravel()[place] & 0xFFFFFFFF) >> 1
+    gain = relevancy[query, item].astype(np.float64)
 
     running = np.concatenate([[0.0], np.cumsum(gain)])
     exact = np.flatnonzero(gain == 1)
@@ -133,13 +132,14 @@ def _block_scores(similarity: Floats, relevancy: Floats) -> tuple[npt.NDArray[np
     return average_precision, _divided(gained, most)
 
 
-def _best_first(similarity: Floats, relevant: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
-    """[queries, items]: the items, best first; twice the number of each, and 1 more where it is relevant.
+def _best_first(similarity: Floats, relevancy: Floats) -> npt.NDArray[np.int64]:
+    """[queries, items], best first: in the low half, twice the number of the item, and 1 more where it is relevant.
 
-    That is the low half of an int64 whose high half is the similarity, so that the sort of whole numbers, the fastest
-    that numpy has, orders by similarity and among equals by number.
+    The high half is the similarity. So the sort of whole numbers, the fastest that numpy has, orders by similarity and
+    among equals by number. A block of columns is read as it lies and then turned, three times as fast as at once.
     """
-    values = similarity.astype(np.float32, copy=False) + np.float32(0)  # -0 becomes 0
+    values = np.ascontiguousarray(similarity.astype(np.float32, copy=False) + np.float32(0))  # -0 becomes 0
+    relevant = np.ascontiguousarray(relevancy != 0)
     bits = values.view(np.int32)
     key = np.empty(bits.shape, np.int64)
     halves = key.view(np.int32)
@@ -151,12 +151,7 @@ def _best_first(similarity: Floats, relevant: npt.NDArray[np.bool_]) -> npt.NDAr
     np.invert(backwards, out=high)
     np.bitwise_or(np.arange(0, 2 * bits.shape[1], 2, dtype=np.int32), relevant, out=low)
     key.sort(axis=1)
-    return np.ascontiguousarray(low)
-
-
-def _by_rows(block: Floats) -> Floats:
-    """A block with its rows in one piece. Of a transposed one, numpy first copies what is near: three times as fast."""
-    return block if block.flags.c_contiguous else np.ascontiguousarray(block.copy(order="K"))
+    return key
 
 
 def _means(videos: npt.NDArray[np.float64], texts: npt.NDArray[np.float64], *, undefined: Undefined) -> RetrievalScores:

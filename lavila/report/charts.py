@@ -17,14 +17,14 @@ from lavila.metrics.units import Metric, Unit
 
 Json = dict[str, Any]
 
-MATRIX_CLASSES = 30  # a matrix of more is not readable; the most confused pairs are
-BROAD_CLASSES = 14  # a matrix of more takes the page's whole width
-BAR_CLASSES = 30  # of more, only the best and the worst are drawn
-BARS_SHOWN = 12  # at either end
+MATRIX_CLASSES = 30  # a larger matrix is not readable; the page lists the most confused pairs instead
+BROAD_CLASSES = 14  # a larger matrix takes the page's whole width
+BAR_CLASSES = 30  # with more classes, only the best and the worst are drawn
+BARS_SHOWN = 12  # bars at either end
 PAIRS_SHOWN = 20
 CURVE_POINTS = 300
 CHARACTER = 7.2  # mean width of a label's character, px, at 11 px
-NOTHING = "\N{EN DASH}"  # in the place of a number that is not there
+NOTHING = "\N{EN DASH}"  # stands for a missing number
 
 
 def percent(value: float | None) -> str:
@@ -182,7 +182,7 @@ def matrix(confusion: npt.NDArray[np.int64], names: Sequence[str]) -> Json:
 def bars(
     classes: Sequence[str], accuracy: Sequence[float | None], *, support: Sequence[int], chance: float | None
 ) -> Json:
-    """Accuracy bars, best first; of more than BAR_CLASSES classes the two ends and a line about those between."""
+    """Accuracy bars, best first; with more than BAR_CLASSES classes the two ends, and a line about those between."""
     order = sorted(
         ((a, k) for k, a in enumerate(accuracy) if a is not None),
         key=lambda item: (-item[0], -support[item[1]], item[1]),
@@ -221,10 +221,10 @@ LINES = {
 
 
 UNIT_TITLES = {
-    Unit.percent: "percent of the clips, %",
-    Unit.fraction: "scores, 0 to 1",
+    Unit.percent: "metrics in %",
+    Unit.fraction: "metrics from 0 to 1",
     Unit.count: "counts",
-    Unit.number: "numbers",
+    Unit.number: "other metrics",
 }
 
 

@@ -46,7 +46,7 @@ class Subject:
 
     model: str  # for `load_model`: a path, or a name of the zoo
     output: Path  # folder of report.json and report.html
-    train_seconds: float | None = None  # of its training; None = not known, as of a published model
+    train_seconds: float | None = None  # time of its training; None = not known, for example for a published model
     history: list[dict[str, Any]] = field(default_factory=list)  # metrics.jsonl of its run, up to it
     trained_with: dict[str, Any] | None = None  # its config.yaml
 
@@ -57,8 +57,8 @@ STRIP_VIEWS, STRIP_FRAMES, STRIP_PIXELS = 6, 8, 112
 MISTAKES = Section(
     key="mistakes",
     type="cases",
-    title="Clips it got wrong",
-    note="One view of each, the truth, and what was guessed instead.",
+    title="Clips that the model got wrong",
+    note="One view of each clip, the truth, and the model's answer.",
 )
 
 OF_TRAINING = (  # sections and settings of a config that an evaluation does not use

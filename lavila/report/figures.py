@@ -30,7 +30,7 @@ from lavila.report.charts import (
 
 Json = dict[str, Any]
 
-MISTAKES_LISTED = 60  # of those without a picture; report.json has them all
+MISTAKES_LISTED = 60  # mistakes without a picture that the page lists; report.json has all of them
 STILL_IS_ENOUGH = 0.6  # share of the gain over the baselines that one frame explains
 MOTION_DECIDES = 0.15
 LEAST_GAIN = 1.0  # hundredths of the metric's scale over the baselines: with less, nothing was learned
@@ -69,14 +69,14 @@ class ReportPictures:
 
 
 def view_labels(*, clips: int, crops: int, tall: bool = False) -> tuple[str, ...]:
-    """Names of clips x crops views, temporal-clip-major; 3 crops are left/centre/right, if tall top/centre/bottom."""
+    """Names of the views, temporal clip by temporal clip; 3 crops are left/centre/right, if tall top/centre/bottom."""
     three = ("top", "centre", "bottom") if tall else ("left", "centre", "right")
     names = {1: ("centre",), 3: three}.get(crops, tuple(f"crop {s + 1}" for s in range(crops)))
-    return tuple(f"clip {k + 1}, {name}" for k in range(clips) for name in names)
+    return tuple(f"time {k + 1}, {name}" for k in range(clips) for name in names)
 
 
 def page_values(report: Json, *, pictures: ReportPictures, history: Sequence[Mapping[str, Any]]) -> Json:
-    """All that the template asks for; a section is None or empty where `report` has no numbers for it."""
+    """Every value of the template; a section is None or empty where `report` has no numbers for it."""
     drawn = sections(report, pictures)
     return {
         "name": report.get("name") or "run",
@@ -124,7 +124,7 @@ def headlines(report: Json) -> list[Json]:
 
 
 def summary(report: Json) -> str:
-    """One sentence a stranger understands: how good the model is at the first headline, and what that is worth."""
+    """Sentences that a stranger understands: how good the model is at the first headline, and how much that means."""
     first = next(iter(headlines(report)), None)
     if first is None or first["value"] is None:
         return ""
@@ -136,18 +136,19 @@ def summary(report: Json) -> str:
     text = f"{of}, {first['sentence']} {measured(value, unit)}"
     compared = [f"{mark['sentence']} {measured(mark['value'], unit)}" for mark in marks]
     if compared:
-        text += "; " + ", ".join(compared[:-1]) + (" and " if compared[1:] else "") + compared[-1]
+        both = ", ".join(compared[:-1]) + (" and " if compared[1:] else "") + compared[-1]
+        text += f". {both[0].upper()}{both[1:]}"
     still = next((mark["value"] for mark in marks if mark["still"]), None)
     if still is None:
         return text + "."
     nothing_learned = max((mark["value"] for mark in marks if not mark["still"]), default=0.0)
     gain = value - nothing_learned
     if gain * (100 if unit is Unit.fraction else 1) <= LEAST_GAIN:
-        return text + ". It has not learned the task yet."
+        return text + ". The model has not learned the task yet."
     share = (still - nothing_learned) / gain
     if share < MOTION_DECIDES:
-        return text + ". What it knows, it reads from the motion."
-    return text + (". A still explains part of that." if share < STILL_IS_ENOUGH else ". A still nearly suffices.")
+        return text + ". The model reads its answers from the motion."
+    return text + (". One frame explains part of it." if share < STILL_IS_ENOUGH else ". One frame is nearly enough.")
 
 
 def cards(report: Json) -> list[Json]:
@@ -222,22 +223,22 @@ def sections(report: Json, pictures: ReportPictures) -> list[Json]:
 
 
 def facts(report: Json) -> list[tuple[str, str]]:
-    """The line of small facts under the headline: what was measured, and how."""
+    """The small facts under the headline: what was measured, and how."""
     result = []
     if clips := report.get("clips"):
         result.append(("clips evaluated", f"{number(clips.get('evaluated'))} of {number(clips.get('total'))}"))
     if views := report.get("views"):
         clips, crops, total = (number(views.get(key)) for key in ("clips", "crops", "total"))
-        result.append(("views of each", f"{clips} clips \N{MULTIPLICATION SIGN} {crops} crops = {total}"))
+        result.append(("views of a clip", f"{clips} temporal clips \N{MULTIPLICATION SIGN} {crops} crops = {total}"))
         if views.get("computed") not in (None, views.get("total")):
-            result.append(("of them distinct", f"{number(views['computed'])}, computed once"))
-        for key, label in (("crops_rule", "crop rule"), ("frames", "frames of each view"), ("fusion", "fused by")):
+            result.append(("distinct views", f"{number(views['computed'])}, each computed once"))
+        for key, label in (("crops_rule", "crop rule"), ("frames", "frames of a view"), ("fusion", "views fused by")):
             if key in views:
                 result.append((label, number(views[key]).replace("_", " ")))
     if seconds := (report.get("dataset") or {}).get("seconds"):
-        result.append(("video", duration(seconds)))
+        result.append(("length of the clips", duration(seconds)))
     if report.get("seconds"):
-        result.append(("all stages", duration(sum(report["seconds"].values()))))
+        result.append(("time of all stages", duration(sum(report["seconds"].values()))))
     return result
 
 

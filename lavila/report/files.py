@@ -143,7 +143,7 @@ class MetricsLog:
         _append(self._file, values)
 
     def truncate_after(self, step: int) -> int:
-        """Forget what was logged after optimiser step `step`, before a run goes on from there.
+        """Forget what was logged after update `step`, before a run continues from there.
 
         Cuts at the first line whose `step` is larger, so lines without a step share the fate of those around them.
         Returns the number of lines dropped.
@@ -209,7 +209,7 @@ def write_report(
     pictures: what the model saw, for the strips; see `ReportPictures`.
     history: lines of metrics.jsonl: `step`, `loss`, and what else was logged.
 
-    Raises ReportError where the page cannot be drawn: report.json is whole then, and no older page lies beside it.
+    Raises ReportError where the page cannot be drawn. report.json is whole then, and an older page is removed.
     Numbers that contradict each other (shapes, fractions in place of percentages) are such a case.
     """
     run_dir = Path(run_dir)

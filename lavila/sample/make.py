@@ -23,8 +23,14 @@ CHUNK_SECONDS = 300
 MANIFEST = "sample_dataset.json"
 
 
-def plan_videos(sources: list[Source], *, clips: dict[str, int], videos: int, height: int, seed: int) -> list[Video]:
-    """Every video with all its moves, decided by the seed alone. `clips` is the number of moves per split."""
+def plan_videos(
+    sources: list[Source], *, clips: dict[str, int], videos: int, height: int, seed: int, fps: int = 0
+) -> list[Video]:
+    """Every video with all its moves, decided by the seed alone.
+
+    clips: the number of moves per split. fps: of every video; 0 = the rates of EPIC-KITCHENS in turn.
+    """
+    rates = (Fraction(fps),) if fps else RATES
     if videos < 2 * len(sources) or min(clips.values()) < videos:
         raise SampleError(
             f"--videos {videos} with {clips['train']} training and {clips['val']} validation clips of {len(sources)} "
@@ -53,7 +59,7 @@ def plan_videos(sources: list[Source], *, clips: dict[str, int], videos: int, he
                         participant=f"P{index + 1:02}",
                         video_id=f"P{index + 1:02}_{made + 1:02}",
                         source=source,
-                        fps=RATES[number % 2],
+                        fps=rates[number % len(rates)],
                         height=height,
                         first=first,
                         stop=first + length,
@@ -78,6 +84,8 @@ def describe(sources: list[Source], asked: argparse.Namespace) -> dict[str, Any]
     forms = with_needed(asked.form)
     if forms != ["ek100"]:  # a default that older manifests do not name
         described["form"] = forms
+    if asked.fps:
+        described["fps"] = asked.fps
     if "ego4d" in forms:
         described["chunk_seconds"] = asked.chunk_seconds
     return {"format": FORMAT, **described, "footage": footage}

@@ -26,6 +26,7 @@ from lavila.models.tokenizers import BertTokenizer, ClipTokenizer, Tokenizer
 from lavila.records import VideoBatch
 from lavila.tasks import ModelParts, NoModel, Predictions, TaskError, TaskFacts, TaskOptions, TextFeatures, TextOptions
 from lavila.tasks.tables import Tables
+from lavila.tasks.views import over_views
 
 # Names of the parameters of both towers begin with these; the projections and the temperatures are not of a tower.
 TOWERS = ("visual.", "textual.", "transformer.", "token_embedding.", "positional_embedding", "ln_final.")
@@ -146,11 +147,12 @@ class Encoders:
     @torch.no_grad()
     def views(self, video: Tensor) -> Tensor:
         """Features of unit length, float32 [B,V,D], of clips [B,V,C,T,H,W], `view_batch_size` views at a time."""
-        clips, views = video.shape[:2]
-        parts = video.flatten(0, 1).split(self.options.view_batch_size or max(clips * views, 1))
-        found = [normalize(self._dual.encode_video(part).float(), dim=-1) for part in parts if len(part)]
-        whole = torch.cat(found) if found else torch.zeros(0, self._dual.embed_dim, device=video.device)
-        return torch.unflatten(whole, 0, (clips, views))
+        if not len(video):
+            return torch.zeros(0, video.shape[1], self._dual.embed_dim, device=video.device)
+        return over_views(self._unit_features, video, at_once=self.options.view_batch_size)
+
+    def _unit_features(self, video: Tensor) -> Tensor:
+        return normalize(self._dual.encode_video(video).float(), dim=-1)
 
     def pairs(self, video: Tensor, texts: Sequence[str]) -> dict[str, Tensor]:
         """What `DualEncoder.forward` gives for clips [B,C,T,H,W] and a text of each, through the wrapper.

@@ -86,6 +86,7 @@ class Fake:
         self.commands: dict[str, Ran | Exception] = {}
         self.libraries: dict[str, Any] = {}
         self.packages = dict(VERSIONS)
+        self.torchvision_requires = ["numpy", "torch>=2.14.0", "pillow!=8.3.*,>=5.3.0"]
         self.torch = TorchFacts(cuda="13.0", devices=0)
         self.cpus = 8
 
@@ -123,6 +124,7 @@ class Fake:
             run=self.run,
             load=self.load,
             versions=lambda: self.packages,
+            requirements=lambda name: {"torchvision": self.torchvision_requires}[name],
             torch=lambda: self.torch,
             affinity=lambda: self.cpus,
         )

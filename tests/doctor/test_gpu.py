@@ -189,8 +189,7 @@ def test_fewer_gpus_for_pytorch_than_there_are(fake: Fake) -> None:
         ({"nvidia-dali-cuda120": "2.4.0"}, "overwrite each other", "-y nvidia-dali-cuda120 nvidia-dali-cuda130"),
         ({"nvidia-dali-cuda130": None, "nvidia-dali-cuda120": "2.4.0"}, "is for CUDA 12, torch for CUDA 13", "cuda130"),
         ({"nvidia-dali-cuda130": "2.0.0"}, "does not decode on the CPU", "pip install -U"),
-        ({"torchvision": "0.28.0"}, "not the one for torch 2.14.1", "torchvision==0.29.*"),
-        ({"torch": "2.14.1+cu130", "torchvision": "0.30.0+cu130"}, "not the one", "torchvision==0.29.*"),
+        ({"torch": "2.13.0+cu130"}, "torch 2.13.0+cu130", "pip install -U torchvision torch==2.13.0"),
         ({"av": None}, "av is not installed", "pip install -e ."),
     ],
 )  # fmt: skip
@@ -202,6 +201,22 @@ def test_versions_that_do_not_fit(fake: Fake, changes: dict[str, str | None], fo
             fake.packages[name] = version
     one = check_versions(fake.machine())
     assert one.status == "broken" and found in one.found and len(one.fix) == 1 and cure in one.fix[0]
+
+
+@pytest.mark.parametrize(
+    ("requirement", "torch", "fits"),
+    [
+        ("torch==2.13.0", "2.13.0+cu130", True),
+        ("torch==2.13.0", "2.14.1", False),
+        ("torch>=2.14.0", "2.15.0", True),
+        ("torch>=2.14.0", "2.15.0a0+git1234", True),
+        ("torch>=2.14.0", "2.13.1", False),
+    ],
+)
+def test_torchvision_says_which_torch_it_takes(fake: Fake, requirement: str, torch: str, fits: bool) -> None:
+    fake.packages["torch"] = torch
+    fake.torchvision_requires = ["numpy", requirement, "scipy; extra == 'scipy'"]
+    assert (check_versions(fake.machine()).status == "ok") == fits
 
 
 def test_what_is_installed_here_fits() -> None:

@@ -143,7 +143,7 @@ def test_a_task_that_speaks_trains_validates_and_reports(
     assert report["units"] == {"agreement": "fraction", "cider": "fraction", "single_frame_cider": "fraction"}
     assert report["lengths"] == {"longest": 7.0} and "heads" not in report
     assert len(report["mistakes"]) == round((1 - cider) * 12)
-    assert f"CIDEr is {cider:.3f}" in page.read_text() and "percent of the clips" not in page.read_text()
+    assert f"CIDEr is {cider:.3f}" in page.read_text() and "metrics in %" not in page.read_text()
     monkeypatch.setitem(registry.KINDS, "speaking", Speaking(WORDS[::-1]))
     with pytest.raises(TaskError, match="other words"):
         evaluate(config)

@@ -25,6 +25,7 @@ from lavila.checkpoints.store import load_model
 from lavila.config.load import load_config
 from lavila.config.schema import ConfigError, RunConfig
 from lavila.engine import build, checkpoint, evaluator
+from lavila.engine.command_line import compute_the_same_bits
 from lavila.engine.distributed import Process
 from lavila.engine.evaluator import evaluate
 from lavila.engine.predictions import PredictionParts
@@ -253,8 +254,8 @@ def test_nothing_beside_the_result_costs_it(config: RunConfig, monkeypatch: pyte
 def test_strips_of_wide_and_tall_clips_name_their_crops(vp9_shards: ShardSet) -> None:
     frames = np.zeros((6, 4, 8, 8, 3), np.uint8)
     wide, tall = (_view_strip(vp9_shards, row, frames, (2, 3)) for row in (0, 1))
-    assert (wide.labels[3], wide.labels[5]) == ("clip 2, left", "clip 2, right")
-    assert (tall.labels[3], tall.labels[5]) == ("clip 2, top", "clip 2, bottom")
+    assert (wide.labels[3], wide.labels[5]) == ("time 2, left", "time 2, right")
+    assert (tall.labels[3], tall.labels[5]) == ("time 2, top", "time 2, bottom")
 
 
 def predictions_of(folder: Path) -> dict[str, bytes]:
@@ -507,3 +508,20 @@ def test_commands_leave_cores_to_others_before_torch_is_there() -> None:
         [sys.executable, "-c", code], cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True
     )
     assert done.stdout.strip() == "PASSIVE", done.stderr
+
+
+def test_evaluations_ask_mkl_for_one_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the processor has what that takes; a value that is set stays."""
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    compute_the_same_bits()
+    assert os.environ["MKL_CBWR"] == "COMPATIBLE"
+    monkeypatch.delenv("MKL_CBWR")
+    compute_the_same_bits()
+    flags = Path("/proc/cpuinfo").read_text().split()
+    wanted = "AVX512,STRICT" if "avx512f" in flags else "AVX2,STRICT" if "avx2" in flags else None
+    assert os.environ.get("MKL_CBWR") == wanted
+
+
+def test_a_dry_run_of_saved_predictions_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, _, err = run_here("evaluate.py", ["--from", str(tmp_path), "--dry-run"], capsys)
+    assert code == 2 and "--dry-run" in err

@@ -336,6 +336,20 @@ def test_without_a_sidecar_scenes_are_quadrants(tmp_path: Path) -> None:
     assert scenes["f lower right"] == (0.5, 0.5, 1.0, 1.0)
 
 
+def test_the_rate_changes_the_frames_and_not_the_moves(source: camera.Source, tmp_path: Path) -> None:
+    clips = {"train": 20, "val": 9}
+    published, slow = (make.plan_videos([source], clips=clips, videos=3, height=64, seed=0, fps=fps) for fps in (0, 20))
+    assert {video.fps for video in published} == set(make.RATES) and {video.fps for video in slow} == {20}
+    moves = [
+        [(move.start, move.stop, move.verb) for video in videos for move in video.moves] for videos in (published, slow)
+    ]
+    assert moves[0] == moves[1]
+    described = [
+        make.describe([source], tool.parse_arguments(arguments_for(tmp_path, *more))) for more in ([], ["--fps", "20"])
+    ]
+    assert described[1] == {**described[0], "fps": 20}
+
+
 def test_two_pieces_of_footage_share_the_work(tmp_path: Path, source: camera.Source) -> None:
     footage = tmp_path / "f.mp4"
     footage.symlink_to(FOOTAGE)
@@ -374,7 +388,7 @@ def test_too_few_videos_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "needs at least 2 videos" in told
 
 
-@pytest.mark.parametrize("arguments", [["--height", "65"], ["--videos", "0"], ["--workers", "x"]])
+@pytest.mark.parametrize("arguments", [["--height", "65"], ["--fps", "5"], ["--videos", "0"], ["--workers", "x"]])
 def test_impossible_numbers_are_refused(tmp_path: Path, arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         tool.main(arguments_for(tmp_path / "out", *arguments))

@@ -33,14 +33,14 @@ class Job:
 
     shards: ShardSet
     plan: Plan
-    frames: FrameChoice  # what the plan was made from, for peers that choose by themselves
-    crop: CropChoice | None  # training
-    views: ViewChoice | None  # evaluation
+    frames: FrameChoice  # the rule behind the plan, for peers that choose frames themselves
+    crop: CropChoice | None  # for training
+    views: ViewChoice | None  # for evaluation
     batch_size: int
     workers: int  # processes or threads
     pictures: Pictures
     chunks: Path  # <participant>/<video>.MP4 of the reference way
-    tars: tuple[Path, ...]  # those that hold the plan's clips, and no others
+    tars: tuple[Path, ...]  # the tars that hold the plan's clips, and no others
 
     @property
     def clips(self) -> int:
@@ -49,7 +49,7 @@ class Job:
 
 
 def missing(*packages: str) -> str | None:
-    """Why a peer cannot run here, where a package of its lacks."""
+    """Why a peer cannot run here, if a package that it needs is missing."""
     lacking = [name for name in packages if importlib.util.find_spec(name) is None]
     return f"not installed: {', '.join(lacking)}; pip install lavila[bench]" if lacking else None
 

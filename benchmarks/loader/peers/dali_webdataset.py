@@ -1,8 +1,8 @@
-"""What a user of DALI would write: its own webdataset reader, frames sampled and pictures cropped in the graph.
+"""What a user of DALI would write: DALI's webdataset reader, with sampling and cropping in the graph.
 
-The reader takes the same tars with the indexes that lie beside them. Frames come from the graph's own random numbers: a
-random start and a fixed stride, since the decoder decodes equal spaces in one pass. For an evaluation the frames of a
-clip are decoded once, resized once, and dealt out to the temporal clips.
+The reader reads the same tars with the indexes beside them. The graph's random numbers choose the frames: a random
+start and a fixed stride, because the decoder decodes equal distances in one pass. For an evaluation the graph decodes
+and resizes the frames of a clip once, and copies them to the temporal clips.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def build(job: Job, *, device_id: int | None, seed: int = 0) -> Pipeline:
         num_threads=job.workers,
         device_id=device_id,
         prefetch_queue_depth=batches_ahead(job),
-        seed=seed + 1,  # of frames, windows and the reader's shuffling
+        seed=seed + 1,  # decides frames, windows and the reader's shuffling
     )
     with pipeline:
         videos = fn.readers.webdataset(

@@ -1,8 +1,8 @@
 """The reference way: random access with decord in chunks of 300 s at 288 px coded with x264 defaults, torch transforms.
 
-As LaViLa does it: a clip's frames come by number out of the chunk that it lies in; every frame of every view is
-converted to float and resized; crops are cut from the resized frames. What its code leaves on the table in ways that
-have nothing to do with the approach (a list of one tensor a frame, a copy in the normalisation) is not repeated here.
+It does as LaViLa does. It reads a clip's frames by index from the chunk that holds the clip, converts every frame of
+every view to float, resizes it, and cuts crops from the resized frames. Two losses of LaViLa's code that have nothing
+to do with the approach are not repeated here: a list of one tensor a frame, and a copy in the normalisation.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """webdataset and a DataLoader over the same tars: each worker reads its tars from end to end, decodes and transforms.
 
-Frames and crops are drawn in the workers, as such code does; torchcodec decodes, or PyAV where that is faster.
+The workers choose frames and crops at random, as such code does. torchcodec decodes, or PyAV where that is faster.
 """
 
 from __future__ import annotations
