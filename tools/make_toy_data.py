@@ -13,6 +13,7 @@ import argparse
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from lavila.sample import ego4d
@@ -43,16 +44,16 @@ def commands(out: Path) -> list[tuple[Path, list[str]]]:
     return made
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("data/toy"), metavar="DIR", help="default %(default)s")
-    out = parser.parse_args().out
+    out = parser.parse_args(arguments).out
     for target, command in commands(out):
         if target.exists():
             continue
-        script, *arguments = command
-        print(f"\n$ python tools/{script} {shlex.join(arguments)}", flush=True)
-        done = subprocess.run([sys.executable, str(ROOT / "tools" / script), *arguments], check=False)
+        print(f"\n$ python tools/{shlex.join(command)}", flush=True)
+        script, *rest = command
+        done = subprocess.run([sys.executable, str(ROOT / "tools" / script), *rest], check=False)
         if done.returncode:
             print(f"make_toy_data stopped: {target} could not be made; see above", file=sys.stderr)
             return done.returncode

@@ -247,7 +247,7 @@ class OptimConfig:
     clip_grad_value: NotNegative = 0.0  # largest size of each number in the gradient; 0 = no limit
     max_nonfinite_losses: Count = 3  # in a row; their updates are skipped, and at so many training stops
     shard_state: bool = False  # each rank keeps its share of the optimizer's state, not all of it: saves memory
-    accumulate: Count = 1  # passes a rank's share of a batch is split into, to save memory
+    accumulate: Count = 1  # passes of a rank in an update, to save memory; a clip is compared with those of its pass
     precision: Precision = Precision.auto  # auto: bf16 where the GPU has it, fp16 on older GPUs, fp32 on the CPU
 
 
