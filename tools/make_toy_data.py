@@ -20,7 +20,7 @@ from lavila.sample import ego4d
 from lavila.sample.forms import FORMS
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = {"ek100": "ek100"}  # of a form's shard sets, where it is not the name of its dataset
+FOLDERS = {"ek100": "ek100"}  # where a form's shard sets are not in a folder with the name of the dataset
 CAPTIONS = {"rephrased": ego4d.REPHRASED, "narrated": ego4d.NARRATED}  # table -> pickle
 SOURCES = {"rephrased": "rephrased", "narrated": "machine"}
 

@@ -34,7 +34,7 @@ TOKENIZERS = {"clip": "clip", "distilbert": "bert"}  # kind of text tower -> the
 RANDOM = "random"
 _clip_tokenizer = cache(ClipTokenizer)  # a run makes several, of a large vocabulary
 MLP_RATIO = 4  # hidden width of a DistilBERT's layer over its width
-LARGEST_SCALE = math.log(100)  # of a learned temperature's logarithm, as in CLIP and LaViLa; the least is 0
+LARGEST_SCALE = math.log(100)  # learned factors are between 1 and 100, as in CLIP and LaViLa; stored as logarithms
 
 
 class TrainingStep(Protocol):
