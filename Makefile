@@ -4,11 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
+# Of pytest: one for each core, up to 8, for each takes 1 GB of memory. tests/conftest.py says which tests stay together.
+PROCESSES ?= --numprocesses auto --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
+
 .PHONY: help venv quickstart test check bench clean
 
 help:
 	@echo "make quickstart   from five seconds of footage to a trained model and its report, in minutes, on any machine"
-	@echo "make test         all tests (those for a GPU skip without one)"
+	@echo "make test         all tests (those for a GPU skip without one); TESTS=tests/engine for some of them"
 	@echo "make check        format, lint, types, import directions"
 	@echo "make bench        loader benchmarks -> benchmarks/results, docs (.venv/bin/pip install '.[bench]' adds the peers)"
 	@echo "make venv         only the environment"
@@ -37,7 +40,7 @@ quickstart: $(INSTALLED)
 	$(BIN)/python tools/quickstart.py
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PROCESSES) $(TESTS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

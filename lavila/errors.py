@@ -1,6 +1,8 @@
-"""Errors that a user can cause, and what their messages are made of."""
+"""Errors that a user can cause, and the three ways in which their messages show values, texts and lists."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -22,3 +24,15 @@ def shown(value: object) -> str:
         text = repr(value)
         return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
     return f"a {type(value).__name__}"
+
+
+def one_line(text: object, *, most: int = 200) -> str:
+    """The words of a text, such as another library's error, on one line of at most `most` characters and "..."."""
+    words = " ".join(str(text).split())
+    return words if len(words) <= most else f"{words[:most]}..."
+
+
+def listed(names: Sequence[str], *, most: int = 10) -> str:
+    """The first names of a list, and how many more there are."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest:,} more" if rest > 0 else "")

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 
 def sync(path: Path) -> None:
-    """Have the disk hold a file's content, or a folder's list of names."""
+    """Wait until the disk holds a file's content, or a folder's list of names."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -21,9 +21,9 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def whole_path(path: Path) -> Iterator[Path]:
-    """A temporary name to write to; it becomes `path` when the block ends well, and is removed when it does not.
+    """A temporary name to write to. It becomes `path` when the block ends without an error, and is removed otherwise.
 
-    The name carries machine and process id, so that a writer left over from a killed run cannot spoil this one's.
+    The name holds machine and process id, so that a process left over from a killed run cannot write to the same file.
     """
     temporary = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:

@@ -1,6 +1,6 @@
-"""The objects that cross from one part of the system to the next, with shape, dtype, range and unit on every field.
+"""The records that pass from one part of the system to the next, with shape, dtype, range and unit of every field.
 
-Nothing here imports torch or DALI: annotation readers and the plan use these records too.
+This module imports neither torch nor DALI, since annotation readers and the plan use these records too.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ Floats = npt.NDArray[np.float64]
 Frames = npt.NDArray[np.int32]
 
 SpanRule = Literal["edges", "duration", "fractional"]
-"""How an interval in seconds becomes frames at a frame rate; see `lavila.plan.frames.frame_span`."""
+"""The rule that turns an interval in seconds into frames; see `lavila.plan.frames.frame_span`."""
 
 BLACK_FRAME = -1
-"""Frame index of an all-zero picture (protocols with a fixed stride pad short clips with these)."""
+"""Frame index of an all-zero picture. Protocols with a fixed stride pad short clips with such pictures."""
 
 HUMAN = "human"
-"""Source of narrations that were written by a person; those of every other source were not."""
+"""The source of narrations that a person wrote. Narrations of any other source were not written by a person."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Clip:
     """An annotated interval of a source video, before it is stored."""
 
-    clip_id: str  # unique in the dataset; no dots, slashes or spaces: it becomes a tar member's name
+    clip_id: str  # unique in the dataset; names a tar member, so it has no dots, slashes or spaces
     video_id: str
     video_path: str  # relative to the video root, always with forward slashes
     start_second: float  # float64 seconds in the source video
@@ -44,7 +44,7 @@ class Clip:
     noun: int | None = None
     action: int | None = None
     labels: tuple[int, ...] = ()  # class indices of a multi-label dataset
-    extra: dict[str, str] = field(default_factory=dict)  # whatever else the annotation row says
+    extra: dict[str, str] = field(default_factory=dict)  # the other columns of the annotation row
 
     def __post_init__(self) -> None:
         if self.start_second < 0:
@@ -58,19 +58,19 @@ class Clip:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipPlan:
-    """Everything that chance or protocol decides about one clip: which frames, which pictures of them.
+    """Everything that chance or a protocol decides about one clip: its frames, its crops, its mirroring, its caption.
 
     K temporal clips of T frames, S spatial crops; V = K x S views, temporal-clip-major. Training has K = S = 1.
     """
 
     position: int  # place in the epoch's global order, the same on any number of ranks
-    row: int  # row in clips.parquet
+    row: int  # row of the clip in clips.parquet
     frames: npt.NDArray[np.int32]  # [K, T], 0-based in the stored clip; BLACK_FRAME = all zeros
-    window: tuple[int, int, int, int]  # top, left, height, width in stored pixels, cut out before the resize
+    window: tuple[int, int, int, int]  # top, left, height, width in stored pixels of the part that is resized
     resized: tuple[int, int]  # height, width in pixels of the window after the resize
     crops: npt.NDArray[np.int32]  # [S, 2] top, left in resized pixels of each square crop
-    flip: bool  # mirror left-right
-    caption: float  # in [0, 1): picks one of a clip's narrations
+    flip: bool  # whether the pictures are mirrored, left to right
+    caption: float  # a number in [0, 1) that picks one of the clip's narrations
 
     def distinct_frames(self) -> npt.NDArray[np.int32]:
         """The frames to decode: ascending, each once. A clip of black frames only still decodes frame 0."""
@@ -86,7 +86,7 @@ class ClipPlan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoBatch:
-    """What the loader hands to a task. B is smaller than asked for when a clip could not be decoded."""
+    """A batch as the loader gives it to a task. B is smaller than planned when a clip could not be decoded."""
 
     video: torch.Tensor  # [B, V, C, T, H, W] float32 or float16, normalised, on the loader's device
     rows: npt.NDArray[np.int64]  # [B] rows in clips.parquet
@@ -95,7 +95,7 @@ class VideoBatch:
     labels: dict[str, torch.Tensor]  # "verb", "noun", "action" -> [B] int64 on the device; -1 = not labelled
     label_sets: tuple[tuple[int, ...], ...]  # B x (any number) class indices of a multi-label dataset
     narrations: tuple[tuple[str, ...], ...]  # B x (any number)
-    sources: tuple[tuple[str, ...], ...]  # of each narration: "human", "rephrased", "machine" ...
+    sources: tuple[tuple[str, ...], ...]  # the source of each narration: "human", "rephrased", "machine" ...
     chosen: npt.NDArray[np.int64]  # [B] place of the plan's narration in the clip's; -1 = the clip has none
     draws: npt.NDArray[np.float64]  # [B] in [0, 1): what the plan drew for each clip's words, and `chosen` follows from
 

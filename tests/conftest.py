@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores; the threads of one would fight for them
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when PyTorch is imported
+
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +23,7 @@ from lavila.records import Clip
 from lavila.shards.reader import ShardSet, open_shard_set
 from lavila.shards.writer import SetContents, ShardWriter, write_manifest
 from tests.footage import Coding, Picture, write_video
+from tests.shared import made_once
 
 settings.register_profile("any machine", deadline=None)  # 200 ms by default, which a busy machine exceeds
 settings.load_profile("any machine")
@@ -86,21 +91,41 @@ def no_realtime_is_left() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("videos")
+def vp9_shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    return open_shard_set(shards_of(tmp_path_factory, "vp9"))
 
 
 @pytest.fixture(scope="session")
-def vp9_shards(tmp_path_factory: pytest.TempPathFactory, videos: Path) -> ShardSet:
-    return make_shard_set(tmp_path_factory.mktemp("shards") / "vp9", videos, codec="vp9")
+def h264_shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    return open_shard_set(shards_of(tmp_path_factory, "h264"))
 
 
-@pytest.fixture(scope="session")
-def h264_shards(tmp_path_factory: pytest.TempPathFactory, videos: Path) -> ShardSet:
-    return make_shard_set(tmp_path_factory.mktemp("shards") / "h264", videos, codec="h264")
+def shards_of(factory: pytest.TempPathFactory, codec: str) -> Path:
+    """The folder of a shard set; all tests share it."""
+
+    def make(folder: Path) -> None:
+        (folder / "videos").mkdir()
+        make_shard_set(folder / "shards", folder / "videos", codec=codec)
+
+    return made_once(factory, codec, make) / "shards"
+
+
+# The folders of tests that take longest: they come first, so that no process is left alone with one of them at the end.
+SLOWEST = ("engine", "tools", "slurm", "ingest", "doctor", "sample", "data", "inspection", "cluster")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Which tests skip, and how `make test` deals them out to processes."""
+    skip_without_gpu(items)
+    for item in items:
+        file, folder = item.nodeid.split("::")[0], item.path.parent.name
+        # A file's tests share what its fixtures make. There is one SLURM and, mostly, one GPU for all.
+        group = "gpu" if item.get_closest_marker("gpu") else "slurm" if folder == "slurm" else file
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: [*SLOWEST, item.path.parent.name].index(item.path.parent.name))
+
+
+def skip_without_gpu(items: list[pytest.Item]) -> None:
     """GPU tests skip without a GPU; where one must be there, LAVILA_REQUIRE_GPU=1 lets them run and fail."""
     if torch.cuda.is_available() or os.environ.get("LAVILA_REQUIRE_GPU") == "1":
         return

@@ -15,9 +15,11 @@ PACKAGE = Path(lavila.__file__).parent
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
 
-def imports(path: Path) -> set[str]:
+def imports(path: Path, *, at_start: bool = False) -> set[str]:
+    """What a file imports; `at_start`: as soon as the file itself is imported."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    for node in tree.body if at_start else ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -40,14 +42,25 @@ def test_files_and_functions_stay_short(module: str) -> None:
             assert (node.end_lineno or 0) - node.lineno <= 70, f"{node.name} is too long to read at once"
 
 
+@pytest.mark.parametrize("module", MODULES)
+def test_no_start_waits_for_libraries_that_take_seconds_to_import(module: str) -> None:
+    slow = {"timm", "torchvision", "transformers", "open_clip"}
+    assert not slow & {name.split(".")[0] for name in imports(PACKAGE / module, at_start=True)}
+
+
 def test_importing_the_package_is_light() -> None:
     heavy = "import sys, lavila; print([m for m in ('torch', 'nvidia.dali', 'av', 'omegaconf') if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 
 
+def test_processes_that_make_and_check_shards_start_without_torch() -> None:
+    code = "import sys, lavila.ingest.run, lavila.inspection.verify; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
 def test_the_public_names_are_there() -> None:
     for name in lavila.__all__:
         assert callable(getattr(lavila, name))
-    with pytest.raises(AttributeError, match="it has ClipLoader, load_config, load_model, open_shard_set"):
+    with pytest.raises(AttributeError, match="ClipLoader, load_config, load_model, open_shard_set"):
         lavila.nothing  # noqa: B018

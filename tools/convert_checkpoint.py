@@ -25,15 +25,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lavila.checkpoints.convert import shorten, to_lavila, to_ours
+from lavila.checkpoints.convert import to_lavila, to_ours
 from lavila.checkpoints.published import PREFIX, published_name, read_published
 from lavila.checkpoints.store import WEIGHTS, find_model, load_model
-from lavila.errors import UserError
+from lavila.errors import UserError, listed
 from lavila.pickles.tensors import SUFFIXES
 
 
 def report(file: Path, model: nn.Module) -> list[str]:
-    """Lines about the names: how many tensors came over, and those that did not come over as they were."""
+    """Lines about the tensors: how many there are, and those whose name or type has changed."""
     ours = model.state_dict()
     lines = [f"{file}: {architecture_line(model)}", f"{len(ours)} tensors"]
     if file.suffix not in SUFFIXES:
@@ -50,7 +50,7 @@ def report(file: Path, model: nn.Module) -> list[str]:
         ("not in the file, supplied", list(published.supplied)),
         ("half precision, as float32", halved),
     ):
-        lines += [f"{len(names)} {what}: {shorten(names)}"] if names else []
+        lines += [f"{len(names)} {what}: {listed(names, most=6)}"] if names else []
     return lines
 
 
@@ -73,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool; returns the exit status."""
+    """Run the tool. Returns the exit status."""
     p = parser()
     args = p.parse_args(argv)
     target = args.out if args.to == "lavila" else args.out / WEIGHTS

@@ -31,7 +31,7 @@ from pathlib import Path
 from lavila.doctor.examine import examine
 from lavila.doctor.findings import Finding, Machine, as_json, exit_status, report
 
-NEEDED = ("lavila", "omegaconf", "tqdm", "yaml")  # packages without which not even the checks can start
+NEEDED = ("lavila", "omegaconf", "tqdm", "yaml")  # the packages that the checks need to start
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None, *, machine: Machine | None = None) -> int:
-    """Run the tool; returns the exit status."""
+    """Run the tool. Returns the exit status."""
     p = parser()
     args = p.parse_intermixed_args(argv)
     if lacking := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None, *, machine: Machine | None = None) -
         except ShardSetError as error:
             fix = (f"python tools/inspect_shards.py {folder} --verify",)
             broken.append(Finding(name="shards", status="broken", found=str(error), fix=fix))
-    for name in RANK_VARIABLES:  # the doctor examines one process; with these set it would wait for others
+    for name in RANK_VARIABLES:  # with these variables, this one process would wait for others
         os.environ.pop(name, None)
     try:
         doctor = examine(args, config, shards, machine or Machine())

@@ -29,20 +29,18 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from tqdm import tqdm
 
-from lavila.cluster.workers import Progress, WorkerDied
+from lavila.cluster.workers import WorkerDied
 from lavila.errors import UserError
-from lavila.inspection.facts import SHOWN, describe, shard_set_facts
+from lavila.inspection.facts import describe, shard_set_facts
+from lavila.inspection.verdict import verdict_text, verify
 from lavila.shards.checksums import add_checksums
 from lavila.shards.format import QUARANTINE, read_manifest
-from lavila.shards.reader import ShardSet, open_shard_set
+from lavila.shards.reader import open_shard_set
 from lavila.shards.writer import add_mapped
-
-NVDEC_WORKERS = 8  # each has its CUDA context on the GPU, and the GPU has fewer decoding units than that
 
 
 def parse_count(text: str) -> int:
@@ -86,66 +84,15 @@ def check_arguments(p: argparse.ArgumentParser, args: argparse.Namespace) -> Non
         p.error(f"--workers {args.workers}: give 0 or more")
 
 
-def verify(shard_set: ShardSet, *, workers: int) -> dict[str, object]:
-    """Check all of it, and write the quarantine; returns the findings."""
-    import torch
-
-    from lavila.data.pictures import choose_decoder
-    from lavila.inspection.verify import verify_shard_set, write_quarantine
-    from lavila.inspection.videos import TrainingDecoder
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    decoder = choose_decoder("auto", codec=shard_set.codec, device=device)
-    cores = len(os.sched_getaffinity(0))
-    workers = workers or (min(cores, NVDEC_WORKERS) if decoder == "nvdec" else cores)
-    stored = shard_set.clips if shard_set.chunks is None else shard_set.chunks
-    total = stored.num_rows + len(shard_set.shards)
-    with tqdm(total=total, unit="item", desc=f"tars and videos, {decoder}", dynamic_ncols=True) as bar:
-
-        def show(progress: Progress) -> None:
-            bar.set_postfix(bad=progress.failed, refresh=False)
-            bar.update(progress.stored + progress.failed - bar.n)
-
-        verdict = verify_shard_set(shard_set, TrainingDecoder(decoder=decoder), workers=workers, on_progress=show)
-    write_quarantine(shard_set.path, verdict.bad)
-    return {"decoder": decoder, "problems": verdict.problems, "quarantine": [asdict(one) for one in verdict.bad]}
-
-
-def verdict_text(shard_set: ShardSet, found: dict[str, object]) -> str:
-    """The first findings of a verification, as lines to print."""
-    problems, bad = found["problems"], found["quarantine"]
-    assert isinstance(problems, list) and isinstance(bad, list)
-    clips = f"{len(shard_set):,} clips"
-    if not problems and not bad:
-        return f"sound: checksums, members, indexes and tables agree; all {clips} decode with {found['decoder']}"
-    lines = [f"problem: {text}" for text in problems[:SHOWN]]
-    lines += [f"problem: and {len(problems) - SHOWN} more; --json lists all"] if len(problems) > SHOWN else []
-    lines += [f"bad clip: {one['clip_id']} in {one['shard']}: {one['reason']}" for one in bad[:SHOWN]]
-    lines += [f"bad clip: and {len(bad) - SHOWN:,} more"] if len(bad) > SHOWN else []
-    if bad:
-        where = shard_set.path / QUARANTINE
-        lines.append(f"{len(bad):,} of {clips} are listed in {where} and left out of training and evaluation")
-    else:
-        lines.append(f"all {clips} decode with {found['decoder']}")
-    return "\n".join(lines)
-
-
-def add_checksums_to(folder: Path, *, threads: int) -> None:
-    """Add checksums to a set that has none, with a bar of the bytes read."""
-    total = sum(entry["bytes"] for entry in read_manifest(folder)["shards"])
-    with tqdm(total=total, unit="B", unit_scale=True, desc="tars", dynamic_ncols=True) as bar:
-
-        def show(size: int) -> None:
-            bar.update(size)
-
-        written = add_checksums(folder, threads=threads or len(os.sched_getaffinity(0)), on_progress=show)
-    print(f"written: {', '.join(written)}" if written else f"{folder}: has checksums already", file=sys.stderr)
-
-
 def work(args: argparse.Namespace) -> int:
-    """Do what is asked for; returns the exit status."""
+    """Do what the arguments say. Returns the exit status."""
     if args.add_checksums:
-        add_checksums_to(args.folder, threads=args.workers)
+        total = sum(entry["bytes"] for entry in read_manifest(args.folder)["shards"])
+        with tqdm(total=total, unit="B", unit_scale=True, desc="tars", dynamic_ncols=True) as bar:
+            threads = args.workers or len(os.sched_getaffinity(0))
+            written = add_checksums(args.folder, threads=threads, on_progress=bar.update)
+        done = f"written: {', '.join(written)}" if written else f"{args.folder}: has checksums already"
+        print(done, file=sys.stderr)
     if args.add_mapped:
         written = add_mapped(args.folder)
         print(f"written: {', '.join(written)}", file=sys.stderr)
@@ -158,7 +105,7 @@ def work(args: argparse.Namespace) -> int:
     if args.verify:
         found = verify(shard_set, workers=args.workers)
         sound = not found["problems"] and not found["quarantine"]
-        facts |= {"verified": found, "quarantine": len(found["quarantine"])}  # type: ignore[arg-type]
+        facts |= {"verified": found, "quarantine": len(found["quarantine"])}
         if not args.json:
             print("\n" + verdict_text(shard_set, found))
             shard_set = open_shard_set(args.folder)  # with the new quarantine
@@ -170,14 +117,14 @@ def work(args: argparse.Namespace) -> int:
             facts["preview"] = {"path": str(args.out), "width": width, "height": height}
             if not args.json:
                 print(f"\ncontact sheet: {args.out} ({width}x{height} pixels)")
-    finally:  # if drawing fails, the result of hours of verification is still printed
+    finally:  # hours of verification are printed even if the picture cannot be drawn
         if args.json:
             print(json.dumps(facts, indent=1))
     return 0 if sound else 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool; returns the exit status."""
+    """Run the tool. Returns the exit status."""
     p = parser()
     args = p.parse_args(argv)
     check_arguments(p, args)

@@ -22,103 +22,20 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
 from tqdm import tqdm
 
 from lavila.annotations.ego4d import read_narrations
-from lavila.annotations.tables import read_csv
 from lavila.errors import UserError
-from lavila.shards.captions import CaptionError, Words, rows_of, without_row, write_captions
-from lavila.shards.reader import ShardSet, open_shard_set
-
-EXAMPLES = 3  # clip ids shown of those that do not match
-
-
-@dataclass(kw_only=True)
-class Gathered:
-    """The narrations of each clip, in the order in which the clips first come."""
-
-    narrations: dict[str, list[str]] = field(default_factory=dict)
-    scores: dict[str, list[float]] = field(default_factory=dict)  # scores by clip, for the clips that have any
-    empty: int = 0  # number of narrations left out
-    wordless: int = 0  # number of clips left out, because all their narrations are empty
-
-    def rows(self) -> Iterator[Words]:
-        """The rows of the captions table."""
-        for clip_id, narrations in self.narrations.items():
-            yield clip_id, narrations, self.scores.get(clip_id)
-
-
-def read_table(file: Path) -> Iterator[Words]:
-    """The rows of a csv file, each with its one narration. AnnotationError names file, line and column."""
-    for row in read_csv(file, ("clip_id", "narration")):
-        clip_id, score = row.cells["clip_id"].strip(), row.cells.get("score", "").strip()
-        if not clip_id:
-            raise row.error("clip_id", "is empty; give the id of a clip")
-        try:
-            scores = (float(score),) if score else None
-        except ValueError:
-            raise row.error("score", f"{score!r} is not a number; give one such as 1.25, or leave it empty") from None
-        yield clip_id, (row.cells["narration"],), scores
-
-
-def gather(rows: Iterable[Words]) -> Gathered:
-    """All narrations of each clip; empty ones are left out with their scores.
-
-    Raises CaptionError for a clip of which only some narrations have scores.
-    """
-    found = Gathered()
-    for clip_id, narrations, scores in rows:
-        kept = [place for place, text in enumerate(narrations) if text.strip()]
-        found.empty += len(narrations) - len(kept)
-        earlier = found.narrations.setdefault(clip_id, [])
-        if not kept:
-            continue
-        if earlier and (scores is None) == (clip_id in found.scores):
-            raise CaptionError(
-                f"clip {clip_id!r} has narrations with and without a score; give all of them one, or none"
-            )
-        earlier += [narrations[place] for place in kept]
-        if scores is not None:
-            found.scores.setdefault(clip_id, []).extend(scores[place] for place in kept)
-    wordless = [clip_id for clip_id, narrations in found.narrations.items() if not narrations]
-    for clip_id in wordless:
-        del found.narrations[clip_id]
-    found.wordless = len(wordless)
-    return found
-
-
-def coverage(shard_set: ShardSet, clip_ids: Iterable[str]) -> str:
-    """How a table and a shard set fit, in lines to be printed. CaptionError where they have no clip in common."""
-    ours = shard_set.clips.column("clip_id")
-    theirs = pa.chunked_array([pa.array(clip_ids, pa.large_string())])
-    rows = rows_of(ours, among=theirs)
-    bare, strangers = np.flatnonzero(rows < 0), without_row(len(theirs), rows)
-    if len(bare) == len(rows):
-        raise CaptionError(
-            f"none of the {len(theirs)} clips, such as {theirs[0].as_py()!r}, is in {shard_set.path}, whose clips are "
-            f"named like {ours[0].as_py()!r}; give the narrations of this set's clips, or another --shards"
-        )
-    lines = [f"{len(rows) - len(bare)} of {len(rows)} clips of {shard_set.path} have captions"]
-    lines += [f"  without: {_examples(ours, bare)}"] if len(bare) else []
-    lines.append(f"{len(strangers)} rows are for clips that are not in the set")
-    lines += [f"  such as: {_examples(theirs, strangers)}"] if len(strangers) else []
-    return "\n".join(lines)
-
-
-def _examples(ids: pa.ChunkedArray, rows: npt.NDArray[np.int64]) -> str:
-    shown = ", ".join(ids[row].as_py() for row in rows[:EXAMPLES].tolist())
-    return f"{shown} ..." if len(rows) > EXAMPLES else shown
+from lavila.ingest.caption_tables import coverage, gather, read_table
+from lavila.shards.captions import CaptionError, Words, write_captions
+from lavila.shards.reader import open_shard_set
 
 
 def make_table(args: argparse.Namespace) -> None:
-    """Read, check and write; prints the counts."""
+    """Read, check and write a table, and print the numbers."""
     if args.out.exists():
         raise CaptionError(f"--out {args.out}: is there already; remove it or give another name")
     shard_set = open_shard_set(args.shards) if args.shards else None
@@ -146,7 +63,7 @@ def make_table(args: argparse.Namespace) -> None:
 
 
 def parse_source(text: str) -> str:
-    """A word that says where narrations come from."""
+    """The word for the origin of the narrations."""
     if not text.strip():
         raise argparse.ArgumentTypeError("is empty; give for example human, rephrased or machine")
     return text.strip()
@@ -169,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool; returns the exit status."""
+    """Run the tool. Returns the exit status."""
     args = parser().parse_args(argv)
     try:
         make_table(args)

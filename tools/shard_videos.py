@@ -36,7 +36,7 @@ from lavila.config.schema import FRAMES
 from lavila.errors import UserError
 from lavila.ingest.assembly import work_folder
 from lavila.ingest.encode import ENCODERS, EncodeSettings, Limits, check_encoder
-from lavila.ingest.jobs import Plan, Protocol
+from lavila.ingest.jobs import EvaluationFrames, SetSettings
 from lavila.ingest.run import Machines, Run, Stop, make_set, summary
 from lavila.plan.frames import FrameChoice
 
@@ -147,8 +147,8 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def read_plan(args: argparse.Namespace) -> Plan:
-    """The plan of the set. UserError for settings that do not go together."""
+def read_settings(args: argparse.Namespace) -> SetSettings:
+    """The settings of the set. UserError for settings that contradict each other."""
     encoder = EncodeSettings(
         codec=args.codec,
         short_side=args.short_side,
@@ -164,8 +164,8 @@ def read_plan(args: argparse.Namespace) -> Plan:
         raise UserError(f"--chunk-seconds {args.chunk_seconds}: give 1 or more")
     if args.frames_for and (args.layout == "chunks" or args.split == "train"):
         what = "--layout chunks" if args.layout == "chunks" else "--split train"
-        raise UserError(f"--frames-for stores the frames that an evaluation asks for; it does not go with {what}")
-    return Plan(
+        raise UserError(f"--frames-for stores the frames of an evaluation, clip by clip; it cannot be used with {what}")
+    return SetSettings(
         dataset=args.dataset,
         split=args.split,
         encoder=encoder,
@@ -174,21 +174,21 @@ def read_plan(args: argparse.Namespace) -> Plan:
         limit=args.limit,
         layout=args.layout,
         chunk_seconds=args.chunk_seconds,
-        frames_for=read_protocol(args.frames_for) if args.frames_for else None,
+        frames_for=read_evaluation_frames(args.frames_for) if args.frames_for else None,
         narrations_source=args.narrations_source,
     )
 
 
-def read_protocol(words: Sequence[str]) -> Protocol:
-    """The frames that the evaluation of a config (name, then key=value settings) asks for."""
+def read_evaluation_frames(words: Sequence[str]) -> EvaluationFrames:
+    """The frames that the evaluation of a config uses. `words`: its name, then settings key=value."""
     config = load_config(words[0], words[1:])
     data = config.data
     choice = FrameChoice(frames=data.frames or FRAMES, sampling=data.sampling.value, stride=data.stride)
-    return Protocol(choice=choice, clips=config.views.clips)
+    return EvaluationFrames(choice=choice, clips=config.views.clips)
 
 
-def read_run(args: argparse.Namespace, plan: Plan) -> Run:
-    """The run that the arguments ask for; annotations are read here."""
+def read_run(args: argparse.Namespace, settings: SetSettings) -> Run:
+    """The run that the arguments describe. Reads the annotations."""
     if not args.videos.is_dir():
         raise Stop(f"--videos {args.videos}: no such folder")
     if not os.access(args.videos, os.R_OK | os.X_OK):
@@ -208,13 +208,13 @@ def read_run(args: argparse.Namespace, plan: Plan) -> Run:
         machines=machines,
         max_failures=args.max_failures,
         limits=Limits(seconds=args.clip_seconds),
-        plan=plan,
+        settings=settings,
         annotations=read_annotations(args.dataset, args.annotations, split=args.split),
     )
 
 
 def explain(error: OSError) -> str:
-    """An error of the operating system, and how to fix it."""
+    """An error of the operating system, with what to do about it."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"{error}: the disk is full; whole shards are kept: make room and run again with --resume"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -223,25 +223,25 @@ def explain(error: OSError) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool; returns the exit status."""
+    """Run the tool. Returns the exit status."""
     began = time.monotonic()
     p = parser()
     args = p.parse_args(argv)
     try:
-        plan = read_plan(args)
-        check_encoder(plan.encoder)
+        settings = read_settings(args)
+        check_encoder(settings.encoder)
     except UserError as error:
         p.error(str(error))
     try:
-        run = read_run(args, plan)
-        settings = plan.settings(run.annotations)
-        with work_folder(run.out, settings, resume=args.resume) as whole:
+        run = read_run(args, settings)
+        facts = settings.as_json(run.annotations)
+        with work_folder(run.out, facts, resume=args.resume) as whole:
             if whole:
                 print(f"{args.out} is already whole, made with the same settings; nothing to do")
                 return 0
-            manifest = make_set(run, settings, resume=args.resume)
+            manifest = make_set(run, facts, resume=args.resume)
         print(summary(run, manifest, began=began))
-        print(f"      python train.py --config NAME data.{plan.split}={args.out}")
+        print(f"      python train.py --config NAME data.{settings.split}={args.out}")
         return 0
     except KeyboardInterrupt:
         print("\ninterrupted; whole shards are kept: run again with --resume", file=sys.stderr)

@@ -14,11 +14,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from lavila.plan.order import EpochOrder, Shuffle
-
-Ints = npt.NDArray[np.int64]
+from lavila.records import Ints
 
 CLASSES, PER_VIDEO, AGAIN, BATCH = 97, 400, 0.3, 1024
 LAGS = (1, 8, 64)

@@ -21,7 +21,7 @@ def read_annotations(dataset: str, path: Path, *, split: str) -> AnnotationSet:
     """Read one split of a known dataset.
 
     `path`: the folder of the dataset's annotation files, or the one file that holds the split. Raises AnnotationError
-    for a dataset name that is not in `DATASETS`, a path that is not there, and what the dataset's reader refuses.
+    for a dataset name that is not in `DATASETS`, a path that does not exist, and files that the reader refuses.
     """
     if dataset not in DATASETS:
         near = difflib.get_close_matches(dataset, DATASETS, n=1, cutoff=0.0)
@@ -29,7 +29,7 @@ def read_annotations(dataset: str, path: Path, *, split: str) -> AnnotationSet:
     try:
         found = path.exists()
     except OSError as error:
-        raise AnnotationError(f"{path}: cannot be looked at ({error.strerror}); check its rights") from None
+        raise AnnotationError(f"{path}: cannot be opened ({error.strerror}); check its rights") from None
     if not found:
         raise AnnotationError(
             f"{path}: no such file or folder; give the folder that holds the annotation files of {dataset} under "

@@ -1,4 +1,4 @@
-"""What every reader of annotation files gives."""
+"""The result of every reader of annotation files, and the error of all of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from lavila.records import Clip, SpanRule
 
 
 class AnnotationError(UserError):
-    """Annotation files that cannot be read as what they should be."""
+    """Annotation files that are missing, damaged or of another form."""
+
+
+Failure = tuple[str, str, str]
+"""A row that cannot be a clip: its clip_id, its video path, and the reason."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,9 +23,9 @@ class AnnotationSet:
     """One split of a dataset."""
 
     clips: list[Clip]  # in the order of the file
-    classes: dict[str, list[str]]  # kind of label -> name of each class; the place in the list is the class index
-    files: list[Path]  # everything that was read
-    failures: list[tuple[str, str, str]]  # clip_id, video path, reason: rows that cannot be clips
+    classes: dict[str, list[str]]  # kind of label -> names of its classes; the place in the list is the class index
+    files: list[Path]  # every file that was read
+    failures: list[Failure]  # the rows that cannot be clips
     span_rule: SpanRule = "edges"  # how the dataset's authors turn seconds into frames
-    class_texts: dict[str, list[list[str]]] = field(default_factory=dict)  # kind -> for each class its descriptions
-    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # what is not about one clip: name -> rows
+    class_texts: dict[str, list[list[str]]] = field(default_factory=dict)  # kind -> descriptions of each class
+    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # name -> rows that are not about one clip

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from lavila.annotations.base import AnnotationError, AnnotationSet
+from lavila.annotations.base import AnnotationError, AnnotationSet, Failure
 from lavila.annotations.checks import ClipNames, clip_id_problem, interval_problem, locate, video_path_problem
 from lavila.annotations.ego4d import read_narrated
 from lavila.annotations.tables import Row, decimal_seconds, read_cells, read_csv
@@ -23,16 +23,14 @@ CLASSES = "Charades_v1_classes.txt"
 USED_COLUMNS = ("id", "actions", "length")
 _CODE_LENGTH = 4  # "c019"
 
-Failures = list[tuple[str, str, str]]
-
 
 def read_clips(path: Path, split: str) -> AnnotationSet:
     """The clips of one split.
 
-    `path` is a csv with Charades_v1_classes.txt beside it, a pickle, or the folder of these; there train is the pickle
-    if it is there, else the csv, and val the csv. A class is known by its text up to the first comma, as in LaViLa,
-    whose published texts these are. Raises AnnotationError, naming file, line and column, or entry. A row whose video
-    lies outside the video root or was not taken by the wearer, and an interval without length, go to `failures`.
+    `path` is a csv with Charades_v1_classes.txt beside it, a pickle, or the folder of these. In a folder, train is the
+    pickle if there is one, else the csv; val is the csv. The text of a class ends at its first comma, as in LaViLa's
+    published texts. Raises AnnotationError, which names file, line and column, or entry. `failures` gets each row whose
+    video lies outside the video root or is not egocentric, and each interval without length.
     """
     file = locate(path, split, TABLES)
     if path.is_dir() and split == "train" and (path / PICKLES["train"]).exists():
@@ -59,7 +57,7 @@ def read_clips(path: Path, split: str) -> AnnotationSet:
 def _read_pickle(file: Path) -> AnnotationSet:
     found = read_narrated(file)
     class_file = file.parent / CLASSES
-    if not class_file.exists():  # only training needs no classes
+    if not class_file.exists():  # training on narrations needs no classes
         return found
     texts = list(_read_classes(class_file).values())
     return replace(
@@ -88,10 +86,10 @@ def _is_code(text: str) -> bool:
     return len(text) == _CODE_LENGTH and text.startswith("c") and text.isascii() and text[1:].isdigit()
 
 
-def _usable(rows: list[Row]) -> tuple[list[Row], Failures]:
-    """Rows of egocentric videos below the video root, each with its own id."""
+def _usable(rows: list[Row]) -> tuple[list[Row], list[Failure]]:
+    """The rows of egocentric videos below the video root. Two rows of one id are an error."""
     usable: list[Row] = []
-    failures: Failures = []
+    failures: list[Failure] = []
     first_line: dict[str, int] = {}
     for row in rows:
         name = row.cells["id"]
@@ -112,10 +110,10 @@ def _usable(rows: list[Row]) -> tuple[list[Row], Failures]:
     return usable, failures
 
 
-def _whole_videos(rows: list[Row], places: Mapping[str, int]) -> tuple[list[Clip], Failures]:
+def _whole_videos(rows: list[Row], places: Mapping[str, int]) -> tuple[list[Clip], list[Failure]]:
     """One clip per row, from 0 to its length, labelled with its classes in the order of the row."""
     clips: list[Clip] = []
-    failures: Failures = []
+    failures: list[Failure] = []
     for row in rows:
         name, length = row.cells["id"], row.seconds("length")
         labels = tuple(dict.fromkeys(label for label, _, _ in _actions(row, places)))
@@ -127,10 +125,10 @@ def _whole_videos(rows: list[Row], places: Mapping[str, int]) -> tuple[list[Clip
     return clips, failures
 
 
-def _intervals(rows: list[Row], places: Mapping[str, int]) -> tuple[list[Clip], Failures]:
+def _intervals(rows: list[Row], places: Mapping[str, int]) -> tuple[list[Clip], list[Failure]]:
     """One clip per action of each row."""
     clips: list[Clip] = []
-    failures: Failures = []
+    failures: list[Failure] = []
     names = ClipNames()
     codes = list(places)
     for row in rows:
@@ -172,7 +170,7 @@ def _clip(row: Row, clip_id: str, interval: tuple[float, float], labels: tuple[i
     )
 
 
-def _failure(row: Row, clip_id: str, problem: str) -> tuple[str, str, str]:
+def _failure(row: Row, clip_id: str, problem: str) -> Failure:
     return clip_id, _video_path(row), f"{row.file.name}, line {row.line}: {problem}"
 
 

@@ -1,4 +1,4 @@
-"""What every reader asks of the names, paths, texts and times in an annotation file, whoever wrote it."""
+"""Checks of the names, paths, texts and times in an annotation file, shared by all readers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from lavila.annotations.base import AnnotationError
 from lavila.errors import shown
 
-MAX_SECONDS = 1e7  # 115 days: no video is longer, so a larger number is no time
+MAX_SECONDS = 1e7  # 115 days; no video is longer, so a larger number cannot be a time
 _CLIP_ID = re.compile(r"[^\s./\\\x00-\x1f\x7f]+")
 _NOT_IN_CLIP_ID = re.compile(r"[\s./\\%\x00-\x1f\x7f]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -20,9 +20,10 @@ _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
 def locate(path: Path, split: str, names: Mapping[str, str]) -> Path:
-    """The file that holds a split: `path` itself, or in a folder the one that `names` (split -> file name) says.
+    """The file that holds a split: `path` itself, or the file in the folder `path` with the split's name in `names`.
 
-    Raises AnnotationError for a split that is not in `names`, and for a file that is published as another split's.
+    `names`: split -> file name. Raises AnnotationError for a split that is not in `names`, and for a file whose name
+    belongs to another split.
     """
     if split not in names:
         raise AnnotationError(f"split {split!r} is not known: one of {', '.join(names)}")
@@ -42,9 +43,9 @@ def clip_id_problem(clip_id: str) -> str:
 
 
 def video_path_problem(video_path: str) -> str:
-    """Why a path is not one below the video root; empty when it is.
+    """Why a path does not lie below the video root; empty when it does.
 
-    Backslashes and drive letters are refused too: the same annotations must mean the same on every system.
+    Backslashes and drive letters are refused too, so that the same annotations mean the same on every system.
     """
     if _CONTROL.search(video_path):
         return f"video path {shown(video_path)} holds control characters"
@@ -64,29 +65,29 @@ def interval_problem(start_second: float, stop_second: float) -> str:
 
 
 def as_seconds(value: object) -> float | None:
-    """A Python or numpy number as float64 seconds; None for all else, for not-a-number and for absurd times."""
+    """A Python or numpy number as float64 seconds; None for anything else, for not-a-number and for absurd times."""
     if type(value) is not float:
         if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
             return None
-        if isinstance(value, int) and abs(value) > MAX_SECONDS:  # may be too large for a float
+        if isinstance(value, int) and abs(value) > MAX_SECONDS:  # float() raises for very large ones
             return None
         value = float(value)
     return value if -MAX_SECONDS < value < MAX_SECONDS else None
 
 
 def as_text(value: object) -> str | None:
-    """A Python or numpy string as str; None for all else, and for text that no file can hold (half a character)."""
+    """A Python or numpy string as str; None for anything else, and for half a character, which no file can hold."""
     if not isinstance(value, str) or not (value.isascii() or not _HALF_CHARACTER.search(value)):
         return None
     return str(value)
 
 
 class ClipNames:
-    """Makes the ids of clips that are published without one.
+    """Makes ids for clips that are published without one.
 
-    "<video>_<start>_<stop>" with both times in whole milliseconds, 8 digits or more; the 2nd, 3rd ... clip of the same
-    video and times gets "_2", "_3" ... in the order of the file. So the same file gives the same ids, whoever reads it.
-    What a tar member's name may not hold is written as "%" and its hexadecimal UTF-8 bytes.
+    An id is "<video>_<start>_<stop>" with both times in whole milliseconds, 8 digits or more. The 2nd, 3rd ... clip of
+    the same video and times gets "_2", "_3" ... in the order of the file, so the same file always gives the same ids.
+    A character that a tar member's name may not hold becomes "%" and its UTF-8 bytes in hexadecimal.
     """
 
     def __init__(self) -> None:

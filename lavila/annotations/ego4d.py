@@ -1,7 +1,7 @@
 """Ego4D (Grauman et al., CVPR 2022) clips with narrations, from pickles as LaViLa publishes and writes them.
 
-A list of (video_uid, start_second, end_second, narration or narrations[, scores]). A video is named <video_uid>.mp4,
-be it a file or a folder of chunks.
+A pickle is a list of (video_uid, start_second, end_second, narration or narrations[, scores]). A video is named
+<video_uid>.mp4, which is a file or a folder of chunks.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lavila.annotations.base import AnnotationError, AnnotationSet
+from lavila.annotations.base import AnnotationError, AnnotationSet, Failure
 from lavila.annotations.checks import ClipNames, as_seconds, as_text, interval_problem, locate, video_path_problem
 from lavila.annotations.tables import read_plain_pickle
 from lavila.errors import shown
@@ -30,17 +30,17 @@ class Narrated(NamedTuple):
     video_path: str
     start_second: float  # float64
     stop_second: float  # float64
-    narrations: tuple[str, ...]  # less those of blanks only
-    scores: tuple[float, ...] | None  # as many as narrations; None where the entry has none
-    problem: str  # why it cannot be a clip; empty when it can
+    narrations: tuple[str, ...]  # without blank ones
+    scores: tuple[float, ...] | None  # one for each narration; None where the entry has none
+    problem: str  # the reason why it cannot be a clip; empty when it can
 
 
 def read_clips(path: Path, split: str) -> AnnotationSet:
     """The clips of one split. `path` is the pickle, or a folder where it has its usual name.
 
-    Raises AnnotationError for a file that is not a list of such entries, naming the first bad entry (the first is 0).
-    An entry whose stop is not after its start, that starts before the video or whose video lies outside the video root
-    goes to `failures`.
+    Raises AnnotationError for a file that is not a list of such entries. It names the first bad entry, counted from 0.
+    `failures` gets each entry whose stop is not after its start, that starts before its video, or whose video lies
+    outside the video root.
     """
     return read_narrated(locate(path, split, SPLITS))
 
@@ -48,7 +48,7 @@ def read_clips(path: Path, split: str) -> AnnotationSet:
 def read_narrated(file: Path) -> AnnotationSet:
     """The clips of a pickle of entries, without classes."""
     clips: list[Clip] = []
-    failures: list[tuple[str, str, str]] = []
+    failures: list[Failure] = []
     for number, entry in enumerate(_entries(file)):
         if entry.problem:
             failures.append((entry.clip_id, entry.video_path, f"{file.name}, entry {number}: {entry.problem}"))
@@ -89,7 +89,7 @@ def _entries(file: Path) -> Iterator[Narrated]:
             place = (name, start, stop).index(None)
             kind = ("a video's name", "a start second", "an end second")[place]
             raise AnnotationError(f"{file}, entry {number}: {shown(entry[place])} is not {kind}; needed are {_FORM}")
-        if name not in videos:  # so that all clips of a video share its strings
+        if name not in videos:  # checked once, so that all clips of a video share its strings
             video_path = f"{name}.mp4"
             problem = video_path_problem(video_path)
             videos[name] = name, video_path, f"{problem}; correct the video's name" if problem else ""
@@ -105,7 +105,7 @@ def _entries(file: Path) -> Iterator[Narrated]:
 
 
 def _words(said: object, scored: object) -> tuple[tuple[str, ...], tuple[float, ...] | None]:
-    """Narrations and their scores. Raises ValueError for what is not some."""
+    """Narrations and their scores. Raises ValueError for anything else."""
     texts: list[str] = []
     for said_one in [said] if isinstance(said, str) else _items(said, "narrations"):
         text = as_text(said_one)

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lavila.annotations.base import AnnotationError, AnnotationSet
+from lavila.annotations.base import AnnotationError, AnnotationSet, Failure
 from lavila.annotations.checks import ClipNames, as_seconds, as_text, interval_problem, locate, video_path_problem
 from lavila.annotations.tables import decimal_seconds, read_text, whole_number
-from lavila.errors import shown
+from lavila.errors import listed, shown
 from lavila.records import Clip
 
 SPLITS = {"val": "egomcq.json"}
-KINDS = {1: "inter", 2: "intra"}  # by the dataset's authors: choices from many videos (easy), from one video (hard)
+KINDS = {1: "inter", 2: "intra"}  # the authors' names: choices from many videos (easy) or from one (hard)
 CHOICES = 5
 
 Interval = tuple[str, float, float]
@@ -31,7 +31,7 @@ class _Clips:
     names: ClipNames = field(default_factory=ClipNames)
 
     def add(self, interval: Interval, text: str) -> str:
-        """The clip's id."""
+        """Remember a text that was said of an interval. Returns the id of its clip."""
         if interval not in self.ids:
             self.ids[interval] = self.names.make(*interval)
             self.said[interval] = []
@@ -45,15 +45,15 @@ def read_questions(path: Path, split: str) -> AnnotationSet:
 
     `tables["questions"]`, in numerical order: question_id str, kind "inter" (choices from different videos) or "intra"
     (from one), text, choices (5 clip ids), answer (place of the right one). Raises AnnotationError for a split other
-    than val and for a file of another form, naming the question. A question with a choice that cannot be a clip is
-    left out and goes to `failures` with that choice.
+    than val and for a file of another form; it names the question. A question with a choice that cannot be a clip is
+    left out, and `failures` gets that choice.
     """
     if split not in SPLITS:
         raise AnnotationError(f"EgoMCQ has no split {split!r}: it is an evaluation set, ask for split 'val'")
     file = locate(path, split, SPLITS)
     clips = _Clips()
     questions: list[dict[str, Any]] = []
-    failures: list[tuple[str, str, str]] = []
+    failures: list[Failure] = []
     for key, question in _questions(file):
         where = f"{file}, question {key}"
         text = _member(_member(question, "query", dict, where), "clip_text", str, where)
@@ -71,8 +71,8 @@ def read_questions(path: Path, split: str) -> AnnotationSet:
         ]
         if unusable:
             for place, interval, reason in unusable:
-                told = f"{file.name}, question {key}, choice {place}: {reason}; the question is left out, correct it"
-                failures.append((ClipNames().make(*interval), f"{interval[0]}.mp4", told))
+                failure = f"{file.name}, question {key}, choice {place}: {reason}; the question is left out, correct it"
+                failures.append((ClipNames().make(*interval), f"{interval[0]}.mp4", failure))
             continue
         ids = [clips.add(interval, said) for interval, said in choices]
         questions.append(
@@ -117,7 +117,7 @@ def _questions(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """json's own dict would keep the last of several and lose the others unseen."""
+    """A dict of unique keys. json's own dict silently keeps only the last of several."""
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a key comes twice in one object")
@@ -127,7 +127,7 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _choices(found: dict[str, Any], where: str) -> list[tuple[Interval, str]]:
     """Interval and text of the five choices, in their order."""
     if set(found) != {str(place) for place in range(CHOICES)}:
-        keys = ", ".join(shown(key) for key in list(found)[:10]) or "none"
+        keys = listed([shown(key) for key in found]) or "none"
         raise AnnotationError(f"{where}: choices {keys}; needed are '0' to '{CHOICES - 1}'")
     choices = []
     for place in range(CHOICES):
@@ -142,7 +142,7 @@ def _choices(found: dict[str, Any], where: str) -> list[tuple[Interval, str]]:
 
 
 def _member(found: dict[str, Any], name: str, kind: type, where: str) -> Any:
-    """A member of the type that it must have."""
+    """A member of an object, checked for its type."""
     value = as_text(found.get(name)) if kind is str else found.get(name)
     if type(value) is not kind:
         what = {str: "text", int: "a whole number", dict: "an object"}[kind]

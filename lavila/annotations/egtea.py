@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lavila.annotations.base import AnnotationError, AnnotationSet
+from lavila.annotations.base import AnnotationError, AnnotationSet, Failure
 from lavila.annotations.checks import clip_id_problem, locate, video_path_problem
 from lavila.annotations.tables import read_words, whole_number
 from lavila.errors import shown
@@ -12,19 +12,19 @@ from lavila.records import Clip
 
 SPLITS = {"train": "train_split1.txt", "val": "test_split1.txt"}
 ACTIONS = "action_idx.txt"
-_SESSION_FIELDS = 3  # of a clip's name: person, recording, recipe; they name its folder
+_SESSION_FIELDS = 3  # the fields of a clip's name that name its folder: person, recording, recipe
 
 
 def read_clips(path: Path, split: str) -> AnnotationSet:
     """The clips of one split; each covers its whole video file, and its narration is the text of its action.
 
     `path` is the folder of the text files, or one split file with action_idx.txt beside it. Raises AnnotationError,
-    naming file and line. A clip whose video lies outside the video root goes to `failures`.
+    which names file and line. A clip whose video lies outside the video root goes to `failures`.
     """
     file = locate(path, split, SPLITS)
     texts = _read_actions(file.parent / ACTIONS)
     clips: list[Clip] = []
-    failures: list[tuple[str, str, str]] = []
+    failures: list[Failure] = []
     first_line: dict[str, int] = {}
     for line, words in read_words(file):
         where = f"{file}, line {line}"

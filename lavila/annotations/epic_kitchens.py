@@ -1,6 +1,6 @@
 """EPIC-KITCHENS-100 (Damen et al., IJCV 2022) action recognition, from the csv files of its annotation repository.
 
-Times come from the timestamp columns, as in LaViLa: the frame columns count frames of a re-encoding.
+Times come from the timestamp columns, as in LaViLa, since the frame columns count frames of a re-encoded video.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lavila.annotations.base import AnnotationError, AnnotationSet
+from lavila.annotations.base import AnnotationError, AnnotationSet, Failure
 from lavila.annotations.checks import clip_id_problem, interval_problem, locate, video_path_problem
 from lavila.annotations.tables import Row, read_csv
 from lavila.errors import shown
@@ -36,8 +36,6 @@ USED_COLUMNS = (
 )
 _TIMESTAMP = re.compile(r"([0-9]{1,3}):([0-5]?[0-9]):([0-5]?[0-9](?:\.[0-9]*)?)")
 
-Failures = list[tuple[str, str, str]]
-
 
 def parse_timestamp(text: str) -> float:
     """`HH:MM:SS.ff` -> float64 seconds. Raises AnnotationError for any other form."""
@@ -53,11 +51,11 @@ def read_classification(path: Path, split: str) -> AnnotationSet:
 
     `path` is the folder of the csv files, or one csv file with the others beside it. An action's index is the place of
     its `"verb:noun"` among the distinct ones of training and validation, sorted as text ("10:4" before "2:5"): a
-    published classifier's outputs are in this order. An action's texts are all that was said of it in either split.
+    published classifier's outputs are in this order. An action's texts are all its narrations in both splits.
     Where the lists of unseen participants and of tail classes lie there, `tables["groups"]` of split val has them:
     group str ("unseen_participants", "tail_verbs", "tail_nouns"), entry str (a participant, or a class's number).
-    Raises AnnotationError, naming file, line and column. A row whose stop is not after its start, or whose video lies
-    outside the video root, goes to `failures`.
+    Raises AnnotationError, which names file, line and column. `failures` gets each row whose stop is not after its
+    start, or whose video lies outside the video root.
     """
     annotated = locate(path, split, SPLITS)
     folder = annotated.parent
@@ -114,14 +112,14 @@ def read_clips(
     nouns: int,
     used: Collection[str],
     more: Callable[[Row, int, int], Mapping[str, Any]],
-) -> tuple[list[Clip], Failures]:
+) -> tuple[list[Clip], list[Failure]]:
     """The clips of rows with `USED_COLUMNS`, and the rows that cannot be clips.
 
-    `verbs`, `nouns`: how many classes there are. `more(row, verb, noun)` gives further fields of the clip; columns that
+    `verbs`, `nouns`: the numbers of classes. `more(row, verb, noun)` returns further fields of the clip. Columns that
     are not in `used` become its `extra`.
     """
     clips: list[Clip] = []
-    failures: Failures = []
+    failures: list[Failure] = []
     first_line: dict[str, int] = {}
     for row in rows:
         clip_id = _clip_id(row, first_line)
@@ -188,7 +186,7 @@ def _clip_id(row: Row, first_line: dict[str, int]) -> str:
 
 
 def _why_not_a_clip(video_path: str, start: float, stop: float) -> str:
-    """Empty when it can be one."""
+    """The reason why a row cannot be a clip; empty when it can."""
     problem = video_path_problem(video_path)
     if problem:
         return f"{problem}; correct participant_id or video_id"

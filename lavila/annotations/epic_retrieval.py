@@ -1,7 +1,8 @@
 """EPIC-KITCHENS-100 multi-instance retrieval (Damen et al., IJCV 2022): clips, sentences and their relevancy.
 
-How relevant a sentence is to a clip follows from their verb and noun classes, so that it is computed when needed; the
-published pickles hold such numbers (8.6 GB for training); the one for evaluation is read when it is there, and counts.
+The relevancy of a sentence to a clip follows from their verb and noun classes, and is computed when it is needed.
+Published pickles hold the same numbers, 8.6 GB of them for training. Only the pickle for evaluation is ever read: where
+it differs from the computed numbers, it counts.
 """
 
 from __future__ import annotations
@@ -30,22 +31,21 @@ RELEVANCY = "relevancy/caption_relevancy_EPIC_100_retrieval_test.pkl"
 USED_COLUMNS = (*CLASSIFICATION_COLUMNS, "all_noun_classes")
 _NUMBERS = re.compile(r"\[([0-9, ]*)\]")
 _ROWS_AT_ONCE = 1024
-_ROUNDING = 1e-6  # more than float32 rounds numbers up to 1, less than any two relevancies differ
+_ROUNDING = 1e-6  # larger than float32's rounding error, smaller than the difference of any two relevancies
 
 Meaning = tuple[int, Sequence[int]]
 """Verb class and noun classes of a clip or a sentence."""
 
 
 def read_retrieval(path: Path, split: str) -> AnnotationSet:
-    """The clips of one split and the sentences that are searched with or for.
+    """The clips of one split, and the sentences of the search in both directions.
 
     `path` is the folder of the csv files, or the csv of the split with the others beside it. A clip's `labels` are its
     noun classes, sorted. `tables["sentences"]`, in the order of their file: sentence_id str, narration str, verb int,
-    nouns list of int. Where the relevancy pickle of split val lies there and says something else than the csvs,
-    `tables["relevancy"]` holds it: clip_id str, relevancy [sentences] float32. That of training (8.6 GB) is never read,
-    `relevancy` gives any part of it.
-    Raises AnnotationError, naming file, line and column. A row whose stop is not after its start, or whose video lies
-    outside the video root, goes to `failures`.
+    nouns list of int. If split val has a relevancy pickle that differs from the csvs, `tables["relevancy"]` holds it:
+    clip_id str, relevancy [sentences] float32. The pickle of training is never read; `relevancy` computes any part.
+    Raises AnnotationError, which names file, line and column. `failures` gets each row whose stop is not after its
+    start, or whose video lies outside the video root.
     """
     file = locate(path, split, SPLITS)
     folder = file.parent
@@ -132,7 +132,7 @@ def _as_arrays(meanings: Sequence[Meaning]) -> tuple[npt.NDArray[np.int64], npt.
 
 
 def _sentence(row: Row, meanings: dict[str, tuple[int, list[int]]], *, verbs: int, nouns: int) -> dict[str, Any]:
-    """A sentence with its classes: its own where the file has them, else those of the clip of the same narration."""
+    """A sentence with its classes: from its own row if they are there, else from the clip with the same narration."""
     sentence_id = row.cells["narration_id"]
     if "verb_class" in row.cells and "noun_classes" in row.cells:
         verb, all_nouns = row.class_index("verb_class", verbs), _nouns(row, "noun_classes", nouns)
@@ -160,10 +160,10 @@ def _nouns(row: Row, column: str, count: int) -> list[int]:
 def _where_published_differs(
     file: Path, meanings: dict[str, tuple[int, list[int]]], sentences: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Rows of the table "relevancy" where the published matrix is not that of the csvs; none where it is.
+    """The rows of the table "relevancy" if the published matrix differs from the computed one; else none.
 
-    The authors' script has some chance in it, so a published matrix counts where it differs. AnnotationError where it
-    is of other clips or sentences.
+    The authors' script is partly random, so a published matrix counts where it differs. AnnotationError for a matrix
+    of other clips or sentences.
     """
     published = read_relevancy(file)
     if published.shape != (len(meanings), len(sentences)):

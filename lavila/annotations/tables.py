@@ -1,4 +1,4 @@
-"""Text tables of annotation files, row by row, each row knowing its place so that a complaint can name it."""
+"""Text tables of annotation files. Each row knows its file and line, so that an error can name them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ from pathlib import Path
 
 from lavila.annotations.base import AnnotationError
 from lavila.annotations.checks import as_seconds
-from lavila.errors import shown
+from lavila.errors import listed, one_line, shown
 from lavila.pickles.errors import PickleError
 from lavila.pickles.plain import read_pickle
 
-_LONGEST_LIST = 20
-_LONGEST_HEADER = 500
 _MOST_DIGITS = 9
 
 
@@ -24,8 +22,8 @@ class Row:
     """A row of a csv file with a header."""
 
     file: Path
-    line: int  # 1-based; of a row that spans lines, the last
-    cells: dict[str, str]  # by column
+    line: int  # line number from 1; the last one where a row spans several lines
+    cells: dict[str, str]  # column -> text
 
     def error(self, column: str, problem: str) -> AnnotationError:
         """An error that names the cell, to be raised."""
@@ -48,7 +46,7 @@ class Row:
 
 
 def whole_number(text: str) -> int | None:
-    """A number >= 0 of plain digits, or None."""
+    """A whole number >= 0 in plain digits, or None."""
     text = text.strip()
     return int(text) if text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS else None
 
@@ -62,18 +60,16 @@ def decimal_seconds(text: str) -> float | None:
 
 
 def need_file(file: Path) -> None:
-    """Raises AnnotationError, with what lies beside it, for a file that is not there."""
+    """Raises AnnotationError for a missing file, and lists the files of its kind that are there."""
     if file.is_file():
         return
     kind = file.suffix.lstrip(".")
     beside = sorted(path.name for path in file.parent.glob(f"*{file.suffix}")) if file.parent.is_dir() else []
-    more = ["..."] if len(beside) > _LONGEST_LIST else []
-    listed = ", ".join([*beside[:_LONGEST_LIST], *more]) or "none"
-    raise AnnotationError(f"{file}: not found; {kind} files there: {listed}; add {file.name}")
+    raise AnnotationError(f"{file}: not found; {kind} files there: {listed(beside) or 'none'}; add {file.name}")
 
 
 def read_plain_pickle(file: Path) -> object:
-    """The object in a pickle that holds only plain data, see `lavila.pickles.plain`. AnnotationError for others."""
+    """The object in a pickle of plain data; see `lavila.pickles.plain`. AnnotationError for any other."""
     try:
         need_file(file)
         return read_pickle(file)
@@ -84,7 +80,7 @@ def read_plain_pickle(file: Path) -> object:
 
 
 def read_text(file: Path) -> str:
-    """A UTF-8 file, with or without byte-order mark. Line ends stay as they are."""
+    """The text of a UTF-8 file, with or without byte-order mark. Line ends stay as they are."""
     try:
         need_file(file)
         return file.read_bytes().decode("utf-8-sig")
@@ -95,14 +91,14 @@ def read_text(file: Path) -> str:
 
 
 def read_words(file: Path) -> Iterator[tuple[int, list[str]]]:
-    """Lines that are not blank of a file without header, cut at white space: line number from 1, words."""
+    """The lines of a file without header that are not blank: line number from 1, words between white space."""
     for number, line in enumerate(read_text(file).splitlines(), 1):
         if line.split():
             yield number, line.split()
 
 
 def read_cells(file: Path) -> Iterator[tuple[int, list[str]]]:
-    """Rows that are not blank of a comma-separated file: line number from 1 (of the row's last line), cells."""
+    """The rows of a comma-separated file that are not blank: line number from 1 (the row's last line), cells."""
     reader = csv.reader(io.StringIO(read_text(file), newline=""), strict=True)
     try:
         for cells in reader:
@@ -113,12 +109,12 @@ def read_cells(file: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def read_csv(file: Path, columns: tuple[str, ...]) -> list[Row]:
-    """All rows of a comma-separated file whose first row names its columns, among them `columns` in any order."""
+    """All rows of a comma-separated file. Its first row names its columns; `columns` must be among them."""
     lines = read_cells(file)
     header = [name.strip() for name in next(lines, (1, []))[1]]
     missing = [name for name in columns if name not in header]
     if missing:
-        found = " ".join(", ".join(header).split())[:_LONGEST_HEADER] or "nothing"
+        found = one_line(", ".join(header)) or "nothing"
         raise AnnotationError(
             f"{file}, line 1: no column {', '.join(map(repr, missing))}; found {found}; needed are {', '.join(columns)}"
         )

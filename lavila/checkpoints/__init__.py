@@ -1,1 +1,1 @@
-"""Files that hold models: ours, the published ones, and their download."""
+"""Files that hold models: our own, the published ones, and their download."""

@@ -1,6 +1,6 @@
-"""OpenAI's CLIP weights as the start of a model: the picture tower for a TimeSformer, the text for a dual encoder.
+"""OpenAI's CLIP weights as the start of a model: the picture tower of a TimeSformer, both towers of a dual encoder.
 
-What CLIP has no counterpart for (attention over time, `temporal_embed`) keeps the start that its constructor gave it.
+Tensors without a counterpart in CLIP (attention over time, `temporal_embed`) keep the values of their constructor.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lavila.errors import UserError
+from lavila.errors import UserError, listed, one_line
 from lavila.models.dual_encoder import ClipDualEncoder
 from lavila.models.timesformer import TimeSformer, TimeSformerConfig
 from lavila.pickles.errors import PickleError
@@ -22,10 +22,10 @@ from lavila.pickles.tensors import read_tensors
 log = logging.getLogger(__name__)
 
 OPENAI = "openai"  # open_clip's tag for the original weights
-# Not weights: sizes that OpenAI's archives carry, and a constant mask.
+# Entries of OpenAI's archives that are not weights: sizes, and a constant mask.
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 VISUAL = "visual."
-OF_TIME = ("temporal_embed", ".timeattn.", ".norm3.", ".alpha_timeattn")  # parts of the names of such tensors
+OF_TIME = ("temporal_embed", ".timeattn.", ".norm3.", ".alpha_timeattn")  # parts of the names of tensors for time
 VISUAL_NAMES = {
     "class_embedding": "cls_token",
     "positional_embedding": "pos_embed",
@@ -39,20 +39,19 @@ VISUAL_NAMES = {
     ".mlp.c_fc.": ".mlp.fc1.",
     ".mlp.c_proj.": ".mlp.fc2.",
 }
-BATCHED = ("cls_token", "pos_embed")  # the tower's have leading dimensions of 1
-NAMES_SHOWN = 8
+BATCHED = ("cls_token", "pos_embed")  # tensors with leading dimensions of 1 in the tower
 
 
 class ClipWeightsError(UserError):
-    """CLIP weights that are not there, cannot be read or do not fit."""
+    """CLIP weights that are missing, cannot be read or do not fit."""
 
 
 def read_clip_weights(source: str | Path) -> dict[str, Tensor]:
     """OpenAI's CLIP as name -> tensor, float32, on the CPU.
 
-    source: a .safetensors file; a .pt file, either a plain state dict or OpenAI's own TorchScript archive, of which
-    nothing is executed; or open_clip's name of a model, such as ViT-B-16, whose weights it fetches once.
-    ClipWeightsError where there is nothing of the kind.
+    source: a .safetensors file; a .pt file, which is a plain state dict or OpenAI's TorchScript archive (nothing in it
+    is executed); or open_clip's name of a model, such as ViT-B-16, whose weights open_clip fetches once.
+    ClipWeightsError if the source is none of these.
     """
     path = Path(source)
     state = _read_file(path) if path.is_file() else _from_open_clip(str(source))
@@ -60,7 +59,7 @@ def read_clip_weights(source: str | Path) -> dict[str, Tensor]:
 
 
 def visual_name(name: str) -> str | None:
-    """The tower's name for a tensor of CLIP's `visual.`, given without that prefix; None for what a tower lacks."""
+    """The tower's name of a tensor of CLIP's `visual.`, without that prefix; None for a tensor that a tower lacks."""
     if name == "proj":
         return None
     for theirs, ours in VISUAL_NAMES.items():
@@ -69,18 +68,18 @@ def visual_name(name: str) -> str | None:
 
 
 def init_tower(tower: TimeSformer, weights: Mapping[str, Tensor]) -> None:
-    """Fill a video tower from CLIP's picture tower, all but what it has for time.
+    """Fill a video tower from CLIP's picture tower, except its tensors for time.
 
-    weights: of `read_clip_weights`. ClipWeightsError where names or shapes differ; the tower is then unchanged.
+    weights: from `read_clip_weights`. ClipWeightsError if names or shapes differ; the tower is then unchanged.
     """
-    _fill(tower, _tower_state(tower.config, weights), keep=_of_time)
+    _fill(tower, _tower_state(tower.config, weights), keep=_is_for_time)
 
 
 def init_dual_encoder(model: ClipDualEncoder, weights: Mapping[str, Tensor]) -> None:
     """Fill both towers from CLIP's, as `init_tower` does.
 
-    The projections and the temperature are CLIP's where its embedding is as wide as the model's, and keep their start
-    where not, as in LaViLa. ClipWeightsError where names or shapes differ; the model is then unchanged.
+    If CLIP's embedding is as wide as the model's, the projections and the temperature become CLIP's. If not, they keep
+    their start, as in LaViLa. ClipWeightsError if names or shapes differ; the model is then unchanged.
     """
     state = {name: tensor for name, tensor in weights.items() if not name.startswith(VISUAL)}
     state |= {VISUAL + name: tensor for name, tensor in _tower_state(model.visual.config, weights).items()}
@@ -91,7 +90,7 @@ def init_dual_encoder(model: ClipDualEncoder, weights: Mapping[str, Tensor]) -> 
     else:
         log.info("projections and temperature keep their start: CLIP's embedding is not %d wide", model.embed_dim)
     state = {name: tensor for name, tensor in state.items() if name not in shared}
-    _fill(model, state, keep=lambda name: name in shared or _of_time(name))
+    _fill(model, state, keep=lambda name: name in shared or _is_for_time(name))
 
 
 def _tower_state(config: TimeSformerConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -108,7 +107,7 @@ def _tower_state(config: TimeSformerConfig, weights: Mapping[str, Tensor]) -> di
     return state
 
 
-def _of_time(name: str) -> bool:
+def _is_for_time(name: str) -> bool:
     return any(part in name for part in OF_TIME)
 
 
@@ -123,10 +122,7 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor], *, keep: Callable[[str]
         if name in state and state[name].shape != wanted[name].shape
     ]
     if wrong:
-        rest = f" and {len(wrong) - NAMES_SHOWN} more" if len(wrong) > NAMES_SHOWN else ""
-        raise ClipWeightsError(
-            f"CLIP weights do not fit this model: {', '.join(wrong[:NAMES_SHOWN])}{rest}; take the CLIP of its size"
-        )
+        raise ClipWeightsError(f"CLIP weights do not fit this model: {listed(wrong)}; take the CLIP of its size")
     model.load_state_dict(dict(state), strict=False)
 
 
@@ -134,8 +130,8 @@ def _read_file(path: Path) -> Mapping[str, Tensor]:
     try:
         return load_file(path) if path.suffix == ".safetensors" else read_tensors(path)
     except (SafetensorError, PickleError) as error:
-        told = " ".join(str(error).split()).removeprefix(f"{path}: ")
-        raise ClipWeightsError(f"{path}: no weights of CLIP: {told[:200]}") from error
+        cause = one_line(str(error).removeprefix(f"{path}: "))
+        raise ClipWeightsError(f"{path}: no weights of CLIP: {cause}") from error
 
 
 def _from_open_clip(name: str) -> Mapping[str, Tensor]:
@@ -147,9 +143,8 @@ def _from_open_clip(name: str) -> Mapping[str, Tensor]:
     try:
         model = open_clip.create_model(name, pretrained=OPENAI, precision="fp32", device="cpu")
     except (OSError, RuntimeError) as error:
-        why = " ".join(str(error).split())
         raise ClipWeightsError(
-            f"CLIP weights {name!r} are not in open_clip's cache and cannot be fetched ({why[:300]}): save "
+            f"CLIP weights {name!r} are not in open_clip's cache and cannot be fetched ({one_line(error)}): save "
             f"open_clip.create_model({name!r}, pretrained='openai').state_dict() where there is a network, and give "
             "that file"
         ) from error

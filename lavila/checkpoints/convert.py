@@ -1,10 +1,9 @@
-"""A published checkpoint in our form, and a model of ours in LaViLa's."""
+"""Writes a published checkpoint in our form, and a model of ours in LaViLa's form."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,8 @@ from lavila.checkpoints.zoo import zoo_name
 from lavila.files import whole_path
 from lavila.pickles.tensors import SUFFIXES
 
-SHOWN = 6  # names shown of each sort
-# What tensors do not tell: chances while training, and how much is recomputed. They do not change a loaded model.
+# The parts of an architecture that tensors do not show. They matter in training only and do not change a loaded model.
 TRAINING_ONLY = {"drop_path", "dropout", "attention_dropout", "gradient_checkpointing", "zero_time_attention"}
-
-
-def shorten(names: Sequence[str]) -> str:
-    """Some of many names."""
-    rest = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def to_ours(file: Path, model: nn.Module, out: Path) -> list[Path]:
@@ -51,8 +43,8 @@ def to_ours(file: Path, model: nn.Module, out: Path) -> list[Path]:
 
 
 def to_lavila(file: Path, model: nn.Module, out: Path) -> list[Path]:
-    """Write a .pth file that LaViLa's scripts and `load_model` read. CheckpointError where it cannot say all."""
-    # Without its constants LaViLa does not load a narrator.
+    """Write a .pth file that LaViLa's scripts and `load_model` read. CheckpointError if it cannot hold the model."""
+    # LaViLa does not load a narrator without its constant buffers.
     constants: dict[str, torch.Tensor] = getattr(model, "constant_buffers", dict)()
     tensors = {**model.state_dict(), **constants}
     check_readable(model, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
@@ -71,7 +63,7 @@ def to_lavila(file: Path, model: nn.Module, out: Path) -> list[Path]:
 
 
 def check_readable(model: nn.Module, shapes: dict[str, tuple[int, ...]]) -> None:
-    """CheckpointError where names and shapes would be taken for another architecture than the model's."""
+    """Raise CheckpointError if names and shapes would be read as another architecture than the model's."""
     wanted = model.architecture()  # type: ignore[operator]
     try:
         found = architecture_of(shapes)
@@ -82,30 +74,30 @@ def check_readable(model: nn.Module, shapes: dict[str, tuple[int, ...]]) -> None
 
 
 def differences(wanted: dict[str, Any], found: dict[str, Any], place: str = "") -> list[str]:
-    """What is not the same in two architectures, training aside."""
-    told = []
+    """The differences of two architectures, except those that matter in training only."""
+    lines = []
     for name, value in wanted.items():
         other = found.get(name)
         if isinstance(value, dict):
-            told += differences(value, other if isinstance(other, dict) else {}, f"{place}{name}.")
+            lines += differences(value, other if isinstance(other, dict) else {}, f"{place}{name}.")
         elif value != other and name not in TRAINING_ONLY:
-            told.append(f"{place}{name} is {value!r} and would be read as {other!r}")
-    return told
+            lines.append(f"{place}{name} is {value!r} and would be read as {other!r}")
+    return lines
 
 
 def arguments_of(architecture: dict[str, Any]) -> dict[str, Any]:
     """The arguments from which LaViLa's scripts build the model again."""
     tower = architecture["tower"]
-    told: dict[str, Any] = {"clip_length": tower["num_frames"], "use_cls_token": False}
-    told["timesformer_gated_xattn"] = tower["gated_time_attention"]
+    arguments: dict[str, Any] = {"clip_length": tower["num_frames"], "use_cls_token": False}
+    arguments["timesformer_gated_xattn"] = tower["gated_time_attention"]
     if (name := published_name(architecture)) is not None:
-        told["model"] = name
+        arguments["model"] = name
     if "embed_dim" in architecture:
-        told["project_embed_dim"] = architecture["embed_dim"]
+        arguments["project_embed_dim"] = architecture["embed_dim"]
     if "decoder" in architecture:
-        told |= {"gated_xattn": architecture["decoder"]["gated"], "project_embed_dim": 256}
+        arguments |= {"gated_xattn": architecture["decoder"]["gated"], "project_embed_dim": 256}
     if "num_classes" in architecture:
-        told["num_classes"] = list(architecture["num_classes"])
-        told["use_vn_classifier"] = len(told["num_classes"]) > 1
-        told["dropout_ratio"] = architecture["dropout"]
-    return told
+        arguments["num_classes"] = list(architecture["num_classes"])
+        arguments["use_vn_classifier"] = len(arguments["num_classes"]) > 1
+        arguments["dropout_ratio"] = architecture["dropout"]
+    return arguments

@@ -1,4 +1,4 @@
-"""One file from the web: whole or absent, resumed where it broke off, checked, and fetched by one process at a time."""
+"""Downloads one file. It is whole or absent, resumed after a break, checked, and fetched by one process at a time."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 
 from lavila.checkpoints.errors import CheckpointError
@@ -23,42 +24,44 @@ from lavila.files import sync
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int | None], None]
-"""Bytes here, bytes in all (None where the server does not say)."""
+"""Bytes that have come, bytes in all (None if the server does not say)."""
 
 BLOCK = 1 << 20  # bytes
-LOG_SECONDS = 15.0
-AGAIN = {408, 429, 500, 502, 503, 504}  # states of a server that may pass
+LOG_SECONDS = 15.0  # pause between two lines of the log
+AGAIN = {408, 429, 500, 502, 503, 504}  # HTTP statuses after which a new try may succeed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Patience:
-    """How long to try."""
+    """How often and how long to try."""
 
-    attempts: int = 5  # in a row that bring nothing new
-    wait_seconds: float = 2.0  # before the second attempt; doubles with each
-    timeout_seconds: float = 30.0  # of a silent connection
+    attempts: int = 5  # number of attempts in a row that may bring no new bytes
+    wait_seconds: float = 2.0  # pause before the second attempt; it doubles with each one
+    timeout_seconds: float = 30.0  # how long a connection may be silent
 
 
 def download(
     url: str, target: Path, *, md5: str = "", on_progress: Progress | None = None, patience: Patience | None = None
 ) -> Path:
-    """`target`, fetched from `url` unless it is there already.
+    """Fetch `target` from `url`, unless it is there already. Returns `target`.
 
-    What an earlier call left in `<target>.part` is gone on with, also after other processes: they take turns, by a lock
-    on `<target>.lock`. md5: what the file's checksum begins with; "" = not known. on_progress: None = log lines.
-    CheckpointError for a server that does not have or give the file, a file with another checksum, and without network;
-    each says where to put a file fetched by other means.
+    A download continues what an earlier call or another process left in `<target>.part`. Processes take turns, by a
+    lock on `<target>.lock`. `md5`: the first digits of the file's checksum; "" = not known. `on_progress`: None = log
+    lines. CheckpointError if the server does not give the file, if the file has another checksum, and without network.
+    Its message says where to put a file that was fetched by other means.
     """
     if target.is_file():
         return target
     with _lock(target):
-        if target.is_file():  # another process was first
+        if target.is_file():  # another process has fetched it
             return target
         part = target.with_name(f"{target.name}.part")
         resumed = part.exists()
         _fetch(url, part, target, on_progress or _Lines(target.name), patience or Patience())
         if resumed and not _is(part, md5):
-            log.warning("%s: what was there before does not belong to it; downloading it from the start", target.name)
+            log.warning(
+                "%s: what an earlier download left does not belong to it; downloading it from the start", target.name
+            )
             part.unlink()
             _fetch(url, part, target, on_progress or _Lines(target.name), patience or Patience())
         if not _is(part, md5):
@@ -72,23 +75,23 @@ def download(
 
 
 def _fetch(url: str, part: Path, target: Path, on_progress: Progress, patience: Patience) -> None:
-    """Bring `part` to its full length."""
+    """Download into `part` until it has its full length."""
     failures = 0
     while True:
         before = part.stat().st_size if part.exists() else 0
         try:
-            if _go_on(url, part, on_progress, patience.timeout_seconds):
+            if _request_rest(url, part, on_progress, patience.timeout_seconds):
                 return
-            told = "the connection broke off"
+            problem = "the connection broke off"
         except urllib.error.HTTPError as error:
-            told = f"HTTP {error.code} {error.reason}"
+            problem = f"HTTP {error.code} {error.reason}"
             if error.code not in AGAIN:
-                raise CheckpointError(f"{url}: {told}. {_by_hand(url, target)}") from None
+                raise CheckpointError(f"{url}: {problem}. {_by_hand(url, target)}") from None
         except (urllib.error.URLError, http.client.HTTPException, ssl.SSLError, TimeoutError, ConnectionError) as error:
             cause = getattr(error, "reason", error)
-            told = f"{type(cause).__name__} {cause}".strip()
+            problem = f"{type(cause).__name__} {cause}".strip()
             if isinstance(cause, socket.gaierror):
-                raise CheckpointError(f"{url}: no network here ({told}). {_by_hand(url, target)}") from None
+                raise CheckpointError(f"{url}: no network here ({problem}). {_by_hand(url, target)}") from None
         except OSError as error:
             raise CheckpointError(
                 f"{part}: cannot be written ({error.strerror}); free space or set LAVILA_HOME"
@@ -97,35 +100,35 @@ def _fetch(url: str, part: Path, target: Path, on_progress: Progress, patience: 
         failures = 0 if here > before else failures + 1
         if failures >= patience.attempts:
             kept = f"; {here} bytes are kept for the next try" if here else ""
-            raise CheckpointError(f"{url}: {told}, {failures} times in a row{kept}. {_by_hand(url, target)}")
-        log.warning("%s: %s after %d bytes; trying again", url, told, here)
+            raise CheckpointError(f"{url}: {problem}, {failures} times in a row{kept}. {_by_hand(url, target)}")
+        log.warning("%s: %s after %d bytes; trying again", url, problem, here)
         time.sleep(patience.wait_seconds * 2**failures / 2)
 
 
-def _go_on(url: str, part: Path, on_progress: Progress, timeout: float) -> bool:
-    """One request for what `part` lacks. Whether it is whole now."""
+def _request_rest(url: str, part: Path, on_progress: Progress, timeout: float) -> bool:
+    """Make one request for the bytes that `part` lacks. Returns whether it is whole now."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         response = urllib.request.urlopen(request, timeout=timeout)
     except urllib.error.HTTPError as error:
-        if error.code != 416 or not have:
+        if error.code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not have:
             raise
         if error.headers.get("Content-Range") == f"bytes */{have}":
-            return True  # everything had come, only the last step had not been taken
+            return True  # all bytes had come before the last process stopped
         part.unlink()
         return False
     with response:
         start = 0
-        if response.status == 206:
-            told = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
-            start = int(told[1]) if told else -1
+        if response.status == HTTPStatus.PARTIAL_CONTENT:
+            found = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+            start = int(found[1]) if found else -1
             if start != have:
                 part.unlink()
                 return False
         length = response.headers.get("Content-Length")
         total = start + int(length) if length is not None else None
-        with part.open("ab" if start else "wb") as file:  # a server that ignores ranges sends all of it again
+        with part.open("ab" if start else "wb") as file:  # a server that ignores ranges sends the whole file again
             on_progress(start, total)
             while block := response.read(BLOCK):
                 file.write(block)
@@ -167,12 +170,12 @@ def _by_hand(url: str, target: Path) -> str:
 
 
 class _Lines:
-    """Progress as log lines, not too many."""
+    """Progress as log lines, one every LOG_SECONDS."""
 
     def __init__(self, name: str) -> None:
-        self.name, self.told = name, time.monotonic()
+        self.name, self.logged = name, time.monotonic()
 
     def __call__(self, done: int, total: int | None) -> None:
-        if time.monotonic() - self.told > LOG_SECONDS or done == total:
-            self.told = time.monotonic()
+        if time.monotonic() - self.logged > LOG_SECONDS or done == total:
+            self.logged = time.monotonic()
             log.info("%s: %d of %s MB", self.name, done >> 20, "?" if total is None else total >> 20)

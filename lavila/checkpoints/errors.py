@@ -4,4 +4,4 @@ from lavila.errors import UserError
 
 
 class CheckpointError(UserError):
-    """A checkpoint that is not there, is damaged, or does not fit."""
+    """A checkpoint that is missing, damaged, or does not fit."""

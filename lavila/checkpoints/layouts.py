@@ -1,7 +1,7 @@
-"""Which architecture has tensors of given names and shapes. Names are those of LaViLa's state dicts, without prefix.
+"""Finds the architecture from the names and shapes of its tensors: names as in LaViLa's state dicts, without prefix.
 
-What shapes cannot tell is the same in all published models: 64 channels of a head everywhere, quick GELU in towers with
-a norm after the embedding, exact GELU in the others.
+Shapes do not show everything, but the rest is the same in all published models: 64 channels in each head, quick GELU in
+towers with a norm after the embedding, exact GELU in the others.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from lavila.models.timesformer import TimeSformerConfig
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-HEAD_WIDTH = 64  # channels of an attention head in every published tower and decoder
+HEAD_WIDTH = 64  # number of channels of an attention head, in every published tower and decoder
 
 
 def architecture_of(shapes: Shapes) -> dict[str, Any]:
     """The architecture whose tensors have these names and shapes, as `model.architecture()` gives it.
 
-    A narrator's constant buffers may be among them. ValueError where they are those of no model here.
+    A narrator's constant buffers may be among them. ValueError if they belong to no model of this package.
     """
     if any(name.startswith("visual.conv1.") for name in shapes):
         raise ValueError("holds OpenAI's CLIP, from which a dual encoder can start but which is no video model")
@@ -45,14 +45,14 @@ def architecture_of(shapes: Shapes) -> dict[str, Any]:
 
 def _shape(shapes: Shapes, name: str, dims: int) -> tuple[int, ...]:
     if name not in shapes:
-        raise ValueError(f"has no tensor {name}, which tells the size of the model")
+        raise ValueError(f"has no tensor {name}, from which the size of the model follows")
     if len(shapes[name]) != dims or not all(shapes[name]):
         raise ValueError(f"{name} has shape {list(shapes[name])}: expected {dims} sizes above 0")
     return shapes[name]
 
 
 def _count(shapes: Shapes, stem: str) -> int:
-    """How many numbered parts there are: one more than the highest number."""
+    """The number of numbered parts: one more than the highest number."""
     numbers = (re.match(rf"{re.escape(stem)}(\d{{1,4}})\.", name) for name in shapes)
     return max((int(found[1]) + 1 for found in numbers if found), default=0)
 

@@ -1,7 +1,7 @@
-"""Checkpoints of LaViLa and EgoVLP: which model a file holds, from its names and shapes, checked against its arguments.
+"""Checkpoints of LaViLa and EgoVLP: the names and shapes of the tensors show which model a file holds.
 
-The tensors decide. `args.model` and the other arguments a training script left in the file are compared with them, and
-a contradiction is an error; many files lack them in part or wholly.
+The tensors decide. The file may also hold arguments of the training script, such as `args.model`; many lack some or all
+of them. They are compared with the tensors, and a contradiction is an error.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lavila.checkpoints.errors import CheckpointError
 from lavila.checkpoints.layouts import HEAD_WIDTH, architecture_of
 from lavila.checkpoints.zoo import CLIP_PICTURES, IMAGENET_PICTURES
+from lavila.errors import listed, one_line
 from lavila.models.gated_gpt2 import GatedGpt2Config
 from lavila.models.text_tower import DISTILBERT_CONSTANTS, ClipTextConfig, DistilBertTextConfig
 from lavila.models.timesformer import TimeSformerConfig
@@ -29,8 +30,7 @@ log = logging.getLogger(__name__)
 
 START_TEMPERATURE = 0.07
 PREFIX = "module."
-MOST_VALUES, DEEPEST = 100_000, 20  # of an argument that is kept
-SHOWN = 60  # characters of an argument in a message
+MOST_VALUES, DEEPEST = 100_000, 20  # limits of an argument that is kept: number of values, depth of nesting
 EGOVLP_NAMES = {
     "video_model.": "visual.",
     "text_model.": "textual.",
@@ -60,7 +60,7 @@ def _narrator(tower: dict[str, Any], decoder: dict[str, Any], every: int) -> dic
     return {"kind": "narrator", "tower": tower, "decoder": {**decoder, "cross_attention_every": every}, "queries": 256}
 
 
-# What LaViLa's model names (args.model) mean: the part of `architecture()` that each decides.
+# LaViLa's model names (args.model) -> the part of `architecture()` that the name decides.
 PUBLISHED: dict[str, dict[str, Any]] = {
     "CLIP_OPENAI_TIMESFORMER_BASE": _clip(_TSF_B, _CLIP_B),
     "CLIP_OPENAI_TIMESFORMER_LARGE": _clip(_TSF_L, _CLIP_L),
@@ -77,30 +77,30 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A recognised file. Its tensors are still in it."""
+    """A recognised file, before its tensors are read."""
 
     file: PickledFile
     architecture: dict[str, Any]
-    stored: dict[str, StoredTensor]  # by our name
-    file_names: dict[str, str]  # our name -> that in the file
-    supplied: dict[str, Tensor]  # what the form lacks and evaluation never uses
-    arguments: dict[str, Any]  # of the script that wrote the file; empty where there are none
-    epoch: int | float | None  # training epochs finished
+    stored: dict[str, StoredTensor]  # our name -> the tensor in the file
+    file_names: dict[str, str]  # our name -> the name in the file
+    supplied: dict[str, Tensor]  # tensors that the file lacks and evaluation never uses
+    arguments: dict[str, Any]  # the arguments of the script that wrote the file; may be empty
+    epoch: int | float | None  # number of finished training epochs
 
     def state(self) -> dict[str, Tensor]:
-        """All tensors by our name, as they are stored. CheckpointError for damaged ones."""
+        """All tensors by our name, in their stored type. CheckpointError for damaged ones."""
         try:
             return {**self.file.tensors(self.stored), **self.supplied}
         except PickleError as error:
             raise CheckpointError(str(error)) from None
 
     def pictures(self) -> dict[str, Any]:
-        """The pictures the model was trained on: `mean` and `std` of 0..255 RGB, `frames` of a clip."""
+        """The form of the training pictures: `mean` and `std` of 0..255 RGB, `frames` of a clip."""
         return pictures(self.architecture)
 
 
 def read_published(path: Path) -> Published:
-    """Recognise a .pth of LaViLa or EgoVLP. CheckpointError where it is none, is damaged or contradicts itself."""
+    """Recognise a .pth file of LaViLa or EgoVLP. CheckpointError for others, for damage and for contradictions."""
     try:
         file = read_pickled(path)
     except PickleError as error:
@@ -137,22 +137,26 @@ def read_published(path: Path) -> Published:
 
 
 def pictures(architecture: Mapping[str, Any]) -> dict[str, Any]:
-    """What a published model of this architecture was trained on: CLIP's descendants with (nearly) CLIP's figures."""
+    """The form of the training pictures of a published architecture.
+
+    Descendants of CLIP use (nearly) CLIP's numbers.
+    """
     tower = architecture.get("tower", architecture)
-    seen = CLIP_PICTURES if tower["pre_norm"] else IMAGENET_PICTURES
-    return {"mean": list(seen.mean), "std": list(seen.std), "frames": tower["num_frames"]}
+    pixels = CLIP_PICTURES if tower["pre_norm"] else IMAGENET_PICTURES
+    return {"mean": list(pixels.mean), "std": list(pixels.std), "frames": tower["num_frames"]}
 
 
 def published_name(architecture: Mapping[str, Any]) -> str | None:
-    """LaViLa's name of an architecture, from PUBLISHED; None where it has none, as classifiers do."""
+    """LaViLa's name of an architecture, from PUBLISHED; None for one without a name, such as a classifier."""
     fits = (name for name, expected in PUBLISHED.items() if not list(_differences(expected, architecture)))
     return next(fits, None)
 
 
 def published_architecture(name: str, *, num_frames: int = 4, embed_dim: int = 256) -> dict[str, Any]:
-    """The whole architecture behind one of LaViLa's model names, for `build_model`; gated in the decoder, not in time.
+    """The whole architecture of one of LaViLa's model names, for `build_model`: gated in the decoder, not in time.
 
-    num_frames: longest clip. embed_dim: of a dual encoder, as in all published ones. ValueError for another name.
+    num_frames: frames of the longest clip. embed_dim: width of a dual encoder's embedding; all published ones have 256.
+    ValueError for another name.
     """
     if name not in PUBLISHED:
         raise ValueError(f"no published model {name!r}; there are {', '.join(PUBLISHED)}")
@@ -168,7 +172,7 @@ def published_architecture(name: str, *, num_frames: int = 4, embed_dim: int = 2
 
 
 def constants_of(model: nn.Module) -> dict[str, Tensor]:
-    """Buffers that a file may hold although the model does without them, because their values never change."""
+    """Buffers that a file may hold although the model has none, since their values never change."""
     found: dict[str, Tensor] = {}
     if hasattr(model, "constant_buffers"):
         found.update(model.constant_buffers())  # type: ignore[operator]
@@ -179,12 +183,12 @@ def constants_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _names(content: Any) -> dict[str, str]:
-    """Our name -> the file's name, of every entry of its state dict."""
+    """Our name -> the file's name, for every entry of its state dict."""
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not state:
         raise ValueError("holds no state_dict; expected a checkpoint of LaViLa or EgoVLP")
     if strangers := [str(name) for name, value in state.items() if not isinstance(value, StoredTensor)]:
-        raise ValueError(f"its state_dict holds more than tensors: {', '.join(strangers[:8])}")
+        raise ValueError(f"its state_dict holds more than tensors: {listed(strangers)}")
     names: dict[str, str] = {}
     for name in state:
         ours = str(name).removeprefix(PREFIX)
@@ -197,7 +201,7 @@ def _names(content: Any) -> dict[str, str]:
 
 
 def _arguments(args: Any) -> dict[str, Any]:
-    """The arguments that are plain data; paths and tables are left out."""
+    """The arguments that are plain data, without paths and tables."""
     found = args.state if isinstance(args, Record) else args
     if not isinstance(found, dict):
         return {}
@@ -205,7 +209,10 @@ def _arguments(args: Any) -> dict[str, Any]:
 
 
 def _is_plain(value: Any) -> bool:
-    """Text, numbers and containers of them, not too many: a few lists can hold one another billions of times."""
+    """Whether a value is text, numbers or containers of them, within limits.
+
+    A few lists can hold each other 2**30 times.
+    """
     waiting, count = [(value, 0)], 0
     while waiting:
         part, depth = waiting.pop()
@@ -224,9 +231,10 @@ def _is_plain(value: Any) -> bool:
 
 
 def _check_arguments(architecture: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
-    """ValueError for arguments that contradict the tensors, naming both."""
+    """Raise ValueError, with both values, if arguments contradict the tensors."""
     wrong = [
-        f"args.{argument}={_shown(arguments[argument])} means {place}={_shown(expected)}, the tensors say {found!r}"
+        f"args.{argument}={_plain_text(arguments[argument])} means {place}={_plain_text(expected)}, "
+        f"the tensors say {found!r}"
         for argument, expectations in _expectations(architecture["kind"], arguments)
         for place, expected, found in _differences(expectations, architecture)
     ]
@@ -234,20 +242,20 @@ def _check_arguments(architecture: Mapping[str, Any], arguments: Mapping[str, An
         raise ValueError(f"its arguments and its tensors contradict each other: {'; '.join(wrong)}")
 
 
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+def _plain_text(value: Any) -> str:
+    """A value that `_is_plain`, for a message."""
+    return one_line(repr(value), most=60)
 
 
 def _chance(arguments: Mapping[str, Any]) -> float:
     value = arguments.get("dropout_ratio", 0.0)
     if not isinstance(value, int | float) or not 0 <= value < 1:
-        raise ValueError(f"args.dropout_ratio={_shown(value)}: expected a chance of at least 0 and below 1")
+        raise ValueError(f"args.dropout_ratio={_plain_text(value)}: expected a chance of at least 0 and below 1")
     return float(value)
 
 
 def _expectations(kind: str, arguments: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Argument -> the part of the architecture that it decides."""
+    """(argument, the part of the architecture that it decides) for every argument that is there."""
     model = arguments.get("model")
     if isinstance(model, str) and model in PUBLISHED:
         expected = PUBLISHED[model]
@@ -276,6 +284,6 @@ def _differences(expected: Mapping[str, Any], found: Any, place: str = "") -> It
 
 def _supplied(architecture: Mapping[str, Any], stored: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
     if architecture.get("projection") == "frozen_in_time" and "logit_scale" not in stored:
-        log.info("logit_scale: not part of EgoVLP's form; set to that of temperature %s", START_TEMPERATURE)
+        log.info("logit_scale: EgoVLP's files have none; set to that of temperature %s", START_TEMPERATURE)
         return {"logit_scale": torch.tensor(-math.log(START_TEMPERATURE))}
     return {}

@@ -1,8 +1,8 @@
 """Models in files: our own form, and those that LaViLa and EgoVLP published.
 
-Ours is safetensors whose metadata holds the architecture, so that a file alone is enough to load it. Metadata keys:
-`lavila.format` (version of this layout), `lavila.architecture` (JSON), and whatever the writer adds. Published files
-are recognised in `published`. Nothing in a file is executed: a checkpoint from a stranger cannot run code.
+Our form is safetensors with the architecture in its metadata, so one file is enough to load a model. Metadata keys:
+`lavila.format` (version of this layout), `lavila.architecture` (JSON), and those that the writer adds. `published`
+recognises published files. Nothing in a file is executed, so a checkpoint from a stranger cannot run code.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,6 +26,7 @@ from torch.nn.functional import interpolate
 from lavila.checkpoints.errors import CheckpointError
 from lavila.checkpoints.published import constants_of, read_published
 from lavila.checkpoints.zoo import ZOO, fetch
+from lavila.errors import listed, one_line
 from lavila.files import whole_path
 from lavila.pickles.tensors import SUFFIXES
 
@@ -54,25 +55,18 @@ READABLE = (
     f"a .safetensors file, a step folder with {WEIGHTS}, a checkpoints folder with the file '{LATEST}', a .pth file of "
     "LaViLa or EgoVLP, or a name that `python -m lavila.checkpoints.zoo_command` lists"
 )
-NAMES_SHOWN = 8
 
 Inflation = Literal["bilinear", "zeros", "interp"]
 
 
-class Describable(Protocol):
-    """A model that can say how to build it again."""
-
-    def architecture(self) -> dict[str, Any]: ...
-
-
-KINDS = {"classifier", "dual_encoder", "dual_encoder_distilbert", "narrator", "timesformer"}  # of architectures
+KINDS = {"classifier", "dual_encoder", "dual_encoder_distilbert", "narrator", "timesformer"}  # kinds of architectures
 
 
 TEXT_TOWERS = {"dual_encoder": "clip", "dual_encoder_distilbert": "distilbert"}  # kind of architecture -> of tower
 
 
 def _model_class(kind: str) -> type[Any]:
-    """The class for a kind of architecture, imported only now: what some of them import takes seconds."""
+    """The class of a kind of architecture. It is imported here, since the imports of some classes take seconds."""
     match kind:
         case "timesformer":
             from lavila.models.timesformer import TimeSformer
@@ -110,8 +104,8 @@ def build_model(architecture: Mapping[str, Any]) -> nn.Module:
 def save_model(model: nn.Module, path: str | Path, *, extra: Mapping[str, str] | None = None) -> None:
     """Write weights and architecture to `path` (.safetensors), whole or not at all.
 
-    model: has `architecture()`; unwrap DistributedDataParallel and torch.compile first. extra: strings to keep beside
-    the weights (see `read_extra`). ValueError for a model that cannot describe itself and for names that are taken.
+    model: has `architecture()`; unwrap DistributedDataParallel and torch.compile first. extra: strings to store with
+    the weights (see `read_extra`). ValueError for a model without `architecture()` and for reserved names in `extra`.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -127,11 +121,11 @@ def save_model(model: nn.Module, path: str | Path, *, extra: Mapping[str, str] |
         f"{RESERVED}format": FORMAT_VERSION,
         f"{RESERVED}architecture": json.dumps(describe()),
     }
-    tied = _tied(model)  # is stored once
+    tied = _tied(model)  # a tensor with several names is stored once
     tensors = {n: tensor.detach().cpu().contiguous() for n, tensor in model.state_dict().items() if n not in tied}
     with whole_path(path) as temporary:
         temporary.touch()
-        mode = temporary.stat().st_mode  # as the umask has it; safetensors makes files that only their owner can read
+        mode = temporary.stat().st_mode  # as the umask says; safetensors makes files that only their owner can read
         save_file(tensors, temporary, metadata=metadata)
         temporary.chmod(mode)
 
@@ -143,31 +137,31 @@ def load_model(
     image_size: int | None = None,
     device: str | torch.device = "cpu",
 ) -> nn.Module:
-    """Read a model of ours or a published one, float32, in eval mode, on `device`.
+    """Read a model of ours or a published one: float32, in eval mode, on `device`.
 
-    path: a .safetensors file written by `save_model`, a `step-*` folder that holds model.safetensors, a run's
-    `checkpoints` folder, whose file `latest` names the newest step folder, a .pth file of LaViLa or EgoVLP, or a name
-    of the zoo, whose file is downloaded unless it has been before.
-    num_frames: longest clip the model shall take. More than stored: the temporal embedding is resampled linearly;
-    fewer: its first ones are kept (both as the reference does).
-    image_size: side in pixels. The spatial embedding is resampled bicubically (the reference refuses this).
-    CheckpointError where nothing is found or downloaded, the file is damaged, or names or shapes of tensors do not fit.
+    path: one of five things: a .safetensors file that `save_model` wrote; a `step-*` folder with model.safetensors; a
+    run's `checkpoints` folder, whose file `latest` names the newest step folder; a .pth file of LaViLa or EgoVLP; a
+    name of the zoo, whose file is downloaded once.
+    num_frames: frames of the longest clip. For more than stored, the temporal embedding is resampled linearly. For
+    fewer, its first ones are kept. The reference does both.
+    image_size: side in pixels. The spatial embedding is resampled bicubically. The reference refuses this.
+    CheckpointError if nothing is found or downloaded, if the file is damaged, or if its tensors do not fit.
     """
     file = find_model(path)
     architecture, state = _read(file)
     if not isinstance(architecture.get("tower", architecture), dict):
-        raise CheckpointError(f"{file}: names an architecture that is none (its tower is no table)")
+        raise CheckpointError(f"{file}: holds no architecture (its tower is not a table)")
     tower, prefix = (architecture["tower"], "visual.") if "tower" in architecture else (architecture, "")
     stored_frames, stored_size = tower.get("num_frames"), tower.get("image_size")
     tower["num_frames"] = stored_frames if num_frames is None else num_frames
     tower["image_size"] = stored_size if image_size is None else image_size
     try:
-        with torch.device("meta"):  # shapes only: the weights come from the file
+        with torch.device("meta"):  # allocates shapes only, since the weights come from the file
             model = build_model(architecture)
     except ValueError as error:
         raise CheckpointError(f"{file}: {error}") from error
-    except (TypeError, KeyError, AttributeError) as error:  # parts of other types than ours
-        raise CheckpointError(f"{file}: names an architecture that is none ({error})") from error
+    except (TypeError, KeyError, AttributeError) as error:  # its parts have other types than ours
+        raise CheckpointError(f"{file}: holds no architecture of this package ({error})") from error
     for name, resized, resize in (
         (f"{prefix}temporal_embed", tower["num_frames"] != stored_frames, inflate_temporal_embed),
         (f"{prefix}pos_embed", tower["image_size"] != stored_size, resize_pos_embed),
@@ -181,9 +175,9 @@ def load_model(
 
 
 def read_extra(path: str | Path) -> dict[str, str]:
-    """What `save_model` was given as `extra`, from anything `load_model` can read.
+    """The `extra` that `save_model` stored, from anything that `load_model` can read.
 
-    Of a published file: `pictures`, the JSON of mean and std of 0..255 RGB and of the frames of a clip.
+    A published file gives `pictures`: JSON of mean and std of 0..255 RGB and of the frames of a clip.
     """
     file = find_model(path)
     if file.suffix in SUFFIXES:
@@ -193,21 +187,21 @@ def read_extra(path: str | Path) -> dict[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedOn:
-    """What a model was trained on, as far as its file says."""
+    """The training data of a model, as far as its file describes it."""
 
     file: Path
     mean: tuple[float, ...]  # R, G, B on 0..255; empty = not said
     std: tuple[float, ...]  # R, G, B on 0..255; empty = not said
-    frames: int | None  # a clip has
+    frames: int | None  # number of frames of a clip
     image_size: int | None  # side of a picture, pixels
     text: str  # kind of its text tower: clip or distilbert; "" = it has none
-    task_facts: dict[str, Any]  # what it says for its task (`lavila.tasks.TaskFacts`)
+    task_facts: dict[str, Any]  # the facts for its task, with `classes` (`lavila.tasks.TaskFacts`)
 
 
 def trained_on(path: str | Path) -> TrainedOn:
-    """What the model at `path`, anything that `load_model` reads, was trained on. Reads no weights.
+    """The training data of the model at `path`, which is anything that `load_model` reads. Reads no weights.
 
-    CheckpointError as `load_model` raises it, and for a file that says something else than expected.
+    CheckpointError as in `load_model`, and for facts of another form.
     """
     file = find_model(path)
     if file.suffix in SUFFIXES:
@@ -221,7 +215,7 @@ def trained_on(path: str | Path) -> TrainedOn:
                 json.loads(metadata.get(name, "{}")) for name in (f"{RESERVED}architecture", "pictures")
             )
         except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"{file}: its metadata is no JSON ({error}); write it with save_model") from error
+            raise CheckpointError(f"{file}: its metadata is not JSON ({error}); write it with save_model") from error
     try:
         tower = architecture.get("tower", architecture)
         found = TrainedOn(
@@ -234,7 +228,7 @@ def trained_on(path: str | Path) -> TrainedOn:
             task_facts=_task_facts(metadata),
         )
     except (TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{file}: says what it was trained on in another form than ours ({error})") from error
+        raise CheckpointError(f"{file}: describes its training data in another form than ours ({error})") from error
     sound = all(map(math.isfinite, found.mean)) and all(math.isfinite(value) and value > 0 for value in found.std)
     if not sound or {len(found.mean), len(found.std)} - {0, 3}:
         raise CheckpointError(
@@ -245,7 +239,7 @@ def trained_on(path: str | Path) -> TrainedOn:
 
 
 def _task_facts(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """The entries of a file that are JSON, but for those that every model has. Others may keep other strings there."""
+    """The entries of a file that are JSON, except those that every model has. Other entries may be any strings."""
     found = {}
     for name, text in metadata.items():
         if name == "pictures" or name.startswith(RESERVED):
@@ -260,8 +254,9 @@ def _task_facts(metadata: Mapping[str, str]) -> dict[str, Any]:
 def inflate_temporal_embed(embed: Tensor, frames: int, mode: Inflation = "bilinear") -> Tensor:
     """Temporal embedding [1,T,D] -> [1,frames,D].
 
-    Fewer frames: the first ones are kept, whatever the mode. More: `bilinear` resamples linearly between frame centres,
-    `interp` repeats the nearest, `zeros` appends zeros. The names are LaViLa's. ValueError for another mode or shape.
+    For fewer frames the first ones are kept, in any mode. For more, `bilinear` resamples linearly between frame
+    centres, `interp` repeats the nearest, and `zeros` appends zeros. The names are LaViLa's. ValueError for another
+    mode or shape.
     """
     if embed.ndim != 3 or embed.shape[0] != 1 or frames < 1:
         raise ValueError(f"temporal embedding {tuple(embed.shape)} to {frames} frames: expected [1, T, D] and >= 1")
@@ -279,7 +274,7 @@ def inflate_temporal_embed(embed: Tensor, frames: int, mode: Inflation = "biline
 def resize_pos_embed(embed: Tensor, positions: int) -> Tensor:
     """Spatial embedding [1,1+N,D] -> [1,positions,D] by bicubic resampling of the square patch grid.
 
-    The class token's embedding (the first) is kept. ValueError where either count is not one more than a square.
+    The class token's embedding (the first) is kept. ValueError if either count is not one more than a square.
     """
     stored, wanted = (round((count - 1) ** 0.5) for count in (embed.shape[1], positions))
     if stored**2 != embed.shape[1] - 1 or wanted**2 != positions - 1:
@@ -290,7 +285,7 @@ def resize_pos_embed(embed: Tensor, positions: int) -> Tensor:
 
 
 def find_model(path: str | Path) -> Path:
-    """The file that a user's path or zoo name means, downloaded if need be. CheckpointError where there is none."""
+    """The file that a path or a name of the zoo means, downloaded if necessary. CheckpointError if there is none."""
     path = Path(path)
     if path.is_file():
         if path.suffix == ".safetensors" or path.suffix in SUFFIXES:
@@ -318,7 +313,7 @@ def find_model(path: str | Path) -> Path:
 
 
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Architecture and tensors, floats as float32."""
+    """The architecture and the tensors, with all floats as float32."""
     if file.suffix in SUFFIXES:
         published = read_published(file)
         architecture, state = published.architecture, published.state()
@@ -327,9 +322,9 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         try:
             architecture, state = json.loads(text), load_file(file)
         except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"{file}: names an architecture that is no JSON ({error})") from error
+            raise CheckpointError(f"{file}: its architecture is not JSON ({error})") from error
         if not isinstance(architecture, dict):
-            raise CheckpointError(f"{file}: names an architecture that is none (it is no table)")
+            raise CheckpointError(f"{file}: holds no architecture (it is not a table)")
     return architecture, {n: tensor.float() if tensor.is_floating_point() else tensor for n, tensor in state.items()}
 
 
@@ -348,7 +343,7 @@ def _read_metadata(file: Path) -> dict[str, str]:
 
 
 def _fill(model: nn.Module, state: dict[str, Tensor], *, file: Path) -> None:
-    """Give a model on the meta device its weights. CheckpointError lists what is missing, left over or misshapen."""
+    """Give a model on the meta device its weights. CheckpointError lists missing, extra and misshapen tensors."""
     wanted = model.state_dict()
     for name, twin in _tied(model).items():
         if name not in state and twin in state:
@@ -363,12 +358,12 @@ def _fill(model: nn.Module, state: dict[str, Tensor], *, file: Path) -> None:
     try:
         model.load_state_dict(state, assign=True)
     except RuntimeError as error:
-        raise CheckpointError(f"{file}: {' '.join(str(error).split())}") from error
+        raise CheckpointError(f"{file}: {one_line(error)}") from error
     assert not any(tensor.is_meta for tensor in itertools.chain(model.parameters(), model.buffers()))
 
 
 def _tied(model: nn.Module) -> dict[str, str]:
-    """Names of parameters that are one tensor with an earlier one -> the name of that."""
+    """The name of each parameter that shares the tensor of an earlier one -> the earlier name."""
     first: dict[int, str] = {}
     names = ((name, first.setdefault(id(p), name)) for name, p in model.named_parameters(remove_duplicate=False))
     return {name: twin for name, twin in names if name != twin}
@@ -383,13 +378,8 @@ def _check_fit(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, cha
             for name in wanted
             if name in state and state[name].shape != wanted[name].shape
         ],
-        "of other values than the constants they should be": changed,
+        "not the constants that they should be": changed,
     }
     if any(found.values()):
-        problems = "; ".join(f"{what}: {_shorten(names)}" for what, names in found.items() if names)
+        problems = "; ".join(f"{what}: {listed(names)}" for what, names in found.items() if names)
         raise CheckpointError(f"{file}: tensors do not fit the architecture: {problems}; get or save the file again")
-
-
-def _shorten(names: list[str]) -> str:
-    rest = len(names) - NAMES_SHOWN
-    return ", ".join(names[:NAMES_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

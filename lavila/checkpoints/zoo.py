@@ -1,4 +1,4 @@
-"""The checkpoints LaViLa's authors published: where they are, what they take and what they scored, as data."""
+"""The checkpoints that LaViLa's authors published, as data: their addresses, their inputs and their scores."""
 
 from __future__ import annotations
 
@@ -13,26 +13,28 @@ BASE_URL = "https://dl.fbaipublicfiles.com/lavila/checkpoints/"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pictures:
-    """What is subtracted from and divided into pixel values 0..255, red green blue."""
+class PixelStatistics:
+    """Mean and standard deviation of pixel values 0..255, red green blue, that normalise a model's input."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
 
 # The first mean is not CLIP's own (122.77); LaViLa trained with it.
-CLIP_PICTURES = Pictures(mean=(108.3272985, 116.7460125, 104.09373615), std=(68.5005327, 66.6321579, 70.32316305))
-IMAGENET_PICTURES = Pictures(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
+CLIP_PICTURES = PixelStatistics(
+    mean=(108.3272985, 116.7460125, 104.09373615), std=(68.5005327, 66.6321579, 70.32316305)
+)
+IMAGENET_PICTURES = PixelStatistics(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """What a checkpoint scored in the publication."""
+    """A published score of a checkpoint."""
 
-    task: str  # the dataset and what is asked of it
+    task: str  # name of the dataset and the task
     how: str  # zero-shot | fine-tuned | captions
-    frames: int  # of a clip
-    values: dict[str, float]  # metric -> per cent, or a fraction for captions
+    frames: int  # number of frames of a clip
+    values: dict[str, float]  # metric -> per cent; captions: a fraction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,16 +71,16 @@ PROTOCOLS = {  # (task, how) of a `Score`
 class ZooModel:
     """A published checkpoint."""
 
-    name: str  # what `load_model` takes
-    path: str  # below BASE_URL
-    md5: str  # first digits of the file's checksum; "" where none is published
+    name: str  # the name that `load_model` takes
+    path: str  # the path below BASE_URL
+    md5: str  # the first digits of the file's checksum; "" if none is published
     model: str  # args.model of its training (see `published.PUBLISHED`), or the tower of a classifier
-    frames: int  # of a clip, as stored
-    image_size: int = 224  # pixels
-    pictures: Pictures = CLIP_PICTURES
-    num_classes: tuple[int, ...] = ()  # of each head of a classifier
-    start: str = ""  # the one it was fine-tuned from
-    note: str = ""
+    frames: int  # number of frames that its temporal embedding holds
+    image_size: int = 224  # side of the pictures, pixels
+    pictures: PixelStatistics = CLIP_PICTURES
+    num_classes: tuple[int, ...] = ()  # number of classes of each head of a classifier
+    start: str = ""  # name of the checkpoint from which it was fine-tuned
+    note: str = ""  # its use, for a checkpoint without scores
     scores: tuple[Score, ...] = ()
 
     @property
@@ -87,18 +89,18 @@ class ZooModel:
 
     @property
     def file(self) -> Path:
-        """Where it is kept on this machine."""
+        """The place of its file on this machine."""
         return home() / "checkpoints" / self.path.rpartition("/")[2]
 
 
 TSF_B, TSF_L = "CLIP_OPENAI_TIMESFORMER_BASE", "CLIP_OPENAI_TIMESFORMER_LARGE"
 TSF_L_336_BERT = "CLIP_OPENAI_TIMESFORMER_LARGE_336PX_DISTILBERT_BASE"
 EGOVLP = "CLIP_HF_EGOVLP_DISTILBERT_BASE"
-EK100_HEADS = (97, 300, 3806)
+EK100_CLASSES = (97, 300, 3806)  # verbs, nouns, actions
 
 
 def _zero_shot(*, mir4: tuple[float, float], mir16: tuple[float, float], egtea: float, mcq: float) -> tuple[Score, ...]:
-    """mir: average mAP and nDCG on EK-100 MIR."""
+    """`mir4`, `mir16`: average mAP and nDCG on EK-100 MIR."""
     (map4, ndcg4), (map16, ndcg16) = mir4, mir16
     return (
         Score(task="ek100_mir", how="zero-shot", frames=4, values={"avg mAP": map4, "avg nDCG": ndcg4}),
@@ -269,7 +271,7 @@ _MODELS = (
         md5="4e3575",
         model=TSF_B,
         frames=16,
-        num_classes=EK100_HEADS,
+        num_classes=EK100_CLASSES,
         start="lavila_tsf_b_ep5",
         scores=_tuned("ek100_cls", verb=69.0, noun=58.4, action=46.9),
     ),
@@ -279,7 +281,7 @@ _MODELS = (
         md5="4a2509",
         model=TSF_L,
         frames=16,
-        num_classes=EK100_HEADS,
+        num_classes=EK100_CLASSES,
         start="lavila_tsf_l_ep3",
         scores=_tuned("ek100_cls", verb=72.0, noun=62.9, action=51.0),
     ),
@@ -308,12 +310,12 @@ ZOO = {model.name: model for model in _MODELS}
 
 
 def home() -> Path:
-    """The folder for what is downloaded: $LAVILA_HOME, or ~/.cache/lavila."""
+    """The folder for downloads: $LAVILA_HOME, or ~/.cache/lavila."""
     return Path(os.environ.get("LAVILA_HOME") or Path.home() / ".cache" / "lavila")
 
 
 def fetch(model: ZooModel, *, on_progress: Progress | None = None) -> Path:
-    """The model's file, downloaded unless it is there. CheckpointError as `download` raises it."""
+    """The model's file. It is downloaded unless it is there. CheckpointError as in `download`."""
     try:
         return download(model.url, model.file, md5=model.md5, on_progress=on_progress)
     except CheckpointError as error:
@@ -321,5 +323,5 @@ def fetch(model: ZooModel, *, on_progress: Progress | None = None) -> Path:
 
 
 def zoo_name(file: str | Path) -> str:
-    """The name of a published file, from the file's own name; "" where it is none."""
+    """The zoo's name of a published file, from its file name; "" for any other file."""
     return next((model.name for model in _MODELS if model.file.name == Path(file).name), "")

@@ -1,8 +1,8 @@
-"""The zoo as text, and the download of what is in it.
+"""The zoo as text, and the download of its checkpoints.
 
-python -m lavila.checkpoints.zoo_command                    the table
-python -m lavila.checkpoints.zoo_command NAME [NAME ...]    downloads them to $LAVILA_HOME/checkpoints (~/.cache/lavila)
-python -m lavila.checkpoints.zoo_command --markdown         the table of docs/MODEL_ZOO.md
+python -m lavila.checkpoints.zoo_command                    print the table
+python -m lavila.checkpoints.zoo_command NAME [NAME ...]    download them to $LAVILA_HOME/checkpoints (~/.cache/lavila)
+python -m lavila.checkpoints.zoo_command --markdown         print the table of docs/MODEL_ZOO.md
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _command(model: ZooModel, score: Score) -> str:
 
 
 def table() -> str:
-    """The zoo as text, one checkpoint a line."""
+    """The zoo as text, one line for each checkpoint."""
     rows = [("name", "frames", "pixels", "MD5", "here", "model", "published scores")]
     for model in ZOO.values():
         scores = "; ".join(f"{s.task} {s.how} {s.frames}f {_values(s)}" for s in model.scores)
@@ -85,7 +85,7 @@ def _values(score: Score) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table or download checkpoints; returns the exit status."""
+    """Print the table or download checkpoints. Returns the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

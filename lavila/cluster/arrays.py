@@ -1,8 +1,8 @@
 """Work on a SLURM cluster, or on this machine by the same path, through submitit.
 
-One element of a job array does one job, in the same kind of supervised process as on a single machine. Whether a job is
-done is told by the job's own files, never by the scheduler; jobs may be run twice without harm. So a lost node, a
-preempted, requeued or cancelled element costs time only, here or in the next run.
+One element of a job array does one job, in the same kind of supervised process as on a single machine. Only a job's
+files say whether it is done, never the scheduler. Jobs may run twice without harm. So a lost node costs only time, and
+so does an element that is preempted, requeued or cancelled.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from lavila.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-MEMORY = 4 << 30  # bytes a worker may have; a 1080p video takes it 0.2 GiB, a header that lies could ask for anything
-POLL_SECONDS = {"slurm": 5.0, "local": 0.5}  # between two questions to the scheduler
-SETTLE_SECONDS = 15.0  # until files written on a node must be seen here
-CANCEL_SECONDS = 60.0  # SLURM kills what does not heed its first signal after KillWait, 30 s by default
-TELL_SECONDS = 2.0  # between two notes of an element's progress
-MAX_ARRAY = 1000  # elements, where the scheduler does not say
+MEMORY = 4 << 30  # bytes a worker may have; a 1080p video needs 0.2 GiB, but a false header could ask for any amount
+POLL_SECONDS = {"slurm": 5.0, "local": 0.5}  # pause between two questions to the scheduler
+SETTLE_SECONDS = 15.0  # how long a file written on a node may take to be seen here
+CANCEL_SECONDS = 60.0  # SLURM kills an element that ignores its first signal after KillWait, 30 s by default
+REPORT_SECONDS = 2.0  # pause between two reports of an element's progress
+MAX_ARRAY = 1000  # elements of an array where the scheduler does not name its limit
 STOPPED = {"BOOT_FAIL", "CANCELLED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
 ENDED = frozenset({"COMPLETED", "REVOKED", *STOPPED})
 
@@ -46,16 +46,16 @@ class ClusterJob(Job, Protocol):
     """A job whose files say whether it is done."""
 
     def is_done(self) -> bool:
-        """Seen from this machine."""
+        """Whether the files are there, as this machine sees them."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterOptions:
-    """What an element of the array asks for. The local executor takes only the first two."""
+    """The resources of an element of the array. The local executor uses only the first two."""
 
-    item_seconds: float = 600.0  # for one item, as in run_jobs
-    minutes: int = 24 * 60  # for the element
+    item_seconds: float = 600.0  # time limit of one item, as in run_jobs
+    minutes: int = 24 * 60  # time limit of the element
     cpus: int = 2
     memory_gb: float = 4.0
     partition: str | None = None
@@ -71,11 +71,11 @@ def run_on_cluster(
     options: ClusterOptions,
     on_progress: Callable[[Progress], None],
 ) -> None:
-    """Have every job done that is not done, `concurrent` elements at a time, and wait for it.
+    """Do every job that is not done, `concurrent` elements at a time, and wait for the end.
 
-    `folder`, which all nodes must see under the same name, takes logs and submitit's files; what an earlier run with
-    the same folder left in SLURM's queue is cancelled first. However this ends, Ctrl-C included, the elements are
-    cancelled (on the local executor: unless this process is killed; they then go on to their end).
+    `folder` takes logs and submitit's files; all nodes must see it under the same name. Elements that an earlier run
+    with the same folder left in SLURM's queue are cancelled first. When this ends, also by Ctrl-C, the elements are
+    cancelled. (With the local executor they run to their end if this process is killed.)
     Raises ClusterError, once all elements have ended, if some jobs are not done.
     """
     folder = folder.absolute()
@@ -115,7 +115,7 @@ class _Submitted:
     job: ClusterJob
     handle: Any  # submitit.Job
     state: str = "PENDING"
-    ended: float | None = None  # when the scheduler was first seen to have no more of it
+    ended: float | None = None  # when the scheduler was first seen to be done with it
 
     @property
     def id(self) -> str:
@@ -127,7 +127,7 @@ class _Submitted:
 
 
 class _Watch:
-    """The elements that are under way, and what has become of the others."""
+    """The elements that wait or run, and the results of the others."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -136,18 +136,18 @@ class _Watch:
         self.done = Progress()
 
     def look(self, states: Mapping[str, str] | None) -> None:
-        """Sort the elements by what the scheduler says; None = it gives no answer just now."""
+        """Sort the elements by the scheduler's answer. None: it did not answer."""
         if states is None:
             return
         for element in list(self.active):
             element.state = states.get(element.id, "gone from the queue")
             if element.id in states and element.state not in ENDED:
-                element.ended = None  # perhaps again: it was requeued
+                element.ended = None  # an element that had ended may have been requeued
                 continue
             now = time.monotonic()
             element.ended = element.ended or now
             if element.job.is_done():
-                self.done = _plus(self.done, self._told(element, when_silent=element.job.num_items), jobs=1)
+                self.done = _plus(self.done, self._reported(element, missing=element.job.num_items), jobs=1)
                 self.active.remove(element)
             elif now - element.ended >= SETTLE_SECONDS:
                 self.failed.append(element)
@@ -157,14 +157,15 @@ class _Watch:
         total = self.done
         for element in self.active:
             if element.state != "PENDING":
-                total = _plus(total, self._told(element, when_silent=0), jobs=0)
+                total = _plus(total, self._reported(element, missing=0), jobs=0)
         return total
 
-    def _told(self, element: _Submitted, *, when_silent: int) -> Progress:
+    def _reported(self, element: _Submitted, *, missing: int) -> Progress:
+        """The last report of an element; without one, `missing` stored items."""
         try:
             return Progress(**json.loads(_progress_path(self.folder, element.job.number).read_bytes()))
         except FileNotFoundError:
-            return Progress(stored=when_silent)
+            return Progress(stored=missing)
 
 
 def _plus(total: Progress, more: Progress, *, jobs: int) -> Progress:
@@ -177,28 +178,28 @@ def _plus(total: Progress, more: Progress, *, jobs: int) -> Progress:
 
 
 class _Element:
-    """What runs on a node. submitit pickles it by value, so nodes need not find this file."""
+    """The function that runs on a node. submitit pickles it by value, so nodes need not find this file."""
 
     def __init__(self, folder: Path, item_seconds: float) -> None:
         self.folder, self.item_seconds = folder, item_seconds
 
     def __call__(self, job: ClusterJob) -> None:
-        if job.is_done():  # requeued when it had just ended
+        if job.is_done():  # SLURM requeued the element just after it had ended
             return
         path, latest, due = _progress_path(self.folder, job.number), Progress(), 0.0
 
-        def tell(progress: Progress) -> None:
+        def report(progress: Progress) -> None:
             nonlocal latest, due
             latest = progress
             if time.monotonic() >= due:
                 _write(path, progress)
-                due = time.monotonic() + TELL_SECONDS
+                due = time.monotonic() + REPORT_SECONDS
 
-        run_jobs([job], workers=1, item_seconds=self.item_seconds, memory=MEMORY, on_progress=tell)
+        run_jobs([job], workers=1, item_seconds=self.item_seconds, memory=MEMORY, on_progress=report)
         _write(path, latest)
 
     def checkpoint(self, job: ClusterJob) -> Any:
-        """Preempted or out of time: submitit puts the same job into the queue again."""
+        """Put the same job into the queue again. submitit calls this when the element is preempted or out of time."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, job)
@@ -219,8 +220,8 @@ def _last_line(log: Path) -> str:
         lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").split("\n")]
     except OSError:
         return "it wrote no log"
-    told = [line for line in lines if line and not line.startswith("srun: ")]  # which only repeats the exit status
-    return told[-1] if told else "its log is empty"
+    lines = [line for line in lines if line and not line.startswith("srun: ")]  # srun only repeats the exit status
+    return lines[-1] if lines else "its log is empty"
 
 
 def _array(
@@ -247,7 +248,7 @@ def _array(
         mem_gb=options.memory_gb,
         slurm_array_parallelism=concurrent,
         slurm_additional_parameters={"requeue": True, **extra, "job_name": name},
-        # Since SLURM 22.05 srun does not take this over from sbatch.
+        # Since SLURM 22.05 srun does not inherit this from sbatch.
         slurm_srun_args=[f"--cpus-per-task={extra.get('cpus_per_task', options.cpus)}"],
         **({} if options.partition is None else {"slurm_partition": options.partition}),
     )
@@ -255,7 +256,7 @@ def _array(
 
 
 class _SlurmArrays:
-    """Job arrays, one after the other: `concurrent` holds within an array. All have one name, made from the folder."""
+    """Job arrays, one after the other, since `concurrent` limits one array. All have one name, made from the folder."""
 
     def __init__(self, executor: Any, element: _Element, name: str) -> None:
         self.executor, self.element, self.name = executor, element, name
@@ -264,7 +265,7 @@ class _SlurmArrays:
         self.size = int(found[1]) if found and int(found[1]) > 0 else MAX_ARRAY
 
     def room(self, active: int) -> int:
-        """How many more may be submitted."""
+        """The number of elements that may be submitted now."""
         return 0 if active else self.size
 
     def submit(self, jobs: Sequence[ClusterJob]) -> list[_Submitted]:
@@ -278,15 +279,15 @@ class _SlurmArrays:
         return [_Submitted(job, handle) for job, handle in zip(jobs, handles, strict=True)]
 
     def states(self, active: Sequence[_Submitted]) -> dict[str, str] | None:
-        """Job id -> state of all that SLURM still knows of."""
-        # squeue, not sacct: not every cluster keeps accounts.
+        """Job id -> state of every element that SLURM still knows."""
+        # squeue and not sacct, since not every cluster keeps accounts.
         lines = _ask("squeue", "--noheader", "--array", "--states=all", f"--name={self.name}", "--format=%i|%T")
         if lines is None:
             return None
         return dict(line.split("|", 1) for line in lines.splitlines())
 
     def cancel(self) -> None:
-        """Cancel every array of this folder, and wait until no element runs any more."""
+        """Cancel every array of this folder, and wait until none of its elements runs."""
         _ask("scancel", "--quiet", f"--name={self.name}")
         deadline = time.monotonic() + CANCEL_SECONDS
         while left := [name for name, state in (self.states([]) or {}).items() if state not in ENDED]:
@@ -297,14 +298,14 @@ class _SlurmArrays:
 
 
 class _LocalJobs:
-    """submitit's processes on this machine; it starts all that it is given at once."""
+    """Processes on this machine. submitit starts each as soon as it is submitted, so `room` limits them."""
 
     def __init__(self, executor: Any, element: _Element, concurrent: int) -> None:
         self.executor, self.element, self.concurrent = executor, element, concurrent
         self.started: list[_Submitted] = []
 
     def room(self, active: int) -> int:
-        """How many more may be started."""
+        """The number of processes that may be started now."""
         return self.concurrent - active
 
     def submit(self, jobs: Sequence[ClusterJob]) -> list[_Submitted]:
@@ -319,22 +320,24 @@ class _LocalJobs:
         return {element.id: "COMPLETED" if element.handle.done() else "RUNNING" for element in active}
 
     def cancel(self) -> None:
-        """Kill the processes. submitit's own way is an interrupt, which a process started with & does not heed."""
+        """Kill the processes. submitit only interrupts them, which a process started with & ignores."""
         for element in self.started:
             if element.handle.done():
                 continue
             controller = int(element.id)
             with contextlib.suppress(ProcessLookupError, FileNotFoundError):
-                os.kill(controller, signal.SIGSTOP)  # it must not start another
+                os.kill(controller, signal.SIGSTOP)  # so that it cannot start another child
                 for child in Path(f"/proc/{controller}/task/{controller}/children").read_text().split():
                     os.kill(int(child), signal.SIGKILL)
-            os.kill(controller, signal.SIGKILL)  # not waited for yet, so the id is still its own
+            os.kill(
+                controller, signal.SIGKILL
+            )  # nobody has waited for it yet, so the id cannot belong to another process
             while not element.handle.done():
                 time.sleep(0.01)
 
 
 def _ask(*command: str) -> str | None:
-    """What a SLURM command prints; None, and a line in the log, where it fails: the controller may be restarting."""
+    """The output of a SLURM command. None, and a line in the log, when it fails: the controller may be restarting."""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
     except subprocess.CalledProcessError as error:

@@ -1,9 +1,9 @@
-"""Processes for hostile work: an item that crashes or stalls its process is lost, named, and does no other harm.
+"""Processes for hostile work: an item that crashes or stalls its process is lost and named, and does no other harm.
 
-A decoder that is given other people's files may crash or hang in C code, where no Python exception helps. So each job
-runs in a process of its own, which tells over a pipe what item it is at; a pipe that only one process writes to needs
-no lock, so a process may be killed at any moment. When an item takes its process down, the job is run again from the
-start, told to count that item as failed. This module knows nothing of videos.
+A decoder of other people's files may crash or hang in C code, where no Python exception helps. So each job runs in a
+separate process, which reports over a pipe which item it works on. Only one process writes to each pipe, so no pipe
+needs a lock and a process may be killed at any moment. When an item ends its process, the job runs again from the start
+and counts that item as failed. This module knows nothing of videos.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from typing import Any, Protocol
 
 from lavila.errors import UserError
 
-GRACE_SECONDS = 5.0  # past its time limit, so that a job that watches the time itself can end the item in order
+GRACE_SECONDS = 5.0  # added to an item's limit, so that a job that watches the time itself can end the item first
 LOOK_SECONDS = 0.2  # between two looks at the clock
-EXIT_SECONDS = 10.0  # for a process to end, once it has said its last word or was killed
+EXIT_SECONDS = 10.0  # how long a process may take to end after its last message, or after it was killed
 FAULTS = frozenset(signal.Signals[f"SIG{name}"] for name in ("SEGV", "ABRT", "BUS", "FPE", "ILL", "SYS", "TRAP"))
-# A worker heeds none of these: Ctrl-C and the end of a session reach the whole process group, a batch system signals
-# every process of a job, and what to do about it is the parent's decision.
+# Workers ignore these signals, and the parent decides. Ctrl-C and the end of a session reach the whole process group,
+# and a batch system signals every process of a job.
 LEFT_TO_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG = 1  # the option of prctl(2) that has the kernel signal a process when its parent dies
 
 
 class ItemEvent(enum.IntEnum):
-    """What a job reports of an item."""
+    """What a job can report about an item."""
 
     BEGUN = 0
     STORED = 1
@@ -48,42 +48,42 @@ class ItemEvent(enum.IntEnum):
 
 
 class WorkerDied(UserError):
-    """A process ended, and no item is to blame."""
+    """A process ended, and no item was the cause."""
 
 
 class Job(Protocol):
-    """A picklable list of items to be worked off, numbered from 0. Running it twice does no harm."""
+    """A picklable list of items to process, numbered from 0. Running it twice does no harm."""
 
     @property
     def number(self) -> int:
-        """Names the job in messages."""
+        """The job's number, which names it in messages."""
         ...
 
     @property
     def num_items(self) -> int:
-        """How many there are."""
+        """The number of items."""
         ...
 
     def run(self, report: Callable[[int, ItemEvent], None], lost: Mapping[int, str]) -> None:
-        """In a process of its own: do all items, telling `report` (item, event) from the main thread.
+        """Process all items. Runs in a worker process, and calls `report(item, event)` from the main thread.
 
-        Items in `lost` (item -> reason) took a process down before: they count as failed and are not tried.
+        The items in `lost` (item -> reason) ended a process before. They count as failed and are not tried.
         """
         ...
 
     def remember_loss(self, item: int, reason: str) -> None:
-        """In the parent: note on disk that an item is lost, so that a later run need not find out again."""
+        """Write to disk that an item is lost, so that a later run skips it. Runs in the parent."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where a run stands. A job that is run again counts from nothing, so the numbers may go back."""
+    """The state of a run. A job that runs again counts from 0 again, so the numbers may fall."""
 
-    stored: int = 0  # items
-    failed: int = 0  # items, the lost ones included
-    lost: int = 0  # items that took a process down in this run
-    jobs: int = 0  # that are done
+    stored: int = 0  # number of stored items
+    failed: int = 0  # number of failed items, with the lost ones
+    lost: int = 0  # number of items that ended a process in this run
+    jobs: int = 0  # number of jobs that are done
 
 
 def run_jobs(
@@ -96,21 +96,22 @@ def run_jobs(
 ) -> None:
     """Run every job, `workers` at a time, each in a fresh process.
 
-    An item is lost when its process crashes, or ends without a word, or runs out of `memory`, or when it takes more
-    than `item_seconds`: `remember_loss` is called and the job run again without it. `memory`: bytes of data a process
-    may have (RLIMIT_DATA: heap and anonymous mappings, not libraries), None = no limit.
+    An item is lost when it takes more than `item_seconds`, or when its process crashes, exits without a message or
+    runs out of `memory`. Then `remember_loss` is called, and the job runs again without the item. `memory`: bytes of
+    data a process may have (RLIMIT_DATA: heap and anonymous mappings, not libraries); None = no limit.
     `on_progress` is called some times a second, and may raise to end the run.
 
-    Raises what a job raises, with its type where that can be pickled, and WorkerDied where a process was killed from
-    outside or ended while no item was being worked on. However it ends, Ctrl-C included, no process is left; when this
-    process is killed, its workers are killed by the kernel.
+    Raises what a job raises, with its type if that can be pickled. Raises WorkerDied where a process was killed from
+    outside, or ended between two items. No process is left in any case, after Ctrl-C neither; when this process is
+    killed, the kernel kills its workers.
     """
     if workers < 1 or item_seconds <= 0:
         raise ValueError(f"workers = {workers}, item_seconds = {item_seconds}: both must be above 0")
-    resource_tracker.ensure_running()  # multiprocessing's own helper: starting it unblocks SIGINT, so not later
+    # Part of multiprocessing. Its start unblocks SIGINT, so it must not start while `_signals_held`.
+    resource_tracker.ensure_running()
     supervisor = _Supervisor(jobs, item_seconds=item_seconds, memory=memory)
     try:
-        while supervisor.go_on(workers):
+        while supervisor.step(workers):
             on_progress(supervisor.progress())
         on_progress(supervisor.progress())
     finally:
@@ -127,13 +128,13 @@ class _Supervisor:
         self.clock = 0.0
         self._looked = time.monotonic()
 
-    def go_on(self, workers: int) -> bool:
-        """Start what there is room for, wait for a moment, see to what has happened. False = all is done."""
+    def step(self, workers: int) -> bool:
+        """Start jobs while there is room, wait a moment, and handle what happened. False when all jobs are done."""
         while self.waiting and len(self.running) < workers:
             self.running.append(_start(self.waiting.popleft(), self.lost, self.memory))
         wait([worker.pipe for worker in self.running], timeout=LOOK_SECONDS)
         now = time.monotonic()
-        # While this process is stopped (Ctrl-Z), so are its workers: that time does not count.
+        # When this process is stopped (Ctrl-Z), so are its workers. That time does not count.
         self.clock += min(now - self._looked, 5 * LOOK_SECONDS)
         self._looked = now
         for worker in list(self.running):
@@ -143,11 +144,11 @@ class _Supervisor:
                 worker.end(kill=True)
                 self._lose(worker, item, f"took longer than {self.item_seconds:g} s")
             elif worker.silent:
-                self._see_off(worker)
+                self._finish(worker)
         return bool(self.waiting or self.running)
 
-    def _see_off(self, worker: _Worker) -> None:
-        """A process has closed its pipe: take what it leaves."""
+    def _finish(self, worker: _Worker) -> None:
+        """Handle the result of a process that has closed its pipe."""
         worker.end()
         result = worker.result
         if isinstance(result, MemoryError) and worker.item is not None:
@@ -167,7 +168,7 @@ class _Supervisor:
         if item is None:
             raise WorkerDied(f"job {job.number}: {reason} while it was at no item; this is no fault of the data")
         if item in lost:
-            raise WorkerDied(f"job {job.number}: item {item} {reason}, though the job was told to leave it out")
+            raise WorkerDied(f"job {job.number}: item {item} {reason}, though the job had to leave it out")
         job.remember_loss(item, reason)
         lost[item] = reason
         self.running.remove(worker)
@@ -197,7 +198,7 @@ def _plus(total: Progress, worker: _Worker, *, jobs: int) -> Progress:
 
 
 def _cause(worker: _Worker) -> str:
-    """How a process ended that left no result. Raises WorkerDied where that is not the item's doing."""
+    """How a process without a result ended. Raises WorkerDied where its item cannot be the cause."""
     status = worker.process.exitcode
     assert status is not None
     if status >= 0:
@@ -210,18 +211,18 @@ def _cause(worker: _Worker) -> str:
 
 
 class _Worker:
-    """A process at a job, as the parent sees it."""
+    """A worker process, as the parent sees it."""
 
     def __init__(self, job: Job, process: SpawnProcess, pipe: Connection[Any, Any]) -> None:
         self.job, self.process, self.pipe = job, process, pipe
-        self.item: int | None = None  # being worked on
-        self.begun = 0.0  # when that was, by the supervisor's clock
+        self.item: int | None = None  # the item that it works on
+        self.begun = 0.0  # when the item began, by the supervisor's clock
         self.counts = {ItemEvent.STORED: 0, ItemEvent.FAILED: 0}
         self.result: _Done | BaseException | None = None
-        self.silent = False  # it will say no more
+        self.silent = False  # whether its pipe is closed
 
     def listen(self, clock: float) -> None:
-        """Take in what the process has said since last time."""
+        """Read the messages that the process has sent since the last call."""
         try:
             while not self.silent and self.pipe.poll():
                 message = self.pipe.recv()
@@ -233,11 +234,11 @@ class _Worker:
                 self.begun = clock
                 if event is not ItemEvent.BEGUN:
                     self.counts[event] += 1
-        except (EOFError, OSError):  # OSError: it was killed in the middle of a word
+        except (EOFError, OSError):  # OSError: the process was killed while it wrote a message
             self.silent = True
 
     def end(self, *, kill: bool = False) -> None:
-        """Have the process gone, and its exit status known."""
+        """Wait until the process is gone and its exit status is known."""
         if kill:
             self.process.kill()
         self.process.join(EXIT_SECONDS)
@@ -251,14 +252,14 @@ class _Worker:
 
 @dataclass(frozen=True)
 class _Done:
-    """Said by a process whose job is done."""
+    """The last message of a process whose job is done."""
 
 
 def _start(job: Job, lost: Mapping[int, Mapping[int, str]], memory: int | None) -> _Worker:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(job, dict(lost.get(job.number, {})), theirs, os.getpid(), memory))
-    with _signals_held():  # a process inherits what is blocked where it is started
+    with _signals_held():  # a process starts with the signals blocked that its parent blocks
         process.start()
     theirs.close()  # so that the pipe ends when the process does
     return _Worker(job, process, ours)
@@ -274,12 +275,12 @@ def _signals_held() -> Iterator[None]:
 
 
 def _work(job: Job, lost: Mapping[int, str], pipe: Connection[Any, Any], parent: int, memory: int | None) -> None:
-    """The life of a worker process."""
+    """What a worker process does from start to end."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # also ends a loop in C code
-    if os.getppid() != parent:  # it was too late for that
+    if os.getppid() != parent:  # the parent died before the call above
         os._exit(1)
     end_realtime()  # a worker that spins must not keep its parent from running
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is nothing to keep
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash of a decoder needs no core file
     if memory is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     try:
@@ -293,10 +294,10 @@ def _work(job: Job, lost: Mapping[int, str], pipe: Connection[Any, Any], parent:
 
 
 def end_realtime() -> None:
-    """Give the ordinary priority back to all threads of this process that have a real-time one.
+    """Give ordinary priority back to all threads of this process that have a real-time one.
 
-    An encoder takes real-time priority where it may (SVT-AV1, as root), and every later thread and process inherits
-    it. Nothing interrupts a busy one: two of them stop a machine of two cores altogether.
+    SVT-AV1 takes real-time priority when it runs as root, and every later thread and process inherits it. Nothing
+    interrupts a busy real-time thread, so two of them stop a machine of two cores.
     """
     for thread in map(int, os.listdir("/proc/self/task")):  # noqa: PTH208
         try:
@@ -307,7 +308,7 @@ def end_realtime() -> None:
 
 
 def _portable(error: BaseException) -> BaseException:
-    """The error, with its traceback as a note, as something that can be pickled."""
+    """The error in a form that can be pickled, with its traceback as a note."""
     error.add_note("in a worker process:\n" + "".join(traceback.format_exception(error)))
     with contextlib.suppress(Exception):
         copy = pickle.loads(pickle.dumps(error))

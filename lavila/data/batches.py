@@ -1,11 +1,14 @@
 """A batch on its way from plans to pictures, and how a clip that cannot be decoded leaves it.
 
-Three steps can find a clip bad. Reading does where the bytes are not those that were stored (`reading.ClipReader`).
-FFmpeg does where it cannot decode them (`host.decode.DecodeError`). DALI does where its decoder cannot
-(`dali_pipelines.errors.decode_problem`). Each step gives one reason for each clip, None for a good one, and the bad
-clips leave here: those after them move up, and `bad` lists them with their reasons. Nothing is put in their place, so a
-batch only gets smaller. A batch without a good clip is handed out too, without pictures: the steps of an epoch stay.
-Every error that is not about one clip ends the run.
+Three steps can find a bad clip:
+
+* reading, where the bytes are not those that were stored (`reading.ClipReader`),
+* FFmpeg, where it cannot decode them (`host.decode.DecodeError`),
+* DALI, where its decoder cannot (`dali_pipelines.errors.decode_problem`).
+
+Each step gives one reason for each clip, None for a good one. The bad clips leave here: the clips after them move up,
+and `bad` lists them with their reasons. Nothing replaces them, so a batch only becomes smaller. A batch without a good
+clip is handed out without pictures, so that the number of steps stays the same. Every other error ends the run.
 """
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ import numpy.typing as npt
 from lavila.data.pictures import Payload
 from lavila.records import ClipPlan
 
-BadPlans = tuple[tuple[ClipPlan, str], ...]  # with the reasons, each in one line
+BadPlans = tuple[tuple[ClipPlan, str], ...]
+"""Plans of bad clips, each with its reason in one line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +36,7 @@ class LoadedBatch:
 
     @classmethod
     def of(cls, plans: Sequence[ClipPlan], read: Sequence[Payload | str]) -> LoadedBatch:
-        """`read`: for each plan its payload, or the reason why there is none."""
+        """`read`: the payload of each plan, or the reason why it has none."""
         good, bad = _sorted_out(plans, [one if isinstance(one, str) else None for one in read])
         return cls(
             plans=tuple(plans[place] for place in good),
@@ -50,23 +54,23 @@ class LoadedBatch:
         )
 
     def with_pictures(self, pictures: Any) -> PictureBatch:
-        """The step as a runner hands it out. `pictures`: of its good clips, in their order; None without one."""
+        """The step as a runner hands it out. `pictures`: one for each good clip, in order; None without good clips."""
         return PictureBatch(plans=self.plans, pictures=pictures, bad=self.bad)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PictureBatch:
-    """What a runner makes of the plans of a step."""
+    """The pictures that a runner makes from the plans of a step."""
 
-    plans: tuple[ClipPlan, ...]  # of the good clips
-    pictures: Any  # DLPack, [B, K, S, T, 3, size, size], one for each of `plans`; None where no clip is left
+    plans: tuple[ClipPlan, ...]  # the plans of the good clips
+    pictures: Any  # DLPack, [B, K, S, T, 3, size, size], one for each of `plans`; None without good clips
     bad: BadPlans = ()
 
     @classmethod
     def of(cls, plans: Sequence[ClipPlan], pictures: npt.NDArray[Any], reasons: Sequence[str | None]) -> PictureBatch:
-        """`pictures`: [B, K, S, T, 3, size, size] with a place for each of `plans`; the places of bad clips go.
+        """`pictures`: [B, K, S, T, 3, size, size], one place for each of `plans`. The places of bad clips are removed.
 
-        Without a bad clip the pictures are handed on as they are, without a copy.
+        Without a bad clip the pictures are not copied.
         """
         good, bad = _sorted_out(plans, reasons)
         if not good:
@@ -76,7 +80,7 @@ class PictureBatch:
 
 
 def _sorted_out(plans: Sequence[ClipPlan], reasons: Sequence[str | None]) -> tuple[list[int], BadPlans]:
-    """Places of the good clips, and the bad clips. `reasons`: for each plan why its clip is bad, or None."""
+    """The places of the good clips, and the bad clips. `reasons`: why each plan's clip is bad, or None."""
     good = [place for place, reason in enumerate(reasons) if reason is None]
     bad = tuple((plan, reason) for plan, reason in zip(plans, reasons, strict=True) if reason is not None)
     return good, bad

@@ -2,9 +2,9 @@
 
     plan --[B clips]--> runner --[B,K,S,T,C,H,W], bad clips--> VideoBatch
 
-A runner (`runners.build_runner`) reads, decodes and draws, a few batches ahead of the model. What CPU threads decode
-ahead is bounded by bytes (`memory.batches_ahead`); encoded clips are small, and bounded by `prefetch`. The state of the
-loader is two integers, (epoch, step): everything else follows from the plan.
+A runner (`runners.build_runner`) reads, decodes and draws, a few batches ahead of the model. `memory.batches_ahead`
+limits the bytes that CPU threads decode ahead. Encoded clips are small, so `prefetch` alone limits them. The state of
+the loader is two integers, (epoch, step). Everything else follows from the plan.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ LABELS = ("verb", "noun", "action")
 
 @dataclass(frozen=True, kw_only=True)
 class Pictures:
-    """How decoded frames become model input."""
+    """How decoded frames become the input of a model."""
 
     mean: tuple[float, float, float]  # R, G, B on 0..255
     std: tuple[float, float, float]  # R, G, B on 0..255
@@ -57,7 +57,7 @@ class BadClip:
 
 
 def clip_sizes(shard_set: ShardSet) -> StoredSizes:
-    """What a plan needs to know of the clips of a shard set. Clips in quarantine are left out."""
+    """The lengths and sizes of the clips of a shard set, for a plan. Clips in quarantine are left out."""
     return StoredSizes(shard_set)
 
 
@@ -72,18 +72,18 @@ class ClipLoader:
         ...     batch.video.shape  # [4, 3, 3, 8, 64, 64]
 
     Args:
-        shard_set: where the clips lie.
-        plan: which clips, frames and crops (`TrainingPlan` or `ViewPlan`).
+        shard_set: the set that holds the clips.
+        plan: the choice of clips, frames and crops (`TrainingPlan` or `ViewPlan`).
         pictures: normalisation and number type.
         decoder: auto, nvdec, dali_cpu or host.
-        device: where the batches go.
-        threads: CPU threads for reading and decoding; 0 = all cores of this process.
-        prefetch: batches in flight.
-        host_memory_gib: main memory for pictures that CPU threads decode (decoder host), GiB. It sets how many batches
-            are made ahead; one always is, and a warning says where that takes more.
-        max_bad_clips: an epoch with more undecodable clips than this stops. The loader counts its own rank's; whoever
-            knows the sum over all ranks gives it to `check_bad_clips`.
-        captions: the clips' narrations; None = those that the shard set came with.
+        device: the device of the batches.
+        threads: number of CPU threads that read and decode; 0 = all cores of this process.
+        prefetch: number of batches in flight.
+        host_memory_gib: main memory, in GiB, for pictures that CPU threads decode (decoder host). It sets how many
+            batches are made ahead. One always is, and a warning says if that one takes more.
+        max_bad_clips: the largest number of undecodable clips in an epoch; one more is an error. The loader counts the
+            clips of its rank. A caller that knows the sum over all ranks gives it to `check_bad_clips`.
+        captions: the clips' narrations; None = those stored with the shard set.
 
     Raises:
         LoaderError: settings that cannot work; too many bad clips.
@@ -107,7 +107,7 @@ class ClipLoader:
         self.device = torch.device(device)
         self.decoder = choose_decoder(decoder, codec=shard_set.codec, device=self.device)
         self._max_bad_clips = max_bad_clips
-        self.spec = PictureSpec(  # what is the same for every clip
+        self.spec = PictureSpec(
             frames=plan.frames,
             size=plan.size,
             view_grid=plan.view_grid,
@@ -126,18 +126,18 @@ class ClipLoader:
             prefetch=prefetch,
         )
         self._reader = ClipReader(shard_set, threads=execution.threads)
-        # One for all epochs: it may hold on to the memory of batches.
+        # One runner serves all epochs, so that the memory of batches is used again.
         self._runner = build_runner(self._reader, self.spec, execution, host_memory_gib=host_memory_gib)
         self._clip_ids = shard_set.clips.column("clip_id")
         self.captions = captions or Captions(shard_set)
         self._label_sets = shard_set.clips.column("labels")
         self._labels = {name: Column(shard_set.clips, name, null=-1) for name in LABELS}
         self._epoch, self._step = 0, 0
-        self.wait_seconds = 0.0  # time callers spent waiting in next(), since the start
-        self.bad_clips: list[BadClip] = []  # of the current epoch, on this rank
+        self.wait_seconds = 0.0  # seconds that callers waited in next(), since the start
+        self.bad_clips: list[BadClip] = []  # the bad clips of the current epoch on this rank
 
     def __len__(self) -> int:
-        """Batches of an epoch on this rank."""
+        """The number of batches in an epoch on this rank."""
         return self.plan.steps
 
     def set_epoch(self, epoch: int) -> None:
@@ -145,17 +145,17 @@ class ClipLoader:
         self._epoch, self._step, self.bad_clips = epoch, 0, []
 
     def state_dict(self) -> dict[str, int]:
-        """Where the next batch is."""
+        """The place of the next batch."""
         return {"epoch": self._epoch, "step": self._step}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from where `state_dict` was taken, with the very batches that would have followed."""
+        """Continue where `state_dict` was taken, with exactly the batches that would have followed."""
         if not 0 <= state["step"] <= len(self):
             raise LoaderError(f"step {state['step']} of a saved loader state: an epoch here has {len(self)} steps")
         self._epoch, self._step, self.bad_clips = state["epoch"], state["step"], []
 
     def __iter__(self) -> Iterator[VideoBatch]:
-        """The batches from the current place to the end of the epoch. The place moves with each batch handed out."""
+        """The batches from the current place to the end of the epoch. Each batch that is handed out moves the place."""
         with (
             closing(self._reader.planned(self.plan, epoch=self._epoch, step=self._step)) as plans,
             closing(self._runner.run(plans)) as results,
@@ -193,7 +193,7 @@ class ClipLoader:
         )
 
     def _video(self, pictures: Any) -> torch.Tensor:
-        """[B, V, C, T, H, W] without a copy: the buffer is [B, K, S, T, C, H, W]."""
+        """A view [B, V, C, T, H, W] of the buffer [B, K, S, T, C, H, W], without a copy."""
         if pictures is None:
             views = self.plan.view_grid[0] * self.plan.view_grid[1]
             shape = (0, views, 3, self.plan.frames, self.plan.size, self.plan.size)
@@ -215,12 +215,12 @@ class ClipLoader:
         self.check_bad_clips(len(self.bad_clips))
 
     def check_bad_clips(self, count: int) -> None:
-        """Raise LoaderError where so many clips of an epoch cannot be decoded and fewer are allowed."""
+        """Raise LoaderError if `count` bad clips in an epoch are more than `max_bad_clips`."""
         if count <= self._max_bad_clips:
             return
         last = self.bad_clips[-1] if self.bad_clips else None
-        told = f", the last being {last.clip_id} in {last.shard} ({last.reason})" if last else ", told by other ranks"
+        which = f", the last being {last.clip_id} in {last.shard} ({last.reason})" if last else ", all on other ranks"
         raise LoaderError(
-            f"{self.shard_set.path}: {count} clips of this epoch cannot be decoded{told}; make the shards again, "
+            f"{self.shard_set.path}: {count} clips of this epoch cannot be decoded{which}; make the shards again, "
             f"or allow more with data.max_bad_clips (now {self._max_bad_clips})"
         )

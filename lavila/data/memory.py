@@ -1,4 +1,4 @@
-"""How many batches a loader's threads make ahead: enough that none is idle, and no more than fit into its memory."""
+"""The number of batches that a loader's threads make ahead: no thread is idle, and the batches fit into memory."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ GIB = 1 << 30
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What the threads of a loader make."""
+    """The work of a loader's threads."""
 
     batch_size: int  # clips of the largest batch
-    batch_bytes: int  # that it takes in main memory
+    batch_bytes: int  # bytes of that batch in main memory
     threads: int
-    prefetch: int  # batches that shall be ready whatever the number of threads
-    held: int  # batches in memory that are done: in use, or on their way
+    prefetch: int  # the smallest number of batches to make ahead, with any number of threads
+    held: int  # batches in memory that are finished: the caller uses them, or will next
 
 
 def batches_ahead(work: Work, *, memory_gib: float) -> int:
-    """Batches in the making or ready; at least one, though that may take more memory than there is for it.
+    """The number of batches that may be unfinished or wait for the caller: at least one, even if memory is too small.
 
-    Warns where memory leaves threads without work, and where it does not suffice for one batch.
+    Warns if memory leaves threads without work, and if one batch does not fit.
     """
     busy = math.ceil(work.threads / max(work.batch_size, 1))
-    wanted = max(work.prefetch, busy) + 1  # one more: while it waits for its last clip, the others' threads go on
+    wanted = max(work.prefetch, busy) + 1  # one more keeps threads busy while a batch waits for its last clip
     fit = int(memory_gib * GIB) // max(work.batch_bytes, 1) - work.held
     clips = f"{work.batch_size} clip(s) of {work.batch_bytes / max(work.batch_size, 1) / 2**20:.1f} MiB"
     if fit < 1:

@@ -1,15 +1,17 @@
-"""What is asked of a decoder, whichever decoder it is. Imports without DALI."""
+"""What every decoder is given, and the choice of one. Imports without DALI."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from lavila.errors import UserError
+
+if TYPE_CHECKING:  # not at the start: processes that only check videos have no need of PyTorch, which takes seconds
+    import torch
 
 DALI_CPU_CODECS = ("vp9", "vp8", "mjpeg")
 
@@ -18,13 +20,13 @@ DecoderName = Literal["nvdec", "dali_cpu", "host"]
 
 @dataclass(frozen=True, kw_only=True)
 class PictureSpec:
-    """What is the same for every clip of a pipeline."""
+    """The settings that every clip of a pipeline shares."""
 
     frames: int  # T
     size: int  # side of the square pictures, pixels
     view_grid: tuple[int, int]  # K temporal clips, S spatial crops
-    cuts_window: bool  # training: a window is cut before the resize; evaluation: crops after it
-    pads_black: bool  # short clips are padded with black frames
+    cuts_window: bool  # True: a window is cut before the resize (training); False: crops after it (evaluation)
+    pads_black: bool  # whether short clips are padded with black frames
     mean: tuple[float, float, float]  # R, G, B on 0..255
     std: tuple[float, float, float]  # R, G, B on 0..255
     antialias: bool = False  # low-pass before shrinking
@@ -33,36 +35,43 @@ class PictureSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """Where and how a pipeline runs."""
+    """The device and resources of a pipeline."""
 
     decoder: DecoderName
     device_id: int | None  # None: everything on the CPU
     batch_size: int  # clips of the largest batch
-    threads: int  # CPU threads
-    prefetch: int  # batches in flight
+    threads: int  # number of CPU threads
+    prefetch: int  # number of batches in flight
+
+    @property
+    def draws_on_host(self) -> bool:
+        """Whether CPU threads draw the pictures, without DALI."""
+        return self.decoder == "host" and self.device_id is None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Payload:
-    """A planned clip as it was read."""
+    """A planned clip, as it was read."""
 
     data: npt.NDArray[np.uint8]  # [bytes] of an encoded video, or its decoded frames [U, H, W, 3]
-    frames: npt.NDArray[np.int32]  # [U] ascending numbers, in that video, of the plan's distinct frames
+    frames: npt.NDArray[np.int32]  # [U] the plan's distinct frames, as ascending numbers in that video
 
 
 class LoaderError(UserError):
-    """Data or settings that a loader cannot work with."""
+    """Data or settings with which a loader cannot work."""
 
 
 def choose_decoder(decoder: str, *, codec: str, device: torch.device) -> DecoderName:
-    """The decoder that `auto` stands for, or the one asked for where it can work.
+    """The decoder that `auto` stands for, or the named one if it can work here.
 
     Raises:
-        LoaderError: naming what to use instead.
+        LoaderError: the named decoder cannot work; the message says what to use instead.
     """
     if decoder == "auto":
         return "nvdec" if device.type == "cuda" else "host"
     if decoder == "nvdec" and device.type != "cuda":
+        import torch
+
         driver = "" if torch.cuda.is_available() else " and this machine has no usable NVIDIA driver"
         raise LoaderError(
             f"data.decoder=nvdec decodes on a GPU, but device is {device.type}{driver}; use data.decoder=auto"

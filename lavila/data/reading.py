@@ -1,4 +1,4 @@
-"""Reads what plans want of a shard set: the frames of a clip, and stretches of the tars before their clips are due."""
+"""Reads the frames that plans name from a shard set, and stretches of the tars before their clips are due."""
 
 from __future__ import annotations
 
@@ -7,35 +7,34 @@ from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from lavila.data.host.decode import DecodeError
 from lavila.plan.plans import Plan
-from lavila.records import ClipPlan
+from lavila.records import ClipPlan, Frames
 from lavila.shards.format import DamagedClip, shard_name
 from lavila.shards.reader import ShardSet
 
 log = logging.getLogger(__name__)
 
-Read = Callable[[ClipPlan], tuple[bytes, npt.NDArray[np.int32]]]  # a video, and the numbers in it of the plan's frames
+Read = Callable[[ClipPlan], tuple[bytes, Frames]]
+"""Plan -> a video, and the numbers in it of the plan's distinct frames."""
 
 
 class ClipReader:
     """Reads planned clips of a shard set. Any thread may call it."""
 
     def __init__(self, shard_set: ShardSet, *, threads: int) -> None:
-        """`threads`: threads that may ask for stretches of the tars at a time."""
+        """`threads`: number of threads that read ahead."""
         self._shard_set, self._threads = shard_set, threads
-        self._not_ahead: set[int | None] = set()  # numbers of the errors of reading ahead that were logged
+        self._not_ahead: set[int | None] = set()  # error numbers (errno) of reading ahead that were logged
 
-    def read(self, plan: ClipPlan) -> tuple[bytes, npt.NDArray[np.int32]]:
+    def read(self, plan: ClipPlan) -> tuple[bytes, Frames]:
         """A video with the plan's distinct frames, and their ascending numbers in it, [U].
 
         Raises:
-            DecodeError: the bytes are not those that were stored: a bad clip, like one that does not decode.
+            DecodeError: the bytes are not those that were stored, so the clip counts as one that cannot be decoded.
             ShardSetError: a tar cannot be used.
         """
         try:
@@ -46,10 +45,11 @@ class ClipReader:
     def planned(self, plan: Plan, *, epoch: int, step: int) -> Generator[list[ClipPlan]]:
         """The clips of each step from `step` to the end of the epoch.
 
-        Has the system read what the plan wants read before its turn. Close it where it is left early.
+        It also reads ahead the stretches that the plan names. A caller that stops early must close it.
 
         Raises:
-            ShardSetError: a tar that is to be read ahead cannot be used. Storage that cannot read ahead is a warning.
+            ShardSetError: a tar that is to be read ahead cannot be used. Storage that cannot read ahead gives a
+                warning.
         """
         asked: deque[tuple[int, Future[None]]] = deque()
         with ThreadPoolExecutor(self._threads, thread_name_prefix="read-ahead") as pool:
@@ -63,13 +63,13 @@ class ClipReader:
                 self._check_read_ahead(*one)
 
     def largest_frame(self) -> int:
-        """Bytes of the largest decoded frame of the set, RGB."""
+        """The bytes of the set's largest frame, decoded to RGB."""
         clips = self._shard_set.clips
         pixels = pc.multiply(*(clips.column(name).cast(pa.int64()) for name in ("height", "width")))
         return 3 * int(pc.max(pixels).as_py() or 0)
 
     def _check_read_ahead(self, row: int, done: Future[None]) -> None:
-        """Warn once for each error of storage that cannot read ahead; a tar that cannot be used ends the run."""
+        """Warn once for each error number of storage that cannot read ahead. A tar that cannot be used ends the run."""
         try:
             done.result()
         except OSError as error:

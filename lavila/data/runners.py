@@ -1,4 +1,4 @@
-"""The two ways from plans to pictures have one interface, `Runner`; `build_runner` chooses between them.
+"""The two ways from plans to pictures. Both have the interface `Runner`, and `build_runner` chooses one.
 
     plans --HostRunner: CPU threads read, decode and draw-------------------> pictures     no GPU, decoder host
     plans --PipelineRunner: threads read, DALI pipelines decode and draw----> pictures     every other case
@@ -25,12 +25,12 @@ class Runner(Protocol):
     """Reads, decodes and draws the clips of plans, a few batches ahead of the caller."""
 
     def run(self, batches: Iterable[list[ClipPlan]]) -> Generator[PictureBatch]:
-        """Every batch, in order, without its bad clips. Close it where it is left early.
+        """Every batch, in order, without its bad clips. A caller that stops early must close it.
 
         Raises:
             DecoderFault: the decoder fails on sound videos.
             ShardSetError: a tar cannot be used.
-            RuntimeError: DALI's, for anything but videos that cannot be decoded.
+            RuntimeError: DALI fails for another reason than a video.
         """
         ...
 
@@ -38,16 +38,17 @@ class Runner(Protocol):
 def build_runner(reader: ClipReader, spec: PictureSpec, execution: Execution, *, host_memory_gib: float) -> Runner:
     """The runner for a decoder and a device.
 
-    `host_memory_gib` bounds what CPU threads decode: main memory, GiB. One batch is made in any case, and a warning
-    says where that takes more. Encoded clips are small: `execution.prefetch` alone bounds them.
+    `host_memory_gib` limits the main memory, in GiB, for what CPU threads decode. One batch is always made, and a
+    warning says if it takes more. Encoded clips are small, so `execution.prefetch` alone limits them.
     """
     if execution.decoder != "host":
         return PipelineRunner(spec, reader.read, execution, ahead=execution.prefetch + 1)
-    if execution.device_id is None:
+    if execution.draws_on_host:
         work = _work(execution, HostRunner.clip_bytes(spec), held=HELD)
         ahead = batches_ahead(work, memory_gib=host_memory_gib)
         return HostRunner(spec, reader.read, threads=execution.threads, ahead=ahead)
-    # DALI holds one batch more than it prefetches, each as we hand it over and as its own copy.
+    # DALI holds prefetch + 1 batches, each twice: the array that we hand over, and a copy. `prefetch` is chosen so that
+    # these take at most half of the memory: 2 * (prefetch + 1) <= fit / 2.
     clip_bytes = reader.largest_frame() * spec.view_grid[0] * spec.frames
     fit = int(host_memory_gib * GIB) // max(clip_bytes * execution.batch_size, 1)
     execution = replace(execution, prefetch=max(1, min(execution.prefetch, fit // 4 - 1)))

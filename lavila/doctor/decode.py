@@ -1,4 +1,4 @@
-"""Checks of the decoders on a small clip encoded on the spot: how fast each is, and whether their pictures agree."""
+"""Checks the speed of the decoders, and whether their pictures agree, on a small clip that is encoded here."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from lavila.ingest.encode import ENCODERS, EncodeSettings, Interval, encode_clip
 
 FOOTAGE = Path(__file__).resolve().parents[2] / "assets" / "bigbuckbunny.mp4"
 CLIP_SECONDS, CLIP_FRAMES, SHORT_SIDE = 2.0, 16, 288
-NVDEC_BATCH = 32  # clips; fewer do not keep several engines busy
-PREFETCH = 2  # batches, the loader's default
-MUCH = 1.2  # times as fast: worth a change of settings
+NVDEC_BATCH = 32  # clips of a batch; fewer do not keep several engines busy
+PREFETCH = 2  # number of batches, as in the loader's default
+MUCH = 1.2  # a factor of speed that is worth a change of settings
 
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
     """One clip in every codec."""
 
-    payloads: dict[str, Payload]  # by codec
-    text: str  # what is on it
+    payloads: dict[str, Payload]  # codec -> the clip
+    text: str  # a description of the clip
 
 
 def make_samples(folder: Path, *, footage: Path = FOOTAGE) -> Samples:
-    """Encode the clip; from a synthetic picture, written into `folder`, where the footage is not there."""
+    """Encode the clip. Without footage, its source is a synthetic video that is written into `folder`."""
     source = footage if footage.is_file() else synthetic_video(folder / "synthetic.mp4")
     payloads, size = {}, (0, 0)
     for codec in ENCODERS:
@@ -67,13 +67,13 @@ def synthetic_video(path: Path, *, height: int = SHORT_SIDE, width: int = 512) -
 
 
 def execution(decoder: DecoderName, *, threads: int, batch: int) -> Execution:
-    """How a decoder is run here. NVDEC is that of the first GPU."""
+    """The execution of a decoder here. NVDEC uses the first GPU."""
     device = 0 if decoder == "nvdec" else None
     return Execution(decoder=decoder, device_id=device, batch_size=batch, threads=threads, prefetch=PREFETCH)
 
 
 def decode_rate(decoder: DecoderName, batches: list[list[Payload]], *, threads: int, seconds: float) -> float:
-    """Clips per second of decoding alone. All batches are of one size."""
+    """Clips per second of decoding alone. All batches have one size."""
     batch = len(batches[0])
     if decoder == "host":
         clips = [payload for one in batches for payload in one]
@@ -88,7 +88,7 @@ def decode_rate(decoder: DecoderName, batches: list[list[Payload]], *, threads: 
 
 
 def _decode(payload: Payload) -> int:
-    """Decode, and nothing after it; returns the number of frames."""
+    """Decode a clip and do nothing else. Returns the number of frames."""
     return sum(1 for _ in decode_planes(payload.data, payload.frames))
 
 
@@ -98,7 +98,7 @@ def cpu_decoders(codec: str) -> list[DecoderName]:
 
 
 def check_cpu_decoders(samples: Samples, *, threads: int, seconds: float) -> Finding:
-    """Which codec is decoded by what without a GPU, and how fast; `seconds` for each."""
+    """Measure all decoders on the CPU with all codecs that they take, for `seconds` each."""
     slices = {}
     for codec, payload in samples.payloads.items():
         for decoder in cpu_decoders(codec):
@@ -112,53 +112,53 @@ def check_cpu_decoders(samples: Samples, *, threads: int, seconds: float) -> Fin
             slices[f"{codec} {decoder}"] = one
     rates = medians(slices, seconds=seconds)
     facts = {"clips_per_second": rates, "threads": threads, "clip": samples.text}
-    told, fix = [], []
+    parts, fix = [], []
     for codec in samples.payloads:
         mine = {decoder: rates[f"{codec} {decoder}"] for decoder in cpu_decoders(codec)}
-        told.append(f"{codec} " + ", ".join(f"{decoder} {value:.0f}" for decoder, value in mine.items()))
+        parts.append(f"{codec} " + ", ".join(f"{decoder} {value:.0f}" for decoder, value in mine.items()))
         if len(mine) == 2 and mine["host"] > MUCH * mine["dali_cpu"]:
             fix.append(f"train.py ... data.decoder=host   ({mine['host'] / mine['dali_cpu']:.1f}x for {codec} here)")
-    found = f"{'; '.join(told)} clips/s with {threads} thread(s), {samples.text} (dali_cpu is DALI, host is PyAV)"
+    found = f"{'; '.join(parts)} clips/s with {threads} thread(s), {samples.text} (dali_cpu is DALI, host is PyAV)"
     return Finding(name="cpu decode", status="note" if fix else "ok", found=found, fix=tuple(fix), facts=facts)
 
 
 def check_nvdec_rate(
     samples: Samples, codecs: list[str], *, cpu: dict[str, float], threads: int, seconds: float
 ) -> Finding:
-    """How fast NVDEC decodes each of `codecs`, beside the CPU's rates ("<codec> <decoder>" -> clips/s)."""
+    """Measure NVDEC with each of `codecs`. `cpu`: the CPU's rates, "<codec> <decoder>" -> clips/s."""
     rates = {}
     for codec in codecs:
         batches = [[samples.payloads[codec]] * NVDEC_BATCH]
         rates[codec] = decode_rate("nvdec", batches, threads=threads, seconds=seconds)
-    told, fix = [], []
+    parts, fix = [], []
     for codec, value in rates.items():
         best, fastest = max((cpu.get(f"{codec} {name}", 0.0), name) for name in get_args(DecoderName))
-        told.append(f"{codec} {value:.0f} (CPU {best:.0f})")
+        parts.append(f"{codec} {value:.0f} (CPU {best:.0f})")
         if best > MUCH * value:
             fix.append(f"train.py ... data.decoder={fastest}   (with {codec} shards: {best / value:.1f}x NVDEC here)")
-    found = f"NVDEC: {'; '.join(told)} clips/s, {samples.text}"
+    found = f"NVDEC: {'; '.join(parts)} clips/s, {samples.text}"
     facts = {"clips_per_second": rates, "clip": samples.text}
     return Finding(name="gpu decode", status="note" if fix else "ok", found=found, fix=tuple(fix), facts=facts)
 
 
 def check_pictures(samples: Samples, *, nvdec: list[str]) -> Finding:
-    """Whether decoders make the same pictures: PyAV's against NVDEC's of codecs `nvdec`, and DALI's on the CPU."""
+    """Compare PyAV's pictures with NVDEC's, for the codecs `nvdec`, and with DALI's on the CPU."""
     pairs: list[tuple[str, DecoderName]] = [(codec, "nvdec") for codec in nvdec]
     pairs += [(codec, "dali_cpu") for codec in samples.payloads if codec in DALI_CPU_CODECS]
-    told, facts, wrong = [], {}, []
+    parts, facts, wrong = [], {}, []
     for codec, decoder in pairs:
         payload = samples.payloads[codec]
         probe = DecodeProbe([[payload]], execution=execution(decoder, threads=1, batch=1))
         difference = picture_difference(probe.pictures()[0], decode_frames(payload.data, payload.frames))
         allowed = picture_tolerance("host", decoder)
-        told.append(f"{codec} {decoder} mean {difference.mean:.2f}, most {difference.most:.0f} levels")
+        parts.append(f"{codec} {decoder} mean {difference.mean:.2f}, most {difference.most:.0f} levels")
         facts[f"{codec} {decoder}"] = {"mean": difference.mean, "most": difference.most}
         if not difference.within(allowed):
             wrong.append(f"{codec} {decoder} (allowed: mean {allowed.mean:g}, most {allowed.most:g})")
-    found = f"differences from PyAV's: {'; '.join(told)}"
+    found = f"differences from PyAV's: {'; '.join(parts)}"
     found += "" if nvdec else "; no NVDEC to compare with"
     if wrong:
-        fix = ("train.py ... data.decoder=host   (until it is known why); report it with the output of --json",)
+        fix = ("train.py ... data.decoder=host   (until the reason is known); report it with the output of --json",)
         found = f"decoders disagree: {', '.join(wrong)}; {found}"
         return Finding(name="pictures", status="broken", found=found, fix=fix, facts=facts)
     return Finding(name="pictures", status="ok", found=found, facts=facts)

@@ -14,13 +14,13 @@ from lavila.doctor import machine as machine_checks
 from lavila.doctor.findings import Finding, Machine, checked
 from lavila.doctor.versions import check_versions
 
-DECODE_SECONDS = 1.0  # for each decoder and codec
-READ_SECONDS = 2.0  # for each way of reading
-STEP_SECONDS = 6.0  # for each stage of a training step
+DECODE_SECONDS = 1.0  # time for each decoder and codec
+READ_SECONDS = 2.0  # time for each way of reading
+STEP_SECONDS = 6.0  # time for each stage of a training step
 
 
 class Doctor:
-    """The checks, in the order in which they are told."""
+    """The checks, in the order of the report."""
 
     def __init__(self, machine: Machine, *, quick: bool) -> None:
         self.machine, self.quick = machine, quick
@@ -30,7 +30,7 @@ class Doctor:
         self.stage_lines: list[str] = []
 
     def add(self, name: str, check: Callable[[], Finding]) -> Finding:
-        """Run a check; whatever happens in it becomes a finding."""
+        """Run a check. Its result or its error becomes a finding."""
         self.findings.append(checked(name, check))
         return self.findings[-1]
 
@@ -51,13 +51,13 @@ class Doctor:
         self.add("nvdec", lambda: gpu.check_nvdec(machine, state, codec=shards.codec if shards else None))
 
     def decoder_checks(self, folder: Path) -> None:
-        """Rates of all decoders, and whether their pictures agree."""
+        """The rates of all decoders, and the differences of their pictures."""
         nvdec = gpu.nvdec_codecs(self.findings) if self.machine.torch().devices else []
         samples: Any = None
 
         def cpu() -> Finding:
             nonlocal samples
-            from lavila.doctor import decode  # here, so that a missing package becomes a finding
+            from lavila.doctor import decode  # imported here, so that a missing package becomes a finding
 
             samples = decode.make_samples(folder)
             return decode.check_cpu_decoders(samples, threads=self.threads, seconds=DECODE_SECONDS)
@@ -77,7 +77,7 @@ class Doctor:
         self.add("pictures", lambda: decode.check_pictures(samples, nvdec=nvdec))
 
     def machine_checks(self, shards: Any | None) -> None:
-        """Cores, memory, storage, and what else the house is built on."""
+        """Cores, memory, storage, Java, SLURM, vocabularies and the cache folder."""
         machine, seconds = self.machine, 0.0 if self.quick else READ_SECONDS
 
         def storage() -> Finding:
@@ -94,7 +94,7 @@ class Doctor:
         self.add("cache", lambda: machine_checks.check_cache(machine))
 
     def step_check(self, config: Any, shards: Any, *, bar: Any, plain: bool) -> None:
-        """Whether the config can run, and what bounds a training step."""
+        """Check that the config can run, and find what bounds a training step."""
 
         def can_start() -> Finding:
             from lavila.doctor.step import check_config
@@ -116,7 +116,7 @@ class Doctor:
 
 
 def examine(args: argparse.Namespace, config: Any | None, shards: Any | None, machine: Machine) -> Doctor:
-    """Run all checks that were asked for, with progress on stderr."""
+    """Run the checks that the arguments select, with a bar on stderr."""
     from tqdm import tqdm
 
     doctor = Doctor(machine, quick=args.quick)

@@ -1,4 +1,4 @@
-"""What a check of tools/doctor.py tells, the machine as checks see it, and the text and exit status made of it."""
+"""The findings of tools/doctor.py, the machine as checks see it, and the report and exit status made from findings."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from lavila.errors import UserError, one_line
+
 Status = Literal["ok", "note", "missing", "broken"]
 SEVERITY: dict[Status, int] = {"broken": 0, "missing": 1, "note": 2, "ok": 3}
 OPTIONAL = ("java", "slurm", "vocabularies", "cache")  # findings that only some work needs
@@ -25,27 +27,27 @@ class Finding:
     """The outcome of one check."""
 
     name: str
-    status: Status  # ok; note: works, but slower or worth knowing; missing: not there, work goes on without; broken
-    found: str  # in plain words, one line
-    fix: tuple[str, ...] = ()  # what to type or to change, the most effective first
-    facts: dict[str, Any] = field(default_factory=dict)  # the same as plain values, for --json
+    status: Status  # ok; note: works, but slowly, or worth knowing; missing: not there and not needed; broken
+    found: str  # the finding in plain words, one line
+    fix: tuple[str, ...] = ()  # commands or changes that help, the most effective first
+    facts: dict[str, Any] = field(default_factory=dict)  # the finding as plain values, for --json
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ran:
     """A command that has ended."""
 
-    status: int | None  # None: there is no such command
+    status: int | None  # exit status; None: there is no such command
     out: str = ""
     err: str = ""
 
     def said(self) -> str:
-        """The first line of what it complains of."""
-        return (self.err.strip() or self.out.strip() or f"status {self.status}").splitlines()[0][:300]
+        """The first line of its error message."""
+        return one_line((self.err.strip() or self.out.strip() or f"status {self.status}").splitlines()[0])
 
 
 def run_command(*command: str, timeout: float = 10.0) -> Ran:
-    """Run a command. TimeoutExpired when it takes longer than `timeout` seconds; it is killed then."""
+    """Run a command. After `timeout` seconds it is killed, and TimeoutExpired is raised."""
     if shutil.which(command[0]) is None:
         return Ran(status=None)
     done = subprocess.run(
@@ -55,11 +57,11 @@ def run_command(*command: str, timeout: float = 10.0) -> Ran:
 
 
 def installed_versions() -> dict[str, str]:
-    """Version of each installed Python distribution, by lower-case name."""
+    """Lower-case name of each installed Python distribution -> its version."""
     found = {}
     for one in importlib.metadata.distributions():
         name = one.metadata["Name"]
-        if name and name.lower() not in found:  # the first one on the path is the one that is imported
+        if name and name.lower() not in found:  # Python imports the first one on the path
             found[name.lower()] = one.version
     return found
 
@@ -82,7 +84,7 @@ class TorchFacts:
 
 @functools.cache
 def torch_facts() -> TorchFacts:
-    """Ask PyTorch; imports it. One that cannot be imported sees nothing: check_versions tells that it is missing."""
+    """Import PyTorch and ask it. If it cannot be imported, there are no devices; `check_versions` reports that."""
     try:
         import torch
     except (ImportError, OSError):
@@ -92,19 +94,19 @@ def torch_facts() -> TorchFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """All that checks look at. Tests put something else in its place."""
+    """Everything that checks look at. Tests replace it."""
 
-    root: Path = Path("/")  # /proc, /sys, /dev lie below
+    root: Path = Path("/")  # the folder of /proc, /sys and /dev
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
     run: Callable[..., Ran] = run_command
-    load: Callable[[str], Any] = ctypes.CDLL  # OSError where there is no such library
+    load: Callable[[str], Any] = ctypes.CDLL  # loads a library, or raises OSError
     versions: Callable[[], dict[str, str]] = installed_versions
     requirements: Callable[[str], list[str]] = requirements_of
     torch: Callable[[], TorchFacts] = torch_facts
     affinity: Callable[[], int] = lambda: len(os.sched_getaffinity(0))
 
     def read(self, path: str) -> str | None:
-        """Contents of a file below the root; None where it cannot be read."""
+        """The text of a file below the root; None if it cannot be read."""
         try:
             return (self.root / path).read_text(errors="replace")
         except OSError:
@@ -112,7 +114,7 @@ class Machine:
 
 
 def checked(name: str, check: Callable[[], Finding]) -> Finding:
-    """The finding of a check. One that itself fails is broken, with its reason, and stops nothing else."""
+    """The finding of a check. A check that fails gives a finding that is broken, and does not stop the others."""
     try:
         return check()
     except subprocess.TimeoutExpired as error:
@@ -123,9 +125,9 @@ def checked(name: str, check: Callable[[], Finding]) -> Finding:
             found=f"{command} did not answer within {error.timeout:g} s",
             fix=(f"run {command} by hand; if it hangs, the node needs an administrator: use another one",),
         )
-    except Exception as error:  # whatever a probe of a strange machine meets
-        reason = " ".join(str(error).split())[:300]
-        if isinstance(error, ValueError) and type(error) is not ValueError:  # the house's own, which tell all in a line
+    except Exception as error:  # a probe of an unknown machine can meet anything
+        reason = one_line(error)
+        if isinstance(error, UserError):  # its message says everything in one line
             return Finding(name=name, status="broken", found=reason)
         return Finding(name=name, status="broken", found=f"the check failed: {type(error).__name__}: {reason}")
 
@@ -136,11 +138,11 @@ def exit_status(findings: Sequence[Finding]) -> int:
 
 
 def verdict(findings: Sequence[Finding]) -> str:
-    """The first line: what matters most."""
+    """The first line, with what matters most."""
     named = {status: ", ".join(one.name for one in findings if one.status == status) for status in SEVERITY}
     rest = [one.found for one in findings if one.name == "step" and one.status != "broken"]
-    rest += [f"missing, goes on without: {named['missing']}"] if named["missing"] else []
-    rest += [f"slower than need be, or to know: {named['note']}"] if named["note"] else []
+    rest += [f"missing, not needed: {named['missing']}"] if named["missing"] else []
+    rest += [f"slower than necessary, or worth knowing: {named['note']}"] if named["note"] else []
     cpu_only = any(one.name == "gpu" and one.status == "missing" for one in findings)
     works = "works, on the CPU only" if cpu_only else "works"
     broken = next((f"BROKEN: {named['broken']} ({one.found})" for one in findings if one.status == "broken"), works)
@@ -148,7 +150,7 @@ def verdict(findings: Sequence[Finding]) -> str:
 
 
 def table(findings: Sequence[Finding]) -> list[str]:
-    """A line for each finding, folded where it is long."""
+    """A line for each finding; long ones are folded."""
     wide = max(len(one.name) for one in findings)
     indent = wide + 13
     lines = []
@@ -166,20 +168,20 @@ def table(findings: Sequence[Finding]) -> list[str]:
 
 
 def fixes(findings: Sequence[Finding]) -> list[str]:
-    """What to type, the most effective first: what is broken, the training step, what is missing, what is slow.
+    """The cures, the most effective first: for broken things, the training step, missing things, slow things.
 
-    What only some work needs comes last.
+    Cures for things that only some work needs come last.
     """
 
     def order(one: Finding) -> tuple[bool, bool, bool, int]:
         return one.status != "broken", one.name in OPTIONAL, one.name != "step", SEVERITY[one.status]
 
     ordered = sorted(findings, key=order)
-    told: dict[str, str] = {}
+    names: dict[str, str] = {}
     for one in ordered:
         for text in one.fix:
-            told.setdefault(text, one.name)  # one cure may serve several findings
-    return [f"{place}. {name}: {text}" for place, (text, name) in enumerate(told.items(), start=1)]
+            names.setdefault(text, one.name)  # one cure may serve several findings
+    return [f"{place}. {name}: {text}" for place, (text, name) in enumerate(names.items(), start=1)]
 
 
 def report(findings: Sequence[Finding], extra: Sequence[str] = ()) -> str:
@@ -187,11 +189,13 @@ def report(findings: Sequence[Finding], extra: Sequence[str] = ()) -> str:
     cures = fixes(findings)
     lines = [verdict(findings), "", *table(findings), *extra]
     lines += ["", "What to type or change, most effect first:"] * bool(cures)
-    return "\n".join([*lines, *(f"  {cure}" for cure in cures)])  # not folded: a command is copied as one line
+    return "\n".join(
+        [*lines, *(f"  {cure}" for cure in cures)]
+    )  # not folded, so that a command can be copied as one line
 
 
 def as_json(findings: Sequence[Finding]) -> dict[str, Any]:
-    """The same as plain values."""
+    """The findings as plain values."""
     return {
         "verdict": verdict(findings),
         "exit_status": exit_status(findings),

@@ -1,4 +1,4 @@
-"""Checks of driver, GPU, container and NVDEC."""
+"""Checks the driver, the GPU, the container and NVDEC."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from lavila.doctor.findings import Finding, Machine
 from lavila.doctor.nvdec import CodecCaps, DriverError, decode_caps, driver_cuda
 
 SMI_FIELDS = ("name", "driver_version", "memory.total", "mig.mode.current")
-SMI_SECONDS = 30.0  # without persistence mode the first question after boot takes several seconds for each GPU
-DRIVER_FOR = {11: 450, 12: 525, 13: 580}  # the first driver of each CUDA major release, as NVIDIA documents it
+SMI_SECONDS = 30.0  # without persistence mode, the first call after boot takes several seconds for each GPU
+DRIVER_FOR = {11: 450, 12: 525, 13: 580}  # major release of CUDA -> its first driver, as NVIDIA documents it
 CAPABILITIES = ("compute", "video", "utility")
 TYPE_CAPABILITIES = (
     f"start the container with NVIDIA_DRIVER_CAPABILITIES={','.join(CAPABILITIES)}: docker run --gpus all -e "
@@ -30,22 +30,22 @@ class Gpu:
 
 @dataclass(frozen=True, kw_only=True)
 class GpuState:
-    """What there is of driver and GPUs."""
+    """The driver and the GPUs of a machine."""
 
-    driver: str | None  # version; None: none was found
-    cuda: tuple[int, int] | None  # newest CUDA release it runs
-    gpus: tuple[Gpu, ...]  # as nvidia-smi lists them
-    devices: int  # /dev/nvidia0 and so on
-    problem: str = ""  # what nvidia-smi or the driver library complains of
+    driver: str | None  # version of the driver; None: there is none
+    cuda: tuple[int, int] | None  # the newest CUDA release that it runs
+    gpus: tuple[Gpu, ...]  # the GPUs that nvidia-smi lists
+    devices: int  # number of devices /dev/nvidia0, /dev/nvidia1 ...
+    problem: str = ""  # the error of nvidia-smi or of the driver library
 
     @property
     def present(self) -> bool:
-        """Whether there is a GPU, usable or not."""
+        """Whether the machine has a GPU, usable or not."""
         return bool(self.gpus or self.devices)
 
 
 def gpu_state(machine: Machine) -> GpuState:
-    """Ask nvidia-smi, the driver's library and the kernel. Raises TimeoutExpired where nvidia-smi hangs."""
+    """Ask nvidia-smi, the driver's library and the kernel. Raises TimeoutExpired if nvidia-smi hangs."""
     smi = machine.run(
         "nvidia-smi", f"--query-gpu={','.join(SMI_FIELDS)}", "--format=csv,noheader,nounits", timeout=SMI_SECONDS
     )
@@ -68,7 +68,7 @@ def gpu_state(machine: Machine) -> GpuState:
 
 
 def check_driver(machine: Machine, state: GpuState) -> Finding:
-    """Whether the driver works, and can run the CUDA release that PyTorch was built for."""
+    """Check that the driver works, and runs the CUDA release for which PyTorch was built."""
     name, facts = "driver", {"version": state.driver, "cuda": state.cuda}
     if state.problem:
         cure = ["reload the driver (reboot the node), or use another node"]
@@ -88,21 +88,21 @@ def check_driver(machine: Machine, state: GpuState) -> Finding:
                 facts=facts,
             )
         return Finding(name=name, status="missing", found=found, fix=_to_a_gpu(machine), facts=facts)
-    told = f"NVIDIA {state.driver or 'driver of unknown version'}"
-    told += f", runs CUDA up to {state.cuda[0]}.{state.cuda[1]}" if state.cuda else ", libcuda.so.1 cannot be loaded"
+    summary = f"NVIDIA {state.driver or 'driver of unknown version'}"
+    summary += f", runs CUDA up to {state.cuda[0]}.{state.cuda[1]}" if state.cuda else ", libcuda.so.1 cannot be loaded"
     built = machine.torch().cuda
     major = int(built.split(".")[0]) if built else None
     if major and state.cuda and state.cuda[0] < major:
         return Finding(
             name=name,
             status="broken",
-            found=f"{told}; PyTorch is built for CUDA {built}: driver {DRIVER_FOR.get(major, '?')} or newer",
+            found=f"{summary}; PyTorch is built for CUDA {built}: driver {DRIVER_FOR.get(major, '?')} or newer",
             fix=_older_cuda(major, state.cuda[0]),
             facts=facts,
         )
     if state.present and not state.cuda:
-        return Finding(name=name, status="broken", found=told, fix=(TYPE_CAPABILITIES,), facts=facts)
-    return Finding(name=name, status="ok", found=told, facts=facts)
+        return Finding(name=name, status="broken", found=summary, fix=(TYPE_CAPABILITIES,), facts=facts)
+    return Finding(name=name, status="ok", found=summary, facts=facts)
 
 
 def _older_cuda(built: int, runs: int) -> tuple[str, ...]:
@@ -122,7 +122,7 @@ def _to_a_gpu(machine: Machine) -> tuple[str, ...]:
 
 
 def check_gpu(machine: Machine, state: GpuState) -> Finding:
-    """Which GPUs there are, and whether PyTorch can use them."""
+    """List the GPUs, and check that PyTorch can use them."""
     name, seen = "gpu", machine.torch()
     facts = {"gpus": [asdict(gpu) for gpu in state.gpus], "devices": state.devices, "torch_devices": seen.devices}
     if not state.present:
@@ -133,28 +133,28 @@ def check_gpu(machine: Machine, state: GpuState) -> Finding:
         return Finding(name=name, status="missing", found=found, fix=fix, facts=facts)
     kinds = {gpu.name: sum(other.name == gpu.name for other in state.gpus) for gpu in state.gpus}
     memory = min((gpu.memory_mib for gpu in state.gpus), default=0) / 1024
-    told = ", ".join(f"{count} x {kind}" for kind, count in kinds.items()) or f"{state.devices} in /dev"
-    told += f", {memory:.0f} GiB each" if memory else ""
-    told += ", split by MIG" if any(gpu.mig for gpu in state.gpus) else ""
+    summary = ", ".join(f"{count} x {kind}" for kind, count in kinds.items()) or f"{state.devices} in /dev"
+    summary += f", {memory:.0f} GiB each" if memory else ""
+    summary += ", split by MIG" if any(gpu.mig for gpu in state.gpus) else ""
     if seen.devices:
         fewer = seen.devices < len(state.gpus)
-        told += f"; PyTorch may use {seen.devices} of them" if fewer else ""
-        return Finding(name=name, status="note" if fewer else "ok", found=told, facts=facts)
+        summary += f"; PyTorch may use {seen.devices} of them" if fewer else ""
+        return Finding(name=name, status="note" if fewer else "ok", found=summary, facts=facts)
     hidden = machine.environ.get("CUDA_VISIBLE_DEVICES")
     if hidden is not None and hidden.strip() in ("", "-1", "NoDevFiles"):
-        found, fix = f"{told}, hidden by CUDA_VISIBLE_DEVICES={hidden!r}", ("unset CUDA_VISIBLE_DEVICES",)
+        found, fix = f"{summary}, hidden by CUDA_VISIBLE_DEVICES={hidden!r}", ("unset CUDA_VISIBLE_DEVICES",)
     elif seen.cuda is None:
-        found = f"{told}; the installed PyTorch is a build without CUDA"
+        found = f"{summary}; the installed PyTorch is a build without CUDA"
         fix = ("pip install --force-reinstall torch torchvision --index-url https://download.pytorch.org/whl/cu130",)
     else:
-        found, fix = f"{told}; PyTorch cannot use any", ()
+        found, fix = f"{summary}; PyTorch cannot use any", ()
         if state.cuda and state.cuda[0] >= int(seen.cuda.split(".")[0]):
             fix = ('python -c "import torch; torch.cuda.init()"   (says why)',)
     return Finding(name=name, status="broken", found=found, fix=fix, facts=facts)
 
 
 def in_container(machine: Machine) -> str | None:
-    """The kind of container this is; None where it shows no sign of one."""
+    """The kind of container in which this runs; None without any sign of one."""
     if (machine.root / ".dockerenv").exists():
         return "Docker"
     if (machine.root / "run/.containerenv").exists():
@@ -172,27 +172,29 @@ def in_container(machine: Machine) -> str | None:
 
 
 def check_container(machine: Machine, state: GpuState) -> Finding:
-    """Whether a container is given all of the driver: compute for CUDA, video for NVDEC, utility for nvidia-smi."""
+    """Check that a container gets all parts of the driver: compute (CUDA), video (NVDEC), utility (nvidia-smi)."""
     name, kind, given = "container", in_container(machine), machine.environ.get("NVIDIA_DRIVER_CAPABILITIES")
     facts = {"kind": kind, "NVIDIA_DRIVER_CAPABILITIES": given}
     if kind is None and given is None:
-        return Finding(name=name, status="ok", found="not in a container, as far as one can see", facts=facts)
-    told = (
+        return Finding(name=name, status="ok", found="no sign of a container", facts=facts)
+    summary = (
         f"container ({kind or 'kind unknown'}), NVIDIA_DRIVER_CAPABILITIES={given if given is not None else 'not set'}"
     )
     if not (state.present or state.driver):
-        return Finding(name=name, status="ok", found=f"{told}; without a GPU it does not matter", facts=facts)
+        return Finding(name=name, status="ok", found=f"{summary}; without a GPU it does not matter", facts=facts)
     capabilities = {part.strip() for part in (given or "").split(",")}
     lacking = [one for one in CAPABILITIES if one not in capabilities and "all" not in capabilities]
     loads = _loads(machine, "libnvcuvid.so.1")
     if not lacking and loads:
-        return Finding(name=name, status="ok", found=told, facts=facts)
+        return Finding(name=name, status="ok", found=summary, facts=facts)
     if loads and (given is None or "video" not in lacking):
-        return Finding(name=name, status="ok", found=f"{told}; libnvcuvid.so.1 is there all the same", facts=facts)
+        return Finding(name=name, status="ok", found=f"{summary}; libnvcuvid.so.1 is there all the same", facts=facts)
     if loads:
-        found = f"{told} lacks {', '.join(lacking)}, though libnvcuvid.so.1 is there"
+        found = f"{summary} lacks {', '.join(lacking)}, though libnvcuvid.so.1 is there"
         return Finding(name=name, status="note", found=found, fix=(TYPE_CAPABILITIES,), facts=facts)
-    found = f"{told} lacks {', '.join(lacking) or 'nothing'}; libnvcuvid.so.1 cannot be loaded, so NVDEC cannot be used"
+    found = (
+        f"{summary} lacks {', '.join(lacking) or 'nothing'}; libnvcuvid.so.1 cannot be loaded, so NVDEC cannot be used"
+    )
     fix = (
         TYPE_CAPABILITIES if lacking else "start the container with the host's driver: --gpus all, or --nv (Apptainer)"
     )
@@ -208,7 +210,7 @@ def _loads(machine: Machine, library: str) -> bool:
 
 
 def check_nvdec(machine: Machine, state: GpuState, *, codec: str | None) -> Finding:
-    """Which codecs the GPU decodes. `codec`: that of the shard set; None = any will do."""
+    """List the codecs that the GPU decodes. `codec`: the codec of the shard set; None = there is no set."""
     name = "nvdec"
     if not state.present:
         return Finding(name=name, status="missing", found="no GPU, so no NVDEC: videos are decoded on the CPU")
@@ -217,13 +219,13 @@ def check_nvdec(machine: Machine, state: GpuState, *, codec: str | None) -> Find
         caps = decode_caps(machine.load)
     except OSError as error:
         fix = (TYPE_CAPABILITIES, meanwhile) if in_container(machine) else (
-            "install the driver's decode library, of the driver's own version: apt install libnvidia-decode-"
+            "install the decode library of the driver's version: apt install libnvidia-decode-"
             f"{(state.driver or '580').split('.')[0]}-server (Debian, Ubuntu)", meanwhile)  # fmt: skip
         return Finding(name=name, status="broken", found=f"{error}: NVDEC cannot be used", fix=fix)
     except DriverError as error:
         return Finding(name=name, status="broken", found=str(error), fix=(meanwhile,))
     facts = {kind: asdict(one) for kind, one in caps.items()}
-    told = "; ".join(_codec_text(kind, one) for kind, one in caps.items())
+    summary = "; ".join(_codec_text(kind, one) for kind, one in caps.items())
     if codec in caps and not caps[codec].supported:
         others = [kind for kind, one in caps.items() if one.supported]
         fix = (
@@ -231,14 +233,14 @@ def check_nvdec(machine: Machine, state: GpuState, *, codec: str | None) -> Find
             f"or make the shards again with --codec {others[0] if others else 'vp9'}",
         )
         return Finding(
-            name=name, status="broken", found=f"the shards hold {codec}, which this GPU does not decode; {told}",
+            name=name, status="broken", found=f"the shards hold {codec}, which this GPU does not decode; {summary}",
             fix=fix, facts=facts,
         )  # fmt: skip
     if not any(one.supported for one in caps.values()):
         return Finding(
-            name=name, status="broken", found=f"this GPU decodes no codec; {told}", fix=(meanwhile,), facts=facts
+            name=name, status="broken", found=f"this GPU decodes no codec; {summary}", fix=(meanwhile,), facts=facts
         )
-    return Finding(name=name, status="ok", found=told, facts=facts)
+    return Finding(name=name, status="ok", found=summary, facts=facts)
 
 
 def _codec_text(name: str, caps: CodecCaps) -> str:
@@ -248,6 +250,6 @@ def _codec_text(name: str, caps: CodecCaps) -> str:
 
 
 def nvdec_codecs(findings: Sequence[Finding]) -> list[str]:
-    """The codecs that check_nvdec found to be decoded."""
+    """The codecs that NVDEC decodes, from the finding of check_nvdec."""
     facts = next((one.facts for one in findings if one.name == "nvdec" and one.status == "ok"), {})
     return [name for name, caps in facts.items() if caps["supported"]]

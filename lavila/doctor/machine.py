@@ -1,4 +1,4 @@
-"""Checks of cores, memory, Java, SLURM, vocabularies and the cache folder."""
+"""Checks cores, memory, Java, SLURM, vocabularies and the cache folder."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pathlib import Path
 from lavila.doctor.findings import Finding, Machine
 
 GIB = 1 << 30
-BUSY = 1.5  # times as many runnable processes as CPUs
-LITTLE_MEMORY = 8 * GIB  # bytes; a rank with PyTorch, DALI and a few batches in flight takes about 4
-LITTLE_SHM = 1 * GIB  # bytes; Docker gives 64 MiB, and NCCL needs more than that for each rank
-ENOUGH_DISK = 5 * GIB  # bytes; the largest published checkpoint takes about 5
+BUSY = 1.5  # runnable processes for each CPU of a machine that counts as busy
+LITTLE_MEMORY = 8 * GIB  # bytes; a rank with PyTorch, DALI and a few batches in flight needs about 4 GiB
+LITTLE_SHM = 1 * GIB  # bytes; Docker gives 64 MiB, but NCCL needs more for each rank
+ENOUGH_DISK = 5 * GIB  # bytes; the largest published checkpoint has about 5 GB
 MEMORY_LIMITS = ("memory.max", "memory.limit_in_bytes")
-VOCABULARIES = (  # of which model, repository on the hub, files
+VOCABULARIES = (  # the model, the repository on the hub, the files
     ("BERT (dual encoders of EgoVLP)", "distilbert-base-uncased", ("vocab.txt", "tokenizer.json")),
     ("GPT-2 (narrator)", "gpt2", ("vocab.json", "tokenizer.json")),
 )
 
 
 def cgroup_folders(machine: Machine, controller: str) -> list[Path]:
-    """The control groups of this process for a controller, its own first, then those around it."""
+    """The control groups of this process for a controller: its group first, then the groups around it."""
     folders = []
     for line in (machine.read("proc/self/cgroup") or "").splitlines():
         _, kinds, place = line.split(":", 2)
@@ -32,7 +32,7 @@ def cgroup_folders(machine: Machine, controller: str) -> list[Path]:
             base = machine.root / "sys/fs/cgroup" / controller
         else:
             continue
-        # Within a container the path may be the host's; the base folder is the container's own group then.
+        # Within a container the path may be the host's. Then the base folder is the group of the container.
         inner = base / place.lstrip("/")
         folders += [inner, *(up for up in inner.parents if up.is_relative_to(base))]
     return folders
@@ -46,7 +46,7 @@ def _first_line(path: Path) -> str | None:
 
 
 def cpu_quota(machine: Machine) -> float | None:
-    """CPUs that control groups let this process use at a time; None = no limit."""
+    """The number of CPUs that control groups allow this process; None = no limit."""
     quotas = []
     for folder in cgroup_folders(machine, "cpu"):
         text = _first_line(folder / "cpu.max")
@@ -54,31 +54,31 @@ def cpu_quota(machine: Machine) -> float | None:
             one = (_first_line(folder / "cpu.cfs_quota_us"), _first_line(folder / "cpu.cfs_period_us"))
             text = " ".join(part or "max" for part in one)
         quota, _, period = text.partition(" ")
-        if quota.isdecimal() and period.isdecimal():  # "max" and -1 stand for no limit
+        if quota.isdecimal() and period.isdecimal():  # "max" and -1 mean no limit
             quotas.append(int(quota) / int(period))
     return min(quotas, default=None)
 
 
 def memory_limit(machine: Machine) -> int | None:
-    """Bytes that control groups let this process have; None = no limit."""
+    """The bytes that control groups allow this process; None = no limit."""
     limits = []
     for folder in cgroup_folders(machine, "memory"):
         for name in MEMORY_LIMITS:
             text = _first_line(folder / name)
-            if text and text.isdecimal() and int(text) < 1 << 60:  # version 1 writes a huge number for no limit
+            if text and text.isdecimal() and int(text) < 1 << 60:  # version 1 writes a huge number if there is no limit
                 limits.append(int(text))
     return min(limits, default=None)
 
 
 def check_cores(machine: Machine) -> Finding:
-    """CPUs of the machine, of this process's affinity, and of its container's quota."""
+    """Compare the CPUs of the machine, of this process's affinity, and of its container's quota."""
     whole = (machine.read("proc/cpuinfo") or "").count("processor\t:") or os.cpu_count() or 1
     allowed, quota = machine.affinity(), cpu_quota(machine)
     load = float((machine.read("proc/loadavg") or "0").split()[0])
     facts = {"machine": whole, "affinity": allowed, "quota": quota, "load": load}
-    told = f"{allowed} CPU(s)"
+    summary = f"{allowed} CPU(s)"
     if allowed < whole:
-        told += f" of the machine's {whole}, by affinity (SLURM, taskset or a cpuset)"
+        summary += f" of the machine's {whole}, by affinity (SLURM, taskset or a cpuset)"
     if quota is not None and quota < allowed:
         threads = max(1, int(quota))
         found = f"limited to {quota:g} of {whole} CPUs by a container's quota, but {allowed} are visible"
@@ -89,36 +89,36 @@ def check_cores(machine: Machine) -> Finding:
         return Finding(name="cores", status="note", found=found, fix=fix, facts=facts)
     if allowed < whole and allowed <= 2:
         cure = ("ask for more: srun --cpus-per-task=N",) if "SLURM_JOB_ID" in machine.environ else ()
-        return Finding(name="cores", status="note", found=told, fix=cure, facts=facts)
+        return Finding(name="cores", status="note", found=summary, fix=cure, facts=facts)
     if load > BUSY * whole:
-        told += f", busy: a load of {load:.1f} on {whole}, so that what is measured now is too low"
-        return Finding(name="cores", status="note", found=told, fix=("see what else runs: top",), facts=facts)
-    return Finding(name="cores", status="ok", found=told, facts=facts)
+        summary += f", busy: a load of {load:.1f} on {whole}, so the rates below are too low"
+        return Finding(name="cores", status="note", found=summary, fix=("see what else runs: top",), facts=facts)
+    return Finding(name="cores", status="ok", found=summary, facts=facts)
 
 
 def check_memory(machine: Machine) -> Finding:
-    """Memory of machine and container, and /dev/shm."""
+    """Check the memory of machine and container, and /dev/shm."""
     kib = dict(re.findall(r"^(\w+):\s+(\d+) kB", machine.read("proc/meminfo") or "", re.MULTILINE))
     total, free = (int(kib.get(name, 0)) * 1024 for name in ("MemTotal", "MemAvailable"))
     limit = memory_limit(machine)
     shm_folder = machine.root / "dev/shm"
     shm = shutil.disk_usage(shm_folder).total if shm_folder.is_dir() else 0
     facts = {"total": total, "available": free, "limit": limit, "shm": shm}
-    told = f"{total / GIB:.0f} GiB, {free / GIB:.0f} GiB of it available"
-    told += f", limited to {limit / GIB:.1f} GiB by a container or SLURM" if limit and limit < total else ""
-    told += f"; /dev/shm {shm / GIB:.1f} GiB" if shm >= GIB else f"; /dev/shm {shm >> 20} MiB"
+    summary = f"{total / GIB:.0f} GiB, {free / GIB:.0f} GiB of it available"
+    summary += f", limited to {limit / GIB:.1f} GiB by a container or SLURM" if limit and limit < total else ""
+    summary += f"; /dev/shm {shm / GIB:.1f} GiB" if shm >= GIB else f"; /dev/shm {shm >> 20} MiB"
     fix = []
     if min(free, limit or free) < LITTLE_MEMORY:
-        told += f": less than {LITTLE_MEMORY // GIB} GiB is little for a rank"
+        summary += f": less than {LITTLE_MEMORY // GIB} GiB is little for a rank"
         fix.append("ask for more memory (srun --mem=32G), or smaller data.batch_size and data.prefetch=1")
     if shm < LITTLE_SHM:
-        told += ": /dev/shm is little for NCCL, when several ranks train"
+        summary += ": /dev/shm is little for NCCL, when several ranks train"
         fix.append("docker run --shm-size=8g, or --ipc=host")
-    return Finding(name="memory", status="note" if fix else "ok", found=told, fix=tuple(fix), facts=facts)
+    return Finding(name="memory", status="note" if fix else "ok", found=summary, fix=tuple(fix), facts=facts)
 
 
 def check_java(machine: Machine) -> Finding:
-    """METEOR and the PTB tokenizer of the captioning scores start a Java program."""
+    """Check for Java, which METEOR and the PTB tokenizer of the captioning scores start."""
     ran = machine.run("java", "-version", timeout=20.0)
     if ran.status == 0:
         version = (ran.err or ran.out).splitlines()[0]
@@ -131,7 +131,7 @@ def check_java(machine: Machine) -> Finding:
 
 
 def check_slurm(machine: Machine) -> Finding:
-    """Whether jobs can be submitted from here, and to which partitions."""
+    """Check that jobs can be submitted from here, and list the partitions."""
     name = "slurm"
     ran = machine.run("sinfo", "--noheader", "--format=%P|%a|%D|%G", timeout=20.0)
     if ran.status is None:
@@ -145,7 +145,7 @@ def check_slurm(machine: Machine) -> Finding:
         {"name": row[0], "up": row[1] == "up", "nodes": int(row[2]) if row[2].isdecimal() else 0, "gres": row[3]}
         for row in rows
     ]
-    told = "; ".join(
+    summary = "; ".join(
         f"{one['name']} {one['nodes']} node(s) {one['gres'] if one['gres'] != '(null)' else 'without GPUs'}"
         + ("" if one["up"] else " (down)")
         for one in partitions
@@ -153,50 +153,57 @@ def check_slurm(machine: Machine) -> Finding:
     facts = {"partitions": partitions, "job": machine.environ.get("SLURM_JOB_ID")}
     inside = f"; inside job {facts['job']}" if facts["job"] else ""
     if machine.run("sbatch", "--version").status != 0:
-        return Finding(name=name, status="missing", found=f"{told}{inside}; no sbatch: not a submit host", facts=facts)
+        return Finding(
+            name=name, status="missing", found=f"{summary}{inside}; no sbatch: not a submit host", facts=facts
+        )
     if "submitit" not in machine.versions():
         fix = ("pip install -e '.[slurm]'",)
-        return Finding(name=name, status="missing", found=f"{told}{inside}; submitit is missing", fix=fix, facts=facts)
-    return Finding(name=name, status="ok", found=f"{told or 'no partition'}{inside}", facts=facts)
+        return Finding(
+            name=name, status="missing", found=f"{summary}{inside}; submitit is missing", fix=fix, facts=facts
+        )
+    return Finding(name=name, status="ok", found=f"{summary or 'no partition'}{inside}", facts=facts)
 
 
 def check_vocabularies(machine: Machine) -> Finding:
-    """CLIP's merges come with open_clip_torch; BERT's and GPT-2's vocabularies are fetched from the hub once."""
+    """Look for the vocabularies.
+
+    CLIP's comes with open_clip_torch; BERT's and GPT-2's are fetched from the hub once.
+    """
     from huggingface_hub import try_to_load_from_cache
 
-    told, fix, facts = (
+    parts, fix, facts = (
         [],
         [],
         {"clip": "open_clip_torch" in machine.versions() or "open-clip-torch" in machine.versions()},
     )
-    told.append("CLIP's is installed" if facts["clip"] else "CLIP's is missing")
+    parts.append("CLIP's is installed" if facts["clip"] else "CLIP's is missing")
     if not facts["clip"]:
         fix.append("pip install open_clip_torch")
     for what, repository, files in VOCABULARIES:
         found = any(isinstance(try_to_load_from_cache(repository, file), str) for file in files)
         facts[repository] = found
-        told.append(f"{what} is {'cached' if found else 'not cached'}")
+        parts.append(f"{what} is {'cached' if found else 'not cached'}")
         if not found:
             fix.append(
                 f"hf download {repository} {' '.join(files)}   (where there is a network; needed by that model only)"
             )
     return Finding(
-        name="vocabularies", status="missing" if fix else "ok", found="; ".join(told), fix=tuple(fix), facts=facts
+        name="vocabularies", status="missing" if fix else "ok", found="; ".join(parts), fix=tuple(fix), facts=facts
     )
 
 
 def check_cache(machine: Machine) -> Finding:
-    """The folder of downloaded checkpoints."""
+    """Check the folder of downloaded checkpoints."""
     given = machine.environ.get("LAVILA_HOME")
     home = Path(given or Path(machine.environ.get("HOME", "~")).expanduser() / ".cache" / "lavila")
     there = next(folder for folder in (home, *home.parents) if folder.exists())
     free, held = shutil.disk_usage(there).free, list((home / "checkpoints").glob("*")) if home.is_dir() else []
-    told = f"{home}{' (LAVILA_HOME)' if given else ''}: {len(held)} checkpoint(s), {free / GIB:.0f} GiB free"
+    summary = f"{home}{' (LAVILA_HOME)' if given else ''}: {len(held)} checkpoint(s), {free / GIB:.0f} GiB free"
     facts = {"folder": str(home), "checkpoints": len(held), "free": free}
     if not os.access(there, os.W_OK):
         fix = ("export LAVILA_HOME=/a/folder/you/can/write",)
-        return Finding(name="cache", status="missing", found=f"{told}; not writable", fix=fix, facts=facts)
+        return Finding(name="cache", status="missing", found=f"{summary}; not writable", fix=fix, facts=facts)
     if free < ENOUGH_DISK:
         fix = ("export LAVILA_HOME=/a/folder/with/room",)
-        return Finding(name="cache", status="note", found=f"{told}: little", fix=fix, facts=facts)
-    return Finding(name="cache", status="ok", found=told, facts=facts)
+        return Finding(name="cache", status="note", found=f"{summary}: little", fix=fix, facts=facts)
+    return Finding(name="cache", status="ok", found=summary, facts=facts)

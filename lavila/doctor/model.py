@@ -1,4 +1,4 @@
-"""How fast a config's model goes forward and backward, from random weights."""
+"""Measures forward and backward of a config's model, from random weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lavila.records import VideoBatch
 from lavila.shards.reader import ShardSet
 from lavila.tasks import Task
 
-STEPS_OF_A_SIZE = 3  # that must fit into the time of a stage, for the batch to be doubled once more
+STEPS_OF_A_SIZE = 3  # number of steps that must fit into the time of a stage before the batch is doubled again
 
 
 class ModelBench:
@@ -33,7 +33,7 @@ class ModelBench:
         self.device, self.arithmetic = process.device, Arithmetic.of_training(config, process.device)
 
     def step(self, batch: VideoBatch) -> None:
-        """One forward and backward; returns when it is done."""
+        """Do one forward and backward, and wait for its end."""
         with self.arithmetic.autocast():
             loss, _ = self.task.step(self.arithmetic.fitted(batch))
         loss.backward()
@@ -44,7 +44,7 @@ class ModelBench:
     def measure(self, batch: VideoBatch, *, share: int, seconds: float) -> tuple[float, int, list[str]]:
         """Clips per second, the batch size they were measured at, and notes.
 
-        The batch is doubled up to the config's, as far as time and memory go.
+        The batch is doubled up to the size of the config's, while time and memory allow it.
         """
         size, notes, best = 1, [], 0
         while True:
@@ -67,13 +67,13 @@ class ModelBench:
             size = min(2 * size, share)
         if best < share and not notes:
             notes.append(
-                f"the model was measured with {best} clip(s) at once, the config has {share}: for want of time"
+                f"the model was measured with {best} clip(s) at once, the config has {share}: there was too little time"
             )
         part = tiled(batch, best)
         times: list[float] = []
         while sum(times) < seconds or len(times) < 3:
             times.append(self._seconds(part))
-            if sum(times) > 10 * seconds:  # one step takes so long that a median of few must do
+            if sum(times) > 10 * seconds:  # a step takes so long that the median of fewer steps is enough
                 break
         return best / float(np.median(times)), best, notes
 
@@ -84,7 +84,7 @@ class ModelBench:
 
 
 def tiled(batch: VideoBatch, size: int) -> VideoBatch:
-    """The clips of a batch again and again, until there are `size`."""
+    """A batch of `size` clips, which repeats those of `batch`."""
     places = np.resize(np.arange(len(batch)), size)
     index = torch.from_numpy(places)
     take = [int(place) for place in places]

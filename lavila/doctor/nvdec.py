@@ -1,4 +1,4 @@
-"""What the CUDA driver says of itself and of the GPU's video decoders, asked without any CUDA package.
+"""Asks the CUDA driver for its version and for the GPU's video decoders, without any CUDA package.
 
 libcuda.so.1 and libnvcuvid.so.1 belong to the driver. The layout of CUVIDDECODECAPS and the numbers of the codecs are
 those that NVIDIA documents in cuviddec.h of its Video Codec SDK.
@@ -21,11 +21,11 @@ ERROR_NO_DEVICE = 100  # CUresult
 
 
 class DriverError(RuntimeError):
-    """A call into the driver that failed."""
+    """A call into the driver failed."""
 
 
 class DecodeCaps(ctypes.Structure):
-    """CUVIDDECODECAPS: a question (the first three) and its answer."""
+    """CUVIDDECODECAPS: the first three fields are the question, the others the answer."""
 
     _fields_: ClassVar = [
         ("codec", c_int),
@@ -52,13 +52,13 @@ class CodecCaps:
     """How a GPU decodes 8-bit 4:2:0 video of one codec."""
 
     supported: bool
-    engines: int = 0  # NVDEC units that can
+    engines: int = 0  # number of NVDEC units for the codec
     max_width: int = 0  # pixels
     max_height: int = 0  # pixels
 
 
 def driver_cuda(load: Load) -> tuple[int, int] | None:
-    """The newest CUDA release the driver can run, as (major, minor); None where there is no driver library."""
+    """The newest CUDA release that the driver runs, as (major, minor); None without a driver library."""
     try:
         cuda = load("libcuda.so.1")
     except OSError:
@@ -69,7 +69,7 @@ def driver_cuda(load: Load) -> tuple[int, int] | None:
 
 
 def decode_caps(load: Load, *, device: int = 0) -> dict[str, CodecCaps]:
-    """By codec, what GPU number `device` decodes.
+    """Codec -> how GPU number `device` decodes it.
 
     Raises:
         OSError: libnvcuvid.so.1 or libcuda.so.1 cannot be loaded.
@@ -81,7 +81,7 @@ def decode_caps(load: Load, *, device: int = 0) -> dict[str, CodecCaps]:
         for name, number in CODECS.items():
             caps = DecodeCaps(codec=number, chroma=CHROMA_420, bit_depth_minus_8=0)
             _check("cuvidGetDecoderCaps", cuvid.cuvidGetDecoderCaps(byref(caps)))
-            # The other fields are left as they were where the codec is not supported.
+            # The driver sets the other fields only if it supports the codec.
             found[name] = CodecCaps(supported=False)
             if caps.supported:
                 found[name] = CodecCaps(
@@ -92,7 +92,7 @@ def decode_caps(load: Load, *, device: int = 0) -> dict[str, CodecCaps]:
 
 @contextmanager
 def _context(cuda: Any, device: int) -> Iterator[None]:
-    """The device's primary context, which PyTorch and DALI use too, made current for as long as this lasts."""
+    """Make the device's primary context current within the block. PyTorch and DALI use the same context."""
     handle, context, popped = c_int(0), c_void_p(), c_void_p()
     _check("cuInit", cuda.cuInit(0))
     _check("cuDeviceGet", cuda.cuDeviceGet(byref(handle), device))

@@ -1,4 +1,4 @@
-"""How fast something is done, and the page cache, which must not be taken for a disk."""
+"""Measures rates, and empties the page cache, so that memory is not measured in place of a disk."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Literal
 
 CacheState = Literal["empty", "still in memory", "unknown"]
-PROBES = 16  # places of a file at which it is asked whether they lie in memory
-ROUNDS = 3  # slices of each thing that is measured, taken in turn
+PROBES = 16  # number of places of a file that are checked for being in memory
+ROUNDS = 3  # number of slices for each measurement; slices of all measurements alternate
 
 
 def rate(work: Callable[[], int], *, seconds: float, warm: int = 0) -> float:
-    """Items per second of `work`, which returns how many it did: called until `seconds` are over, at least once.
+    """Items per second of `work`, which returns the number of items it did. It is called for `seconds`, at least once.
 
     The first `warm` calls do not count.
     """
@@ -31,7 +31,7 @@ def rate(work: Callable[[], int], *, seconds: float, warm: int = 0) -> float:
 
 
 def medians(slices: Mapping[str, Callable[[float], float]], *, seconds: float) -> dict[str, float]:
-    """Median rate of each thing. A slice takes seconds and returns a rate; slices of all things are taken in turn."""
+    """The median rate of each measurement. A slice gets a number of seconds and returns a rate; slices alternate."""
     found: dict[str, list[float]] = {name: [] for name in slices}
     for _ in range(ROUNDS):
         for name, one in slices.items():
@@ -40,17 +40,17 @@ def medians(slices: Mapping[str, Callable[[float], float]], *, seconds: float) -
 
 
 def drop_cache(files: Iterable[Path]) -> CacheState:
-    """Ask the kernel to forget what it holds in memory of some files, and see whether it did.
+    """Ask the kernel to drop some files from its page cache, and check whether it did.
 
-    "unknown" where the file system does not tell (some network and FUSE ones); caches of servers and disks are beyond
-    this anyway.
+    "unknown" if the file system does not answer, as some network and FUSE ones. The caches of servers and disks cannot
+    be dropped.
     """
     states: set[CacheState] = set()
     for file in files:
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # else the look below reads ahead into the cache
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # else the check below reads ahead into the cache
             states.add(_cache_state(descriptor))
         finally:
             os.close(descriptor)
@@ -62,7 +62,7 @@ def drop_cache(files: Iterable[Path]) -> CacheState:
 def _cache_state(descriptor: int) -> CacheState:
     size = os.fstat(descriptor).st_size
     for place in range(0, size, max(size // PROBES, 1)):
-        try:  # refuses to wait, so that it reads what is in memory and nothing else
+        try:  # RWF_NOWAIT reads only what is in memory
             if os.preadv(descriptor, [bytearray(1)], place, os.RWF_NOWAIT):
                 return "still in memory"
         except OSError as error:

@@ -1,25 +1,23 @@
-"""What bounds a training step: each stage alone, on the plan, the data and the model of a config, and all together."""
+"""Measures each stage of a training step alone and together, on the plan, the data and the model of a config."""
 
 from __future__ import annotations
 
 import functools
-import itertools
 import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from lavila.config.schema import RunConfig
-from lavila.data.dali_pipelines.probe import augmented
-from lavila.data.host.colour import Planes
-from lavila.data.host.decode import DecodeError, decode_frames, decode_planes
-from lavila.data.host.render import ClipRenderer
+from lavila.data.drawing import build_drawing
+from lavila.data.host.decode import DecodeError
 from lavila.data.loader import ClipLoader
 from lavila.data.pictures import DecoderName, Execution, Payload
 from lavila.data.reading import ClipReader
@@ -29,53 +27,53 @@ from lavila.doctor.model import ModelBench
 from lavila.doctor.rate import CacheState, drop_cache, medians, rate
 from lavila.engine import build
 from lavila.engine.distributed import Process, join
+from lavila.errors import one_line
 from lavila.records import ClipPlan, VideoBatch
 from lavila.shards.reader import ShardSet
 
-LEAST_BATCH = 8  # clips of a batch of the data stages, where the config has so many
-CLIPS_AHEAD = 2000  # whose tars are dropped from the page cache before a slice
-CLIPS_HELD = 32  # clips that decode and augment go round and round with
-HELD_BYTES = 1 << 30  # of decoded frames that are kept in memory
+LEAST_BATCH = 8  # the smallest batch of the data stages, if the config has so many clips in a batch
+CLIPS_AHEAD = 2000  # number of clips whose tars are dropped from the page cache before a slice
+CLIPS_HELD = 32  # number of clips that the stages decode and augment use again and again
+HELD_BYTES = 1 << 30  # bytes of decoded frames that stay in memory
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepFacts:
-    """Rates in clips per second, and what they were measured on."""
+    """Rates in clips per second, and the conditions of the measurement."""
 
-    rates: dict[str, float]  # read, decode, augment, loader; model and together where they were measured
-    decoders: dict[DecoderName, float]  # decoding alone, by each decoder that takes the codec here
-    decoder: DecoderName  # the config's
+    rates: dict[str, float]  # read, decode, augment, loader; also model and together if they were measured
+    decoders: dict[DecoderName, float]  # rate of decoding alone, for each decoder that takes the codec here
+    decoder: DecoderName  # the decoder of the config
     codec: str
     device: str  # cpu or cuda
     threads: int
-    data_batch: int  # clips
-    model_batch: int  # clips the model took at once; 0 = it was not measured
+    data_batch: int  # clips of a batch of the data stages
+    model_batch: int  # clips that the model took at once; 0 = it was not measured
     share: int  # clips of one pass of the config on one rank
     image_size: int  # pixels
     stored: tuple[int, int]  # median height and width in pixels of the clips
-    wanted_frames: float  # of a clip, on average
-    passed_frames: float  # that a decoder without seeking goes through for them, on average
-    clip_bytes: float  # read for a clip, on average
-    page_cache: CacheState  # before reading
-    data_wait_percent: float | None = None  # of the steps measured together
-    notes: tuple[str, ...] = ()  # what limits what was measured
-    model_problem: str = ""  # why the model could not be measured
+    wanted_frames: float  # distinct frames of a clip, on average
+    passed_frames: float  # frames that a decoder without seeking decodes for them, on average
+    clip_bytes: float  # bytes that are read for a clip, on average
+    page_cache: CacheState  # the page cache before reading
+    data_wait_percent: float | None = None  # share of the time that steps of loader and model waited for data
+    notes: tuple[str, ...] = ()  # limits of the measurement
+    model_problem: str = ""  # the reason why the model could not be measured
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Data:
-    """Some clips of the plan, as each stage takes them."""
+    """Some clips of the plan, in the form that each stage takes."""
 
     plans: list[list[ClipPlan]]  # batches of one size
     payloads: list[list[Payload]]
-    frames: list[list[np.ndarray]]  # decoded, [U, H, W, 3] uint8; empty where the CPU draws from planes
-    planes: list[list[list[Planes]]]  # decoded, U of each clip; empty where DALI augments
+    decoded: list[list[Any]]  # as `Drawing.decode` returns them
 
 
 def check_config(config: RunConfig, shards: ShardSet) -> Finding:
-    """Whether training as the config says can start on this machine, as one process; measures nothing.
+    """Check that training with the config can start on this machine, as one process. Measures nothing.
 
-    Raises what building a run raises: ConfigError, PlanError, LoaderError ...
+    Raises the errors of building a run: ConfigError, PlanError, LoaderError ...
     """
     with join(config.device.value) as process:
         loader = build.training_loader(config, shards, process)
@@ -87,11 +85,11 @@ def check_config(config: RunConfig, shards: ShardSet) -> Finding:
 
 
 def measure_step(config: RunConfig, shards: ShardSet, *, nvdec: bool, seconds: float, bar: tqdm[None]) -> StepFacts:
-    """Measure all stages, about `seconds` for each; a model that is slow here takes longer. `bar` tells which.
+    """Measure all stages, for about `seconds` each. A slow model takes longer. `bar` shows the stage.
 
-    `nvdec`: the GPU decodes the shards' codec, and is compared with the CPU also where the config does not use it.
+    `nvdec`: the GPU decodes the shards' codec, and is compared with the CPU even if the config does not use it.
 
-    Raises what building a run raises: ConfigError, PlanError, LoaderError ...
+    Raises the errors of building a run: ConfigError, PlanError, LoaderError ...
     """
     with join(config.device.value) as process:
         bench = _Bench(config, shards, process, nvdec=nvdec)
@@ -101,12 +99,12 @@ def measure_step(config: RunConfig, shards: ShardSet, *, nvdec: bool, seconds: f
         facts = replace(bench.facts(), rates=rates, decoders=decoders)
         try:
             return _with_model(facts, bench, seconds=seconds, bar=bar)
-        except (ValueError, torch.OutOfMemoryError) as error:  # the house's own errors, and a GPU that is too small
-            return replace(facts, model_problem=" ".join(str(error).split())[:300])
+        except (ValueError, torch.OutOfMemoryError) as error:  # a UserError, or a GPU with too little memory
+            return replace(facts, model_problem=one_line(error))
 
 
 def _with_model(facts: StepFacts, bench: _Bench, *, seconds: float, bar: tqdm[None]) -> StepFacts:
-    """The same with the model's rate, and that of loader and model together."""
+    """The facts with the rate of the model, and of loader and model together."""
     bar.set_postfix_str("model")
     model = ModelBench(bench.config, bench.shards, bench.process)
     rate, size, notes = model.measure(bench.one_batch(), share=bench.share, seconds=seconds)
@@ -133,6 +131,15 @@ class _Bench:
         self.plan = self.loader.plan
         self._epoch = 0
         self._reader = ClipReader(shards, threads=self.threads)
+        device = process.device
+        execution = Execution(
+            decoder=self.loader.decoder,
+            device_id=device.index or 0 if device.type == "cuda" else None,
+            batch_size=self.batch,
+            threads=self.threads,
+            prefetch=config.data.prefetch,
+        )
+        self._drawing = build_drawing(self.loader.spec, execution)
         self.page_cache = self._forget(self._planned(0))
         self.data = self._load()
 
@@ -143,7 +150,7 @@ class _Bench:
         return build.training_loader(replace(self.config, data=data, optim=optim), self.shards, self.process)
 
     def _planned(self, epoch: int) -> list[list[ClipPlan]]:
-        """The first batches of an epoch, more than a slice gets through of a large set."""
+        """The first batches of an epoch: more than a slice can read from a large set."""
         steps = min(self.plan.steps, -(-CLIPS_AHEAD // self.batch))
         return [self.plan.batch(epoch, step) for step in range(steps)]
 
@@ -169,24 +176,15 @@ class _Bench:
         with ThreadPoolExecutor(self.threads) as pool:
             payloads = [list(pool.map(self._read, batch)) for batch in plans]
             decoded = [list(pool.map(self._decode, batch, ones)) for batch, ones in zip(plans, payloads, strict=True)]
-        frames, planes = ([], decoded) if self._draws else (decoded, [])
-        return _Data(plans=plans, payloads=payloads, frames=frames, planes=planes)  # type: ignore[arg-type]
+        return _Data(plans=plans, payloads=payloads, decoded=decoded)
 
-    @property
-    def _draws(self) -> bool:
-        """Whether the loader makes pictures from decoded planes on the CPU, without DALI."""
-        return self.loader.decoder == "host" and self.process.device.type == "cpu"
-
-    def _decode(self, plan: ClipPlan, payload: Payload) -> np.ndarray | list[Planes]:
+    def _decode(self, plan: ClipPlan, payload: Payload) -> Any:
         with self._naming(plan):
-            if not self._draws:
-                return decode_frames(payload.data, payload.frames)
-            frames = decode_planes(payload.data, payload.frames)
-            return [Planes(one.luma.copy(), one.blue.copy(), one.red.copy(), one.width) for one in frames]
+            return self._drawing.decode(payload)
 
     @contextmanager
     def _naming(self, plan: ClipPlan) -> Iterator[None]:
-        """A bad clip's error names the clip."""
+        """Name the clip in the error of a bad clip."""
         try:
             yield
         except DecodeError as error:
@@ -199,7 +197,7 @@ class _Bench:
         return int(np.median(height)), int(np.median(width))
 
     def slices(self) -> dict[str, Callable[[float], float]]:
-        """What `medians` takes; "decode" is by the config's decoder, "decode <name>" by others."""
+        """The stages for `medians`. "decode" uses the config's decoder, "decode <name>" another one."""
         slices: dict[str, Callable[[float], float]] = {
             "read": self._read_slice,
             "decode": functools.partial(self._decode_slice, self.loader.decoder),
@@ -214,7 +212,7 @@ class _Bench:
         self._forget(batches)
         with ThreadPoolExecutor(self.threads) as pool:
             done, began = 0, time.perf_counter()
-            for batch in batches:  # at most once: a clip that is read for the second time comes from memory
+            for batch in batches:  # each once, since a second read would come from memory
                 done += len(list(pool.map(self._read, batch)))
                 if time.perf_counter() - began > seconds:
                     break
@@ -222,7 +220,7 @@ class _Bench:
 
     @property
     def decoders(self) -> list[DecoderName]:
-        """Those that take the codec here."""
+        """The decoders that take the codec here."""
         on_gpu: list[DecoderName] = ["nvdec"] if self._nvdec or self.loader.decoder == "nvdec" else []
         return on_gpu + cpu_decoders(self.shards.codec)
 
@@ -230,29 +228,11 @@ class _Bench:
         return decode_rate(decoder, self.data.payloads, threads=self.threads, seconds=seconds)
 
     def _augment_slice(self, seconds: float) -> float:
-        if self._draws:
-            return self._draw_slice(seconds)
-        device = self.process.device
-        execution = Execution(
-            decoder="host",
-            device_id=device.index or 0 if device.type == "cuda" else None,
-            batch_size=self.batch,
-            threads=self.threads,
-            prefetch=self.config.data.prefetch,
-        )
-        batches = augmented(list(zip(self.data.plans, self.data.frames, strict=True)), self.loader.spec, execution)
-        return rate(lambda: next(batches), seconds=seconds, warm=self.config.data.prefetch + 1)
-
-    def _draw_slice(self, seconds: float) -> float:
-        spec = self.loader.spec
-        renderer = ClipRenderer(spec)
-        plans, planes = (list(itertools.chain(*batches)) for batches in (self.data.plans, self.data.planes))
-        pictures = np.empty((len(plans), *spec.view_grid, spec.frames, 3, spec.size, spec.size), np.float32)
-        with ThreadPoolExecutor(self.threads) as pool:
-            return rate(lambda: len(list(pool.map(renderer.render, plans, planes, pictures))), seconds=seconds, warm=1)
+        with closing(self._drawing.draw(list(zip(self.data.plans, self.data.decoded, strict=True)))) as drawn:
+            return rate(lambda: next(drawn), seconds=seconds, warm=self.config.data.prefetch + 1)
 
     def _batches(self, loader: ClipLoader) -> Iterator[VideoBatch]:
-        """Batches without end, from an epoch that no earlier call has used."""
+        """Batches without end, from epochs that no earlier call has used."""
         while True:
             loader.set_epoch(self._new_epoch())
             yield from loader
@@ -260,7 +240,7 @@ class _Bench:
     def _loader_slice(self, seconds: float) -> float:
         self._forget(self._planned(self._epoch + 1))
         batches = self._batches(self.loader)
-        # Those that were prefetched before the clock starts would come for nothing.
+        # Batches that were prefetched before the clock starts would seem to take no time, so they do not count.
         return rate(lambda: len(next(batches)), seconds=seconds, warm=self.config.data.prefetch + 2)
 
     def one_batch(self) -> VideoBatch:
@@ -271,7 +251,7 @@ class _Bench:
     ) -> tuple[float, float] | None:
         """Clips per second of loader and model at once, and percent of the time spent waiting for data.
 
-        None where not even a few steps fit into a few times `seconds`, or the model was not measured.
+        None if the model was not measured, or if three steps take longer than three times `seconds`.
         """
         size = min(size, len(self.shards.usable_rows()))
         if not size or 3 * size / model_rate > 3 * seconds:

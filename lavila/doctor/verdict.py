@@ -1,4 +1,4 @@
-"""What the measured stages of a training step mean: which one bounds it, what to expect, what would help."""
+"""Interprets the measured stages of a training step: the stage that bounds it, the expected rate, the cures."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from lavila.doctor.step import StepFacts
 BAR = 40  # characters of the longest bar
 STAGES = ("read", "decode", "augment", "loader", "model", "together")
 DATA = ("read", "decode", "augment")
-MUCH = 1.1  # times as fast: worth a change of settings
-ALIGNED = 16  # pixels; sides of stored pictures are multiples of this
+MUCH = 1.1  # a factor of speed that is worth a change of settings
+ALIGNED = 16  # pixels; the sides of stored pictures are multiples of this
 
 
 def bound(facts: StepFacts) -> str:
     """read, decode, augment or model: the stage that bounds a training step.
 
-    On a GPU the loader and the model work side by side: the slower one counts. On the CPU all share the cores: the
-    stage that takes the largest part of the time counts.
+    On a GPU, the loader and the model work side by side, so the slower one bounds. On the CPU all stages share the
+    cores, so the stage that takes most of the time bounds.
     """
     rates = facts.rates
     if facts.device == "cuda" and "model" in rates and rates["loader"] >= rates["model"]:
@@ -28,7 +28,7 @@ def bound(facts: StepFacts) -> str:
 
 
 def expected(facts: StepFacts) -> tuple[float, bool]:
-    """Clips per second of training on one rank here, and whether that was measured (else it is an estimate)."""
+    """Clips per second of training on one rank here, and whether they were measured. If not, they are an estimate."""
     rates = facts.rates
     if "together" in rates:
         return rates["together"], True
@@ -40,7 +40,7 @@ def expected(facts: StepFacts) -> tuple[float, bool]:
 
 
 def stage_lines(facts: StepFacts, *, plain: bool) -> list[str]:
-    """A bar of milliseconds a clip for each stage; `plain` draws in ASCII."""
+    """A bar of milliseconds a clip for each stage. `plain` draws in ASCII."""
     rates = {stage: facts.rates[stage] for stage in STAGES if stage in facts.rates}
     longest = max(1 / value for value in rates.values())
     lines = ["", "A training step, stage by stage (ms a clip; the longest bar takes the most time):"]
@@ -54,7 +54,7 @@ def _notes(facts: StepFacts) -> list[str]:
     memory = {
         "empty": "read: from disk, the page cache was emptied first (caches of disks and servers cannot be)",
         "still in memory": "read: from memory, as the page cache could not be emptied: the disk may be slower",
-        "unknown": "read: from disk or memory, which cannot be known on this file system",
+        "unknown": "read: from disk or memory; this file system does not show which",
     }[facts.page_cache]
     others = [f"{name} {_number(value)}" for name, value in facts.decoders.items() if name != facts.decoder]
     lines = [
@@ -77,7 +77,7 @@ def _notes(facts: StepFacts) -> list[str]:
 
 
 def step_finding(facts: StepFacts) -> Finding:
-    """Which stage bounds, how many clips/s to expect, and what would help."""
+    """The stage that bounds, the expected clips/s, and the cures."""
     slowest, rates = bound(facts), facts.rates
     clips, measured = expected(facts)
     found = f"{slowest} bounds"
@@ -100,7 +100,7 @@ def step_finding(facts: StepFacts) -> Finding:
 
 
 def advice(facts: StepFacts, slowest: str) -> list[str]:
-    """What to change, the most effective first; what was not measured says that it is an estimate."""
+    """The cures, the most effective first. A cure that was not measured says that it is an estimate."""
     if slowest == "model":
         return _beside_the_model(facts)
     if slowest == "read":
@@ -108,15 +108,15 @@ def advice(facts: StepFacts, slowest: str) -> list[str]:
             "copy the shards to a disk of this node and set data.train to the copy",
             f"shards with fewer bytes a clip (now {facts.clip_bytes / 1e3:,.0f} kB): --short-side, --crf",
         ]
-    told = [*_other_decoders(facts)] if slowest == "decode" else []
+    cures = [*_other_decoders(facts)] if slowest == "decode" else []
     estimates = [*(_fewer_frames(facts) if slowest == "decode" else []), *_smaller_pictures(facts)]
-    told += [text for _, text in sorted(estimates, key=lambda one: -one[0])]
+    cures += [text for _, text in sorted(estimates, key=lambda one: -one[0])]
     if facts.device == "cpu":
-        return [*told, "more CPU cores, or a GPU: all stages share the cores here"]
+        return [*cures, "more CPU cores, or a GPU: all stages share the cores here"]
     if "model" in facts.rates and facts.decoder != "nvdec":
         cores = facts.threads * facts.rates["model"] / facts.rates["loader"]
-        told.append(f"more CPU cores: about {cores:.0f} would keep up with the model (estimate; now {facts.threads})")
-    return told
+        cures.append(f"more CPU cores: about {cores:.0f} would keep up with the model (estimate; now {facts.threads})")
+    return cures
 
 
 def _smaller_pictures(facts: StepFacts) -> list[tuple[float, str]]:
@@ -141,7 +141,7 @@ def _fewer_frames(facts: StepFacts) -> list[tuple[float, str]]:
 
 
 def _other_decoders(facts: StepFacts) -> list[str]:
-    """Those that are faster here, the fastest first."""
+    """The decoders that are faster here, the fastest first."""
     chosen = facts.decoders[facts.decoder]
     faster = sorted((-rate, name) for name, rate in facts.decoders.items() if rate > MUCH * chosen)
     return [
@@ -150,12 +150,12 @@ def _other_decoders(facts: StepFacts) -> list[str]:
 
 
 def _beside_the_model(facts: StepFacts) -> list[str]:
-    """What helps where the model bounds: on a GPU nothing of the data path does, on the CPU it shares the cores."""
+    """The cures if the model bounds. On a GPU no part of the data path helps. On the CPU it shares the cores."""
     if facts.device == "cuda":
         return []
     return ["a GPU: the model takes the larger part of the time", *_other_decoders(facts)]
 
 
 def _number(value: float) -> str:
-    """Two or three digits that count."""
+    """A number with two or three significant digits."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

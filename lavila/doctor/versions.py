@@ -1,4 +1,4 @@
-"""Check of whether Python, PyTorch, torchvision and DALI belong together. Whether the driver fits is check_driver's."""
+"""Checks that the versions of Python, PyTorch, torchvision and DALI fit. `gpu.check_driver` checks the driver."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from packaging.version import Version
 from lavila.doctor.findings import Finding, Machine
 
 DALI = re.compile(r"nvidia-dali-(?:nightly-|weekly-)?cuda(\d\d)0")
-FIRST_DALI = (2, 1)  # with fn.decoders.video on the CPU
+FIRST_DALI = (2, 1)  # the first version with fn.decoders.video on the CPU
 FIRST_PYTHON = (3, 11)
 
 
 def check_versions(machine: Machine) -> Finding:
-    """Whether Python, PyTorch, torchvision and DALI belong together."""
+    """Check that the versions of Python, PyTorch, torchvision and DALI fit."""
     versions, built = machine.versions(), machine.torch().cuda
     dali = {name: int(match[1]) for name in versions if (match := DALI.fullmatch(name))}
-    told = [f"Python {'.'.join(map(str, sys.version_info[:3]))}"]
-    told += [f"torch {versions.get('torch', 'missing')}{f' (CUDA {built})' if built else ' (CPU)'}"]
-    told += [f"torchvision {versions.get('torchvision', 'missing')}"]
-    told += [f"{name} {versions[name]}" for name in dali] or ["no DALI"]
-    told += [f"PyAV {versions.get('av', 'missing')}"]
+    parts = [f"Python {'.'.join(map(str, sys.version_info[:3]))}"]
+    parts += [f"torch {versions.get('torch', 'missing')}{f' (CUDA {built})' if built else ' (CPU)'}"]
+    parts += [f"torchvision {versions.get('torchvision', 'missing')}"]
+    parts += [f"{name} {versions[name]}" for name in dali] or ["no DALI"]
+    parts += [f"PyAV {versions.get('av', 'missing')}"]
     problems = [*_dali_problems(versions, dali, built), *_other_problems(machine)]
-    found = ", ".join(told) + "".join(f"; {problem}" for problem, _ in problems)
+    found = ", ".join(parts) + "".join(f"; {problem}" for problem, _ in problems)
     facts = {
         "python": list(sys.version_info[:3]),
         "torch_cuda": built,
@@ -41,7 +41,7 @@ def check_versions(machine: Machine) -> Finding:
 
 
 def _dali_problems(versions: dict[str, str], dali: dict[str, int], built: str | None) -> list[tuple[str, str]]:
-    """What is wrong with DALI, and what to type."""
+    """The problems of DALI, each with its cure."""
     major = int(built.split(".")[0]) if built else 13
     wanted = f"nvidia-dali-cuda{major}0"
     problems = []

@@ -86,6 +86,8 @@ def build_optimizer(
     groups = parameter_groups(model, config, in_backbone=in_backbone)
     kind: type[torch.optim.Optimizer] = torch.optim.AdamW
     settings: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
+    if all(parameter.device.type == "cpu" for parameter in model.parameters()):
+        settings["fused"] = True  # one pass over memory; for a tiny model a tenth of a step's time
     if config.optimizer is Optimizer.sgd:
         kind, settings = torch.optim.SGD, {"lr": config.lr, "momentum": config.momentum}
     if config.shard_state and ranks > 1:

@@ -1,11 +1,11 @@
-"""From tars to a shard set: holding the folder for one run, and putting the set together.
+"""From tars to a shard set: keeps the folder for one run, and assembles the set.
 
-Until a set is whole its folder has .work, with
+Until a set is whole, its folder has .work, with
 
-    lock                     held by the one run that may write here
-    settings.json            what the tars are made with; a run with other settings may not go on
-    shard-000000.json        rows, failures and hash of a tar that is whole
-    shard-000000.lost.json   what of a tar took a process down, and why; it is not tried again
+    lock                     a lock that only one run holds, so that no other one writes here
+    settings.json            the settings of the tars; a run with other settings may not continue
+    shard-000000.json        rows, failures and hash of a whole tar
+    shard-000000.lost.json   items that ended a process, with the reasons; they are not tried again
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from lavila.annotations.base import AnnotationSet
 from lavila.files import whole_file
 from lavila.ingest.jobs import ChunkNeeds, Failure, ShardResult, read_result, words
-from lavila.records import Clip, SpanRule
+from lavila.records import Clip, Ints, SpanRule
 from lavila.shards.chunks import ChunkError, ChunkIndex, Place
 from lavila.shards.format import (
     CHUNKS,
@@ -41,15 +40,15 @@ from lavila.shards.format import (
 from lavila.shards.reader import open_shard_set
 from lavila.shards.writer import SetContents, write_manifest, write_table
 
-LONG = ("gop_offsets", "piece_crc32")  # columns of chunks with a number for each group of pictures
+LONG = ("gop_offsets", "piece_crc32")  # columns of chunks.parquet with a number for each group of pictures
 
 
 @contextmanager
 def work_folder(out: Path, settings: Mapping[str, Any], *, resume: bool) -> Iterator[bool]:
-    """Hold `out` for one run. Yields whether it already is a whole set made with these settings.
+    """Lock `out` for one run. Yields whether it already is a whole set made with these settings.
 
-    Raises ShardSetError where another run writes, the folder holds something else, or settings differ from those of
-    what is there.
+    Raises ShardSetError if another run writes there, if the folder holds something else, or if the set in it has other
+    settings.
     """
     if _is_whole(out, settings):
         yield True
@@ -69,7 +68,7 @@ def work_folder(out: Path, settings: Mapping[str, Any], *, resume: bool) -> Iter
         recorded = work / "settings.json"
         if recorded.exists():
             if not resume:
-                raise ShardSetError(f"{out}: holds an unfinished set; add --resume to go on, or give another --out")
+                raise ShardSetError(f"{out}: holds an unfinished set; add --resume to continue, or give another --out")
             begun = json.loads(recorded.read_text(encoding="utf-8"))
             if begun.pop("format", WITHOUT_CHECKSUMS) != FORMAT:
                 raise ShardSetError(
@@ -89,12 +88,12 @@ def _is_whole(out: Path, settings: Mapping[str, Any]) -> bool:
         return False
     shard_set = open_shard_set(out)
     manifest = shard_set.manifest
-    # A whole set stays good when an encoder is updated; only an unfinished one would become a mixture.
+    # After an update of an encoder a whole set is still good. Only an unfinished one would become a mixture.
     _check_same(out, manifest, {name: value for name, value in settings.items() if name != "versions"})
-    problems = shard_set.verify()  # opening a set does not look at the size of every tar
+    problems = shard_set.verify()  # opening a set does not check the size of every tar
     if problems:
         raise ShardSetError(problems[0])
-    if (out / WORK).exists():  # killed between the manifest and the clearing up
+    if (out / WORK).exists():  # a run was killed after it wrote the manifest
         shutil.rmtree(out / WORK)
     return True
 
@@ -109,46 +108,46 @@ def _check_same(out: Path, found: Mapping[str, Any], settings: Mapping[str, Any]
             )
         if there != value:
             raise ShardSetError(
-                f"{out}: made with {name} = {json.dumps(there)}, asked for is {json.dumps(value)}; "
+                f"{out}: made with {name} = {json.dumps(there)}, but now it is {json.dumps(value)}; "
                 "use the same settings, or give another --out"
             )
 
 
 def write_failures(out: Path, failures: Sequence[Failure]) -> None:
-    """failures.jsonl, one line for each clip that could not be stored."""
+    """Write failures.jsonl, with one line for each clip that could not be stored."""
     with whole_file(out / FAILURES) as file:
         file.write("".join(json.dumps(failure, ensure_ascii=False) + "\n" for failure in failures).encode())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """Tars that are all whole, read from their records one at a time: 4 M clips do not fit in memory as rows."""
+    """The records of whole tars, read one at a time: the rows of 4 million clips do not fit into memory."""
 
     out: Path
     shards: int
 
     def results(self) -> Iterator[ShardResult]:
-        """Of every tar, in order."""
+        """The result of every tar, in order."""
         for number in range(self.shards):
             result = read_result(self.out, number, full=False)
             assert result is not None, f"tar {number} is not there"
             yield result
 
     def files(self) -> list[ShardFile]:
-        """The tars that hold anything."""
+        """The tars that are not empty."""
         return [result.file for result in self.results() if result.file is not None]
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Rows of all tars, in storage order."""
+        """The rows of all tars, in storage order."""
         return (row for result in self.results() for row in result.rows)
 
     def failures(self) -> dict[str, str]:
-        """Clip or chunk -> why it could not be stored."""
+        """Id of a clip or chunk -> why it could not be stored."""
         return {key: reason for result in self.results() for key, reason in result.failures.items()}
 
 
 def clip_failures(clips: Sequence[Clip], reasons: Mapping[str, str]) -> list[Failure]:
-    """Lines of failures.jsonl, in the order of the clips."""
+    """The lines of failures.jsonl, in the order of the clips."""
     return [
         {"clip_id": clip.clip_id, "video": clip.video_path, "reason": reasons[clip.clip_id]}
         for clip in clips
@@ -157,7 +156,7 @@ def clip_failures(clips: Sequence[Clip], reasons: Mapping[str, str]) -> list[Fai
 
 
 class ChunkAssembly:
-    """Layout "chunks": from stored chunks to the rows of clips. Writes chunks.parquet."""
+    """Makes the rows of clips from stored chunks, and writes chunks.parquet. For layout "chunks"."""
 
     def __init__(self, stored: Stored, *, clips: Sequence[Clip], needs: ChunkNeeds, rule: SpanRule) -> None:
         self._clips = clips
@@ -165,7 +164,7 @@ class ChunkAssembly:
         light: dict[int, dict[str, Any]] = {}
         for row in stored.rows():
             light[place_of[row["chunk_id"]]] = {name: value for name, value in row.items() if name not in LONG}
-        self._order = sorted(light)  # chunks of a video together and in order, whatever tar they lie in
+        self._order = sorted(light)  # chunks of a video together and in order, from whatever tars
         self._rows = [light[place] for place in self._order]
         index = ChunkIndex(self._rows, stored.failures())
         self._places = np.full((len(clips), 4), -1, np.int64)
@@ -183,7 +182,7 @@ class ChunkAssembly:
         self._stored = stored
 
     def write_chunks(self, out: Path) -> None:
-        """chunks.parquet, chunks of a video together and in order."""
+        """Write chunks.parquet: the chunks of a video together and in order."""
         position = {row["chunk_id"]: at for at, row in enumerate(self._rows)}
         long: list[dict[str, list[int]]] = [{}] * len(self._rows)
         for row in self._stored.rows():
@@ -193,7 +192,7 @@ class ChunkAssembly:
         write_table(out / CHUNKS, ({name: row[name] for name in names} for row in whole), CHUNKS_SCHEMA)
 
     def rows(self, *, in_storage_order: bool) -> Iterator[dict[str, Any]]:
-        """Rows of clips.parquet."""
+        """The rows of clips.parquet."""
         found = np.flatnonzero(self._places[:, 0] >= 0)
         if in_storage_order:
             found = found[self._storage_order(self._places[found])]
@@ -206,7 +205,7 @@ class ChunkAssembly:
             stop = clip.start_second + num_frames / row["fps"] if clip.stop_second is None else clip.stop_second
             yield {**words(clip), **asdict(place), **{name: row[name] for name in (*same, *sizes)}, "stop_second": stop}
 
-    def _storage_order(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def _storage_order(self, places: Ints) -> Ints:
         shard = np.array([row["shard"] for row in self._rows], np.int64)[places[:, 0]]
         offset = np.array([row["offset"] for row in self._rows], np.int64)[places[:, 0]]
         return np.lexsort((places[:, 1], offset, shard)).astype(np.int64)
@@ -217,16 +216,16 @@ def assemble(
     *,
     rows: Iterator[Mapping[str, Any]],
     annotations: AnnotationSet,
-    settings: Mapping[str, Any],
+    facts: Mapping[str, Any],
     failures: Sequence[Failure],
 ) -> dict[str, Any]:
-    """Write tables and manifest of a folder whose tars are all whole, and return the manifest."""
+    """Write tables and manifest of a folder whose tars are all whole. Returns the manifest."""
     write_failures(stored.out, failures)
     contents = SetContents(
         classes=annotations.classes,
         class_texts=annotations.class_texts,
         tables=annotations.tables,
-        facts={**settings, "failures": len(failures)},
+        facts={**facts, "failures": len(failures)},
     )
     manifest = write_manifest(stored.out, rows=rows, shards=stored.files(), contents=contents)
     shutil.rmtree(stored.out / WORK)

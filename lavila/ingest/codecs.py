@@ -1,7 +1,7 @@
-"""The encoders, and the settings that clips are coded with.
+"""The encoders, and the settings with which clips are coded.
 
-CPU encoders run on one thread: the bytes of a clip then depend on the video and the settings alone, and many clips at
-once are a matter for many processes. NVENC's bytes depend on the GPU and its driver as well.
+CPU encoders run on one thread, so the bytes of a clip depend only on the video and the settings. Many processes code
+many clips at once. NVENC's bytes also depend on the GPU and its driver.
 """
 
 from __future__ import annotations
@@ -20,29 +20,31 @@ from lavila.cluster.workers import end_realtime
 from lavila.errors import UserError
 from lavila.ingest.converter import SIDE_MULTIPLE
 
-WHOLE_CLIP = 1 << 16  # frames; a group of pictures longer than any clip
-SMPTE170M = 6  # FFmpeg's number for BT.601 with 525 lines: matrix, primaries and transfer alike
-LIMITED_RANGE = 1
-LIBRARIES = ("libavcodec", "libswscale")  # parts of FFmpeg whose versions decide the bytes of a clip
+WHOLE_CLIP = 1 << 16  # frames of a group of pictures that is longer than any clip
+SMPTE170M = 6  # BT.601 with 525 lines: number of the matrix, the primaries and the transfer (ITU-T H.273)
+LIMITED_RANGE = 1  # FFmpeg's AVCOL_RANGE_MPEG
+LIBRARIES = ("libavcodec", "libswscale")  # the parts of FFmpeg whose versions decide the bytes of a clip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoder:
-    """An encoder of FFmpeg and how it is used."""
+    """An encoder of FFmpeg, with its options."""
 
-    name: str  # FFmpeg's
-    crf: int  # default quality; VP9's is about 40 dB on film at 512x288, the others' is not measured
+    name: str  # FFmpeg's name of the encoder
+    crf: int  # default quality; for VP9 about 40 dB on film at 512x288, for others not measured
     speed_option: str
     speed: str  # default speed
-    speeds: tuple[str, ...]  # what the encoder takes
-    options: dict[str, str]  # what makes groups closed, threads one and decoding cheap
-    fast: dict[str, str] = field(default_factory=dict)  # further options of `fast_speeds`
+    speeds: tuple[str, ...]  # the speeds that the encoder takes
+    options: dict[str, str]  # options for closed groups, one thread and cheap decoding
+    fast: dict[str, str] = field(default_factory=dict)  # more options for `fast_speeds`
     fast_speeds: tuple[str, ...] = ()
-    regular: dict[str, str] = field(default_factory=dict)  # what keeps keyframes at fixed distances, scene cuts or not
+    regular: dict[str, str] = field(
+        default_factory=dict
+    )  # options for keyframes at fixed distances, without scene cuts
     quality_option: str = "crf"
-    crf_range: tuple[int, int] = (0, 63)  # best and smallest
+    crf_range: tuple[int, int] = (0, 63)  # values of the best quality and of the smallest files
     max_fps: int = 1000
-    min_side: int = SIDE_MULTIPLE  # pixels
+    min_side: int = SIDE_MULTIPLE  # the smallest side of a picture, pixels
 
 
 X26X_PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
@@ -56,7 +58,7 @@ ENCODERS = {
         speed="5",
         speeds=tuple(map(str, range(9))),
         options={"deadline": "good", "b": "0", "lag-in-frames": "25", "auto-alt-ref": "1", "row-mt": "0"},
-        # Above 5 libvpx has another speed in realtime mode only, which looks at no frame ahead.
+        # libvpx has speeds above 5 only in realtime mode, which does not look ahead.
         fast={"deadline": "realtime", "lag-in-frames": "0", "auto-alt-ref": "0"},
         fast_speeds=("6", "7", "8"),
     ),
@@ -66,9 +68,9 @@ ENCODERS = {
         speed_option="preset",
         speed="medium",
         speeds=X26X_PRESETS,
-        # No deblocking and no CABAC: a fifth more bytes for two thirds of the decoding time. Seven frames in eight that
-        # nothing refers to: a seventh more bytes again, and half the time where 16 of 90 frames are wanted, because
-        # the host decoder leaves the others out.
+        # Without deblocking and CABAC, a clip has a fifth more bytes and takes two thirds of the decoding time. No
+        # frame refers to seven frames in eight. That adds a seventh more bytes and halves the time for 16 of 90 frames,
+        # since the host decoder skips the others.
         options={
             "tune": "fastdecode",
             "x264-params": "open-gop=0:sliced-threads=0:bframes=7:b-adapt=0:b-pyramid=none",
@@ -105,7 +107,7 @@ def _nvenc(codec: str, *, crf: int, crf_range: tuple[int, int], **options: str) 
         speed_option="preset",
         speed="p5",
         speeds=tuple(f"p{n}" for n in range(1, 8)),
-        # Constant quality; no B-frames and no keyframe but where the group of pictures begins, each of them an IDR.
+        # Constant quality, no B-frames, and keyframes (IDR) only where a group of pictures begins.
         options={
             "rc": "vbr",
             "b": "0",
@@ -117,7 +119,7 @@ def _nvenc(codec: str, *, crf: int, crf_range: tuple[int, int], **options: str) 
         },
         quality_option="cq",
         crf_range=crf_range,
-        min_side=160,  # the largest of the least widths that the chips state
+        min_side=160,  # the largest of the chips' smallest widths
     )
 
 
@@ -130,21 +132,23 @@ NVENC = {
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeSettings:
-    """How clips are coded. Everything here is written into the shard set's manifest.
+    """The settings with which clips are coded. The manifest of the shard set holds all of them.
 
-    The defaults are measured: VP9 at these settings takes 96 KB and 28 ms of decoding for 3 s at 512x288, and one
-    group of pictures as long as a short clip is both the smallest and the cheapest to decode on a CPU.
+    The defaults are measured. With them, 3 s of VP9 at 512x288 take 96 KB and 28 ms of decoding. One group of pictures
+    as long as a short clip is the smallest, and the cheapest to decode on a CPU.
     """
 
     codec: str = "vp9"  # vp9, h264, hevc or av1
-    short_side: int = 288  # pixels, a multiple of 16; a smaller video is never enlarged
-    fps: float | Literal["native"] = "native"  # frames per second as stored; native = the video's own average
-    gop: int = 0  # frames from one keyframe to the next; 0 = a clip up to 8 s, 2 s of longer ones, 0.5 s in chunks
+    short_side: int = 288  # pixels, a multiple of 16; a smaller video is not enlarged
+    fps: float | Literal["native"] = "native"  # stored frames per second; native = the average of the video
+    gop: int = (
+        0  # frames from one keyframe to the next; 0 = a whole clip up to 8 s, 2 s of longer ones, 0.5 s of chunks
+    )
     crf: int = field(default=-1)  # quality, lower is better; -1 = the codec's default
     speed: str = ""  # cpu-used of VP9, preset of the others; empty = the codec's default
     encoder: str = "cpu"  # cpu or nvenc
     margin: float = 0.0  # seconds kept before and after a clip's interval
-    fit: str = "crop"  # crop or pad: how a side becomes a multiple of 16 where stretching by 1 % does not do it
+    fit: str = "crop"  # crop or pad: how a side becomes a multiple of 16 if a stretch by 1 % is not enough
 
     def __post_init__(self) -> None:
         if self.codec not in ENCODERS:
@@ -189,18 +193,20 @@ class EncodeSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Coding:
-    """What the encoder has to know besides the settings."""
+    """What the encoder needs besides the settings."""
 
     fps: Fraction
     height: int  # pixels
     width: int
     gop: int  # frames from one keyframe to the next
-    regular: bool = False  # whether keyframes shall come at no other place
+    regular: bool = False  # whether there may be no other keyframes
 
 
 def add_encoder(output: Any, settings: EncodeSettings, coding: Coding) -> Any:
-    """Add a video stream to an output container of PyAV, its encoder open."""
-    os.environ.setdefault("SVT_LOG", "1")  # errors only; SVT-AV1 writes to the terminal past every other log level
+    """Add a video stream with an open encoder to an output container of PyAV."""
+    os.environ.setdefault(
+        "SVT_LOG", "1"
+    )  # 1 = errors only; no other setting keeps SVT-AV1 from writing to the terminal
     coder = settings.coder
     options = {**coder.options, coder.speed_option: settings.speed, coder.quality_option: str(settings.crf)}
     if settings.speed in coder.fast_speeds:
@@ -221,7 +227,7 @@ def add_encoder(output: Any, settings: EncodeSettings, coding: Coding) -> Any:
 
 
 def check_encoder(settings: EncodeSettings) -> None:
-    """Code one grey picture. Raises ValueError where this machine lacks what the settings ask for."""
+    """Code one grey picture. Raises UserError if this machine cannot code with these settings."""
     coding = Coding(fps=Fraction(25), height=256, width=256, gop=8)
     try:
         with av.open(os.devnull, "w", format="null") as output:
@@ -241,7 +247,7 @@ def check_encoder(settings: EncodeSettings) -> None:
 
 
 def encoder_versions() -> Mapping[str, str]:
-    """Versions that the bytes of a clip depend on; "unknown" for one that PyAV does not tell."""
-    told: Mapping[str, Iterable[int]] = getattr(av, "library_versions", {})
-    libraries = {name: ".".join(map(str, told[name])) if name in told else "unknown" for name in LIBRARIES}
+    """The versions on which the bytes of a clip depend; "unknown" for one that PyAV does not have."""
+    found: Mapping[str, Iterable[int]] = getattr(av, "library_versions", {})
+    libraries = {name: ".".join(map(str, found[name])) if name in found else "unknown" for name in LIBRARIES}
     return {"pyav": getattr(av, "__version__", "unknown"), **libraries}

@@ -1,4 +1,4 @@
-"""Pictures of any size, orientation and colour -> what is stored: upright, both sides a multiple of 16, BT.601."""
+"""Turns pictures of any size, orientation and colour into stored ones: upright, sides multiples of 16, BT.601."""
 
 from __future__ import annotations
 
@@ -14,32 +14,42 @@ from lavila.ingest.source_video import PictureHeader
 from lavila.ingest.video_files import EncodeError
 
 SIDE_MULTIPLE = 16  # pixels
-MAX_DISTORTION = 0.01  # share by which the long side may be stretched to reach a multiple of 16
-MAX_SIDE = 8192  # pixels of a stored picture; every encoder takes these
+MAX_DISTORTION = 0.01  # the share by which the long side may be stretched to reach a multiple of 16
+MAX_SIDE = 8192  # pixels of a stored picture; every encoder takes this size
 
-# FFmpeg's numbers for colour matrices -> names of its scale filter. 2 is "not tagged", which FFmpeg takes for BT.601;
-# so did the decoders that published models were trained with.
-COLOR_MATRICES = {1: "bt709", 2: "bt601", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020"}
-NO_MATRIX, NO_RANGE, FULL_RANGE = 2, 0, 2  # FFmpeg's numbers; no = not tagged
+# MatrixCoefficients of ITU-T H.273, which FFmpeg uses as AVCOL_SPC -> names in FFmpeg's scale filter.
+UNSPECIFIED_MATRIX = 2
+COLOR_MATRICES = {
+    1: "bt709",
+    UNSPECIFIED_MATRIX: "bt601",  # as FFmpeg reads it, and the decoders with which published models were trained
+    4: "fcc",
+    5: "bt601",  # 625 lines
+    6: "bt601",  # 525 lines
+    7: "smpte240m",
+    9: "bt2020",
+}
+UNSPECIFIED_RANGE, FULL_RANGE = 0, 2  # FFmpeg's AVCOL_RANGE
 
-Size = tuple[int, int]  # height, width in pixels
+Size = tuple[int, int]
+"""Height and width in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sizes:
-    """A picture on its way, each as (height, width) of the upright picture with square pixels."""
+class PictureSizes:
+    """The sizes of a picture before, during and after conversion. The picture is upright, its pixels square."""
 
     source: Size
     scaled: Size
-    stored: Size  # the centre of `scaled`, or `scaled` amid black
+    stored: Size  # the centre of `scaled`, or `scaled` with black edges
 
 
 def stored_size(height: int, width: int, *, short_side: int, fit: str = "crop") -> tuple[Size, Size]:
-    """(height, width) to scale an upright picture to, and (height, width) to crop or pad that to, in pixels.
+    """The size to scale an upright picture to, and the size to crop or pad the result to: (height, width) in pixels.
 
-    The short side becomes `short_side`, or keeps its size where it is smaller. The long side follows; where a multiple
-    of 16 lies within 1 % it is stretched onto it. What is then no multiple of 16 is cropped down to one, or padded up
-    (`fit`). Beyond that 1 %, sides are only rounded to whole pixels. Raises EncodeError for what cannot be stored.
+    The short side becomes `short_side`, or keeps its size if it is smaller. The long side is scaled alike. If a
+    multiple of 16 is within 1 %, the long side is stretched to it; else it is rounded to whole pixels. A side that is
+    then no multiple of 16 is cropped down or padded up to one (`fit`). Raises EncodeError for a picture that is too
+    small or too large.
     """
     short, long = sorted((height, width))
     if short < SIDE_MULTIPLE:
@@ -60,21 +70,21 @@ def stored_size(height: int, width: int, *, short_side: int, fit: str = "crop") 
 
 
 def _upright_size(frame: Any, pixel_aspect: Fraction | None) -> Size:
-    """Height and width in square pixels after the rotation that the file asks for."""
+    """Height and width in square pixels, after the rotation that the file states."""
     width = round(frame.width * pixel_aspect) if pixel_aspect else frame.width
     return (frame.height, width) if frame.rotation % 180 == 0 else (width, frame.height)
 
 
 class Converter:
-    """Decoded frame -> upright, resized, 8-bit yuv420p frame in BT.601 limited range.
+    """Turns a decoded frame into an upright, resized, 8-bit yuv420p frame in BT.601 limited range.
 
-    The size is that of the first frame; a video that changes it is refused. Colours may change on the way.
+    The first frame decides the size, and a video that changes it is refused. The form of the colours may change.
     """
 
     def __init__(self, first: Any, header: PictureHeader, *, short_side: int, fit: str) -> None:
         source = _upright_size(first, header.pixel_aspect)
         scaled, stored = stored_size(*source, short_side=short_side, fit=fit)
-        self.sizes = Sizes(source=source, scaled=scaled, stored=stored)
+        self.sizes = PictureSizes(source=source, scaled=scaled, stored=stored)
         self._header = header
         self._shape = _shape(first)
         self._colours: tuple[Any, ...] | None = None
@@ -83,7 +93,7 @@ class Converter:
     def __call__(self, frame: Any) -> Any:
         if _shape(frame) != self._shape:
             raise EncodeError(
-                f"the picture changes from {_told(self._shape)} to {_told(_shape(frame))} within the clip"
+                f"the picture changes from {_shape_text(self._shape)} to {_shape_text(_shape(frame))} within the clip"
             )
         try:
             colours = (frame.format.name, frame.colorspace, frame.color_range)
@@ -95,15 +105,15 @@ class Converter:
             raise EncodeError(f"pictures of this kind cannot be converted ({error})") from error
 
     def _build(self, frame: Any) -> tuple[Any, Any, Any]:
-        """Graph, its source and its sink."""
+        """The filter graph, its source and its sink."""
         turned = frame.rotation % 180 != 0
         height, width = reversed(self.sizes.scaled) if turned else self.sizes.scaled
-        # Where a frame is not tagged, its container may be.
-        matrix = self._header.colorspace if frame.colorspace == NO_MATRIX else frame.colorspace
-        color_range = self._header.color_range if frame.color_range == NO_RANGE else frame.color_range
+        # If the frame does not specify its colours, the container may.
+        matrix = self._header.colorspace if frame.colorspace == UNSPECIFIED_MATRIX else frame.colorspace
+        color_range = self._header.color_range if frame.color_range == UNSPECIFIED_RANGE else frame.color_range
         full_range = color_range == FULL_RANGE or frame.format.name.startswith("yuvj")
-        # swscale's default arithmetic truncates; with these flags the mean is within 0.03 levels of exact, 0.9 for
-        # full-range BT.601, whose chroma swscale rounds up.
+        # swscale truncates by default. With these flags the mean differs from the exact one by at most 0.03 levels, or
+        # 0.9 for full-range BT.601, whose chroma swscale rounds up.
         scale = {
             "w": str(width),
             "h": str(height),
@@ -112,7 +122,7 @@ class Converter:
             "out_range": "tv",
             "out_color_matrix": "bt601",
         }
-        if matrix in COLOR_MATRICES:  # RGB has none
+        if matrix in COLOR_MATRICES:  # RGB has no matrix
             scale["in_color_matrix"] = COLOR_MATRICES[matrix]
         # FFmpeg counts rotation counter-clockwise.
         turn = {0: [], 90: [("transpose", {"dir": "cclock"})], 270: [("transpose", {"dir": "clock"})]}
@@ -145,6 +155,6 @@ def _shape(frame: Any) -> tuple[int, int, int]:
     return frame.width, frame.height, frame.rotation
 
 
-def _told(shape: tuple[int, int, int]) -> str:
+def _shape_text(shape: tuple[int, int, int]) -> str:
     width, height, rotation = shape
     return f"{width}x{height}" + (f" (turned by {rotation} degrees)" if rotation else "")

@@ -1,9 +1,9 @@
-"""Part of a video -> one small mp4, cut exactly and coded so that every decoder reads the same colours.
+"""Cuts a part of a video into one small mp4: to the exact frame, and so that every decoder reads the same colours.
 
-What comes out is always 8-bit yuv420p, BT.601 limited range, tagged so (DALI converts with BT.601 whatever the tag
-says), at a constant frame rate, upright, without audio, in closed groups of pictures, both sides a multiple of 16
-(NVDEC reuses a decoder only where coded and displayed size agree). `source_video` reads, `converter` resizes, `codecs`
-codes; here is decided which frames.
+The result is 8-bit yuv420p in BT.601 limited range and tagged so, since DALI converts with BT.601 in any case. It has a
+constant frame rate and closed groups of pictures, is upright, and has no audio. Both sides are multiples of 16, since
+NVDEC reuses a decoder only if coded and displayed size agree. `source_video` reads, `converter` resizes, and `codecs`
+codes. This module chooses the frames.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ from lavila.ingest.codecs import (
     check_encoder,
     encoder_versions,
 )
-from lavila.ingest.converter import Converter, Sizes, stored_size
+from lavila.ingest.converter import Converter, PictureSizes, stored_size
 from lavila.ingest.source_video import MAX_SECONDS, SourceVideo, VideoFacts, probe_video
 from lavila.ingest.video_files import EncodeError, Limits
 from lavila.plan.frames import frame_span
 from lavila.records import SpanRule
+from lavila.shards.packets import BOX_HEADER_BYTES
 
 __all__ = [
     "ENCODERS",
@@ -55,16 +56,17 @@ __all__ = [
 ]
 
 DEFAULT_LIMITS = Limits()
-MAX_RATE_TERM = 1_000_000  # numerator and denominator of a frame rate; encoders refuse larger ones
+MAX_RATE_TERM = 1_000_000  # the largest numerator or denominator of a frame rate that encoders take
 
-# Timestamps go on from chunk to chunk, so that groups of pictures of several chunks make one video under one header.
+# Timestamps continue from chunk to chunk. So groups of pictures of several chunks form one video with one header.
 FRAGMENTS = "frag_keyframe+empty_moov+default_base_moof+negative_cts_offsets+frag_discont+skip_trailer"
 
 Chooser = Callable[[int, int, float], Sequence[int]]
 """(frames of the interval, frames after it, frames per second) -> the ascending, distinct frames to store, from 0."""
 
-# Seconds. Of a clip longer than this few frames are wanted, far apart: in shorter groups fewer of the others need to be
-# decoded (16 of 30 s in VP9 half again as fast), for a sixth (H.264) to a quarter (VP9) more bytes.
+# Models use few frames of a clip longer than LONG_CLIP seconds, far from each other. With groups of LONG_GROUP seconds,
+# fewer other frames have to be decoded: 16 frames of 30 s of VP9 come 1.5 times as fast. It costs a sixth (H.264) to a
+# quarter (VP9) more bytes.
 LONG_CLIP, LONG_GROUP = 8, 2
 
 
@@ -79,17 +81,17 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedClip:
-    """One clip as it goes into a shard."""
+    """One clip, ready for a shard."""
 
     data: bytes  # a whole mp4 file
-    num_frames: int  # of the interval
-    fps: float  # frames per second as stored, constant
+    num_frames: int  # frames of the interval
+    fps: float  # stored frames per second, constant
     height: int  # pixels, upright
     width: int
     source_fps: float  # the video's own average
-    start_frame: int  # 0-based number in the video of the interval's first frame, at source_fps
+    start_frame: int  # 0-based number of the interval's first frame in the video, at source_fps
     first_frame: int  # frames stored before the interval
-    frames_after: int  # frames stored after it
+    frames_after: int  # frames stored after the interval
     source_height: int  # pixels of the video, upright and square
     source_width: int
     scaled_height: int  # pixels after resizing; cropped or padded to height and width
@@ -98,15 +100,15 @@ class EncodedClip:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedChunk:
-    """A stretch of a video of fixed length as it goes into a shard: a header and one fragment per group of pictures.
+    """A stretch of a video of fixed length, ready for a shard: a header and one fragment per group of pictures.
 
-    The header and any fragments of this and later chunks of the same video are an mp4 of their own.
+    The header and any fragments of this and later chunks of the same video are an mp4, too.
     """
 
     data: bytes = field(repr=False)  # a whole mp4 file
     first_frame: int  # number of its first frame in the whole video at `fps`; timestamps count the same frames
     num_frames: int
-    fps: float  # frames per second as stored, constant
+    fps: float  # stored frames per second, constant
     height: int  # pixels, upright
     width: int
     source_fps: float  # the video's own average
@@ -119,42 +121,42 @@ class EncodedChunk:
 
     @property
     def gop_frames(self) -> list[int]:
-        """Number in the chunk of each group's first frame."""
+        """The number of each group's first frame in the chunk."""
         return list(range(0, self.num_frames, self.gop))
 
     @property
     def header_size(self) -> int:
-        """Bytes before the first fragment."""
+        """The bytes before the first fragment."""
         return self.gop_offsets[0]
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Cut:
-    """Which moments of a video are wanted, as exact numbers. Stored frame 0 is the first one of the interval."""
+    """The moments of a video that are stored, as exact numbers. Output frame 0 is the first one of the interval."""
 
-    start_frame: int  # of the interval, at source_fps
+    start_frame: int  # first frame of the interval, at source_fps
     source_fps: Fraction
     fps: Fraction
-    num_frames: int | None  # of the interval, should the video last so long; None = to its end
-    before: int  # frames wanted before the interval
-    after: int  # frames wanted after it
+    num_frames: int | None  # frames of the interval if the video lasts so long; None = to its end
+    before: int  # frames to store before the interval
+    after: int  # frames to store after the interval
 
     def second(self, index: int) -> Fraction:
-        """When output frame `index` is due, in seconds from the video's first frame."""
+        """The time of output frame `index`, in seconds from the video's first frame."""
         return self.start_frame / self.source_fps + index / self.fps
 
     def stop(self) -> int | None:
-        """One past the last output frame that is wanted; None = to the end of the video."""
+        """The number after the last output frame; None = to the end of the video."""
         return None if self.num_frames is None else self.num_frames + self.after
 
     def group(self) -> int:
-        """Frames of a group of pictures where nothing else is asked for: all of a clip, or LONG_GROUP of a long one."""
+        """The default number of frames in a group of pictures: a whole clip, or LONG_GROUP seconds of a long one."""
         if self.num_frames is None or self.num_frames <= LONG_CLIP * self.fps:
             return WHOLE_CLIP
         return max(round(LONG_GROUP * self.fps), 1)
 
     def seconds(self) -> Iterator[Fraction]:
-        """When each output frame is due."""
+        """The time of each output frame."""
         stop = self.stop()
         indices = itertools.count(-self.before) if stop is None else range(-self.before, stop)
         return (self.second(index) for index in indices)
@@ -170,14 +172,14 @@ def encode_clip(
 ) -> EncodedClip:
     """Cut, turn upright, resize and encode one clip of a video (a file, or a folder of files as in `source_video`).
 
-    Frames are those of `lavila.plan.frames.frame_span` at the video's own average frame rate, found by timestamp: of
-    all frames the nearest to n / fps. With settings.fps, the nearest to each n / settings.fps from the same start. A
-    clip that reaches past the end of the video stops there, and so does its margin at both ends of the video.
+    The frames are those of `lavila.plan.frames.frame_span` at the video's average frame rate. Timestamps find them:
+    frame n is the one nearest to n / fps. With settings.fps, the clip has the frames nearest to each n / settings.fps
+    from the same start. A clip past the end of the video stops there. So does its margin at both ends of the video.
 
-    With `choose`, only the frames that it returns are stored, as consecutive frames. num_frames and frames_after then
-    still tell what it chose from.
+    With `choose`, only the frames that it returns are stored, as consecutive frames. num_frames and frames_after still
+    count the frames from which it chose.
 
-    Raises EncodeError for what is wrong with this clip or video; anything else is wrong with the encoder.
+    Raises EncodeError for problems of this clip or video. Other errors are problems of the encoder.
     """
     with SourceVideo(video_path, limits) as source:
         cut = _cut(source, interval, settings)
@@ -210,10 +212,10 @@ def encode_chunk(
 ) -> EncodedChunk:
     """Encode stretch `number` (from 0) of a video that is cut every `seconds` seconds.
 
-    Frame g of the whole video is due at g / fps; a stretch has the frames from fps * number * seconds on, rounded, to
-    those of the next one, as far as the video goes.
+    Frame g of the whole video has the time g / fps. A stretch has the frames from fps * number * seconds, rounded, up
+    to the first one of the next stretch, or to the end of the video.
 
-    Raises EncodeError as `encode_clip` does; with `after_end` where the video ends before the stretch begins.
+    Raises EncodeError as in `encode_clip`; with `after_end` if the video ends before the stretch begins.
     """
     with SourceVideo(video_path, limits) as source:
         fps = _stored_rate(source, settings)
@@ -293,7 +295,7 @@ def _after_end(source: SourceVideo, what: str, second: Fraction) -> EncodeError:
 
 
 def _split(source: SourceVideo, cut: _Cut, count: int) -> tuple[int, int]:
-    """Of `count` frames that the video had: those of the interval, and those after it."""
+    """How many of the `count` frames that the video had are in the interval, and how many come after it."""
     inside = count - cut.before
     num_frames = inside if cut.num_frames is None else min(cut.num_frames, inside)
     return num_frames, inside - num_frames
@@ -303,11 +305,11 @@ def _split(source: SourceVideo, cut: _Cut, count: int) -> tuple[int, int]:
 class _Coded:
     data: bytes
     num_frames: int
-    sizes: Sizes
+    sizes: PictureSizes
 
 
 def _picture(coded: _Coded, source: SourceVideo, fps: Fraction) -> dict[str, Any]:
-    """What clips and chunks say alike."""
+    """The fields that clips and chunks share."""
     sizes = coded.sizes
     return {
         "fps": float(fps),
@@ -327,7 +329,7 @@ def _code(
     gop: int,
     first_pts: int | None = None,
 ) -> _Coded:
-    """Convert and encode frames into an mp4. first_pts: given, it numbers the first frame, and groups are fragments."""
+    """Convert and encode frames into an mp4. With `first_pts`, the number of the first frame, groups are fragments."""
     fragments = first_pts is not None
     first_pts = first_pts or 0
     first = next(frames)
@@ -347,7 +349,7 @@ def _code(
             if frame is not None:
                 picture = convert(frame)
                 picture.pts, picture.time_base = first_pts + count, 1 / fps
-                picture.pict_type = PictureType.NONE  # keyframes are the encoder's choice, not the source's
+                picture.pict_type = PictureType.NONE  # so that the encoder chooses keyframes, not the source
                 count += 1
             for packet in stream.encode(picture):
                 if packet.is_keyframe:
@@ -360,11 +362,11 @@ def _code(
 
 
 def _fragment_offsets(data: bytes) -> list[int]:
-    """Where each fragment (moof and mdat) of a fragmented mp4 begins, and where the last one ends."""
+    """The first byte of each fragment (moof and mdat) of a fragmented mp4, and the end of the last one."""
     position, kinds, offsets = 0, [], []
     while position < len(data):
         size, kind = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
-        assert size >= 8, (position, size, kind)
+        assert size >= BOX_HEADER_BYTES, (position, size, kind)
         if kind == b"moof":
             offsets.append(position)
         kinds.append(kind)

@@ -1,8 +1,8 @@
-"""From annotated clips to tars: which clip goes where, and one tar as a unit of work.
+"""From annotated clips to tars: the assignment of clips to tars, and one tar as a unit of work.
 
-The assignment to tars is a pure function of annotations and settings, and a tar's bytes one of what it holds, so any
-number of workers, on any machines, in any order, after any number of interruptions, gives the same set.
-`lavila.ingest.assembly` holds the folder meanwhile and puts the set together.
+The assignment is a pure function of annotations and settings. The bytes of a tar are a pure function of its clips and
+the settings. So any number of workers gives the same set, on any machines, in any order, after any interruptions.
+`lavila.ingest.assembly` holds the folder meanwhile and assembles the set.
 """
 
 from __future__ import annotations
@@ -42,44 +42,47 @@ from lavila.version import __version__
 
 Layout = Literal["clips", "chunks"]
 
-UNKNOWN_SECONDS = 10.0  # taken for a clip that lasts to the end of its video, when tars are filled by estimate
+# Tars are filled by estimates.
+UNKNOWN_SECONDS = 10.0  # the length of a clip that lasts to the end of its video
 REFERENCE_AREA = 512 * 288  # pixels
-BYTES_PER_SECOND = {"vp9": 32_000, "h264": 55_000, "hevc": 40_000, "av1": 36_000}  # of REFERENCE_AREA, default crf
-CRF_PER_HALVING = 6  # a step of this size in crf about halves the bytes
-MIN_SHARDS, MIN_SHARD_CLIPS = 16, 32  # small sets still get so many tars, so that workers can share the work
+BYTES_PER_SECOND = {"vp9": 32_000, "h264": 55_000, "hevc": 40_000, "av1": 36_000}  # at REFERENCE_AREA, default crf
+CRF_PER_HALVING = 6  # the step in crf that about halves the bytes
+# A small set still gets MIN_SHARDS tars of at least MIN_SHARD_CLIPS clips, so that workers can share the work.
+MIN_SHARDS, MIN_SHARD_CLIPS = 16, 32
 
-Failure = dict[str, str]  # clip_id, video, reason
+Failure = dict[str, str]
+"""A line of failures.jsonl: clip_id, video, reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protocol:
-    """An evaluation's choice of frames."""
+class EvaluationFrames:
+    """The frames that an evaluation uses."""
 
     choice: FrameChoice
-    clips: int  # temporal clips
+    clips: int  # number of temporal clips
 
     def settings(self) -> dict[str, Any]:
-        """As the manifest tells it."""
+        """The form in the manifest."""
         return {**asdict(self.choice), "clips": self.clips}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What a shard set is made of; the same fields that a run may not change half-way."""
+class SetSettings:
+    """The settings that decide the bytes of a shard set. A resumed run may not change them."""
 
     dataset: str
     split: str
     encoder: EncodeSettings
-    shard_bytes: int  # aimed at
+    shard_bytes: int  # the intended size of a tar
     seed: int
-    limit: int | None = None  # clips, from the start of the annotations; None = all
+    limit: int | None = None  # number of clips, from the start of the annotations; None = all
     layout: Layout = "clips"
-    chunk_seconds: float = 60.0  # of layout "chunks"
-    frames_for: Protocol | None = None  # store the frames of this evaluation only
+    chunk_seconds: float = 60.0  # length of a chunk in layout "chunks"
+    frames_for: EvaluationFrames | None = None  # store only the frames of this evaluation; None = all
     narrations_source: str = "human"  # who wrote the annotations' narrations
 
-    def settings(self, annotations: AnnotationSet) -> dict[str, Any]:
-        """As JSON: what two runs must agree on to give the same bytes."""
+    def as_json(self, annotations: AnnotationSet) -> dict[str, Any]:
+        """Everything that two runs must share to give the same bytes, as values for JSON."""
         return {
             "dataset": self.dataset,
             "split": self.split,
@@ -99,7 +102,7 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chunk:
-    """A stretch of a video to be stored."""
+    """A stretch of a video that will be stored."""
 
     chunk_id: str
     video_id: str
@@ -109,23 +112,23 @@ class Chunk:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardResult:
-    """A tar that is whole. `file` is None where nothing that it should hold could be stored."""
+    """A whole tar. `file` is None if none of its items could be stored."""
 
     file: ShardFile | None
-    rows: list[dict[str, Any]]  # of clips.parquet or chunks.parquet
+    rows: list[dict[str, Any]]  # its rows of clips.parquet or chunks.parquet
     failures: dict[str, str]  # clip_id or chunk_id -> reason
-    after_end: list[str]  # chunk_ids that lie after the end of their video
+    after_end: list[str]  # ids of chunks after the end of their video
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardJob:
-    """One tar to be made, by any process on any machine."""
+    """One tar, which any process on any machine can make."""
 
     number: int
     items: tuple[Clip | Chunk, ...]
     videos: Path  # root of the video paths
     out: Path
-    plan: Plan
+    settings: SetSettings
     span_rule: SpanRule = "edges"
     limits: Limits = field(default_factory=Limits)
 
@@ -134,14 +137,14 @@ class ShardJob:
         return len(self.items)
 
     def is_done(self) -> bool:
-        """Whether the tar is there, by the size on record."""
+        """Whether the tar is there with its recorded size."""
         return read_result(self.out, self.number, full=False) is not None
 
     def run(self, report: Callable[[int, ItemEvent], None], lost: Mapping[int, str]) -> None:
         """Store every item and write the tar, its index and its record in .work.
 
-        `report` is told of each item as it is begun, stored or failed. An item that cannot be stored becomes a failure;
-        any other error ends the job and leaves nothing behind. `lost`: items that took a process down, with the reason.
+        `report` is called when an item is begun, stored or failed. An item that cannot be stored becomes a failure. Any
+        other error ends the job and leaves nothing behind. `lost`: items that ended a process -> the reason.
         """
         lost = {**self._remembered(), **lost}
         rows: list[dict[str, Any]] = []
@@ -174,12 +177,12 @@ class ShardJob:
             stream.write(json.dumps(record, ensure_ascii=False).encode())
 
     def remember_loss(self, item: int, reason: str) -> None:
-        """Note an item that took a process down, so that no later run tries it again."""
+        """Record an item that ended a process, so that no later run tries it again."""
         with whole_file(self._loss_path()) as file:
             file.write(json.dumps({**self._remembered(), item: reason}).encode())
 
     def forget(self, *, lost: bool) -> None:
-        """Make the tar anew. `lost`: trying again also what took a process down."""
+        """Forget the tar, so that it is made again. `lost`: try the items that ended a process, too."""
         _record_path(self.out, self.number).unlink(missing_ok=True)
         if lost:
             self._loss_path().unlink(missing_ok=True)
@@ -192,10 +195,10 @@ class ShardJob:
         return _record_path(self.out, self.number).with_suffix(".lost.json")
 
     def _encode(self, item: Clip | Chunk) -> tuple[bytes, dict[str, Any]]:
-        """The mp4 of a clip or chunk, and its row less where it lies."""
-        path, settings = self.videos / item.video_path, self.plan.encoder
+        """The mp4 of a clip or chunk, and its row without its place."""
+        path, settings = self.videos / item.video_path, self.settings.encoder
         if isinstance(item, Chunk):
-            seconds = self.plan.chunk_seconds
+            seconds = self.settings.chunk_seconds
             chunk = encode_chunk(path, number=item.number, seconds=seconds, settings=settings, limits=self.limits)
             row = {name: value for name, value in vars(chunk).items() if name != "data"}
             header = hashlib.sha256(chunk.data[: chunk.header_size]).hexdigest()
@@ -203,79 +206,79 @@ class ShardJob:
             return chunk.data, {**ids, **row, "header_sha256": header}
         assert isinstance(item, Clip)
         interval = Interval(start_second=item.start_second, stop_second=item.stop_second, rule=self.span_rule)
-        choose = self._chooser(item) if self.plan.frames_for else None
+        choose = self._chooser(item) if self.settings.frames_for else None
         clip = encode_clip(path, interval=interval, settings=settings, limits=self.limits, choose=choose)
         return clip.data, clip_row(item, clip)
 
     def _chooser(self, clip: Clip) -> Chooser:
-        assert self.plan.frames_for is not None
-        protocol, rule = self.plan.frames_for.settings(), self.span_rule
+        assert self.settings.frames_for is not None
+        protocol, rule = self.settings.frames_for.settings(), self.span_rule
 
         def choose(num_frames: int, frames_after: int, fps: float) -> list[int]:
             seconds = num_frames / fps if clip.stop_second is None else clip.stop_second - clip.start_second
-            of_clip = {"stored": num_frames, "after": frames_after}
-            wanted: list[int] = chosen_frames(protocol, rule, **of_clip, fps=fps, seconds=seconds).tolist()
+            frames = chosen_frames(protocol, rule, stored=num_frames, after=frames_after, fps=fps, seconds=seconds)
+            wanted: list[int] = frames.tolist()
             return wanted
 
         return choose
 
 
-def assign(items: Sequence[Clip] | Sequence[Chunk], plan: Plan) -> list[tuple[Any, ...]]:
-    """What each tar holds, in storage order.
+def assign(items: Sequence[Clip] | Sequence[Chunk], settings: SetSettings) -> list[tuple[Any, ...]]:
+    """The items of each tar, in storage order.
 
-    For training, clips (or chunks) are shuffled over all tars (seeded), so that reading tar after tar is already
-    random; other splits keep their order. Tars are cut at equal shares of the estimated bytes.
+    For training, clips (or chunks) are shuffled over all tars with a seed, so that even reading tar after tar is
+    random. Other splits keep their order. Tars are cut at equal shares of the estimated bytes.
     """
     chosen: list[Any] = list(items)
-    if plan.split == "train":
-        chosen = [chosen[i] for i in np.random.Generator(np.random.PCG64(plan.seed)).permutation(len(chosen))]
+    if settings.split == "train":
+        chosen = [chosen[i] for i in np.random.Generator(np.random.PCG64(settings.seed)).permutation(len(chosen))]
     if not chosen:
         return []
-    settings = plan.encoder
-    area = settings.short_side**2 * 16 / 9
-    quality = 2.0 ** ((ENCODERS[settings.codec].crf - settings.crf) / CRF_PER_HALVING)
-    rate = BYTES_PER_SECOND[settings.codec] * area / REFERENCE_AREA * quality
-    ends = np.cumsum(np.asarray([_seconds(item, plan) for item in chosen]) * rate + 4096)
+    encoder = settings.encoder
+    area = encoder.short_side**2 * 16 / 9
+    quality = 2.0 ** ((ENCODERS[encoder.codec].crf - encoder.crf) / CRF_PER_HALVING)
+    rate = BYTES_PER_SECOND[encoder.codec] * area / REFERENCE_AREA * quality
+    ends = np.cumsum(np.asarray([_seconds(item, settings) for item in chosen]) * rate + 4096)
     at_least = min(MIN_SHARDS, -(-len(chosen) // MIN_SHARD_CLIPS))
-    count = max(at_least, -(-int(ends[-1]) // plan.shard_bytes))
+    count = max(at_least, -(-int(ends[-1]) // settings.shard_bytes))
     numbers = np.minimum((ends - ends[0]) * count // ends[-1], count - 1)
     cuts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(chosen)]
     return [tuple(chosen[first:stop]) for first, stop in pairwise(cuts)]
 
 
-def _seconds(item: Clip | Chunk, plan: Plan) -> float:
+def _seconds(item: Clip | Chunk, settings: SetSettings) -> float:
     if isinstance(item, Chunk):
-        return plan.chunk_seconds
+        return settings.chunk_seconds
     if item.stop_second is None:
         return UNKNOWN_SECONDS
-    return item.stop_second - item.start_second + 2 * plan.encoder.margin
+    return item.stop_second - item.start_second + 2 * settings.encoder.margin
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChunkNeeds:
-    """Which chunks each clip needs."""
+    """The chunks that each clip needs."""
 
-    chunks: list[Chunk]  # each once; of a video in order, videos in the order of first use
-    of_clip: list[tuple[str, range]]  # video and numbers in it
-    failures: list[Failure]  # clips whose video cannot be probed
+    chunks: list[Chunk]  # each once: the chunks of a video in order, videos in the order of their first clip
+    by_clip: list[tuple[str, range]]  # the video of each clip, and the numbers of its chunks
+    failures: list[Failure]  # the clips whose video cannot be opened
 
     def ids(self, place: int) -> list[str]:
-        """chunk_ids that clip number `place` needs, in order."""
-        video, numbers = self.of_clip[place]
+        """The ids of the chunks that clip number `place` needs, in order."""
+        video, numbers = self.by_clip[place]
         return [chunk_id(video, number) for number in numbers]
 
 
 def chunk_id(video_id: str, number: int) -> str:
-    """Name of a chunk. Dots and spaces of the video's name give way: it names a tar member."""
+    """The name of a chunk. It names a tar member, so it has no dots or spaces of the video's name."""
     return f"{'-'.join(video_id.replace('.', '-').split())}_{number:05d}"
 
 
-def needed_chunks(clips: Sequence[Clip], plan: Plan, videos: Path) -> ChunkNeeds:
+def needed_chunks(clips: Sequence[Clip], settings: SetSettings, videos: Path) -> ChunkNeeds:
     """The chunks that some clip needs. Videos are opened only for clips that last to the end."""
     numbers: dict[str, set[int]] = {}
     first: dict[str, Clip] = {}
     durations: dict[str, float] = {}
-    of_clip: list[tuple[str, range]] = []
+    by_clip: list[tuple[str, range]] = []
     failures: list[Failure] = []
     for clip in clips:
         duration = None
@@ -287,10 +290,11 @@ def needed_chunks(clips: Sequence[Clip], plan: Plan, videos: Path) -> ChunkNeeds
             except EncodeError as error:
                 reason = str(error).removeprefix(f"{videos / clip.video_path}: ")
                 failures.append({"clip_id": clip.clip_id, "video": clip.video_path, "reason": reason})
-                of_clip.append((clip.video_id, range(0)))
+                by_clip.append((clip.video_id, range(0)))
                 continue
-        wanted = chunk_numbers(clip, seconds=plan.chunk_seconds, margin=plan.encoder.margin, duration=duration)
-        of_clip.append((clip.video_id, wanted))
+        margin = settings.encoder.margin
+        wanted = chunk_numbers(clip, seconds=settings.chunk_seconds, margin=margin, duration=duration)
+        by_clip.append((clip.video_id, wanted))
         if first.setdefault(clip.video_id, clip).video_path != clip.video_path:
             other = first[clip.video_id].video_path
             raise AnnotationError(
@@ -305,16 +309,16 @@ def needed_chunks(clips: Sequence[Clip], plan: Plan, videos: Path) -> ChunkNeeds
     for chunk in chunks:
         if not KEY.fullmatch(chunk.chunk_id):
             raise AnnotationError(f"video id {chunk.video_id!r} cannot name a tar member; slashes are not allowed")
-    return ChunkNeeds(chunks=chunks, of_clip=of_clip, failures=failures)
+    return ChunkNeeds(chunks=chunks, by_clip=by_clip, failures=failures)
 
 
 def missing_videos(clips: Sequence[Clip], videos: Path) -> set[str]:
-    """Paths below `videos` of the videos (files, or folders of chunk files) that are not there."""
+    """The videos (files, or folders of files) that are missing, as paths below `videos`."""
     return {path for path in {clip.video_path for clip in clips} if not (videos / path).exists()}
 
 
 def clip_row(clip: Clip, encoded: EncodedClip) -> dict[str, Any]:
-    """A clip's row of clips.parquet, less where it lies."""
+    """A clip's row of clips.parquet, without its place."""
     stop = clip.stop_second
     picture = ("fps", "height", "width", "source_fps", "source_height", "source_width", "scaled_height", "scaled_width")
     return {
@@ -326,7 +330,7 @@ def clip_row(clip: Clip, encoded: EncodedClip) -> dict[str, Any]:
 
 
 def words(clip: Clip) -> dict[str, Any]:
-    """What clips.parquet says of a clip that is not about its pixels."""
+    """The columns of clips.parquet that are not about pixels."""
     return {
         "clip_id": clip.clip_id,
         "video_id": clip.video_id,
@@ -345,7 +349,7 @@ def _record_path(out: Path, number: int) -> Path:
 
 
 def read_result(out: Path, number: int, *, full: bool = True) -> ShardResult | None:
-    """The tar that an earlier job made, checked (`full`: byte by byte); None = it has to be made (again)."""
+    """The tar that an earlier job made, checked (`full`: byte by byte). None = it has to be made."""
     path = _record_path(out, number)
     try:
         record = json.loads(path.read_text(encoding="utf-8"))

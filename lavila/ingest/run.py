@@ -1,4 +1,4 @@
-"""How tools/shard_videos.py makes a set: what is there already, what has to be made, and putting it together."""
+"""Makes a shard set: finds the tars that are there, makes the missing ones, and assembles the set."""
 
 from __future__ import annotations
 
@@ -19,45 +19,57 @@ from lavila.cluster.workers import Progress, run_jobs
 from lavila.errors import UserError
 from lavila.ingest.assembly import ChunkAssembly, Stored, assemble, clip_failures, write_failures
 from lavila.ingest.encode import Limits
-from lavila.ingest.jobs import ChunkNeeds, Failure, Plan, ShardJob, assign, missing_videos, needed_chunks, read_result
+from lavila.ingest.jobs import (
+    ChunkNeeds,
+    Failure,
+    SetSettings,
+    ShardJob,
+    assign,
+    missing_videos,
+    needed_chunks,
+    read_result,
+)
 from lavila.records import Clip
 from lavila.shards.format import FAILURES
 
 
 class Stop(UserError):
-    """The set cannot be completed; the message says why and what to do."""
+    """The set cannot be completed. The message says why and what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machines:
-    """Where the tars are made."""
+    """The machines that make the tars."""
 
-    workers: int  # processes on this machine
+    workers: int  # number of processes on this machine
     cluster: Literal["none", "slurm", "local"] = "none"
-    jobs: int = 1  # elements of the job array at a time
+    jobs: int = 1  # number of elements of the job array that run at a time
     options: ClusterOptions = field(default_factory=ClusterOptions)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One run's arguments and what they lead to."""
+    """The arguments of a run, and the annotations that it has read."""
 
     out: Path
     videos: Path
     machines: Machines
     max_failures: int
     limits: Limits
-    plan: Plan
+    settings: SetSettings
     annotations: AnnotationSet
 
     @property
     def clips(self) -> list[Clip]:
-        """The clips that the set shall hold."""
-        return self.annotations.clips[: self.plan.limit]
+        """The clips for the set."""
+        return self.annotations.clips[: self.settings.limit]
 
 
-def make_set(run: Run, settings: dict[str, Any], *, resume: bool) -> dict[str, Any]:
-    """Make what is missing and complete the set; returns the manifest. Raises Stop at too many failures."""
+def make_set(run: Run, facts: dict[str, Any], *, resume: bool) -> dict[str, Any]:
+    """Make the missing tars and complete the set. Returns the manifest. Raises Stop for too many failures.
+
+    `facts`: `SetSettings.as_json`, for the manifest.
+    """
     clips = run.clips
     failures: list[Failure] = [
         {"clip_id": clip_id, "video": video, "reason": reason} for clip_id, video, reason in run.annotations.failures
@@ -65,59 +77,54 @@ def make_set(run: Run, settings: dict[str, Any], *, resume: bool) -> dict[str, A
     missing = missing_videos(clips, run.videos)
     lost = {clip.clip_id: "no such video" for clip in clips if clip.video_path in missing}
     if len(failures) + len(lost) > run.max_failures:
-        # Known before the first clip is encoded, so it is said now rather than hours later.
+        # The first clip is not encoded yet, so this saves hours.
         _stop(run, [*failures, *clip_failures(clips, lost)])
-    needs = needed_chunks(clips, run.plan, run.videos) if run.plan.layout == "chunks" else None
-    groups = assign(needs.chunks if needs else clips, run.plan)
+    needs = needed_chunks(clips, run.settings, run.videos) if run.settings.layout == "chunks" else None
+    groups = assign(needs.chunks if needs else clips, run.settings)
     jobs = [
         ShardJob(
             number=number,
             items=group,
             videos=run.videos,
             out=run.out,
-            plan=run.plan,
+            settings=run.settings,
             span_rule=run.annotations.span_rule,
             limits=run.limits,
         )
         for number, group in enumerate(groups)
     ]
-    to_make = _to_make(run, jobs, _clips_of(needs), allowed=run.max_failures - len(failures)) if resume else jobs
+    to_make = _to_make(run, jobs, needs, allowed=run.max_failures - len(failures)) if resume else jobs
     if to_make:
         _make(run, to_make, done=sum(job.num_items for job in jobs) - sum(job.num_items for job in to_make))
     stored = Stored(out=run.out, shards=len(jobs))
-    return _complete(run, stored, needs, settings=settings, failures=failures)
+    return _complete(run, stored, needs, facts=facts, failures=failures)
 
 
-def _clips_of(needs: ChunkNeeds | None) -> Counter[str] | None:
-    """Number of clips that need each chunk; None in layout "clips"."""
-    if needs is None:
-        return None
-    return Counter(chunk for place in range(len(needs.of_clip)) for chunk in needs.ids(place))
-
-
-def _to_make(run: Run, jobs: Sequence[ShardJob], clips_of: Counter[str] | None, *, allowed: int) -> list[ShardJob]:
-    """Jobs whose tars are not there or not sound. Where too much failed for the set, those with failures as well."""
+def _to_make(run: Run, jobs: Sequence[ShardJob], needs: ChunkNeeds | None, *, allowed: int) -> list[ShardJob]:
+    """The jobs whose tars are missing or damaged. If more than `allowed` clips failed, also the jobs with failures."""
+    # A chunk that failed counts as many times as there are clips that need it.
+    clips = None if needs is None else Counter(key for place in range(len(needs.by_clip)) for key in needs.ids(place))
     failed: dict[int, int] = {}
     missing = []
     for job in tqdm(jobs, desc="checking what is there", unit="tar", dynamic_ncols=True, disable=len(jobs) < 16):
         result = read_result(run.out, job.number)
         if result is None:
             missing.append(job)
-            job.forget(lost=False)  # a tar that is damaged must not be taken for done
+            job.forget(lost=False)  # so that a damaged tar does not count as done
         elif result.failures:
-            failed[job.number] = sum(1 if clips_of is None else clips_of[key] for key in result.failures)
+            failed[job.number] = sum(1 if clips is None else clips[key] for key in result.failures)
     sys.stdout.write(f"{len(jobs) - len(missing)} of {len(jobs)} shards are whole already\n")
     if sum(failed.values()) <= allowed:
         return missing
     again = [job for job in jobs if job.number in failed]
-    for job in again:  # what took a process down gets another chance as well: its video may have been put right
+    for job in again:  # items that ended a process are tried again, too, since their videos may have been mended
         job.forget(lost=True)
     return sorted([*missing, *again], key=lambda job: job.number)
 
 
 def _make(run: Run, jobs: Sequence[ShardJob], *, done: int) -> None:
-    """Make the tars on this machine or a cluster, showing progress over clips or chunks."""
-    unit = "clip" if run.plan.layout == "clips" else "chunk"
+    """Make the tars on this machine or a cluster, with a bar of clips or chunks."""
+    unit = "clip" if run.settings.layout == "clips" else "chunk"
     total = done + sum(job.num_items for job in jobs)
     with tqdm(total=total, initial=done, unit=unit, dynamic_ncols=True) as bar:
 
@@ -141,7 +148,7 @@ def _make(run: Run, jobs: Sequence[ShardJob], *, done: int) -> None:
 
 
 def _complete(
-    run: Run, stored: Stored, needs: ChunkNeeds | None, *, settings: dict[str, Any], failures: list[Failure]
+    run: Run, stored: Stored, needs: ChunkNeeds | None, *, facts: dict[str, Any], failures: list[Failure]
 ) -> dict[str, Any]:
     clips = run.clips
     if needs is None:
@@ -150,12 +157,12 @@ def _complete(
     else:
         assembly = ChunkAssembly(stored, clips=clips, needs=needs, rule=run.annotations.span_rule)
         failures = [*failures, *assembly.failures]
-        rows = assembly.rows(in_storage_order=run.plan.split == "train")
+        rows = assembly.rows(in_storage_order=run.settings.split == "train")
     if len(failures) > run.max_failures or len(failures) == len(clips) + len(run.annotations.failures):
         _stop(run, failures)
     if needs is not None:
         assembly.write_chunks(run.out)
-    return assemble(stored, rows=rows, annotations=run.annotations, settings=settings, failures=failures)
+    return assemble(stored, rows=rows, annotations=run.annotations, facts=facts, failures=failures)
 
 
 def _stop(run: Run, failures: Sequence[Failure]) -> None:
@@ -165,17 +172,17 @@ def _stop(run: Run, failures: Sequence[Failure]) -> None:
     first = failures[0]
     raise Stop(
         f"{len(failures)} clips cannot be stored, --max-failures is {run.max_failures}; the first is "
-        f"{first['clip_id']} of {run.videos / first['video']}: {first['reason']}. All are in {run.out / FAILURES}; put "
-        "the videos right or raise --max-failures, and run again with --resume"
+        f"{first['clip_id']} of {run.videos / first['video']}: {first['reason']}. All are in {run.out / FAILURES}; "
+        "correct the videos or raise --max-failures, and run again with --resume"
     )
 
 
 def summary(run: Run, manifest: dict[str, Any], *, began: float) -> str:
-    """What was made, as a table."""
+    """The figures of the set that was made, as text."""
     seconds = max(time.monotonic() - began, 1e-9)
     shards, clips, hours = manifest["shards"], manifest["clips"], manifest["seconds"] / 3600
     size = sum(shard["bytes"] for shard in shards)
-    encoder = run.plan.encoder
+    encoder = run.settings.encoder
     rows = [
         ("clips", f"{clips} clips of {hours:.2f} h, {manifest['failures']} failures"),
         ("stored", f"{size / 1e6:.1f} MB in {len(shards)} shards, {size / clips / 1e3:.1f} KB a clip"),

@@ -1,7 +1,7 @@
-"""A source video, opened for cutting: which frame is shown at a given second, wherever in the video that is.
+"""A source video: finds the frame that is shown at a given second.
 
-A video is a file, or a folder of files named after the second at which each begins (`0.mp4`, `300.mp4`, ...), read as
-one. `video_files` opens them. What is wrong with a video is an `EncodeError`.
+A video is a file, or a folder of files that are read as one. Each of these has the second at which it begins as its
+name (`0.mp4`, `300.mp4`, ...). `video_files` opens them. Every problem of a video is an `EncodeError`.
 """
 
 from __future__ import annotations
@@ -33,48 +33,50 @@ from lavila.ingest.video_files import (
 )
 from lavila.libav import DAMAGE, reason
 
-MAX_SECONDS = 10_000_000.0  # no video is longer; also keeps timestamps within 64 bits
-MAX_LENGTH = 1_000_000.0  # seconds that a header may claim
+MAX_SECONDS = 10_000_000.0  # longer than any video, and small enough that timestamps fit into 64 bits
+MAX_LENGTH = 1_000_000.0  # the longest length in seconds that a header may state
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoFacts:
-    """What the header of a video says."""
+    """The facts in the header of a video."""
 
     fps: Fraction  # average frames per second
     seconds: float
-    height: int  # pixels, as coded: neither turned nor with square pixels
+    height: int  # pixels as coded, before rotation and without square pixels
     width: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class PictureHeader:
-    """What the container says of the pictures; frames may say otherwise."""
+    """The form of the pictures as the container states it. Frames may state another."""
 
     pixel_aspect: Fraction | None  # width / height of a pixel
-    colorspace: int  # FFmpeg's number of the colour matrix
-    color_range: int
+    colorspace: int  # number of the colour matrix (AVCOL_SPC of FFmpeg)
+    color_range: int  # number of the range (AVCOL_RANGE of FFmpeg)
 
 
 class SourceVideo:
-    """A video, open within a `with` block. All seconds are counted from its first frame.
+    """A video that is open within a `with` block. Seconds count from its first frame.
 
-    Raises EncodeError wherever the video is not as it should be.
+    Its methods raise EncodeError for every problem of the video.
     """
 
     def __init__(self, path: Path, limits: Limits) -> None:
         self.path, self.limits = path, limits
         self.deadline = Deadline(str(path), limits.seconds)
-        self.end = Fraction(0)  # second of the last frame that was read
+        self.end = Fraction(0)  # the second of the last frame that was read
         self._parts = find_parts(path)
         self._open: tuple[Part, Any, Any] | None = None
-        self._at_start = True  # whether nothing has been read of the file that is open
+        self._at_start = True  # whether nothing has been read from the open file
         try:
             stream = self._opened(self._parts[0])[1]
             self.fps = frame_rate(self._parts[0].name, stream)
             context, aspect = stream.codec_context, stream.sample_aspect_ratio
             self.header = PictureHeader(
-                pixel_aspect=Fraction(aspect) if aspect else None,  # not known: None before PyAV 19, then a ratio 0/1
+                pixel_aspect=Fraction(aspect)
+                if aspect
+                else None,  # an unknown aspect is None before PyAV 19, and 0/1 since then
                 colorspace=context.colorspace,
                 color_range=context.color_range,
             )
@@ -97,7 +99,7 @@ class SourceVideo:
             self._open = None
 
     def facts(self) -> VideoFacts:
-        """What the headers say; a file that does not state its length is read through, without decoding."""
+        """The facts in the headers. A file whose header does not state its length is read through, without decoding."""
         last = self._parts[-1]
         seconds = declared_seconds(*self._opened(last))
         if seconds is None:
@@ -110,9 +112,9 @@ class SourceVideo:
         return VideoFacts(fps=self.fps, seconds=total, height=self._coded[0], width=self._coded[1])
 
     def frames_at(self, seconds: Iterable[Fraction]) -> Iterator[Any]:
-        """The decoded frame shown nearest to each of some ascending seconds, for as many as the video lasts.
+        """For each of some ascending seconds the nearest decoded frame, up to the end of the video.
 
-        The last frame stands for half a frame after it.
+        The last frame is the nearest one up to half a frame after it.
         """
         wanted = iter(seconds)
         due = next(wanted, None)
@@ -138,9 +140,10 @@ class SourceVideo:
             raise EncodeError(f"{self.path}: no frame could be decoded")
 
     def check_reached(self, stop: Fraction | None) -> None:
-        """An annotation may reach past the end of a video. A file that is cut short must not pass for that.
+        """Raise EncodeError if the video ended early because its file is cut short.
 
-        To be called where `frames_at` ended early. `stop` is the second up to which frames were wanted; None = all.
+        An annotation may also reach past the end of a whole video, and that is allowed. Call this when `frames_at`
+        ended early. `stop`: the second up to which frames were needed; None = all.
         """
         part = self._parts[-1]
         declared = declared_seconds(*self._opened(part))
@@ -158,7 +161,7 @@ class SourceVideo:
         return frame
 
     def _timed(self, start: Fraction) -> Iterator[tuple[Fraction, Any]]:
-        """(second, frame) from a keyframe at or before `start`; after each file, (its end, None)."""
+        """(second, frame) from a keyframe at or before `start` on. After each file comes (its end, None)."""
         first = bisect_right(self._parts, start, key=lambda part: part.start) - 1
         if first < 0:
             raise EncodeError(f"{self.path}: 0{self._parts[0].path.suffix} is missing")
@@ -176,12 +179,12 @@ class SourceVideo:
                 raise self._gap(part, end)
 
     def _gap(self, part: Part, end: Fraction) -> EncodeError:
-        """Why there is nothing between the end of a file and the start of the next."""
+        """The error for a gap between the end of a file and the start of the next one."""
         declared = declared_seconds(*self._opened(part))
         if declared is not None and end - part.start < declared - TRUNCATED_SECONDS:
             return truncated(part, end - part.start, declared)
         missing = f"{round(end)}{part.path.suffix}"
-        return EncodeError(f"{self.path}: {missing} is missing, with what is shown from {float(end):.2f} s on")
+        return EncodeError(f"{self.path}: {missing} is missing, which begins at {float(end):.2f} s")
 
     def _decoded(self, part: Part, start: Fraction) -> Iterator[tuple[Fraction, Any]]:
         stream = self._opened(part)[1]
@@ -197,8 +200,8 @@ class SourceVideo:
     def _decoded_from(self, part: Part, first_pts: int, target: int) -> Iterator[Any]:
         """Frames in display order, from a keyframe at or before timestamp `target` to the end of the file.
 
-        A seek may land on a keyframe behind the target (containers index by decoding time): then go further back, in
-        the end, or where the file has no index, to its very start.
+        Containers index by decoding time, so a seek may land on a keyframe after the target. Then this seeks further
+        back, twice as far each time. In the end, or if the file has no index, it decodes from the start.
         """
         back = 0
         while (position := target - back) > first_pts:
@@ -206,11 +209,11 @@ class SourceVideo:
             self._at_start = False
             try:
                 container.seek(position, stream=stream)
-            except av.FFmpegError:  # no index, or a damaged one
+            except av.FFmpegError:  # the index is missing or damaged
                 break
             frames = _decode(container, stream, self.deadline)
             frame = next(frames, None)
-            # What precedes the first keyframe after a seek may lack its references.
+            # Frames between the place of a seek and the next keyframe may refer to frames that were skipped.
             while frame is not None and not frame.key_frame and frame.pts <= target + 1:
                 frame = next(frames, None)
             if frame is not None and frame.key_frame and frame.pts <= target + 1:
@@ -225,7 +228,7 @@ class SourceVideo:
         yield from _decode(container, stream, self.deadline)
 
     def _opened(self, part: Part) -> tuple[Any, Any]:
-        """Container and video stream of a file. One file is open at a time."""
+        """The container and the video stream of a file. Only one file is open at a time."""
         if self._open is None or self._open[0] is not part:
             self.close()
             self._open = (part, *open_video(part, self.limits, self.deadline))
@@ -234,13 +237,13 @@ class SourceVideo:
 
 
 def probe_video(video_path: Path, limits: Limits | None = None) -> VideoFacts:
-    """Frame rate, length and size of a video, from its header. Raises EncodeError."""
+    """The frame rate, length and size of a video, from its header. Raises EncodeError."""
     with SourceVideo(video_path, limits or Limits()) as source:
         return source.facts()
 
 
 def _decode(container: Any, stream: Any, deadline: Deadline) -> Iterator[Any]:
-    """Frames in display order. One that nothing gives a time to cannot be placed, and is left out."""
+    """The frames in display order. A frame without a time has no place, and is left out."""
     for packet in container.demux(stream):
         deadline.check()
         for frame in packet.decode():

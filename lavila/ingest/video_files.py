@@ -1,7 +1,7 @@
-"""Video files as they come from outside, opened without trust.
+"""Opens video files from outside without trusting them.
 
-Only real containers are read, nothing that they refer to is opened, and pictures and time are bounded. What is wrong
-with a video is an `EncodeError`.
+Only real containers are read, no file that they refer to is opened, and the size of pictures and the time have limits.
+Every problem of a video is an `EncodeError`.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from lavila.errors import UserError
 from lavila.libav import ANY_TAGS, DAMAGE, reason
 
 MIN_FPS, MAX_FPS = Fraction(1, 100), 1000
-TRUNCATED_SECONDS = 1.0  # a video that ends this much before its header says is damaged, not short
-# FFmpeg's names of demuxers. Those for playlists, scripts and series of pictures are left out: they open other files.
+TRUNCATED_SECONDS = 1.0  # a video that ends so much earlier than its header says is damaged
+# FFmpeg's names of demuxers. Demuxers for playlists, scripts and series of pictures are missing: they open other files.
 DEMUXERS = "mov,matroska,webm,avi,mpeg,mpegts,flv,asf,ogg,ivf,m4v"
 KINDS = "mp4, mov, mkv, webm, avi, mpg, ts, flv, wmv, ogg or ivf"
 PART_NAME = re.compile(r"([0-9]{1,7})\.(mp4|mov|mkv|webm|avi)", re.IGNORECASE)
 
 
 class EncodeError(UserError):
-    """A clip that cannot be cut from its video. `after_end`: only because the video ends before."""
+    """A clip that cannot be cut from its video. `after_end`: the only reason is that the video ends before the clip."""
 
     def __init__(self, message: str, *, after_end: bool = False) -> None:
         super().__init__(message)
@@ -36,21 +36,21 @@ class EncodeError(UserError):
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one clip or chunk may take before it is given up."""
+    """The limits of one clip or chunk."""
 
-    seconds: float = 600.0  # wall clock; a single call into FFmpeg is not interrupted
-    pixels: int = 8192 * 8192  # of the largest picture
+    seconds: float = 600.0  # wall time; a single call into FFmpeg is not interrupted
+    pixels: int = 8192 * 8192  # size of the largest picture
 
 
 class Deadline:
-    """Raises EncodeError from `check` once its time is over."""
+    """Raises EncodeError from `check` when the time is over."""
 
     def __init__(self, name: str, seconds: float) -> None:
         self.name, self.seconds = name, seconds
         self._end = time.monotonic() + seconds
 
     def left(self) -> float:
-        """Seconds, above 0."""
+        """The seconds that are left, above 0."""
         return max(self._end - time.monotonic(), 0.001)
 
     def check(self) -> None:
@@ -63,13 +63,13 @@ class Part:
     """One file of a video."""
 
     path: Path
-    name: str  # in messages
-    start: Fraction  # second of the video at which it begins
-    stop: Fraction | None  # second at which the next one begins; None = the last
+    name: str  # its name in messages
+    start: Fraction  # the second of the video at which it begins
+    stop: Fraction | None  # the second at which the next file begins; None = there is none
 
 
 def find_parts(path: Path) -> list[Part]:
-    """The files of a video, in order of time."""
+    """The files of a video, in the order of time."""
     try:
         if path.is_file():
             return [Part(path=path, name=str(path), start=Fraction(0), stop=None)]
@@ -92,7 +92,7 @@ def find_parts(path: Path) -> list[Part]:
 
 
 def open_video(part: Part, limits: Limits, deadline: Deadline) -> tuple[Any, Any]:
-    """Container and video stream of a file."""
+    """The container and the video stream of a file."""
     container = _open_container(part, limits, deadline)
     try:
         return container, _video_stream(part, container, limits)
@@ -107,10 +107,10 @@ def _open_container(part: Part, limits: Limits, deadline: Deadline) -> Any:
         "format_whitelist": DEMUXERS,
         "enable_drefs": "0",
         "use_absolute_path": "0",
-        "max_pixels": _decoder_pixels(limits),  # of the decoders that FFmpeg tries on opening
+        "max_pixels": _decoder_pixels(limits),  # a limit for the decoders that FFmpeg tries when it opens a file
     }
     try:
-        # With a protocol given, no file name can be taken for one.
+        # The protocol before it keeps FFmpeg from reading a file name as a protocol.
         name = f"file:{part.path.absolute()}"
         return av.open(name, options=options, timeout=deadline.left(), **ANY_TAGS)
     except (av.FFmpegError, OSError, ValueError) as error:
@@ -127,7 +127,7 @@ def _video_stream(part: Part, container: Any, limits: Limits) -> Any:
     if context is None or not stream.time_base:
         raise EncodeError(f"{part.name}: its codec is not known, or its header is damaged")
     check_size(part.name, context.width, context.height, limits)
-    context.thread_count = 1  # one process per clip is the parallelism here
+    context.thread_count = 1  # many processes work in parallel, each on one clip
     context.options = {"max_pixels": _decoder_pixels(limits)}
     return stream
 
@@ -139,19 +139,19 @@ def check_size(name: str, width: int, height: int, limits: Limits) -> None:
 
 
 def declared_seconds(container: Any, stream: Any) -> Fraction | None:
-    """Seconds of a file as its header says."""
+    """The length of a file in seconds, from its header."""
     if stream.duration is not None:
         return Fraction(stream.duration * stream.time_base)
     return None if container.duration is None else Fraction(container.duration, av.time_base)
 
 
 def _decoder_pixels(limits: Limits) -> str:
-    """FFmpeg's own limit, kept before memory is taken. Decoders add edges, so it is a wide one."""
+    """FFmpeg's limit, which it checks before it allocates memory. It is wide, since decoders add edges."""
     return str(4 * limits.pixels + 512 * 512)
 
 
 def frame_rate(name: str, stream: Any) -> Fraction:
-    """Average frames per second as the header says."""
+    """The average frames per second, from the header."""
     rate = stream.average_rate or stream.guessed_rate
     if not rate:
         raise EncodeError(f"{name}: states no frame rate; remux it, for example to mp4")
@@ -169,7 +169,7 @@ def truncated(part: Part, seconds: Fraction, declared: Fraction) -> EncodeError:
 
 
 def measured_seconds(name: str, container: Any, stream: Any, deadline: Deadline) -> Fraction:
-    """Seconds from the first frame to the end of the last, by reading the whole file without decoding."""
+    """The seconds from the first frame to the end of the last. Reads the whole file, without decoding."""
     last: int | None = None
     try:
         for packet in container.demux(stream):

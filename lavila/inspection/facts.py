@@ -1,4 +1,4 @@
-"""What the tables of a shard set tell: figures as plain JSON values, and the same as text. Tars are not opened."""
+"""The figures of a shard set from its tables, as plain JSON values and as text. Tars are not opened."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from lavila.errors import listed
+from lavila.records import Floats
 from lavila.shards.format import CHUNKS, CLIPS, FAILURES, ShardSetError
 from lavila.shards.reader import ShardSet
 
-Floats = npt.NDArray[np.float64]
 Facts = dict[str, Any]
 
-LENGTHS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)  # seconds; edges of bins
-BAR = 40  # characters of the longest bar
-SHOWN = 8  # lines of a list, before "and N more"
+# Edges of the bins of clip lengths, seconds.
+LENGTHS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
+BAR = 40  # number of characters of the longest bar
+SHOWN = 8  # number of items of a list before "and N more"
 
 
 def shard_set_facts(shard_set: ShardSet) -> Facts:
-    """All figures. Numbers are of clips, seconds, frames per second, pixels or bytes, as the names say."""
+    """All figures. They count clips, seconds, frames per second, pixels or bytes, as their names say."""
     clips, chunks, manifest = shard_set.clips, shard_set.chunks, shard_set.manifest
     lengths = _column(clips, "num_frames") / _column(clips, "fps")
     stored = _stored_seconds(shard_set)
@@ -71,7 +72,7 @@ def _column(table: pa.Table, name: str) -> Floats:
 
 
 def _stored_seconds(shard_set: ShardSet) -> float:
-    """Seconds of video in the tars: margins count, and in layout "chunks" what several clips share counts once."""
+    """The seconds of video in the tars. Margins count. In layout "chunks", parts that clips share count once."""
     if shard_set.chunks is not None:
         frames, fps = (_column(shard_set.chunks, name) for name in ("num_frames", "fps"))
     else:
@@ -89,14 +90,14 @@ def _spread(values: Floats) -> dict[str, float]:
 
 
 def _counted(table: pa.Table, names: list[str]) -> list[dict[str, Any]]:
-    """Each distinct combination of values and how often it occurs, the most frequent first."""
+    """Each distinct combination of values and its number of rows, the most frequent first."""
     groups = table.select(names).group_by(names).aggregate([([], "count_all")])
     rows = groups.rename_columns([*names, "count"]) if groups.column_names[-1] == "count_all" else groups
     return sorted(rows.to_pylist(), key=lambda row: (-row["count"], *(row[name] for name in names)))
 
 
 def _histogram(lengths: Floats) -> list[dict[str, Any]]:
-    """Clips by length, from the first bin that has any to the last; the last bin of all has no end."""
+    """The number of clips by length, from the first filled bin to the last. The last bin of LENGTHS has no end."""
     counts, _ = np.histogram(lengths, [*LENGTHS, np.inf])
     filled = np.flatnonzero(counts)
     edges = [*LENGTHS, None]
@@ -104,12 +105,12 @@ def _histogram(lengths: Floats) -> list[dict[str, Any]]:
 
 
 def _listed(table: pa.Table, name: str) -> int:
-    """Rows whose list is not empty."""
+    """The number of rows whose list is not empty."""
     return int(pc.sum(pc.greater(pc.list_value_length(table.column(name)), 0)).as_py() or 0)
 
 
 def failure_groups(path: Path) -> list[dict[str, Any]]:
-    """failures.jsonl by reason, numbers in it left aside; the most frequent first."""
+    """failures.jsonl grouped by reason without its numbers, the most frequent first."""
     if not path.is_file():
         return []
     groups: dict[str, dict[str, Any]] = {}
@@ -159,8 +160,14 @@ def _lines(facts: Facts) -> Iterator[tuple[str, str]]:
     if facts["frames_for"]:
         yield "frames for", ", ".join(f"{name} {value}" for name, value in facts["frames_for"].items())
     unit = "clips" if facts["chunks"] is None else "chunks"
-    yield "pictures", _shown([f"{row['width']}x{row['height']} ({row['count']:,} {unit})" for row in facts["pictures"]])
-    yield "frame rates", _shown([f"{row['fps']:.6g} fps ({row['count']:,} {unit})" for row in facts["frame_rates"]])
+    yield (
+        "pictures",
+        listed([f"{row['width']}x{row['height']} ({row['count']:,} {unit})" for row in facts["pictures"]], most=SHOWN),
+    )
+    yield (
+        "frame rates",
+        listed([f"{row['fps']:.6g} fps ({row['count']:,} {unit})" for row in facts["frame_rates"]], most=SHOWN),
+    )
     clips = facts["clips"]
     yield "with words", _share("narrations", facts["labelled"]["narrations"], clips)
     kinds = [kind for kind, count in facts["labelled"].items() if count and kind != "narrations"]
@@ -187,13 +194,8 @@ def _spread_text(spread: Mapping[str, Any], form: str) -> str:
     return ", ".join(f"{name} {form.format(spread[name])}" for name in ("min", "median", "p90", "max"))
 
 
-def _shown(items: list[str]) -> str:
-    more = [f"and {len(items) - SHOWN} more"] if len(items) > SHOWN else []
-    return ", ".join([*items[:SHOWN], *more])
-
-
 def _bars(bins: list[dict[str, Any]], block: str) -> Iterator[str]:
-    """One line a bin. Any clip at all shows as one block at least."""
+    """One line for each bin. A bin with any clip shows at least one block."""
     most = max(row["clips"] for row in bins)
     yield f"  {'clip length':>14} {'clips':>12}"
     for row in bins:
@@ -226,7 +228,7 @@ def duration(seconds: float) -> str:
 
 
 def amount(size: float) -> str:
-    """Bytes with three digits: '1.23 GB'."""
+    """A number of bytes with three digits: '1.23 GB'."""
     for unit in ("B", "KB", "MB", "GB", "TB"):
         if size < 999.5 or unit == "TB":
             break

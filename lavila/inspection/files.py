@@ -1,4 +1,4 @@
-"""Whether a shard set's files agree with one another: checksums, tar members, indexes, tables. Nothing is decoded."""
+"""Checks that a shard set's files agree: checksums, tar members, indexes, tables. Nothing is decoded."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lavila.records import Ints
 from lavila.shards.format import CHECKSUMS, CHUNKS, CLIPS, KEY, ShardFile, ShardSetError, shard_name, verify_shard
 from lavila.shards.reader import ShardSet
 
 Row = dict[str, Any]
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,18 +32,18 @@ class BadFrames:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Found:
-    """What is wrong, with one thing or with many."""
+    """The findings of one check, or of many."""
 
-    problems: tuple[str, ...] = ()  # with files, one line each
+    problems: tuple[str, ...] = ()  # problems of files, one line each
     bad: tuple[BadFrames, ...] = ()
 
     def and_(self, other: Found) -> Found:
-        """Both together."""
+        """The findings of both."""
         return Found(problems=self.problems + other.problems, bad=self.bad + other.bad)
 
 
 def video_rows(table: pa.Table) -> list[Row]:
-    """Rows of clips.parquet or chunks.parquet as the .json members have them."""
+    """Rows of clips.parquet or chunks.parquet, in the form of the .json members."""
     return [{**row, "extra": dict(row["extra"])} if "extra" in row else row for row in table.to_pylist()]
 
 
@@ -53,7 +52,7 @@ class _Member:
     name: str
     offset: int  # bytes from the start of the tar to the content
     size: int  # bytes
-    plain: bool  # a regular file, neither folder nor link
+    plain: bool  # whether it is a regular file, not a folder or a link
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,14 +64,14 @@ class _Pair:
     text: _Member
 
     def index_line(self) -> str:
-        """As DALI's index has it."""
+        """The line of DALI's index for both members."""
         return " ".join(f"{m.name.rpartition('.')[2]} {m.offset} {m.size} {m.name}" for m in (self.video, self.text))
 
 
 def check_tar(folder: Path, file: ShardFile, rows: Sequence[Row], *, key: str) -> Found:
-    """A tar and its index against the manifest's checksums and against `rows`, those of the table for this tar.
+    """Compare a tar and its index with the manifest's checksums, and with `rows`, the table's rows of this tar.
 
-    `key` is the column that names members: clip_id or chunk_id.
+    `key`: the column that names members, clip_id or chunk_id.
     """
     path = folder / file.name
     problems: list[str] = []
@@ -97,14 +96,14 @@ def check_tar(folder: Path, file: ShardFile, rows: Sequence[Row], *, key: str) -
 
 
 def _members(path: Path) -> Iterator[_Member]:
-    """Headers only: the contents are skipped."""
+    """The members by their headers; contents are skipped."""
     with tarfile.open(path, "r:") as tar:
         for info in tar:
             yield _Member(name=info.name, offset=info.offset_data, size=info.size, plain=info.isreg())
 
 
 def _pairs(members: Sequence[_Member]) -> tuple[list[_Pair], list[str]]:
-    """<key>.mp4 and <key>.json next to each other; and what else there is, as problems."""
+    """The pairs <key>.mp4, <key>.json, and a problem for each other member."""
     pairs: dict[str, _Pair] = {}
     strange: list[str] = []
     waiting: _Member | None = None
@@ -158,16 +157,16 @@ def _misplaced(row: Row, pair: _Pair | None, *, key: str) -> BadFrames | None:
 
 
 def _text_problems(path: Path, pairs: Sequence[tuple[Row, _Pair]], *, key: str) -> list[str]:
-    """The .json members that do not say what the table says, as at most one line."""
+    """One line about the .json members that differ from the table, if there are any."""
     wrong: list[str] = []
     with path.open("rb") as tar:
         for row, pair in pairs:
             tar.seek(pair.text.offset)
             try:
-                told = json.loads(tar.read(pair.text.size))
-                # Checksums that were added later are in the table only.
-                told = {**{name: row[name] for name in CHECKSUMS if name in row}, **told}
-                names = [name for name, value in row.items() if told[name] != value]
+                stored = json.loads(tar.read(pair.text.size))
+                # Checksums that were added later are only in the table.
+                stored = {**{name: row[name] for name in CHECKSUMS if name in row}, **stored}
+                names = [name for name, value in row.items() if stored[name] != value]
             except (ValueError, KeyError, TypeError, RecursionError):
                 names = ["all of it"]
             if names:
@@ -180,7 +179,7 @@ def _text_problems(path: Path, pairs: Sequence[tuple[Row, _Pair]], *, key: str) 
 
 
 def check_tables(shard_set: ShardSet) -> tuple[list[str], dict[int, str]]:
-    """Problems of the tables, one line each; and rows of clips.parquet that cannot be used, with the reason."""
+    """The problems of the tables, one line each, and the rows of clips.parquet that cannot be used -> the reason."""
     chunked = shard_set.chunks is not None
     stored = shard_set.chunks if shard_set.chunks is not None else shard_set.clips
     path = shard_set.path / (CHUNKS if chunked else CLIPS)
@@ -199,11 +198,11 @@ def check_tables(shard_set: ShardSet) -> tuple[list[str], dict[int, str]]:
 def _tar_counts(shard_set: ShardSet, stored: pa.Table, path: Path) -> list[str]:
     listed = {shard.name: shard.clips for shard in shard_set.shards}
     numbers, counts = np.unique(integers(stored, "shard"), return_counts=True)
-    told = {shard_name(number): count for number, count in zip(numbers.tolist(), counts.tolist(), strict=True)}
+    found = {shard_name(number): count for number, count in zip(numbers.tolist(), counts.tolist(), strict=True)}
     return [
-        f"{path}: {told.get(name, 0)} videos in {name}, the manifest lists {listed.get(name, 0)}; copy both again"
-        for name in sorted(listed.keys() | told.keys())
-        if told.get(name, 0) != listed.get(name, 0)
+        f"{path}: {found.get(name, 0)} videos in {name}, the manifest lists {listed.get(name, 0)}; copy both again"
+        for name in sorted(listed.keys() | found.keys())
+        if found.get(name, 0) != listed.get(name, 0)
     ]
 
 
@@ -236,26 +235,26 @@ def _impossible(shard_set: ShardSet) -> dict[int, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class FrameAxis:
-    """All stored frames of layout "chunks" in a row, chunk after chunk in the order of chunks.parquet."""
+    """All stored frames of layout "chunks" on one axis, chunk after chunk in the order of chunks.parquet."""
 
-    start: Ints  # [chunks + 1] of each chunk; the last is the end
-    run_end: Ints  # [chunks] one past the last frame that can be read from a chunk on without a gap
+    start: Ints  # [chunks + 1] the first frame of each chunk, then the end of the last
+    run_end: Ints  # [chunks] the end of the frames that can be read from each chunk on without a gap
 
 
 def frame_axis(chunks: pa.Table) -> FrameAxis:
-    """Where each chunk lies."""
+    """The axis of a set's chunks."""
     frames, first = integers(chunks, "num_frames"), integers(chunks, "first_frame")
     start = np.concatenate([[0], np.cumsum(frames)])
     video = chunks.column("video_id").combine_chunks().dictionary_encode().indices.to_numpy()
     breaks = (video[1:] != video[:-1]) | (first[1:] != first[:-1] + frames[:-1])
     for name in ("height", "width"):
         breaks |= integers(chunks, name)[1:] != integers(chunks, name)[:-1]
-    ends = np.concatenate([np.flatnonzero(breaks), [len(frames) - 1]])  # last chunk of each run
+    ends = np.concatenate([np.flatnonzero(breaks), [len(frames) - 1]])  # the last chunk of each run
     return FrameAxis(start=start, run_end=start[ends[np.searchsorted(ends, np.arange(len(frames)))] + 1])
 
 
 def _outside_chunks(shard_set: ShardSet) -> dict[int, str]:
-    """Clips that do not lie where the chunks say that there are frames."""
+    """The clips whose place is not inside the stored frames -> the reason."""
     clips, chunks = shard_set.clips, shard_set.chunks
     assert chunks is not None
     chunk = integers(clips, "chunk", null=-1)
@@ -279,15 +278,15 @@ def _outside_chunks(shard_set: ShardSet) -> dict[int, str]:
 
 
 def integers(table: pa.Table, name: str, *, null: int = 0) -> Ints:
-    """A column as int64, with a number for nulls."""
+    """A column as int64, with `null` in place of nulls."""
     values: Ints = table.column(name).combine_chunks().fill_null(null).to_numpy(zero_copy_only=False).astype(np.int64)
     return values
 
 
 def used_frames(shard_set: ShardSet, axis: FrameAxis, rows: Ints, *, after: float) -> tuple[Ints, Ints]:
-    """First frame on the axis of the clips in `rows`, and the one past the last that training may ask for, [N] each.
+    """First frame on the axis of the clips in `rows`, and the frame after the last that training may use, [N] each.
 
-    A view of a short clip may reach `after` seconds past its end.
+    A view of a short clip may use `after` seconds past its end.
     """
     clips = shard_set.clips.take(rows)
     begin = axis.start[integers(clips, "chunk")] + integers(clips, "first_frame")
@@ -297,10 +296,10 @@ def used_frames(shard_set: ShardSet, axis: FrameAxis, rows: Ints, *, after: floa
 
 
 def overlapping(begin: Ints, end: Ints, bad: Sequence[tuple[int, int, str]]) -> Mapping[int, str]:
-    """Which of the spans [begin, end) overlap a bad one [start, stop): place -> reason. The bad ones are disjoint."""
+    """Place of each span [begin, end) that overlaps a bad one [start, stop) -> its reason. Bad ones are disjoint."""
     ordered = sorted(bad)
     starts, stops = (np.array([one[i] for one in ordered], np.int64) for i in range(2))
-    nearest = np.searchsorted(stops, begin, side="right")  # the first that ends after the span begins
+    nearest = np.searchsorted(stops, begin, side="right")  # the first bad span that ends after this span begins
     hit = nearest < len(ordered)
     hit[hit] &= starts[nearest[hit]] < end[hit]
     return {place: ordered[nearest[place]][2] for place in np.flatnonzero(hit).tolist()}

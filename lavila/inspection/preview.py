@@ -17,32 +17,33 @@ from lavila.inspection.videos import readable_frames
 from lavila.shards.format import ShardSetError
 from lavila.shards.reader import ShardSet
 
-Picture = npt.NDArray[np.uint8]  # [H, W, 3] RGB
+FrameArray = npt.NDArray[np.uint8]
+"""A decoded frame, [H, W, 3] RGB."""
 
-FRAMES = 4  # of a strip
-BOX = (208, 117)  # width and height of a frame's place, pixels
-GAP, PADDING, MARGIN = 4, 12, 24  # pixels: between frames, inside a card, around cards
+FRAMES = 4  # number of frames of a strip
+BOX = (208, 117)  # width and height of the place of a frame, pixels
+GAP, PADDING, MARGIN = 4, 12, 24  # pixels between frames, inside a card, around cards
 TITLE, TEXT, HEADER = 19, 18, 26  # pixels from one line of text to the next
-TEXT_LINES = 3  # one of labels, two of the narration
+TEXT_LINES = 3  # one line of labels, two lines of the narration
 CARD = (
     FRAMES * BOX[0] + (FRAMES - 1) * GAP + 2 * PADDING,
     2 * PADDING + TITLE + 6 + BOX[1] + 8 + TEXT_LINES * TEXT,
 )
-HEAD = 2 * HEADER + MARGIN  # pixels
+HEAD = 2 * HEADER + MARGIN  # height of the sheet's head, pixels
 PAPER, CARD_COLOUR, BOX_COLOUR = (236, 238, 241), (255, 255, 255), (24, 26, 30)
 INK, FAINT, LABEL, ALARM = (28, 31, 36), (110, 116, 125), (20, 92, 158), (178, 34, 34)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Strip:
-    """A clip as it is drawn."""
+    """A clip as the sheet shows it."""
 
     title: str
     length: str
     labels: str
     narration: str
-    pictures: list[Picture]  # FRAMES of them, or none
-    problem: str  # why there are none
+    pictures: list[FrameArray]  # FRAMES of them, or none
+    problem: str  # the reason why there are none
 
 
 def chosen_rows(shard_set: ShardSet, count: int) -> list[int]:
@@ -53,11 +54,11 @@ def chosen_rows(shard_set: ShardSet, count: int) -> list[int]:
 
 
 def read_strip(shard_set: ShardSet, row: int) -> Strip:
-    """Decode the frames of a clip and put its words together."""
-    told = shard_set.clips.slice(row, 1).to_pylist()[0]
-    frames = readable_frames(told, shard_set.manifest)
+    """Decode the frames of a clip and collect its words."""
+    clip = shard_set.clips.slice(row, 1).to_pylist()[0]
+    frames = readable_frames(clip, shard_set.manifest)
     wanted = frames[[(2 * i + 1) * len(frames) // (2 * FRAMES) for i in range(FRAMES)]]
-    distinct, places = np.unique(wanted, return_inverse=True)  # a clip of fewer frames than places shows some twice
+    distinct, places = np.unique(wanted, return_inverse=True)  # a clip of fewer than FRAMES frames shows some twice
     pictures, problem = [], ""
     try:
         data, numbers = shard_set.read_frames(row, distinct)
@@ -65,24 +66,24 @@ def read_strip(shard_set: ShardSet, row: int) -> Strip:
         pictures = [decoded[place] for place in places.tolist()]
     except (DecodeError, ShardSetError) as error:
         problem = str(error)
-    narrations = told["narrations"] or [""]
+    narrations = clip["narrations"] or [""]
     more = f"  (+ {len(narrations) - 1} more)" if len(narrations) > 1 else ""
     return Strip(
-        title=told["clip_id"],
-        length=f"{told['num_frames'] / told['fps']:.2f} s, {told['num_frames']} frames",
-        labels=label_text(told, shard_set.classes),
-        narration=one_line(narrations[0]) + more,
+        title=clip["clip_id"],
+        length=f"{clip['num_frames'] / clip['fps']:.2f} s, {clip['num_frames']} frames",
+        labels=label_text(clip, shard_set.classes),
+        narration=printable(narrations[0]) + more,
         pictures=pictures,
         problem=problem,
     )
 
 
 def label_text(row: dict[str, Any], classes: dict[str, list[str]]) -> str:
-    """'verb take · noun plate': labels by class name, by number where the manifest has no name."""
+    """'verb take · noun plate': labels by the name of their class, or by its number if the manifest has no name."""
 
     def name(kind: str, index: int) -> str:
         names = classes.get(kind, [])
-        return one_line(names[index]) if 0 <= index < len(names) else f"#{index}"
+        return printable(names[index]) if 0 <= index < len(names) else f"#{index}"
 
     words = [f"{kind} {name(kind, row[kind])}" for kind in ("verb", "noun", "action") if row[kind] is not None]
     if row["labels"]:
@@ -90,8 +91,8 @@ def label_text(row: dict[str, Any], classes: dict[str, list[str]]) -> str:
     return "  ·  ".join(words)
 
 
-def one_line(text: str) -> str:
-    """Without line breaks, tabs and characters that draw nothing."""
+def printable(text: str) -> str:
+    """A text without line breaks, tabs and characters that draw nothing."""
     return "".join(letter if letter.isprintable() else " " for letter in " ".join(text.split()))
 
 
@@ -128,7 +129,7 @@ def draw_sheet(shard_set: ShardSet, count: int) -> Image.Image:
 
 
 class _Fonts:
-    """DejaVu Sans, which comes with matplotlib, has Latin, Greek, Cyrillic and more; other letters become boxes."""
+    """DejaVu Sans from matplotlib. It has Latin, Greek, Cyrillic and more letters; others become boxes."""
 
     def __init__(self) -> None:
         folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
@@ -167,8 +168,8 @@ def _draw_strip(
         top += TEXT
 
 
-def letterboxed(picture: Picture) -> Image.Image:
-    """As large as fits a frame's place, its shape kept."""
+def letterboxed(picture: FrameArray) -> Image.Image:
+    """A frame of the same shape, as large as its place allows."""
     height, width = picture.shape[:2]
     scale = min(BOX[0] / width, BOX[1] / height)
     size = max(round(width * scale), 1), max(round(height * scale), 1)
@@ -176,7 +177,7 @@ def letterboxed(picture: Picture) -> Image.Image:
 
 
 def _fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """The text, or its beginning with an ellipsis."""
+    """The text, or its beginning and an ellipsis."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:
@@ -185,7 +186,7 @@ def _fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int, lines: int) -> list[str]:
-    """At most so many lines, broken between words; the last ends with an ellipsis where there is more."""
+    """At most `lines` lines, broken between words. An ellipsis ends the last one if there is more text."""
     found: list[str] = []
     words = text.split(" ")
     while words and len(found) < lines - 1:
@@ -198,7 +199,7 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int, lines: int) ->
 
 
 def write_preview(shard_set: ShardSet, count: int, path: Path) -> tuple[int, int]:
-    """Draw the sheet and write it, whole or not at all, as a PNG; returns its width and height in pixels."""
+    """Draw the sheet and write it as a PNG, whole or not at all. Returns its width and height in pixels."""
     sheet = draw_sheet(shard_set, count)
     with whole_path(path) as temporary:
         sheet.save(temporary, format="PNG")

@@ -1,11 +1,12 @@
-"""Whether a shard set is sound: checksums, members, tables, and every clip through the training decoder.
+"""Verifies a shard set: checksums, members, tables, and every clip with the decoder that training uses.
 
-The work is cut into stretches of a tar, which supervised worker processes take one by one (`lavila.cluster.workers`),
-so that a clip that crashes or stalls the decoder is found like any other. Workers read the rows of their tar from the
-tables and write what they find to a scratch folder; nothing in the shard set changes until all of it is checked.
+The work is cut into stretches of a tar. Supervised worker processes take one stretch after another
+(`lavila.cluster.workers`), so a clip that crashes or stalls the decoder is found like any other. Workers read the rows
+of their tar from the tables, and write their findings to a scratch folder. The shard set does not change before all of
+it is checked.
 
-Memory of a worker, beside its libraries and the tables' rows for its tar: one encoded clip or chunk and, whatever the
-clip's length, two decoded pictures; with NVDEC, `dali_pipelines.check.HELD_BYTES` of them on the GPU.
+A worker needs memory for its libraries, the rows of its tar, one encoded clip or chunk, and two decoded pictures, for
+clips of any length. With NVDEC, `dali_pipelines.check.HELD_BYTES` of pictures are on the GPU.
 """
 
 from __future__ import annotations
@@ -40,29 +41,29 @@ from lavila.inspection.files import (
     used_frames,
     video_rows,
 )
-from lavila.inspection.videos import Picture, VideoTest, bad_groups, stored_frames
+from lavila.inspection.videos import RecordedShape, VideoTest, bad_groups, stored_frames
 from lavila.shards.chunks import SECONDS_AFTER
 from lavila.shards.format import CHUNKS, CLIPS, QUARANTINE, ShardFile, shard_name
 from lavila.shards.reader import ShardSet, table_problems, wrong_checksum
 
-STRETCH = (32, 512)  # videos of a job: at least, where a tar has them, and at most; a job is a process of its own
-JOBS_A_WORKER = 4  # at least, so that no worker waits long for another at the end
-ITEM_SECONDS = 600.0  # for one video
-SLOWEST_READ = 10e6  # bytes per second; a tar that takes longer to read counts as one that cannot be read
+STRETCH = (32, 512)  # smallest and largest number of videos of a job, which is one process; a tar may have fewer
+JOBS_A_WORKER = 4  # smallest number of jobs for each worker, so that none waits long for another at the end
+ITEM_SECONDS = 600.0  # time limit of one video
+SLOWEST_READ = 10e6  # bytes per second; a tar that is read more slowly counts as unreadable
 
 
 @dataclass(frozen=True, kw_only=True)
 class StretchJob:
-    """Some videos of one tar, and with the first of them the tar itself: a `Job` of `lavila.cluster.workers`."""
+    """A `Job` of `lavila.cluster.workers`: some videos of one tar. The job with the first video also checks the tar."""
 
-    number: int  # among the jobs
-    folder: Path  # of the shard set
+    number: int  # number of the job
+    folder: Path  # folder of the shard set
     scratch: Path
-    manifest: Mapping[str, Any]  # less what is about tars and classes
+    manifest: Mapping[str, Any]  # the manifest without tars and classes
     tar: int  # number of the tar
     file: ShardFile
-    first: int  # among the tar's videos, in the order of their bytes
-    stop: int
+    first: int  # the first video, counted in the order of their bytes in the tar
+    stop: int  # the video after the last
     test: VideoTest
 
     @property
@@ -82,9 +83,9 @@ class StretchJob:
         return "chunk_id" if self._chunked else "clip_id"
 
     def run(self, report: Callable[[int, ItemEvent], None], lost: Mapping[int, str]) -> None:
-        """Check every item and write what is wrong to the scratch folder, one line an item.
+        """Check every item, and write the findings to the scratch folder, one line for each item.
 
-        What an earlier try of the same job wrote is not checked again.
+        Items that an earlier try of the same job has written are not checked again.
         """
         known = self._lines()
         table = self._rows()
@@ -98,16 +99,16 @@ class StretchJob:
                 found = known.get(place)
                 if found is None:
                     found = check(lost.get(place))
-                    # A process that is killed while it writes spoils no line but its last.
+                    # The line break at the start keeps lines apart if a process was killed while it wrote the last.
                     out.write("\n" + json.dumps({"place": place, **asdict(found)}) + "\n")
                     out.flush()
                 report(place, ItemEvent.FAILED if found.problems or found.bad else ItemEvent.STORED)
 
     def remember_loss(self, item: int, reason: str) -> None:
-        """Nothing to do: a verification is not resumed, and within it `run` is told."""
+        """Do nothing: a verification is not resumed, and within one the lost items reach `run`."""
 
     def found(self) -> Found:
-        """What a job that is done has found."""
+        """The findings of a job that is done."""
         found = Found()
         for one in self._lines().values():
             found = found.and_(one)
@@ -118,18 +119,18 @@ class StretchJob:
         return self.scratch / f"{self.number:07d}.jsonl"
 
     def _lines(self) -> dict[int, Found]:
-        """What has been found, by place of the item."""
+        """Place of the item -> its findings so far."""
         found: dict[int, Found] = {}
         for line in self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else ():
             with contextlib.suppress(json.JSONDecodeError):  # see `run`
                 if line:
-                    told = json.loads(line)
-                    bad = tuple(BadFrames(**one) for one in told["bad"])
-                    found[told["place"]] = Found(problems=tuple(told["problems"]), bad=bad)
+                    item = json.loads(line)
+                    bad = tuple(BadFrames(**one) for one in item["bad"])
+                    found[item["place"]] = Found(problems=tuple(item["problems"]), bad=bad)
         return found
 
     def _rows(self) -> pa.Table:
-        """The table's rows for this tar, in the order of their bytes."""
+        """The rows of this tar, in the order of their bytes."""
         path = self.folder / (CHUNKS if self._chunked else CLIPS)
         return pq.read_table(path, filters=[("shard", "=", self.tar)]).sort_by("offset")
 
@@ -156,8 +157,8 @@ class StretchJob:
             return Found(bad=tuple(bad(*one) for one in bad_groups(data, row, self.test)))
         if "crc32" in row and zlib.crc32(data) != row["crc32"]:
             return Found(bad=(bad(wrong_checksum(row["shard"], row["offset"], row["size"])),))
-        told = Picture(frames=stored_frames(row, self.manifest), height=row["height"], width=row["width"])
-        reason = self.test(data, told)
+        recorded = RecordedShape(frames=stored_frames(row, self.manifest), height=row["height"], width=row["width"])
+        reason = self.test(data, recorded)
         return Found(bad=() if reason is None else (bad(reason),))
 
 
@@ -172,9 +173,9 @@ class Quarantined:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What a verification has found."""
+    """The result of a verification."""
 
-    problems: list[str]  # with files and tables, one line each
+    problems: list[str]  # problems of files and tables, one line each
     bad: list[Quarantined]  # clips that cannot be used, in the order of clips.parquet
 
 
@@ -183,7 +184,7 @@ def verify_shard_set(
 ) -> Verdict:
     """Read and decode all of a shard set with `workers` processes. Changes nothing; see `write_quarantine`."""
     problems = table_problems(shard_set)
-    of_tables, bad = check_tables(shard_set)
+    contradictions, bad = check_tables(shard_set)
     with tempfile.TemporaryDirectory(prefix="lavila-verify-") as scratch:
         jobs = verify_jobs(shard_set, test, scratch=Path(scratch), workers=workers)
         slowest = max(shard.bytes for shard in shard_set.shards) / SLOWEST_READ
@@ -194,7 +195,7 @@ def verify_shard_set(
     names = {shard: shard_name(shard) for shard in np.unique(integers(shard_set.clips, "shard")).tolist()}
     places = shard_set.clips.select(["clip_id", "shard"]).take(pa.array(sorted(bad), pa.int64())).to_pylist()
     return Verdict(
-        problems=[*problems, *of_tables, *(text for each in found for text in each.problems)],
+        problems=[*problems, *contradictions, *(text for each in found for text in each.problems)],
         bad=[
             Quarantined(clip_id=place["clip_id"], shard=names[place["shard"]], reason=bad[row])
             for row, place in zip(sorted(bad), places, strict=True)
@@ -203,7 +204,7 @@ def verify_shard_set(
 
 
 def verify_jobs(shard_set: ShardSet, test: VideoTest, *, scratch: Path, workers: int) -> list[StretchJob]:
-    """The work, in the order of the tars."""
+    """The jobs, in the order of the tars."""
     stored = shard_set.clips if shard_set.chunks is None else shard_set.chunks
     counts = np.bincount(integers(stored, "shard"))
     files = {shard.name: shard for shard in shard_set.shards}
@@ -213,7 +214,7 @@ def verify_jobs(shard_set: ShardSet, test: VideoTest, *, scratch: Path, workers:
     jobs: list[StretchJob] = []
     for tar, count in enumerate(counts.tolist()):
         if shard_name(tar) not in files:
-            continue  # no such tar in the manifest: `check_tables` says so
+            continue  # `check_tables` reports a tar that the manifest does not list
         for first in range(0, count, stretch):
             jobs.append(
                 StretchJob(
@@ -232,7 +233,7 @@ def verify_jobs(shard_set: ShardSet, test: VideoTest, *, scratch: Path, workers:
 
 
 def _rows_with(shard_set: ShardSet, bad: Sequence[BadFrames], *, impossible: Mapping[int, str]) -> Mapping[int, str]:
-    """Rows of clips.parquet that use bad frames, with the reason. `impossible` rows are not looked at."""
+    """The rows of clips.parquet that use bad frames -> the reason. `impossible` rows are left out."""
     if not bad:
         return {}
     stored = shard_set.clips if shard_set.chunks is None else shard_set.chunks
@@ -254,14 +255,14 @@ def _rows_with(shard_set: ShardSet, bad: Sequence[BadFrames], *, impossible: Map
 
 
 def _places(table: pa.Table, keys: set[str], name: str) -> dict[str, int]:
-    """Row of each key."""
+    """Key -> its row."""
     column = table.column(name)
     rows = np.flatnonzero(np.asarray(pc.is_in(column, pa.array(sorted(keys)))))
     return dict(zip(column.take(rows).to_pylist(), rows.tolist(), strict=True))
 
 
 def write_quarantine(folder: Path, bad: Sequence[Quarantined]) -> None:
-    """Replace quarantine.jsonl by these clips, or remove it where there are none."""
+    """Write these clips to quarantine.jsonl, or remove the file if there are none."""
     if bad:
         with whole_file(folder / QUARANTINE) as file:
             file.write("".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in bad).encode())

@@ -1,4 +1,4 @@
-"""Whether one stored video is what its row of the tables says, by the decoder that training uses."""
+"""Checks that one stored video is what its row of the tables says, with the decoder that training uses."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-PIECE_FRAMES = 256  # of a chunk, decoded at a time
+PIECE_FRAMES = 256  # number of a chunk's frames that are decoded at a time
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Picture:
-    """What the table says of a video's pictures."""
+class RecordedShape:
+    """The number and size of a video's frames, as the table records them."""
 
     frames: int
     height: int  # pixels
@@ -33,48 +33,48 @@ class Picture:
 
 
 class VideoTest(Protocol):
-    """Tells why an mp4 is not what the table says, in one line, or None. Goes to worker processes by pickle."""
+    """Finds why an mp4 is not what the table records, in one line; None if it is. Worker processes get it by pickle."""
 
-    def __call__(self, data: bytes, told: Picture) -> str | None: ...
+    def __call__(self, data: bytes, recorded: RecordedShape) -> str | None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingDecoder:
-    """`VideoTest` by one of the loader's decoders."""
+    """A `VideoTest` with one of the loader's decoders."""
 
     decoder: DecoderName
 
-    def __call__(self, data: bytes, told: Picture) -> str | None:
+    def __call__(self, data: bytes, recorded: RecordedShape) -> str | None:
         problem = video_problem if self.decoder == "host" else _dali_check(self.decoder).problem
-        return problem(data, frames=told.frames, height=told.height, width=told.width)
+        return problem(data, frames=recorded.frames, height=recorded.height, width=recorded.width)
 
 
 @functools.cache
 def _dali_check(decoder: DecoderName) -> VideoCheck:
-    from lavila.data.dali_pipelines.check import VideoCheck  # the host's decoder needs no DALI
+    from lavila.data.dali_pipelines.check import VideoCheck  # imported here, since the decoder host needs no DALI
 
     return VideoCheck(decoder, device_id=0 if decoder == "nvdec" else None)
 
 
 def readable_frames(row: Row, manifest: Mapping[str, Any]) -> Frames:
-    """The frames of a clip's interval that are stored, 0-based and ascending: all but in a set for one protocol."""
+    """The stored frames of a clip's interval, 0-based and ascending. A set for one protocol does not store all."""
     if manifest.get("frames_for"):
         return stored_of_protocol(row, manifest)
     return np.arange(row["num_frames"], dtype=np.int32)
 
 
 def stored_frames(row: Row, manifest: Mapping[str, Any]) -> int:
-    """Frames of the mp4 of a row of clips.parquet, layout "clips"."""
+    """The number of frames in the mp4 of a row of clips.parquet, layout "clips"."""
     if manifest.get("frames_for"):
         return len(readable_frames(row, manifest))
     return int(row["first_frame"] + row["num_frames"] + row["frames_after"])
 
 
 def bad_groups(data: bytes, row: Row, test: VideoTest) -> Iterator[tuple[str, int, int]]:
-    """Reason, first frame and the one past the last of what cannot be decoded of a chunk.
+    """The parts of a chunk that cannot be decoded: reason, first frame, and the frame after the last.
 
-    A chunk is read as training reads it: its header and some of its groups of pictures. What does not have its
-    checksum is not decoded.
+    A chunk is read as training reads it: its header and some of its groups of pictures. A part with a wrong checksum is
+    not decoded.
     """
     frames, gop, offsets = row["num_frames"], row["gop"], row["gop_offsets"]
     groups = -(-frames // gop)
@@ -88,14 +88,14 @@ def bad_groups(data: bytes, row: Row, test: VideoTest) -> Iterator[tuple[str, in
         return
 
     def checksum_problem(part: int) -> str | None:
-        """Of the header (0) or a group (from 1)."""
+        """The problem of the header (0) or of a group (from 1)."""
         if checksums[part] == recorded[part]:
             return None
         start = 0 if part == 0 else offsets[part - 1]
         return wrong_checksum(row["shard"], row["offset"] + start, offsets[part] - start)
 
-    if (of_header := checksum_problem(0)) is not None:
-        yield of_header, 0, frames
+    if (header_problem := checksum_problem(0)) is not None:
+        yield header_problem, 0, frames
         return
 
     def problem(first: int, stop: int) -> str | None:
@@ -104,7 +104,7 @@ def bad_groups(data: bytes, row: Row, test: VideoTest) -> Iterator[tuple[str, in
             return damaged
         piece = data[: offsets[0]] + data[offsets[first] : offsets[stop]]
         wanted = min(stop * gop, frames) - first * gop
-        return test(piece, Picture(frames=wanted, height=row["height"], width=row["width"]))
+        return test(piece, RecordedShape(frames=wanted, height=row["height"], width=row["width"]))
 
     step = max(PIECE_FRAMES // gop, 1)
     for first in range(0, groups, step):

@@ -20,8 +20,8 @@ HEAD_INIT_STD = 0.01
 class VideoClassifier(nn.Module):
     """Class scores from the tower's class token.
 
-    num_classes: K of each head, at least one head (EK-100 uses verb, noun, action). dropout: chance in [0, 1) of
-    zeroing a channel of the class token while training. ValueError for values outside these.
+    num_classes: K of each head; there is at least one head (EK-100 uses verb, noun, action). dropout: chance in [0, 1)
+    of zeroing a channel of the class token in training. ValueError for other values.
     """
 
     parts: ClassVar[Mapping[str, tuple[str, ...]]] = {"video": ("visual.*",), "heads": ("fc_cls.*",)}  # see DualEncoder
@@ -44,7 +44,7 @@ class VideoClassifier(nn.Module):
     def forward(self, video: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Normalised video [B,3,T,H,W] -> logits [B,K] of the only head, or a tuple of them, one for each head.
 
-        The logits are of the weights' type, under autocast too: in bf16, with its 8 bits, the best classes often tie.
+        The logits have the weights' type, under autocast, too: in bf16, with its 8 bits, the best classes often tie.
         """
         feature_BD = self.dropout(self.visual(video))
         heads = self.fc_cls if isinstance(self.fc_cls, nn.ModuleList) else [self.fc_cls]
@@ -54,7 +54,7 @@ class VideoClassifier(nn.Module):
         return logits if isinstance(self.fc_cls, nn.ModuleList) else logits[0]
 
     def architecture(self) -> dict[str, Any]:
-        """What `build_model` needs to make this classifier again, as plain JSON types."""
+        """The input of `build_model` for this classifier, as plain JSON types."""
         return {
             "kind": "classifier",
             "tower": self.visual.architecture(),
@@ -64,7 +64,7 @@ class VideoClassifier(nn.Module):
 
     @classmethod
     def from_architecture(cls, architecture: Mapping[str, Any]) -> VideoClassifier:
-        """The inverse of `architecture()`, with fresh weights. ValueError names the fields that are off."""
+        """The inverse of `architecture()`, with fresh weights. ValueError names wrong fields."""
         known = {"kind", "tower", "num_classes", "dropout"}
         if set(architecture) != known:
             raise ValueError(

@@ -40,7 +40,7 @@ class PseudoTemperature(nn.Module):
 
 
 class DualEncoder(nn.Module, ABC):
-    """What all dual encoders share. `logit_scale` is the logarithm of the factor on cosine similarities, as stored."""
+    """The base of all dual encoders. The stored `logit_scale` is the logarithm of the factor on cosine similarities."""
 
     visual: TimeSformer
     image_projection: nn.Parameter | nn.Module
@@ -73,18 +73,18 @@ class DualEncoder(nn.Module, ABC):
         """The inverse of `architecture()`, with fresh weights. ValueError names the fields that are off."""
 
     def encode_video(self, video: Tensor) -> Tensor:
-        """Normalised video [B,3,T,H,W] -> embedding [B,D], projected, not brought to unit length."""
+        """Normalised video [B,3,T,H,W] -> embedding [B,D], projected, but not of unit length."""
         return _project(self.visual(video), self.image_projection)
 
     @abstractmethod
     def encode_text(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Token ids [B,L] int64 -> embedding [B,D], projected, not brought to unit length.
+        """Token ids [B,L] int64 -> embedding [B,D], projected, but not of unit length.
 
         mask: [B,L], non-zero at tokens that count, zero at padding; None: all count. ValueError for another shape.
         """
 
     def temperature_scale(self) -> Tensor:
-        """Factor on cosine similarities, a scalar: exp(logit_scale)."""
+        """The factor on cosine similarities, a scalar: exp(logit_scale)."""
         return self.logit_scale.exp()
 
     def learn_pseudo_temperature(self, start: float = START_TEMPERATURE) -> None:
@@ -94,10 +94,10 @@ class DualEncoder(nn.Module, ABC):
             self.pseudo = PseudoTemperature(start)
 
     def forward(self, video: Tensor, tokens: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
-        """What a contrastive loss takes: `video_embed` and `text_embed` [B,D] of unit length, `temperature_scale`.
+        """The input of a contrastive loss: `video_embed` and `text_embed` [B,D] of unit length, `temperature_scale`.
 
-        Also `pseudo_temperature_scale` where that is learned. The embeddings are of the weights' type, under autocast
-        too.
+        Also `pseudo_temperature_scale` where that is learned. The embeddings have the type of the weights, under
+        autocast, too.
         """
         kind = self.logit_scale.dtype
         found = {
@@ -143,10 +143,10 @@ class ClipDualEncoder(DualEncoder):
         nn.init.normal_(self.token_embedding.weight, std=0.02)
 
     def encode_text(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Token ids [B,L] int64 -> embedding [B,D], projected, not brought to unit length.
+        """Token ids [B,L] int64 -> embedding [B,D], projected, but not of unit length.
 
-        Read at the first of the largest ids, which ends a text that was not cut. mask: not needed, and not looked at:
-        nothing before that token can see what follows it. ValueError for a text that is too long.
+        The embedding is the feature of the first token with the largest id, which ends a text that was not cut. `mask`
+        is ignored, since that token cannot see what follows it. ValueError for a text that is too long.
         """
         _check_tokens(tokens, None, longest=self.transformer.config.context_length)
         x_BLD = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]

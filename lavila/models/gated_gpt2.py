@@ -21,9 +21,11 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, gelu, relu, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
+from lavila.errors import listed, one_line
+
 NORM_EPS = 1e-5
 INIT_STD = 0.02
-# Causal masks and the number put in their place, stored by older versions of transformers beside the weights.
+# Causal masks, and the number for masked scores. Older versions of transformers stored them with the weights.
 MASK_BUFFERS = re.compile(r"transformer\.h\.\d+\.(attn|crossattention)\.(bias|masked_bias)$")
 MASKED_BIAS = -1e4
 CROSS_ATTENTION = ("alpha_cattn", "alpha_dense", "crossattention", "ln_cross_attn", "ln_2_crossattention")
@@ -33,7 +35,7 @@ KeyValue = tuple[Tensor, Tensor]  # both [.., H, tokens, E]
 
 @dataclass(frozen=True, kw_only=True)
 class GatedGpt2Config:
-    """Everything that decides the shape of a decoder. The defaults are GPT-2's. ValueError for what cannot be built."""
+    """Everything that decides the shape of a decoder. The defaults are GPT-2's. ValueError for impossible values."""
 
     vocab_size: int = 50257
     positions: int = 1024  # longest sequence, tokens
@@ -62,13 +64,13 @@ class GatedGpt2Config:
 
 @dataclass
 class TokenCache:
-    """Keys and values of the tokens a decoder has seen, so that each step computes one token."""
+    """Keys and values of the tokens that a decoder has seen, so that each step computes only one token."""
 
-    blocks: list[KeyValue] = field(default_factory=list)  # of self-attention, [N,H,L,E] with room for L = capacity
-    length: int = 0  # tokens seen
+    blocks: list[KeyValue] = field(default_factory=list)  # self-attention of each block, [N,H,L,E], L = capacity
+    length: int = 0  # number of tokens seen
 
     def reorder(self, rows_N: Tensor) -> None:
-        """Let sequence i go on from what sequence rows_N[i] has seen."""
+        """Give sequence i the tokens that sequence rows_N[i] has seen."""
         self.blocks = [(keys[rows_N], values[rows_N]) for keys, values in self.blocks]
 
 
@@ -95,7 +97,7 @@ class SelfAttention(nn.Module):
         self.c_proj = Conv1D(config.width, config.width)
 
     def forward(self, x_NLD: Tensor, *, past: KeyValue | None, length: int) -> Tensor:
-        """[N,L,D] -> [N,L,D]. past: keys and values of `length` earlier tokens; those of the new ones are added."""
+        """[N,L,D] -> [N,L,D]. past: keys and values of `length` earlier tokens, to which the new ones are added."""
         q, k, v = split_heads(self.c_attn(x_NLD), 3, self.heads)
         if past is not None:
             seen = length + x_NLD.shape[1]
@@ -124,9 +126,9 @@ class CrossAttention(nn.Module):
         return k, v
 
     def forward(self, x_NLD: Tensor, seen: KeyValue) -> Tensor:
-        """[N,L,D] -> [N,L,D]. seen: what `look` gave for the B clips."""
+        """[N,L,D] -> [N,L,D]. seen: the result of `look` for the B clips."""
         clips = len(seen[0])
-        # The sequences of a clip stand in one row of queries, so that its keys and values are not copied for each.
+        # The sequences of a clip form one row of queries, so that its keys and values are not copied for each.
         (q,) = split_heads(self.q_attn(x_NLD).view(clips, -1, x_NLD.shape[2]), 1, self.heads)
         out = scaled_dot_product_attention(q, *seen, dropout_p=self.dropout if self.training else 0.0)
         out = self.c_proj(out.transpose(1, 2).reshape(x_NLD.shape))
@@ -150,7 +152,7 @@ class GptMlp(nn.Module):
 
 
 class GptBlock(nn.Module):
-    """Cross-attention with its own MLP in some blocks, then self-attention and MLP, each on a layer-normed input."""
+    """Self-attention and MLP; some blocks have cross-attention and another MLP before. Inputs are layer-normed."""
 
     alpha_cattn: nn.Parameter | None
     alpha_dense: nn.Parameter | None
@@ -185,7 +187,7 @@ class GptBlock(nn.Module):
 
 
 class GptBody(nn.Module):
-    """Embeddings, blocks, final layer norm: what transformers calls `transformer`."""
+    """Embeddings, blocks and the final layer norm; transformers calls this part `transformer`."""
 
     def __init__(self, config: GatedGpt2Config) -> None:
         super().__init__()
@@ -217,8 +219,8 @@ class GatedGpt2(nn.Module):
     def forward(self, tokens_NL: Tensor, seen: list[KeyValue | None], cache: TokenCache | None = None) -> Tensor:
         """Token ids int64 [N,L] -> logits [N,L,V].
 
-        seen: what `look` gave for B clips; N is a multiple of B. cache: earlier tokens of the same sequences; without
-        any yet, L may be more than 1. ValueError for sequences longer than the decoder or the cache can hold.
+        seen: the result of `look` for B clips; N is a multiple of B. cache: earlier tokens of the same sequences. While
+        it is empty, L may be more than 1. ValueError for sequences longer than the decoder or the cache can hold.
         """
         length = 0 if cache is None else cache.length
         room = self.config.positions if cache is None else cache.blocks[0][0].shape[2]
@@ -261,7 +263,7 @@ class GatedGpt2(nn.Module):
         return any(part.endswith(CROSS_ATTENTION) for part in name.split("."))
 
     def mask_buffers(self) -> dict[str, Tensor]:
-        """The constant buffers that the reference stores and this module does without, by their names there."""
+        """The constant buffers that only the reference has, by their names there."""
         size = self.config.positions
         causal = torch.ones(size, size, dtype=torch.uint8).tril().view(1, 1, size, size)
         found = {}
@@ -274,7 +276,7 @@ class GatedGpt2(nn.Module):
     def _initialise(self) -> None:
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear | nn.Embedding | Conv1D):
-                # GPT-2 scales what is added to the residual stream down by the number of additions.
+                # GPT-2 scales down the weights of branches that add to the residual stream, by their number.
                 shrink = (2 * self.config.depth) ** -0.5 if name.endswith("c_proj") else 1.0
                 nn.init.normal_(module.weight, std=INIT_STD * shrink)
 
@@ -282,19 +284,19 @@ class GatedGpt2(nn.Module):
 def load_gpt2(decoder: GatedGpt2, source: str | Path) -> None:
     """Fill the decoder with GPT-2's weights; cross-attention keeps its start.
 
-    source: a folder written by transformers' `save_pretrained`, or a hub name. ValueError where nothing is found,
-    weights are missing or the sizes are not the decoder's.
+    source: a folder written by transformers' `save_pretrained`, or a hub name. ValueError if nothing is found, if
+    weights are missing, or if the sizes are not the decoder's.
     """
     from transformers import GPT2LMHeadModel  # slow to import
 
     try:
         stored, info = GPT2LMHeadModel.from_pretrained(str(source), output_loading_info=True)
     except OSError as error:
-        message = " ".join(str(error).split())
-        raise ValueError(f"GPT-2 weights {str(source)!r}: expected a local folder or a hub name; {message}") from error
+        cause = one_line(error)
+        raise ValueError(f"GPT-2 weights {str(source)!r}: expected a local folder or a hub name; {cause}") from error
     state = {name: tensor for name, tensor in stored.state_dict().items() if not MASK_BUFFERS.search(name)}
     ours = {name: tensor for name, tensor in decoder.state_dict().items() if not decoder.is_cross_attention(name)}
-    # transformers gives weights that a file lacks a random start, with no more than a warning.
+    # transformers only warns when a file lacks weights, and gives them random values.
     wrong = [f"no {name}" for name in sorted(info["missing_keys"]) if not MASK_BUFFERS.search(name)]
     wrong += sorted(state.keys() ^ ours.keys()) + [
         f"{name} {list(state[name].shape)} instead of {list(ours[name].shape)}"
@@ -302,7 +304,7 @@ def load_gpt2(decoder: GatedGpt2, source: str | Path) -> None:
         if name in state and state[name].shape != ours[name].shape
     ]
     if wrong:
-        raise ValueError(f"GPT-2 weights {str(source)!r} do not fit the decoder: {', '.join(wrong[:8])}; set its sizes")
+        raise ValueError(f"GPT-2 weights {str(source)!r} do not fit the decoder: {listed(wrong)}; set its sizes")
     decoder.load_state_dict(state, strict=False)
 
 
@@ -316,7 +318,7 @@ def gate(alpha: Tensor | None, x: Tensor) -> Tensor:
 
 
 def _tie(decoder: nn.Module, _incompatible: Any) -> None:
-    """Loading with assign=True puts two tensors where there was one."""
+    """Make both names one tensor again: loading with assign=True gives each its own."""
     assert isinstance(decoder, GatedGpt2)
     decoder.lm_head.weight = decoder.transformer.wte.weight
 

@@ -1,4 +1,4 @@
-"""Texts out of a decoder: sampling and beam search over a token cache, and the scores of a given text.
+"""Makes texts with a decoder, by sampling or beam search over a token cache, and scores given texts.
 
 Shape suffixes of names: B clips, R sequences of a clip, N = B*R sequences, L tokens of a sequence (the first is the end
 token, which also begins), V vocabulary, M visual tokens of a clip, D width, G groups of beams, W beams of a group.
@@ -15,24 +15,26 @@ from torch.nn.functional import cross_entropy, log_softmax, softmax
 
 from lavila.models.gated_gpt2 import GatedGpt2
 
-UNSTARTED = -1e9  # log-probability of beams that do not exist yet
+UNSTARTED = -1e9  # the log-probability of beams that do not exist yet
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
-    """How texts are chosen. ValueError for values that exclude one another or that nothing can be made with."""
+    """How texts are chosen. ValueError for impossible values, and for values that exclude each other."""
 
-    num_return_sequences: int = 1  # R, texts of a clip
-    max_length: int = 77  # L at most, the beginning token included
+    num_return_sequences: int = 1  # R, the number of texts of a clip
+    max_length: int = 77  # the largest L, with the beginning token
     temperature: float = 1.0  # logits are divided by this before the filters
     top_k: int | None = None  # only the k likeliest tokens; 1 is greedy
     top_p: float | None = None  # only the likeliest tokens that together reach this probability
     num_beams: int = 1  # above 1: beam search instead of sampling
-    num_beam_groups: int = 1  # equal shares of the beams that do not compete with one another
+    num_beam_groups: int = 1  # number of equal groups of beams; groups do not compete with each other
     length_penalty: float = 1.0  # beam search divides a text's log-probability by its length to this power
-    early_stopping: bool = True  # sampling stops once every text has ended; what follows an end token means nothing
+    early_stopping: bool = (
+        True  # whether sampling stops when every text has ended; tokens after an end token mean nothing
+    )
 
     def __post_init__(self) -> None:
         for name, least in (("num_return_sequences", 1), ("max_length", 2), ("num_beams", 1), ("num_beam_groups", 1)):
@@ -63,10 +65,10 @@ class GenerationConfig:
 class Narrations:
     """Texts of B clips, R of each.
 
-    tokens: int64 [B,R,L], the beginning token first; a text ends before the next end token, and what follows is to be
-    ignored. nll: float [B,R], nats per token; what is averaged is said where narrations are made. exp(nll) is the
-    perplexity that the reference reports. step_nll: float [B,R,L'], what was averaged, 0 where nothing was counted;
-    None from beam search.
+    tokens: int64 [B,R,L]. The beginning token comes first. A text ends before the next end token; ignore what follows.
+    nll: float [B,R], nats per token. The functions that make narrations say what they average. exp(nll) is the
+    perplexity that the reference reports. step_nll: float [B,R,L'], the averaged values, 0 where nothing counts; None
+    from beam search.
     """
 
     tokens: Tensor
@@ -75,16 +77,19 @@ class Narrations:
 
 
 def keep_top_k(logits_NV: Tensor, k: int, *, at_least: int = 1) -> Tensor:
-    """All but the max(k, at_least) largest logits of each row become -inf. Equals of the smallest one kept stay too."""
+    """Set all but the max(k, at_least) largest logits of each row to -inf.
+
+    Logits equal to the smallest kept one stay.
+    """
     k = min(max(k, at_least), logits_NV.shape[-1])
     return logits_NV.masked_fill(logits_NV < logits_NV.topk(k).values[..., -1:], -torch.inf)
 
 
 def keep_nucleus(logits_NV: Tensor, p: float, *, at_least: int = 1) -> Tensor:
-    """All but the fewest likeliest tokens that together exceed the probability p become -inf."""
+    """Set all but the fewest likeliest tokens that together exceed the probability p to -inf."""
     sorted_NV, order_NV = logits_NV.sort(descending=True, stable=True)
     probability_NV = softmax(sorted_NV, dim=-1)
-    # A token goes if those before it are enough.
+    # A token is dropped if the likelier tokens before it are enough.
     gone_NV = probability_NV.cumsum(-1).roll(1, -1) > p
     gone_NV[..., :at_least] = False
     return logits_NV.masked_fill(torch.empty_like(gone_NV).scatter_(-1, order_NV, gone_NV), -torch.inf)
@@ -101,7 +106,7 @@ def filter_logits(logits_NV: Tensor, config: GenerationConfig) -> Tensor:
 
 
 def draw(probability_NV: Tensor, uniform_N: Tensor) -> Tensor:
-    """One token id of each row by its probability, from numbers in [0, 1): the first whose running sum exceeds them."""
+    """Draw a token id for each row: the first one whose running sum of probabilities exceeds the number in [0, 1)."""
     running_NV = probability_NV.double().cumsum(-1)
     return torch.searchsorted(running_NV, uniform_N.double()[:, None] * running_NV[:, -1:], right=True)[:, 0]
 
@@ -109,9 +114,9 @@ def draw(probability_NV: Tensor, uniform_N: Tensor) -> Tensor:
 def sample(
     decoder: GatedGpt2, visual_BMD: Tensor, config: GenerationConfig, *, generator: Generators = None
 ) -> Narrations:
-    """Sampled texts. nll: mean entropy of the unfiltered distributions, up to and with the one that gave the end token.
+    """Sample texts. nll: mean entropy of the unfiltered distributions, up to the one that gave the end token.
 
-    generator: one for all clips, or one for each, so that a clip's texts do not depend on the clips around it; random
+    generator: one for all clips, or one for each, so that a clip's texts do not depend on the other clips. Random
     numbers are drawn on its device.
     """
     sequences, steps = len(visual_BMD) * config.num_return_sequences, config.max_length - 1
@@ -129,17 +134,17 @@ def sample(
         token_N = draw(softmax(filter_logits(logits_NV, config), dim=-1), uniform_NL[:, step])
         ended_N = ended_N | (token_N == decoder.config.end_token)
         if config.early_stopping and bool(ended_N.all()):
-            length = step + 1  # the reference keeps the texts without the tokens that ended the last of them
+            length = step + 1  # like the reference, leave out the tokens that ended the last texts
             break
         tokens_NL[:, step + 1] = token_N
     return _narrations(tokens_NL[:, :length], torch.stack(entropies, 1), torch.stack(counted, 1), len(visual_BMD))
 
 
 def score(decoder: GatedGpt2, visual_BMD: Tensor, target_BL: Tensor, *, teacher_forcing: bool) -> Narrations:
-    """What the decoder thinks of one text of each clip, and its own likeliest tokens. R is 1.
+    """Score one text of each clip, and give the decoder's likeliest tokens. R is 1.
 
-    target: int64 [B,L], filled up with the pad token. teacher_forcing: whether the decoder reads the target as it goes
-    or its own tokens. nll: mean over the target's tokens, pad tokens left out, of minus the log-probability.
+    target: int64 [B,L], padded with the pad token. teacher_forcing: True: the decoder reads the target; False: its
+    own tokens. nll: mean of minus the log-probability over the target's tokens, without pad tokens.
     """
     seen = decoder.look(visual_BMD)
     top1_BL = torch.full_like(target_BL, decoder.config.end_token)
@@ -160,8 +165,8 @@ def score(decoder: GatedGpt2, visual_BMD: Tensor, target_BL: Tensor, *, teacher_
 def beam_search(decoder: GatedGpt2, visual_BMD: Tensor, config: GenerationConfig) -> Narrations:
     """The likeliest texts that beam search finds, best first. nll: minus log-probability over length**length_penalty.
 
-    Length counts the beginning token and not the end token. Groups search on their own but put what they find in one
-    pool; without a penalty on likeness they find the same (as in the reference).
+    Length counts the beginning token but not the end token. Each group searches alone, and all groups share one pool.
+    As in the reference there is no penalty on likeness, so the groups find the same texts.
     """
     clips, groups, width = len(visual_BMD), config.num_beam_groups, config.num_beams // config.num_beam_groups
     tokens_NL = visual_BMD.new_full((clips * config.num_beams, 1), decoder.config.end_token, dtype=torch.long)
@@ -173,7 +178,7 @@ def beam_search(decoder: GatedGpt2, visual_BMD: Tensor, config: GenerationConfig
     while tokens_NL.shape[1] < config.max_length and not all(pool.done for pool in pools):
         logits_NV = _exact(decoder(tokens_NL[:, -1:], seen, cache)[:, -1])
         total_BGWV = score_BGW[..., None] + torch.unflatten(log_softmax(logits_NV, dim=-1), 0, (clips, groups, width))
-        # Twice as many as beams: even if every beam's best token ends it, enough are left to go on with.
+        # Twice as many candidates as beams: enough are left even if the best token of every beam ends it.
         best_BGX, index_BGX = total_BGWV.flatten(2).topk(2 * width)
         row_BGX = first_row_BG1 + index_BGX // total_BGWV.shape[-1]
         token_BGX = index_BGX % total_BGWV.shape[-1]
@@ -200,13 +205,13 @@ class _Pool:
         self.texts = sorted(self.texts, key=lambda entry: -entry[0])[: self.config.num_beams]
 
     def close(self, best_log_probability: float, length: int) -> None:
-        """Done once even the best text under way, at its present length, is no better than the worst in the pool."""
+        """The clip is done when its best unfinished text, at its present length, is no better than the pool's worst."""
         full = len(self.texts) == self.config.num_beams
         self.done = full and self.texts[-1][0] >= best_log_probability / length**self.config.length_penalty
 
 
 def _collect(pools: list[_Pool], tokens_NL: Tensor, ends_BGX: Tensor, best_BGX: Tensor, row_BGX: Tensor) -> None:
-    """Put the texts that have ended in their clips' pools. Only those among the best `width` of their group count."""
+    """Put ended texts into their clips' pools. Only texts among the best `width` of their group count."""
     width = ends_BGX.shape[2] // 2
     tokens, ends, best, rows = (x.tolist() for x in (tokens_NL, ends_BGX[..., :width], best_BGX, row_BGX))
     for clip, pool in enumerate(pools):
@@ -216,11 +221,11 @@ def _collect(pools: list[_Pool], tokens_NL: Tensor, ends_BGX: Tensor, best_BGX: 
             for place, ended in enumerate(ends[clip][group]):
                 if ended:
                     pool.add(tokens[rows[clip][group][place]], best[clip][group][place])
-            pool.close(best[clip][group][0], tokens_NL.shape[1] + 1)  # the length that these scores are of
+            pool.close(best[clip][group][0], tokens_NL.shape[1] + 1)  # the length to which these scores belong
 
 
 def _best(pools: list[_Pool], tokens_BNL: Tensor, score_BN: Tensor, decoder: GatedGpt2) -> Narrations:
-    """The best texts of every pool, with those still under way, followed by an end token and pad tokens."""
+    """The best texts of every pool, unfinished ones included, each followed by an end token and pad tokens."""
     config = pools[0].config
     for pool, texts, scores in zip(pools, tokens_BNL.tolist(), score_BN.tolist(), strict=True):
         if not pool.done:
@@ -235,14 +240,14 @@ def _best(pools: list[_Pool], tokens_BNL: Tensor, score_BN: Tensor, decoder: Gat
 
 
 def _narrations(tokens_NL: Tensor, nll_NL: Tensor, counted_NL: Tensor, clips: int) -> Narrations:
-    """Averages over what is counted; a text of which nothing is counted has an nll of 0."""
+    """Average over the counted values. A text without any has an nll of 0."""
     nll_N = nll_NL.sum(1) / counted_NL.sum(1).clamp(min=1)
     tokens_BRL, nll_BR, step_BRL = (torch.unflatten(x, 0, (clips, -1)) for x in (tokens_NL, nll_N, nll_NL))
     return Narrations(tokens_BRL, nll_BR, step_BRL)
 
 
 def _uniform(clips: int, sequences: int, steps: int, generator: Generators) -> Tensor:
-    """Numbers in [0, 1), float32 [clips * sequences, steps]."""
+    """Random numbers in [0, 1), float32 [clips * sequences, steps]."""
     if generator is None or isinstance(generator, torch.Generator):
         device = generator.device if generator is not None else "cpu"
         return torch.rand(clips * sequences, steps, generator=generator, device=device)
@@ -252,5 +257,5 @@ def _uniform(clips: int, sequences: int, steps: int, generator: Generators) -> T
 
 
 def _exact(logits: Tensor) -> Tensor:
-    """At least float32: sums over the vocabulary lose too much in half precision."""
+    """The logits in float32 or better, since sums over the vocabulary lose too much in half precision."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -23,8 +23,8 @@ from lavila.models.gated_gpt2 import GatedGpt2, GatedGpt2Config
 from lavila.models.generation import GenerationConfig, Generators, Narrations
 from lavila.models.timesformer import TimeSformer
 
-# What published narrators hold and this one does without: constants, to be dropped when one is loaded and added when
-# one is written for the reference (`Narrator.constant_buffers`). The zeros of the pooler's norms (beta) are kept.
+# Constants that published narrators hold and this one lacks. They are dropped when one is loaded, and added when one is
+# written for the reference (`Narrator.constant_buffers`). The zeros of the pooler's norms (beta) stay.
 CONSTANT_BUFFERS = re.compile(r"^text_decoder\.transformer\.h\.\d+\.(attn|crossattention)\.(bias|masked_bias)$")
 TEMPORAL = ("temporal_embed", "timeattn", "norm3")
 
@@ -59,7 +59,7 @@ class AttentionPooler(nn.Module):
         """Queries [M,D] and tokens [B,S,D'] -> [B,M,D]."""
         q_HME = torch.unflatten(self.to_q(self.norm(queries_MD)), -1, (self.heads, -1)).transpose(0, 1)
         k_BSE, v_BSE = self.to_kv(self.context_norm(tokens_BSD)).chunk(2, dim=-1)
-        # The heads stand in one row of queries: they all meet the same keys.
+        # All heads share the same keys, so they form one row of queries.
         q_BQE = q_HME.flatten(0, 1).expand(len(tokens_BSD), -1, -1)
         found_BQE = scaled_dot_product_attention(q_BQE[:, None], k_BSE[:, None], v_BSE[:, None])[:, 0]
         found_BHME = torch.unflatten(found_BQE, 1, (self.heads, -1))
@@ -70,8 +70,8 @@ class AttentionPooler(nn.Module):
 class Narrator(nn.Module):
     """Texts from clips.
 
-    decoder: sizes of the language model. queries: M, visual tokens the decoder sees of a clip. pooler_heads,
-    pooler_head_width: attention of the pooler. ValueError for sizes below 1.
+    decoder: sizes of the language model. queries: M, the number of visual tokens of a clip. pooler_heads,
+    pooler_head_width: sizes of the pooler's attention. ValueError for sizes below 1.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Narrator(nn.Module):
         return visual_BMD
 
     def forward(self, video_BCTYX: Tensor, tokens_BL: Tensor) -> Tensor:
-        """Video [B,3,T,Y,X] and token ids int64 [B,L] -> logits [B,L,V]; those at place i are of the token at i + 1."""
+        """Video [B,3,T,Y,X] and token ids int64 [B,L] -> logits [B,L,V]; place i scores the token at i + 1."""
         logits_BLV: Tensor = self.text_decoder(tokens_BL, self.text_decoder.look(self.encode_video(video_BCTYX)))
         return logits_BLV
 
@@ -113,8 +113,8 @@ class Narrator(nn.Module):
     def generate(self, video: Tensor, *, generator: Generators = None, **options: Any) -> Narrations:
         """Texts of normalised clips [B,3,T,Y,X], or of visual tokens [B,M,D] that `encode_video` made of them.
 
-        options: fields of GenerationConfig. generator: see `generation.sample`, which also says what nll is; with
-        num_beams above 1, see `generation.beam_search`. ValueError for options that do not fit and in training mode.
+        options: fields of GenerationConfig. generator, nll: see `generation.sample`, or `generation.beam_search` for
+        num_beams above 1. ValueError for options that do not fit and in training mode.
         """
         config = GenerationConfig(**options)
         if config.max_length > (room := self.text_decoder.config.positions):
@@ -126,12 +126,12 @@ class Narrator(nn.Module):
 
     @torch.no_grad()
     def score(self, video: Tensor, target_BL: Tensor, *, teacher_forcing: bool = True) -> Narrations:
-        """How likely given texts are, for evaluation. video: as in `generate`; the rest: see `generation.score`."""
+        """The likelihood of given texts, for evaluation. video: as in `generate`; the rest: see `generation.score`."""
         visual_BMD = self._visual_tokens(video)
         return generation.score(self.text_decoder, visual_BMD, target_BL, teacher_forcing=teacher_forcing)
 
     def freeze(self, *, language_model: bool = True, space: bool = True, time: bool = True) -> None:
-        """Stop training what is pretrained: the language model without its cross-attention, the tower's spatial and
+        """Stop training pretrained parts: the language model without cross-attention, the tower's spatial parts, its
         temporal parts. The queries, the pooler and the cross-attention always train.
         """
         for name, parameter in self.text_decoder.named_parameters():
@@ -142,7 +142,7 @@ class Narrator(nn.Module):
                 parameter.requires_grad = False
 
     def architecture(self) -> dict[str, Any]:
-        """What `build_model` needs to make this narrator again, as plain JSON types."""
+        """The input of `build_model` for this narrator, as plain JSON types."""
         return {
             "kind": "narrator",
             "tower": self.visual.architecture(),
@@ -152,7 +152,7 @@ class Narrator(nn.Module):
 
     @classmethod
     def from_architecture(cls, architecture: Mapping[str, Any]) -> Narrator:
-        """The inverse of `architecture()`, with fresh weights. ValueError names the fields that are off."""
+        """The inverse of `architecture()`, with fresh weights. ValueError names wrong fields."""
         known = {"kind", "tower", "decoder", "queries", "pooler_heads", "pooler_head_width"}
         fields = set(GatedGpt2Config.__dataclass_fields__)
         if set(architecture) != known or set(architecture["decoder"]) != fields:

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from timm.layers import QuickGELU
 from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
+from lavila.errors import listed, one_line
+
 CLIP_MLP_RATIO = 4
-# Constant: 0, 1, 2, ... Some versions of transformers saved it. The models here neither have nor need it.
+# A constant buffer, 0, 1, 2, ..., that some versions of transformers saved. The models here do not have it.
 DISTILBERT_CONSTANTS = ("embeddings.position_ids",)
 
 Config = TypeVar("Config", "ClipTextConfig", "DistilBertTextConfig")
@@ -51,7 +52,7 @@ class DistilBertTextConfig:
     width: int = 768  # channels of a token
     depth: int = 6  # layers
     heads: int = 12  # attention heads; divides width
-    hidden_width: int = 3072  # of a layer's MLP
+    hidden_width: int = 3072  # hidden channels of a layer's MLP
     dropout: float = 0.1  # chance of zeroing a channel while training
     attention_dropout: float = 0.1  # chance of zeroing an attention weight while training
     gradient_checkpointing: bool = False  # recompute layers in the backward pass to save memory
@@ -64,7 +65,7 @@ class DistilBertTextConfig:
 
 
 def text_config(kind: type[Config], architecture: Mapping[str, Any]) -> Config:
-    """The inverse of `asdict` on one of the configs above. ValueError names the fields that are off."""
+    """The inverse of `asdict` on one of the configs above. ValueError names wrong fields."""
     known = {field.name for field in fields(kind)}
     if set(architecture) != known:
         raise ValueError(
@@ -74,8 +75,15 @@ def text_config(kind: type[Config], architecture: Mapping[str, Any]) -> Config:
     return kind(**architecture)
 
 
+class QuickGELU(nn.Module):
+    """x * sigmoid(1.702 x), CLIP's approximation of GELU, on any shape."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
 class CausalAttention(nn.Module):
-    """Multi-head attention in which a token sees itself and those before it. Parameters as nn.MultiheadAttention's."""
+    """Multi-head attention in which a token sees itself and earlier tokens. Parameters as in nn.MultiheadAttention."""
 
     def __init__(self, width: int, *, heads: int) -> None:
         super().__init__()
@@ -99,7 +107,7 @@ class ClipTextBlock(nn.Module):
     def __init__(self, config: ClipTextConfig) -> None:
         super().__init__()
         width, hidden = config.width, CLIP_MLP_RATIO * config.width
-        residual_std = (2 * config.depth * width) ** -0.5  # two branches a block add up in the residual stream
+        residual_std = (2 * config.depth * width) ** -0.5  # each block adds two branches to the residual stream
         self.attn = CausalAttention(width, heads=config.heads)
         self.ln_1 = nn.LayerNorm(width)
         widen, narrow = nn.Linear(width, hidden), nn.Linear(hidden, width)
@@ -117,7 +125,7 @@ class ClipTextBlock(nn.Module):
 
 
 class ClipTextTransformer(nn.Module):
-    """The blocks of CLIP's text tower. The embeddings before and the norm after them lie in the dual encoder."""
+    """The blocks of CLIP's text tower. The dual encoder holds the embeddings before them and the norm after them."""
 
     def __init__(self, config: ClipTextConfig) -> None:
         super().__init__()
@@ -135,7 +143,10 @@ class ClipTextTransformer(nn.Module):
 
 
 def distilbert(config: DistilBertTextConfig) -> nn.Module:
-    """A DistilBertModel of transformers with fresh weights; nothing is fetched. Its buffers are all gone or saved."""
+    """A DistilBertModel of transformers with fresh weights.
+
+    Nothing is fetched. It has no buffers that are not saved.
+    """
     import transformers
 
     model: Any = transformers.DistilBertModel(
@@ -153,7 +164,7 @@ def distilbert(config: DistilBertTextConfig) -> nn.Module:
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     for name in DISTILBERT_CONSTANTS:
-        # A model built on the meta device and then given its weights would keep this one there.
+        # A model that is built on the meta device would keep this buffer there when it gets its weights.
         owner, _, buffer = name.rpartition(".")
         model.get_submodule(owner).register_buffer(buffer, None, persistent=False)
     textual: nn.Module = model
@@ -161,19 +172,21 @@ def distilbert(config: DistilBertTextConfig) -> nn.Module:
 
 
 def load_distilbert(textual: nn.Module, source: str | Path) -> None:
-    """Fill what `distilbert` made with trained weights.
+    """Fill a model of `distilbert` with trained weights.
 
     source: a folder written by transformers' `save_pretrained`, or a name on the hub such as distilbert-base-uncased.
-    ValueError where nothing is found, weights are missing or sizes differ; the model is then unchanged.
+    ValueError if nothing is found, if weights are missing or if sizes differ; the model is then unchanged.
     """
     import transformers
 
     try:
         stored, info = transformers.DistilBertModel.from_pretrained(str(source), output_loading_info=True)
     except OSError as error:
-        why = " ".join(str(error).split())
-        raise ValueError(f"DistilBERT weights {str(source)!r}: expected a local folder or a hub name; {why}") from error
-    # transformers gives weights that a file lacks a random start, with no more than a warning.
+        cause = one_line(error)
+        raise ValueError(
+            f"DistilBERT weights {str(source)!r}: expected a local folder or a hub name; {cause}"
+        ) from error
+    # transformers only warns when a file lacks weights, and gives them random values.
     wrong = [f"no {name}" for name in sorted(info["missing_keys"]) if name not in DISTILBERT_CONSTANTS]
     state = {name: tensor for name, tensor in stored.state_dict().items() if name not in DISTILBERT_CONSTANTS}
     ours = textual.state_dict()
@@ -183,9 +196,7 @@ def load_distilbert(textual: nn.Module, source: str | Path) -> None:
         if name in state and state[name].shape != ours[name].shape
     ]
     if wrong:
-        raise ValueError(
-            f"DistilBERT weights {str(source)!r} do not fit: {', '.join(wrong[:8])}; set the model's sizes"
-        )
+        raise ValueError(f"DistilBERT weights {str(source)!r} do not fit: {listed(wrong)}; set the model's sizes")
     textual.load_state_dict(state)
 
 

@@ -15,22 +15,22 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 import torch
-from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention, silu
+from torch.nn.init import trunc_normal_
 from torch.utils.checkpoint import checkpoint
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """x * sigmoid(1.702 x), any shape. Where no gradient is wanted, `x` is overwritten and returned."""
+    """x * sigmoid(1.702 x), any shape. Without gradients, `x` is overwritten and returned."""
     if torch.is_grad_enabled():
         return silu(1.702 * x) / 1.702
     return silu(x.mul_(1.702), inplace=True).div_(1.702)
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": gelu}
-# Position embeddings start on the scale of the patch tokens they are added to. At the usual 0.02 a small model sees
-# neither place nor time at first: telling left from right pans took it over 300 steps instead of under 50.
+# Position embeddings start at the scale of the patch tokens to which they are added. At the usual 0.02 a small model
+# sees neither place nor time at first: it needed over 300 steps, instead of under 50, to separate left pans from right.
 EMBED_INIT_STD = 0.5
 # The two epsilons differ in the reference, and published weights were trained with them.
 PRE_NORM_EPS = 1e-5
@@ -48,7 +48,7 @@ class TimeSformerConfig:
     heads: int = 12  # attention heads; divides width
     num_frames: int = 16  # longest clip, in frames
     mlp_ratio: float = 4.0  # hidden width of a block's MLP over its width
-    activation: str = "quick_gelu"  # of the MLP: quick_gelu (x * sigmoid(1.702 x), CLIP's) or gelu (exact)
+    activation: str = "quick_gelu"  # activation of the MLP: quick_gelu (x * sigmoid(1.702 x), as CLIP) or gelu (exact)
     pre_norm: bool = True  # layer norm after the embedding and no patch bias (CLIP); false: patch bias, no norm
     gated_time_attention: bool = False  # a learnt tanh gate on every block's temporal attention
     zero_time_attention: bool = True  # temporal branch and embedding start at zero: for image weights, not from scratch
@@ -92,10 +92,10 @@ class PatchEmbed(nn.Module):
 
 
 def kept_by_input(function: Callable[..., Tensor], x: Tensor, *args: Any) -> Tensor:
-    """function(x, *args), of which only `x` is kept for the backward pass.
+    """function(x, *args). Only `x` stays in memory for the backward pass.
 
-    What `function` needs besides is made again there, up to the input of its last matrix product: for functions that
-    are cheap but for that product. They may draw no random numbers.
+    The backward pass computes everything else in `function` again, up to the input of its last matrix product. So this
+    is for functions whose only expensive part is that product. They may not draw random numbers.
     """
     if torch.is_grad_enabled():
         out: Tensor = checkpoint(function, x, *args, use_reentrant=False, preserve_rng_state=False)
@@ -104,7 +104,7 @@ def kept_by_input(function: Callable[..., Tensor], x: Tensor, *args: Any) -> Ten
 
 
 def attention(q_BSHE: Tensor, k_BSHE: Tensor, v_BSHE: Tensor) -> Tensor:
-    """softmax(q k / sqrt(E)) v over the tokens S, which may be others for q than for k and v."""
+    """softmax(q k / sqrt(E)) v over the tokens S. q may have other tokens than k and v."""
     return scaled_dot_product_attention(
         q_BSHE.transpose(1, 2), k_BSHE.transpose(1, 2), v_BSHE.transpose(1, 2)
     ).transpose(1, 2)
@@ -125,21 +125,21 @@ class DividedAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x_BSD: Tensor, norm: nn.Module, *, frames: int, cls_only: bool = False) -> Tensor:
-        """[B,S,D] -> [B,S,D], both with the class token first; or [B,1,D], that of the class token only.
+        """[B,S,D] -> [B,S,D], both with the class token first; or [B,1,D], only the class token.
 
-        `norm` is applied to the input. It is done in here so that its output is gone before the attention takes memory.
+        `norm` is applied to the input here, so that its output is freed before the attention takes memory.
         """
         return kept_by_input(self._attend, self.qkv(norm(x_BSD)), frames, cls_only)
 
     def _attend(self, qkv_BSK: Tensor, frames: int, cls_only: bool) -> Tensor:
-        # Split, unlike sliced, tensors get their gradients put together in one piece.
+        # The gradients of split tensors are joined in one piece; those of sliced tensors are not.
         q_BSHE, k_BSHE, v_BSHE = torch.unflatten(qkv_BSK, -1, (3, self.heads, -1)).unbind(2)
         q_cls, q_patches = q_BSHE.split([1, q_BSHE.shape[1] - 1], dim=1)
         out_BSHE = attention(q_cls, k_BSHE, v_BSHE)
         if not cls_only:
             q_BTNHE = torch.unflatten(q_patches, 1, (frames, -1))
-            # Places are folded into the heads, not the batch: tokens then keep their order in memory, and B*N (which
-            # passes 65535, the largest second dimension of a CUDA grid, for large batches) is no dimension of the call.
+            # Places are folded into the heads and not into the batch. Then tokens keep their order in memory, and the
+            # call has no dimension B*N: for large batches that is above 65535, the limit of a CUDA grid's second one.
             fold = (0, 1) if self.over == "space" else (2, 3)
             patches = attention(
                 q_BTNHE.flatten(*fold),
@@ -152,7 +152,7 @@ class DividedAttention(nn.Module):
         return out
 
     def _with_cls(self, x_BSHE: Tensor, frames: int) -> Tensor:
-        """Patches [B,T,N,H,E] with the class token put in front: of the places of every frame, or of the frames."""
+        """Patches [B,T,N,H,E] with the class token before the places of each frame, or before the frames."""
         cls, patches = x_BSHE.split([1, x_BSHE.shape[1] - 1], dim=1)
         patches = torch.unflatten(patches, 1, (frames, -1))
         if self.over == "space":
@@ -171,12 +171,30 @@ class Mlp(nn.Module):
         self.activation = config.activation
 
     def forward(self, x_BSD: Tensor, norm: nn.Module) -> Tensor:
-        """[B,S,D] -> [B,S,D]; `norm` is applied to the input, in here for the same reason as in DividedAttention."""
+        """[B,S,D] -> [B,S,D]; `norm` is applied to the input here, for the reason given in DividedAttention."""
         return kept_by_input(self._finish, self.fc1(norm(x_BSD)))
 
     def _finish(self, hidden: Tensor) -> Tensor:
         out: Tensor = self.fc2(ACTIVATIONS[self.activation](hidden))
         return out
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al. 2016): in training, drops a branch for some clips and scales it up for the others.
+
+    timm has this layer, but to import timm takes as long again as to import PyTorch, at every start of a command.
+    """
+
+    def __init__(self, drop_prob: float) -> None:
+        super().__init__()
+        self.drop_prob = drop_prob  # chance that a clip goes without the branch
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        """[B,S,D] -> [B,S,D], with the same mean."""
+        if not self.training or self.drop_prob == 0.0:
+            return x_BSD
+        keep = 1 - self.drop_prob
+        return x_BSD * x_BSD.new_empty(x_BSD.shape[0], 1, 1).bernoulli_(keep).div_(keep)
 
 
 class Block(nn.Module):
@@ -195,13 +213,14 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x_BSD: Tensor, frames: int, cls_only: bool = False) -> Tensor:
-        """[B,S,D] -> [B,S,D], both with the class token first; or [B,1,D], that of the class token only."""
+        """[B,S,D] -> [B,S,D], both with the class token first; or [B,1,D], only the class token."""
         summed_BSD = x_BSD + self._time(x_BSD, frames)
         space_BSD = self.attn(summed_BSD, self.norm1, frames=frames, cls_only=cls_only)
         del summed_BSD
         if cls_only:
             x_BSD = x_BSD[:, :1]
-        # Frozen in Time: what space attention finds is added to the block's input; the temporal sum only feeds it.
+        # As in Frozen in Time, the output of space attention is added to the block's input. The sum with time attention
+        # is only the input of space attention.
         x_BSD = x_BSD + self.drop_path(space_BSD)
         del space_BSD
         out_BSD: Tensor = x_BSD + self.drop_path(self.mlp(x_BSD, self.norm2))
@@ -231,7 +250,7 @@ class TimeSformer(nn.Module):
 
     @property
     def width(self) -> int:
-        """Channels D of what `forward` returns."""
+        """The number of channels D of the output."""
         return self.config.width
 
     def forward(self, video_BCTYX: Tensor) -> Tensor:
@@ -243,17 +262,17 @@ class TimeSformer(nn.Module):
         return cls_BD
 
     def forward_features(self, video_BCTYX: Tensor) -> Tensor:
-        """Like `forward`, but all tokens [B, 1 + T*N, D]: the class token, then the patches frame by frame."""
+        """As `forward`, but with all tokens [B, 1 + T*N, D]: the class token, then the patches frame by frame."""
         tokens_BSD: Tensor = self.norm(self._tokens(video_BCTYX))
         return tokens_BSD
 
     def architecture(self) -> dict[str, Any]:
-        """What `build_model` needs to make this tower again, as plain JSON types."""
+        """The input of `build_model` for this tower, as plain JSON types."""
         return {"kind": "timesformer", **asdict(self.config)}
 
     @classmethod
     def from_architecture(cls, architecture: Mapping[str, Any]) -> TimeSformer:
-        """The inverse of `architecture()`, with fresh weights. ValueError names the fields that are off."""
+        """The inverse of `architecture()`, with fresh weights. ValueError names wrong fields."""
         given = set(architecture) - {"kind"}
         known = {field.name for field in fields(TimeSformerConfig)}
         if given != known:
@@ -268,7 +287,7 @@ class TimeSformer(nn.Module):
         frames = video_BCTYX.shape[2]
         x_BSD = self._embed(video_BCTYX)
         for place, block in enumerate(self.blocks, start=1):
-            # Nothing looks at the other tokens behind the last space attention.
+            # After the last space attention nothing uses the other tokens.
             args = (x_BSD, frames, cls_only and place == len(self.blocks))
             if self.config.gradient_checkpointing and torch.is_grad_enabled():
                 x_BSD = checkpoint(block, *args, use_reentrant=False)
@@ -281,7 +300,7 @@ class TimeSformer(nn.Module):
         where_1TND = self.pos_embed[:, None, 1:] + self.temporal_embed[:, :frames, None]
         patches_BSD = (self.patch_embed(video_BCTYX) + where_1TND).flatten(1, 2)
         cls_11D = self.cls_token + self.pos_embed[:, :1]
-        # Under autocast the patches are half precision; the residual stream starts, and stays, in the weights' type.
+        # Under autocast the patches have half precision. The residual stream has the weights' type from here on.
         patches_BSD = patches_BSD.to(cls_11D.dtype)
         x_BSD: Tensor = self.ln_pre(torch.cat([cls_11D.expand(len(patches_BSD), -1, -1), patches_BSD], dim=1))
         return x_BSD

@@ -1,7 +1,7 @@
-"""Text to token ids: the tokenizers of CLIP, BERT and GPT-2 behind one call, `tokenizer(texts) -> Tokens`.
+"""Text to token ids: the tokenizers of CLIP, BERT and GPT-2 with one call, `tokenizer(texts) -> Tokens`.
 
-CLIP's byte-pair merges come with the open_clip_torch package. BERT's and GPT-2's vocabularies are in no package: give a
-folder that holds them, or their name on the Hugging Face hub, from where transformers fetches them once.
+CLIP's byte-pair merges come with the open_clip_torch package. BERT's and GPT-2's vocabularies are in no package. Give a
+folder that holds them, or their name on the Hugging Face hub, from which transformers fetches them once.
 """
 
 from __future__ import annotations
@@ -18,35 +18,35 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
-from lavila.errors import UserError
+from lavila.errors import UserError, one_line
 
-CONTEXT = 77  # tokens of a text as all published models take them
+CONTEXT = 77  # number of tokens of a text in all published models
 CLIP_MERGES = 49152 - 256 - 2
 CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
 CLIP_WORD = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 WORD_END = "</w>"
 
-# reference: a text that is too long loses its end, the end token included, as in LaViLa; its feature is then read at
-# the start token and is the same for all such texts. keep_end: the last token of a text that is too long is the end.
+# reference: a text that is too long loses its end token, as in LaViLa. Its feature is then that of the start token, the
+# same for all such texts. keep_end: the last token of a text that is too long becomes the end token.
 Truncation = Literal["reference", "keep_end"]
 
 
 class TokenizerError(UserError):
-    """A vocabulary that is not there or not whole."""
+    """A vocabulary that is missing or not whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """Texts as a text tower takes them."""
+    """The input of a text tower."""
 
     ids: Tensor  # int64 [B, L], 0 after the end of a text
-    mask: Tensor  # bool [B, L], True at the tokens of a text, special ones included
+    mask: Tensor  # bool [B, L], True at the tokens of a text and its special tokens
 
 
 class Tokenizer(Protocol):
-    """What all tokenizers offer."""
+    """The interface of all tokenizers."""
 
-    context: int  # L: every text is cut or padded to this many tokens
+    context: int  # L, the number of tokens to which every text is cut or padded
     vocab_size: int  # ids are below this
 
     def __call__(self, texts: Sequence[str]) -> Tokens: ...
@@ -70,7 +70,7 @@ class ClipTokenizer:
         self.vocab_size = len(pieces)
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
-        """Token ids of each text, start and end token included."""
+        """The token ids of each text, with start and end token."""
         start, end = self._ids[CLIP_START], self._ids[CLIP_END]
         rows = [[start, *self._encode(text), end][: self.context] for text in _checked_texts(texts)]
         if self.mode == "keep_end":
@@ -79,11 +79,11 @@ class ClipTokenizer:
 
     @staticmethod
     def clean(text: str) -> str:
-        """Text with broken encodings and HTML escapes repaired, single spaces, in lower case."""
+        """The text in lower case, with single spaces, and without broken encodings and HTML escapes."""
         import ftfy
 
         repaired: str = ftfy.fix_text(text)
-        # Twice, as CLIP does: captions scraped from the web are often escaped twice.
+        # Twice, as in CLIP, since captions from the web are often escaped twice.
         return " ".join(html.unescape(html.unescape(repaired)).split()).lower()
 
     def _encode(self, text: str) -> list[int]:
@@ -97,7 +97,7 @@ class ClipTokenizer:
         return ids
 
     def _merge(self, word: str) -> list[int]:
-        """Ids of the pieces of a word: neighbours are joined, the pair that training joined first before the others."""
+        """The ids of the pieces of a word. Neighbours are joined in the order in which training joined them."""
         pieces = [self._byte_letters[byte] for byte in word.encode()]
         pieces[-1] += WORD_END
         while len(pieces) > 1:
@@ -118,7 +118,7 @@ class BertTokenizer:
     """BERT's word pieces, lower-cased, between [CLS] and [SEP]; a text that is too long keeps its [SEP].
 
     source: a folder with vocab.txt or tokenizer.json, or a name on the hub (DistilBERT has BERT's vocabulary).
-    TokenizerError where there is no vocabulary.
+    TokenizerError if there is no vocabulary.
     """
 
     def __init__(self, source: str | Path = "distilbert-base-uncased", *, context: int = CONTEXT) -> None:
@@ -130,7 +130,7 @@ class BertTokenizer:
         self.vocab_size = len(self._tokenizer)
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
-        """Token ids of each text, [CLS] and [SEP] included."""
+        """The token ids of each text, with [CLS] and [SEP]."""
         encoded = self._tokenizer(_checked_texts(texts), truncation=True, max_length=self.context)
         return _padded(encoded["input_ids"], self.context)
 
@@ -196,7 +196,7 @@ def _byte_letters() -> dict[int, str]:
 
 
 def _clip_merges() -> list[tuple[str, str]]:
-    """Pairs of pieces in the order in which they are joined, from open_clip's package, which is not imported."""
+    """The pairs of pieces in the order in which they are joined. open_clip's package has them; it is not imported."""
     spec = importlib.util.find_spec("open_clip")
     if spec is None or spec.origin is None:
         raise TokenizerError("CLIP's vocabulary comes with open_clip, which is missing: pip install open_clip_torch")
@@ -211,9 +211,9 @@ def _clip_merges() -> list[tuple[str, str]]:
 
 
 def _vocabulary_folder(source: str | Path, files: tuple[str, ...]) -> Path:
-    """The folder of the vocabulary that a user's path or hub name means.
+    """The folder of the vocabulary that a path or a hub name means.
 
-    Looked for here, because transformers may make a vocabulary of the special tokens alone where it finds none.
+    This checks it, since transformers may make a vocabulary of the special tokens alone if it finds none.
     """
     wanted = f"{' and '.join(files)}, or tokenizer.json"
     folder = Path(source)
@@ -226,10 +226,9 @@ def _vocabulary_folder(source: str | Path, files: tuple[str, ...]) -> Path:
     try:
         found = [Path(str(cached_file(str(source), name))) for name in files]
     except OSError as error:
-        why = " ".join(str(error).split())
         raise TokenizerError(
-            f"no vocabulary at {str(source)!r}: not a folder, not in the cache of transformers, and not to be had from "
-            f"the hub ({why}). Where there is a network, run 'hf download {source} {' '.join(files)} --local-dir DIR', "
-            "copy DIR here and give its path"
+            f"no vocabulary at {str(source)!r}: not a folder, not in the cache of transformers, and not available from "
+            f"the hub ({one_line(error)}). Where there is a network, run "
+            f"'hf download {source} {' '.join(files)} --local-dir DIR', copy DIR here and give its path"
         ) from error
     return found[0].parent

@@ -6,4 +6,4 @@ from lavila.errors import UserError
 
 
 class PickleError(UserError):
-    """A file that is no whole pickle, or that asks for what such a file does not need. One line."""
+    """A file that is not a whole pickle, or that asks for something its kind does not need. One line."""

@@ -1,47 +1,37 @@
 """Pickles of plain data from other people, read without trusting them.
 
 A pickle is a program: it may import anything and call it. Here it can build lists, tuples, dicts, sets, text, bytes,
-numbers and numpy arrays, and nothing else: every class it asks for by name is looked up in a table of our own makers,
-none of which is a real class or reaches one.
-
-The unpickler is the standard library's one in Python, not the one in C: that one allocates 16 bytes for every number
-below a position that the file is free to name, so a file of 12 bytes can take all memory. It costs about 2.5 s for
-1,000,000 rows of narrations.
+numbers and numpy arrays, and nothing else. The reader looks up every class that the file names in a table of makers.
+No maker is a real class or reaches one.
 """
 
 from __future__ import annotations
 
 import math
 import mmap
-import pickle
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
-from lavila.errors import UserError, shown
+from lavila.errors import UserError, one_line, shown
 from lavila.pickles.errors import PickleError
 from lavila.pickles.unpickler import CheckedUnpickler
 
 ALLOWED = "lists, tuples, dicts, sets, text, bytes, numbers, None and numpy arrays"
 _FIX = f"load it where you trust it and save it again as {ALLOWED}, or get it again from its publisher"
 _DTYPE = re.compile(r"b1|[iu][1248]|f[248]|[SU][0-9]{1,9}|O8?")
-_REFUSED = (
-    *(pickle.INST, pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX),  # make an object of a class
-    *(pickle.PERSID, pickle.BINPERSID, pickle.EXT1, pickle.EXT2, pickle.EXT4),  # refer to what lies outside the file
-    *(pickle.NEXT_BUFFER, pickle.READONLY_BUFFER),
-)
 _KEYS = (str, bytes, int, float, type(None), np.generic)
 
 
 def read_pickle(path: Path) -> object:
     """The object in a pickle of any protocol, which may hold only what `ALLOWED` says.
 
-    Arrays hold booleans, integers, floats, text or such objects again. Raises PickleError for a pickle that asks
-    for anything else, and for a file that is no whole pickle. Memory: that of the objects; the file itself is mapped.
+    Arrays hold booleans, integers, floats, text or such objects again. The file is mapped, so only the objects take
+    memory. Raises PickleError for a pickle that asks for anything else, and for a file that is not a whole pickle.
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -51,28 +41,28 @@ def read_pickle(path: Path) -> object:
         raise PickleError(f"{path}: {error}; allowed are {ALLOWED}; {_FIX}") from None
     except OSError as error:
         raise PickleError(f"{path}: cannot be read ({error.strerror}); check the disk and the rights") from None
-    except Exception as error:  # whatever bytes that are no pickle make the unpickler stumble over
-        told = " ".join(f"{type(error).__name__} {error}".split())[:100]
-        raise PickleError(f"{path}: not a whole pickle file ({told}); copy or download it again") from None
+    except Exception as error:  # bytes that are no pickle can raise almost anything in the unpickler
+        cause = one_line(f"{type(error).__name__} {error}")
+        raise PickleError(f"{path}: not a whole pickle file ({cause}); copy or download it again") from None
     if rest:
         raise PickleError(f"{path}: {rest} bytes follow the pickle's end; keep one object in one file")
     return found
 
 
 class _Refused(UserError):
-    """What a pickle asks for and does not get."""
+    """The pickle asks for something that the reader does not allow."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Maker:
-    """What stands for a class or function that a pickle names. It can only be called, and only with REDUCE."""
+    """Stands for a class or function that a pickle names. It can only be called, and only with REDUCE."""
 
     name: str
     make: Callable[..., object]
 
 
 class _Dtype:
-    """A numpy element type in the making. The real class would believe whatever state the file gives it."""
+    """A numpy element type while it is read. The real class would accept whatever state the file gives it."""
 
     def __init__(self, text: str) -> None:
         self.dtype = np.dtype(text)
@@ -100,13 +90,13 @@ def _is_shape(shape: object) -> bool:
 
 
 def _empty_array(kind: object, *_: object) -> np.ndarray:
-    """An array whose content is set later, by BUILD."""
+    """An empty array; BUILD gives it its content later."""
     _need(kind is _MAKERS["numpy", "ndarray"])
     return np.ndarray((0,), np.int8)
 
 
 def _fill_array(array: np.ndarray, state: Any) -> None:
-    """Content of an array. Refused before anything is allocated when the shape is not that of the content."""
+    """Give an array its content. A shape that does not fit the content is refused before anything is allocated."""
     _version, shape, kind, by_columns, content = state
     _need(_is_shape(shape) and type(kind) is _Dtype and type(content) in (bytes, list))
     objects = kind.dtype.hasobject
@@ -130,7 +120,7 @@ def _scalar(kind: Any, content: Any) -> object:
 
 
 def _encode(text: Any, encoding: Any) -> bytes:
-    """How protocols before 3 write bytes."""
+    """Bytes as protocols before 3 write them."""
     _need(type(text) is str and encoding in ("latin1", "latin-1"))
     return str.encode(text, "latin1")
 
@@ -154,7 +144,7 @@ def _set(kind: type) -> Callable[..., object]:
 
 
 def _check_keys(keys: Any) -> None:
-    """Nothing nested as a key: Python's hash of a deeply nested tuple overflows the stack."""
+    """Allow text and numbers as keys, and nothing nested; see `CheckedUnpickler.check_items`."""
     for key in keys:
         if not isinstance(key, _KEYS):
             raise _Refused(f"uses {shown(key)} as a key; keys are text or numbers")
@@ -165,7 +155,7 @@ def _refuse(*_: object) -> NoReturn:
 
 
 def _makers() -> dict[tuple[str, str], _Maker]:
-    """(module, name) -> what it gets. numpy moved its modules in version 2."""
+    """(module, name) in a pickle -> our maker. numpy renamed its modules in version 2, so both names are here."""
     makers: dict[tuple[str, str], Callable[..., object]] = {
         ("numpy", "ndarray"): _refuse,
         ("numpy", "dtype"): _dtype,
@@ -187,7 +177,7 @@ _MAKERS = _makers()
 
 
 class _PlainUnpickler(CheckedUnpickler):
-    """Reads opcodes; those that import, call or set attributes are our own."""
+    """Reads plain data: names, calls and states reach only the makers of this module."""
 
     def find_class(self, module: str, name: str) -> _Maker:
         if (module, name) not in _MAKERS:
@@ -222,11 +212,3 @@ class _PlainUnpickler(CheckedUnpickler):
         if type(target) is not dict:
             raise _Refused(f"assigns to items of {shown(target)}")
         _check_keys(keys)
-
-    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
-        **CheckedUnpickler.dispatch,
-        **dict.fromkeys((opcode[0] for opcode in _REFUSED), refuse),
-        pickle.REDUCE[0]: call,
-        pickle.BUILD[0]: build,
-        pickle.BYTEARRAY8[0]: read_bytearray,
-    }

@@ -2,15 +2,12 @@
 
 A pickle is a program. The reader here knows plain containers, text, numbers and tensors. Every other class that a file
 names becomes a `Record`, an inert note of what was there: paths, numpy numbers, a pandas table, the config object of
-the code base that wrote it. Functions of Python itself and of torch, which no checkpoint needs, are an error instead.
+the code base that wrote it. Functions of Python itself and of torch are an error instead: no checkpoint needs them.
 
-torch's own `weights_only=True` refuses those records, so it cannot read most of LaViLa's files; and it reads the
-optimizer's tensors too. Here a tensor is only described (`StoredTensor`) until its bytes are asked for, and those are
-checked against the checksum that the archive keeps. Both of torch's formats are known: the zip archive, and what
-versions before 1.6 wrote. So is a TorchScript archive, as far as its tensors go.
-
-The unpickler is the standard library's one in Python, not the one in C: that one allocates memory for any position that
-a file is free to name.
+torch's own `weights_only=True` refuses those records, so it cannot read most of LaViLa's files. It also reads the
+optimizer's tensors. Here a `StoredTensor` only describes a tensor. Its bytes are read when they are needed, and
+compared with the checksum in the archive. The reader knows both of torch's formats, the zip archive and the one before
+version 1.6, and the tensors of a TorchScript archive.
 """
 
 from __future__ import annotations
@@ -18,7 +15,6 @@ from __future__ import annotations
 import io
 import math
 import mmap
-import pickle
 import re
 import struct
 import sys
@@ -27,12 +23,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from lavila.errors import UserError
+from lavila.errors import UserError, one_line, shown
 from lavila.pickles.errors import PickleError
 from lavila.pickles.unpickler import CheckedUnpickler
 
@@ -52,7 +48,7 @@ _STORAGE_TYPES = {
     "Byte": torch.uint8,
     "Bool": torch.bool,
 }
-# Classes of Python, numpy and torch that are data. All become records; listing them only keeps them from being errors.
+# Classes of Python, numpy and torch that are data. They become records; a class that is not listed is an error.
 _DATA_CLASSES = re.compile(
     r"argparse\.Namespace|collections\.\w+|datetime\.\w+|types\.SimpleNamespace|_codecs\.encode"
     r"|pathlib\.(_local\.)?\w*Path|(copyreg|copy_reg)\._reconstructor"
@@ -61,18 +57,14 @@ _DATA_CLASSES = re.compile(
     r"|torch\.(Size|device|bool|u?int\d+|b?float\d+\w*|complex\d+|jit\._pickle\.\w+)"
 )
 _CODE_BASES = sys.stdlib_module_names | {"__builtin__", "copy_reg", "commands", "torch", "numpy"}
-_REFUSED = (
-    *(pickle.INST, pickle.OBJ, pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.PERSID),
-    *(pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER),
-)
 _PLAIN_KEYS = (str, bytes, int, float, type(None))
 
 
 @dataclass(slots=True, eq=False)
 class Record:
-    """What stands for an object of a class that is not needed. Content that goes into it later is let go."""
+    """Stands for an object of a class that is not needed. Items that the file adds to it later are dropped."""
 
-    name: str  # of the class, with its module
+    name: str  # the name of the class, with its module
     arguments: tuple[Any, ...] = field(default=(), repr=False)
     state: Any = field(default=None, repr=False)
 
@@ -84,16 +76,16 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """A run of numbers in the file that tensors lie in."""
+    """A run of numbers in the file. One or more tensors are views of it."""
 
     key: str
     dtype: torch.dtype
-    count: int  # numbers
+    count: int  # how many numbers it holds
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor whose bytes are still in the file. All figures in numbers, not bytes."""
+    """A tensor whose bytes are still in the file. Offset and strides count numbers, not bytes."""
 
     storage: Storage
     offset: int
@@ -107,9 +99,9 @@ class PickledFile:
 
     path: Path
     content: Any  # containers, text, numbers, StoredTensor, Record
-    records: tuple[str, ...]  # names of the classes that became records
-    places: Mapping[str, tuple[int, int]] | None  # storage key -> place and length in bytes; None: a zip archive
-    root: str = ""  # folder inside the archive
+    records: tuple[str, ...]  # the names of the classes that became records
+    places: Mapping[str, tuple[int, int]] | None  # storage key -> place and length in bytes; None for a zip archive
+    root: str = ""  # the folder inside the archive
 
     def tensors(self, stored: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
         """The tensors, on the CPU. Those that shared their numbers when they were saved share them again.
@@ -120,7 +112,7 @@ class PickledFile:
         by_storage: dict[Storage, list[str]] = {}
         for name, one in stored.items():
             by_storage.setdefault(one.storage, []).append(name)
-        with _telling(self.path), self._open() as read:
+        with _one_line_errors(self.path), self._open() as read:
             for storage, names in by_storage.items():
                 numbers = _numbers(read(storage.key), storage)
                 for name in names:
@@ -141,11 +133,11 @@ class PickledFile:
 
 
 def read_pickled(path: Path) -> PickledFile:
-    """What a file that torch.save wrote says; the tensors' bytes stay in it. Nothing of the file is executed.
+    """The content of a file that torch.save wrote, without the tensors' bytes. Nothing of the file is executed.
 
-    PickleError for a file that asks for functions of Python or torch, and for one that is no whole torch file.
+    PickleError for a file that asks for functions of Python or torch, and for one that is not a whole torch file.
     """
-    with _telling(path), path.open("rb") as file:
+    with _one_line_errors(path), path.open("rb") as file:
         start = file.read(4)
         if start.startswith(b"PK"):
             return _read_archive(path)
@@ -156,7 +148,7 @@ def read_pickled(path: Path) -> PickledFile:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of such a file by dotted name, also those of a TorchScript archive (OpenAI's CLIP files are some).
+    """All tensors of such a file by dotted name. OpenAI's CLIP files are TorchScript archives and can be read as well.
 
     PickleError as in `read_pickled`, and where the file holds no tensor.
     """
@@ -182,20 +174,21 @@ def _named_tensors(value: Any, prefix: str) -> Iterator[tuple[str, StoredTensor]
 
 
 class _Refused(UserError):
-    """What a file asks for and does not get, or does not hold."""
+    """The file asks for something that the reader does not allow, or lacks something."""
 
 
 @contextmanager
-def _telling(path: Path) -> Iterator[None]:
+def _one_line_errors(path: Path) -> Iterator[None]:
+    """Turn whatever a damaged or hostile file raises into one PickleError that names it."""
     try:
         yield
     except (PickleError, FileNotFoundError, PermissionError):
         raise
     except _Refused as error:
         raise PickleError(f"{path}: {error}") from None
-    except Exception as error:  # whatever bytes that are no checkpoint make the readers stumble over
-        told = " ".join(f"{type(error).__name__} {error}".split())[:100]
-        raise PickleError(f"{path}: not a whole checkpoint ({told}); copy or download it again") from None
+    except Exception as error:  # bytes that are no checkpoint can raise almost anything in the readers
+        cause = one_line(f"{type(error).__name__} {error}")
+        raise PickleError(f"{path}: not a whole checkpoint ({cause}); copy or download it again") from None
 
 
 def _read_archive(path: Path) -> PickledFile:
@@ -203,7 +196,7 @@ def _read_archive(path: Path) -> PickledFile:
         names = archive.namelist()
         roots = [name.removesuffix("data.pkl") for name in names if name.rpartition("/")[2] == "data.pkl"]
         if len(roots) != 1:
-            raise _Refused(f"is a zip archive without the one data.pkl of torch's ({len(roots)} found)")
+            raise _Refused(f"is a zip archive with {len(roots)} data.pkl, where torch writes exactly one")
         root = roots[0]
         if f"{root}byteorder" in names and _member(archive, f"{root}byteorder") != b"little":
             raise _Refused("was written on a big-endian machine; save it again on a common one")
@@ -232,7 +225,7 @@ def _read_legacy(path: Path, file: mmap.mmap) -> PickledFile:
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> bytes:
-    """Content of a member, which has to lie there as it is: a compressed one could be made to fill all memory."""
+    """The content of a member. A compressed one is refused, since a small file could then fill all memory."""
     info = archive.getinfo(name)
     if info.compress_type != zipfile.ZIP_STORED:
         raise _Refused(
@@ -269,7 +262,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: object) -> S
     _need(len(shape) == len(stride))
     if math.prod(shape):
         _need(offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True)) < storage.count)
-        _need(math.prod(shape) <= storage.count)  # nothing that is expanded from fewer numbers
+        _need(math.prod(shape) <= storage.count)  # a tensor expanded from fewer numbers is refused
     return StoredTensor(storage, offset, shape, stride)
 
 
@@ -281,7 +274,7 @@ def _parameter(tensor: Any, *_: object) -> StoredTensor:
 
 @dataclass(frozen=True, slots=True)
 class _Class:
-    """What stands for a class or function that a file names. `make` is one of ours; without it, a Record is made."""
+    """Stands for a class or function that a file names. `make` is ours; without it, a call gives a Record."""
 
     name: str
     make: Callable[..., object] | None = None
@@ -296,11 +289,11 @@ _MAKERS: dict[str, Callable[..., object]] = {
 
 
 class _Inert(CheckedUnpickler):
-    """Reads opcodes; those that import, call or set attributes are our own."""
+    """Reads a checkpoint: names, calls and states reach only this module, and all other classes become records."""
 
     def __init__(self, file: io.BytesIO | mmap.mmap) -> None:
         super().__init__(file, encoding="latin1")
-        self.named: dict[str, None] = {}  # classes that became records
+        self.named: dict[str, None] = {}  # the classes that became records, in the order of the file
         self.storages: dict[str, Storage] = {}
 
     def find_class(self, module: str, name: str) -> _Class:
@@ -310,7 +303,7 @@ class _Inert(CheckedUnpickler):
         if module == "torch" and name.removesuffix("Storage") in _STORAGE_TYPES and name.endswith("Storage"):
             return _Class(full)
         if module.partition(".")[0] in _CODE_BASES and not _DATA_CLASSES.fullmatch(full):
-            raise _Refused(f"asks for {full[:100]!r}, which no checkpoint needs; nothing of it was run; {_FIX}")
+            raise _Refused(f"asks for {shown(full)}, which no checkpoint needs; nothing of it was run; {_FIX}")
         self.named[full] = None
         return _Class(full)
 
@@ -328,7 +321,10 @@ class _Inert(CheckedUnpickler):
             raise _Refused(f"calls an object of type {type(made).__name__}; {_FIX}")
         self.stack[-1] = made.make(*arguments) if made.make else Record(made.name, arguments)
 
-    def call_with_names(self) -> None:
+    def make_object(self) -> None:
+        self.call()
+
+    def make_object_with_names(self) -> None:
         named, arguments, made = self.stack.pop(), self.stack.pop(), self.stack.pop()
         self.stack += [made, (*arguments, named)]
         self.call()
@@ -337,22 +333,12 @@ class _Inert(CheckedUnpickler):
         state, target = self.stack.pop(), self.stack[-1]
         if type(target) is Record:
             target.state = state
-        elif type(target) is not dict:  # a state dict has its version notes there, which are let go
+        elif type(target) is not dict:  # the state of a state dict holds version notes, which are not needed
             raise _Refused(f"sets the inner state of an object of type {type(target).__name__}; {_FIX}")
 
     def refuse(self) -> NoReturn:
         raise _Refused(f"is pickled in a way that torch.save does not use; {_FIX}")
 
     def check_items(self, target: object, keys: list[Any]) -> None:
-        """Nothing nested as a key: Python's hash of a deeply nested tuple overflows the stack."""
         if type(target) not in (dict, Record) or not all(isinstance(key, _PLAIN_KEYS) for key in keys):
             raise _Refused("uses something else than text or numbers as a key, or assigns to what has no items")
-
-    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
-        **CheckedUnpickler.dispatch,
-        **dict.fromkeys((opcode[0] for opcode in _REFUSED), refuse),
-        pickle.REDUCE[0]: call,
-        pickle.NEWOBJ[0]: call,
-        pickle.NEWOBJ_EX[0]: call_with_names,
-        pickle.BUILD[0]: build,
-    }

@@ -1,1 +1,1 @@
-"""What every step sees, in plain numpy."""
+"""The plan of every step: clips, frames and crops, in plain numpy."""

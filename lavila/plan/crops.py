@@ -1,4 +1,4 @@
-"""Which part of a picture: random windows for training, centred and spread squares for evaluation."""
+"""The part of a picture that a model sees: a random window in training, one or three squares in evaluation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class CropChoice:
     size: int  # side of the resulting square, pixels
     scale: tuple[float, float] = (0.5, 1.0)  # share of the picture's area
     ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height
-    flip: float = 0.5  # chance of mirroring
+    flip: float = 0.5  # chance that the pictures are mirrored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class ViewChoice:
 
 
 def draw_window(height: int, width: int, choice: CropChoice, random: np.random.Generator) -> tuple[int, int, int, int]:
-    """Top, left, height, width in pixels of one random-resized-crop window; after ten misses, a centred one."""
+    """Top, left, height, width in pixels of a random-resized-crop window. After ten misses it is a centred one."""
     area = height * width
     for _ in range(10):
         share = random.uniform(*choice.scale)
@@ -70,18 +70,15 @@ def resized_size(height: int, width: int, short_side: int) -> tuple[int, int]:
 def crop_offsets(height: int, width: int, size: int, crops: CropsName) -> Frames:
     """[S, 2] top and left, in pixels, of the square crops of a resized picture.
 
-    "three": left, centre and right of a wide picture, top, centre and bottom of a tall one. "center" rounds
-    as torchvision's CenterCrop does. "center_repeated" is the published fine-tuning protocol, whose three crops are one
-    and the same square: it is computed once, since neither mean nor maximum over equal views changes anything.
+    "three": left, centre and right of a wide picture, top, centre and bottom of a tall one.
+    "center": one square, rounded as torchvision's CenterCrop does.
+    "center_repeated": the published fine-tuning protocol, whose three crops are the same square. One is enough, since
+    neither the mean nor the maximum over equal views differs from one of them.
     """
     spare_h, spare_w = height - size, width - size
     if crops != "three":
-        return np.array([[_center(spare_h), _center(spare_w)]], np.int32)
+        return np.array([[round(spare_h / 2), round(spare_w / 2)]], np.int32)  # halves to even
     middle_h, middle_w = math.ceil(spare_h / 2), math.ceil(spare_w / 2)
     if height > width:
         return np.array([[0, middle_w], [middle_h, middle_w], [spare_h, middle_w]], np.int32)
     return np.array([[middle_h, 0], [middle_h, middle_w], [middle_h, spare_w]], np.int32)
-
-
-def _center(spare: int) -> int:
-    return round(spare / 2)  # half to even, like torchvision

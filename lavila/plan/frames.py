@@ -1,4 +1,4 @@
-"""Which frames: an interval in seconds -> frames, and the choice of T of them, as LaViLa makes it."""
+"""From an interval in seconds to frames, and the choice of T of them as LaViLa makes it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ SamplingName = Literal["segments", "strided"]
 class Span:
     """A clip's interval, in frames."""
 
-    frames: float  # annotated
-    after: int = 0  # stored frames that follow it and that a view may reach into
+    frames: float  # frames of the annotated interval
+    after: int = 0  # stored frames after it that a view may use
 
     def reach(self, choice: FrameChoice) -> float:
-        """Frames to choose from: the interval, and where it has fewer than T (LaViLa's Ego4D rule), what follows."""
+        """The number of frames to choose from. An interval of fewer than T adds what follows (LaViLa's Ego4D rule)."""
         if choice.sampling == "segments" and self.after:
             return max(self.frames, min(choice.frames, math.ceil(self.frames) + self.after))
         return self.frames
@@ -30,7 +30,7 @@ class Span:
 
 @dataclass(frozen=True, kw_only=True)
 class FrameChoice:
-    """T frames of a clip."""
+    """The rule that chooses T frames of a clip."""
 
     frames: int  # T
     sampling: SamplingName = "segments"  # one frame of each of T equal parts, or every stride-th frame
@@ -38,12 +38,12 @@ class FrameChoice:
 
 
 def interval_span(rule: SpanRule, *, stored: int, after: int, fps: float, seconds: float) -> Span:
-    """What views of a clip choose from: frames of its interval, and frames past it that a short clip may use.
+    """The frames that views of a clip may use: those of its interval, and those after it.
 
-    `stored`, `after`: frames of the interval and past it that are stored; `seconds`: the interval's stated length.
-    The rules are those of `lavila.plan.frames.frame_span`.
+    `stored`, `after`: the stored frames of the interval and after it. `seconds`: the interval's stated length. `rule`:
+    as in `frame_span`.
     """
-    # A video that ends before its stated length has fewer frames than that.
+    # A video that ends before its stated length has fewer frames than the length says.
     frames = min(stored, fps * seconds) if rule == "fractional" else stored
     return Span(frames=float(frames), after=after if rule == "duration" else 0)
 
@@ -57,14 +57,16 @@ def segment_bounds(start: int, stop: float, frames: int) -> tuple[Ints, Ints]:
 def choose_frames(num_frames: float, choice: FrameChoice, *, clips: int) -> Frames:
     """The frames of an evaluation among `num_frames`, [clips, T]; BLACK_FRAME where a short clip is padded.
 
-    segments: temporal clip k of K takes each part at the fraction (2k+1)/2K; K=1 is the centre, as published.
-    strided: starts are spread evenly; a clip shorter than T*stride is padded at its end and repeated K times.
-    A clip shorter than one frame (a fractional length) is its first frame.
+    segments: temporal clip k of K takes the frame at the fraction (2k+1)/2K of each part. K=1 takes the centre, as
+    published.
+    strided: starts are spread evenly. A clip shorter than T*stride is padded at its end and repeated K times.
+    A fractional length below one frame counts as one frame.
     """
     num_frames = max(num_frames, 1)
     if choice.sampling == "segments":
         low, high = segment_bounds(0, num_frames, choice.frames)
         k = np.arange(clips, dtype=np.int64)[:, None]
+        # low + (high - low) * (2k + 1) / 2K, in whole numbers so that it rounds down exactly.
         return ((low * (2 * clips - 2 * k - 1) + high * (2 * k + 1)) // (2 * clips)).astype(np.int32)
     span = choice.frames * choice.stride
     last_start = max(num_frames - span, 0)
@@ -73,7 +75,7 @@ def choose_frames(num_frames: float, choice: FrameChoice, *, clips: int) -> Fram
 
 
 def protocol_frames(span: Span, choice: FrameChoice, *, clips: int) -> Frames:
-    """Every frame of a clip that an evaluation asks for: ascending, each once."""
+    """The frames of a clip that an evaluation uses: ascending, each once."""
     frames = np.unique(choose_frames(span.reach(choice), choice, clips=clips))
     stored: Frames = frames[frames != BLACK_FRAME].astype(np.int32)
     return stored
@@ -82,10 +84,10 @@ def protocol_frames(span: Span, choice: FrameChoice, *, clips: int) -> Frames:
 def chosen_frames(
     protocol: Mapping[str, Any], rule: SpanRule, *, stored: int, after: int, fps: float, seconds: float
 ) -> Frames:
-    """The frames of one clip that a shard set made for an evaluation holds: ascending, each once.
+    """The frames of one clip in a shard set that was made for one evaluation: ascending, each once.
 
-    `protocol`: the fields of a `FrameChoice`, and "clips", as the set's manifest tells them under "frames_for"; the
-    rest as in `interval_span`.
+    `protocol`: the manifest's "frames_for", with the fields of a `FrameChoice` and "clips". The others are as in
+    `interval_span`.
     """
     settings = dict(protocol)
     clips = settings.pop("clips")
@@ -94,9 +96,9 @@ def chosen_frames(
 
 
 def draw_frames(num_frames: float, choice: FrameChoice, random: np.random.Generator) -> Frames:
-    """The frames of a training clip, [1, T]: one anywhere in each part, or a random start of a fixed stride.
+    """The frames of a training clip, [1, T]: a random one of each part, or a fixed stride from a random start.
 
-    As in `choose_frames`, a clip shorter than one frame is its first frame.
+    As in `choose_frames`, a fractional length below one frame counts as one frame.
     """
     num_frames = max(num_frames, 1)
     if choice.sampling == "segments":
@@ -112,15 +114,15 @@ def _strided(starts: Ints, num_frames: float, choice: FrameChoice) -> Frames:
 
 
 def frame_span(start_second: float, stop_second: float, fps: float, rule: SpanRule = "edges") -> tuple[int, int]:
-    """First frame and the one past the last of an interval at `fps` frames per second, by one of LaViLa's rules.
+    """First frame, and the frame after the last, of an interval at `fps` frames per second, by one of LaViLa's rules.
 
-    The start rounds to the nearest frame (halves to even). An interval of any length has at least that frame: LaViLa's
-    own arithmetic leaves some that are shorter than a frame without one, and cannot read them. The stop, by rule:
+    The start rounds to the nearest frame (halves to even). Every interval has at least that frame. (LaViLa's own
+    arithmetic gives none to some intervals shorter than a frame, and cannot read them.) The rule decides the stop:
 
-    * edges (EPIC-KITCHENS-100, EGTEA): rounds up.
-    * duration (Ego4D, EgoMCQ, Charades-Ego trimmed): start + whole frames of the duration. Frames after it may be used
-      by a model that wants more frames than that.
-    * fractional (Charades-Ego untrimmed): start + the duration's frames rounded up; the choice of frames works with the
+    * edges (EPIC-KITCHENS-100, EGTEA): the stop second rounds up.
+    * duration (Ego4D, EgoMCQ, Charades-Ego trimmed): start + the whole frames of the duration. A model that wants more
+      frames may use those after it.
+    * fractional (Charades-Ego untrimmed): start + the duration's frames rounded up. The choice of frames uses the
       fractional number, fps * duration.
     """
     start = round(fps * start_second)

@@ -1,11 +1,11 @@
-"""What every step of an epoch sees, decided here and nowhere else, in plain numpy.
+"""Plans: what every step of an epoch sees. Plain numpy decides it here and nowhere else.
 
-A plan is a pure function of (seed, epoch, position): which clip, which frames, which crop window, mirrored or not.
-`position` counts clips in the epoch's global order, so the same clips meet in the same step on any number of ranks,
-and a run that stops goes on from two integers, (epoch, step).
+A plan is a pure function of (seed, epoch, position). It says which clip, which frames, which crop window, mirrored or
+not. `position` counts clips in the epoch's global order, so the same clips meet in the same step on any number of
+ranks. A run that was stopped needs only two integers to continue: (epoch, step).
 
-Frame choice follows LaViLa (Zhao et al., CVPR 2023), frame numbers exactly; the crop window follows torchvision's
-RandomResizedCrop; the spatial crops of an evaluation follow SlowFast (Feichtenhofer et al., ICCV 2019).
+The choice of frames follows LaViLa (Zhao et al., CVPR 2023) to the exact frame number. The crop window follows
+torchvision's RandomResizedCrop. The spatial crops of an evaluation follow SlowFast (Feichtenhofer et al., ICCV 2019).
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ DEFAULT_SHUFFLE = Shuffle()
 
 
 class Sizes(Protocol):
-    """What the plan asks about the clips that may be used, N in all: about those of a step, never about all."""
+    """The lengths and sizes of the N clips that a plan may use. A plan asks for the clips of a step, never for all."""
 
     def __len__(self) -> int: ...
 
     def span(self, index: int) -> Span:
-        """How long clip `index` is."""
+        """The frames of clip `index` that views may use."""
         ...
 
     def picture(self, index: int) -> tuple[int, int]:
-        """Height and width of clip `index`, pixels."""
+        """Height and width of clip `index` in pixels."""
         ...
 
     def row(self, index: int) -> int:
-        """Row of clips.parquet of clip `index`."""
+        """The row of clip `index` in clips.parquet."""
         ...
 
 
@@ -49,30 +49,30 @@ class Ranks:
 
     rank: int = 0
     world: int = 1
-    local_world: int = 1  # ranks of this machine, whose numbers follow each other
+    local_world: int = 1  # number of ranks on this machine; their numbers follow each other
 
 
 class PlanError(UserError):
-    """A plan that cannot be made."""
+    """Settings from which no plan can be made."""
 
 
 class Plan(Protocol):
-    """What the loader asks of a plan."""
+    """A plan as the loader sees it."""
 
     frames: int  # T
     size: int  # side of the square pictures, pixels
     view_grid: tuple[int, int]  # K temporal clips, S spatial crops that are computed
     pads_black: bool  # whether BLACK_FRAME can occur
-    cuts_window: bool  # whether windows are cut before the resize (training) or crops after it (evaluation)
+    cuts_window: bool  # True: a window is cut before the resize (training); False: crops after it (evaluation)
 
     @property
     def steps(self) -> int:
-        """Batches of this rank in an epoch."""
+        """The number of this rank's batches in an epoch."""
         ...
 
     @property
     def largest_batch(self) -> int:
-        """Clips of this rank in its largest batch."""
+        """The number of clips in this rank's largest batch."""
         ...
 
     def batch(self, epoch: int, step: int) -> list[ClipPlan]:
@@ -80,16 +80,16 @@ class Plan(Protocol):
         ...
 
     def ahead(self, epoch: int, step: int) -> list[tuple[int, int]]:
-        """First and last rows of stretches of the table that this rank shall read for its machine, during a step."""
+        """First and last row of each stretch of the table that this rank reads for its machine during a step."""
         ...
 
 
 class TrainingPlan:
     """Epochs of random clips. A step's global batch is the same on any number of ranks.
 
-    Each of the `world` ranks takes an equal, contiguous share of the step, in `passes` equal parts (gradient
-    accumulation): `batch(epoch, i)` is part i % passes of step i // passes. The clips left over at the end of an epoch
-    wait for another epoch's order.
+    Each of the `world` ranks takes an equal, contiguous share of the step. It takes the share in `passes` equal parts
+    (gradient accumulation): `batch(epoch, i)` is part i % passes of step i // passes. An epoch leaves out the clips
+    that do not fill a last batch; another epoch's order may bring them.
     """
 
     def __init__(
@@ -131,9 +131,9 @@ class TrainingPlan:
 
     @property
     def order(self) -> dict[str, int]:
-        """All that decides which clips come in which step of an epoch; ranks and passes do not."""
+        """The settings that decide which clips come in which step of an epoch. Ranks and passes do not."""
         facts = {"data.batch_size": self._batch_size, "seed": self._seed, "clips": len(self._sizes)}
-        if self._order_of(0).windows == 1:  # mixed fully, whatever the window
+        if self._order_of(0).windows == 1:  # one window mixes all clips, whatever its size
             return facts
         return facts | {"data.shuffle_window": self._shuffle.window, "stretch": self._shuffle.stretch}
 
@@ -177,7 +177,8 @@ class TrainingPlan:
 
 
 class ViewPlan:
-    """Every clip exactly once, in storage order, each with all its views.
+    """Every clip once, in storage order, each with all its views.
+
 
     Portions of `portion` neighbouring clips are what a model gets at once, and rank r takes portions r, r + world, ...
     So the same clips meet in a forward pass on any number of ranks and with any batch size. A batch is as many whole
@@ -215,7 +216,7 @@ class ViewPlan:
         return [self.clip(position) for first, stop in ends for position in range(first, stop)]
 
     def ahead(self, epoch: int, step: int) -> list[tuple[int, int]]:
-        del epoch, step  # storage order is read through as it is
+        del epoch, step  # clips come in storage order, which the system reads ahead by itself
         return []
 
     def clip(self, position: int) -> ClipPlan:

@@ -43,12 +43,12 @@ CLIP_COLUMNS = [
 
 
 def write(sample: Sample, out: Path) -> None:
-    """The csv files, in the folder `annotations`."""
+    """Write the csv files into the folder `annotations`."""
     write_annotations(sample.videos, out / "annotations")
 
 
 def files(sample: Sample) -> Iterator[tuple[Video, VideoFile]]:
-    """Each video whole, at its own frame rate."""
+    """Each whole video, at its own frame rate."""
     for video in sample.videos:
         yield video, VideoFile(path=video.file, first=0, stop=video.frames)
 
@@ -74,7 +74,7 @@ def write_relevancy(sample: Sample, out: Path) -> None:
 
 
 def write_annotations(videos: list[Video], folder: Path) -> None:
-    """The csv files, with the headers and line ends of the published ones."""
+    """Write the csv files with the headers and line ends of the published ones."""
     folder.mkdir(parents=True)
     sources = list({video.source.path: video.source for video in videos}.values())
     nouns = [noun for source in sources for noun in source.scenes]
@@ -90,11 +90,11 @@ def write_annotations(videos: list[Video], folder: Path) -> None:
         category = "camera" if kind == "verb" else "scene"
         lines = [[i, key, str([key.replace("-", " ")]), category] for i, key in enumerate(keys)]
         _write(folder / f"EPIC_100_{kind}_classes.csv", ["id", "key", "instances", "category"], lines, line_end="\r\n")
-    # One line per distinct sentence, under the id of the first clip that it tells of.
+    # One line for each distinct sentence, with the id of the first clip that it describes.
     first: dict[str, dict[str, dict[str, object]]] = {"train": {}, "val": {}}
-    for split, told in first.items():
+    for split, described in first.items():
         for row in rows[split]:
-            told.setdefault(str(row["narration"]), row)
+            described.setdefault(str(row["narration"]), row)
     columns = ["narration_id", "narration", "verb_class", "all_noun_classes", "verb", "all_nouns"]
     header = ["narration_id", "narration", "verb_class", "noun_classes", "verb", "nouns"]
     for name, split, width in (("train", "train", 6), ("test", "val", 2)):

@@ -1,4 +1,4 @@
-"""The camera of the sample dataset: where it stands at each moment, and what it then sees of the footage.
+"""The camera of the sample dataset: its place at each moment, and what it sees of the footage from there.
 
 A pose is four numbers: centre x, centre y (in picture heights of the footage, y down), log of the zoom-out (0 = the
 usual window) and roll (radians, clockwise). A move changes exactly one of them, at constant speed:
@@ -6,8 +6,8 @@ usual window) and roll (radians, clockwise). A move changes exactly one of them,
     pose(t) = stand + offset + direction * RANGE * (t - 1/2),    t = 0 .. 1 over the clip
 
 `offset` is uniform in +-RANGE/2 in every dimension that the move leaves alone and 0 in the one that it changes. At a
-random t each dimension is thus uniform in +-RANGE/2 about the stand whatever the move: a single frame does not
-tell which move it belongs to, only the order of several frames does.
+random t each dimension is thus uniform in +-RANGE/2 about the stand, for every move. So a single frame does not show
+its move; only the order of several frames does.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ WINDOW = 0.16  # height of the usual window, in picture heights
 # Over a clip: shares of the usual window's width and height, factor, radians. Large enough for a model without any
 # pretraining to learn them in minutes.
 PAN, TILT, ZOOM, ROLL = 0.6, 0.8, 3.0, math.radians(90)
-STRETCH = 160  # footage frames that one video plays at most; bounds the memory
+STRETCH = 160  # the largest number of footage frames that a video plays, which limits the memory
 
 DIRECTIONS: dict[str, tuple[float, float, float, float]] = {
     "pan-left": (-1, 0, 0, 0),
@@ -52,7 +52,7 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom as fractions
 
 
 class SampleError(UserError):
-    """A mistake of the user's."""
+    """Arguments or files from which no sample dataset can be made."""
 
 
 def pose_range(aspect: float) -> Pose:
@@ -81,14 +81,14 @@ class Move:
     """One annotated camera move."""
 
     verb: int
-    scene: int  # in the footage's scenes
+    scene: int  # number of the footage's scene
     start: int  # hundredths of a second from the start of the video, as the csv can say it
     stop: int
-    middle: Pose  # at the middle of the clip
-    travel: Pose  # from start to stop
+    middle: Pose  # the pose at the middle of the clip
+    travel: Pose  # the change of the pose from start to stop
 
     def pose(self, second: float) -> Pose:
-        """Pose at a time of the video, in seconds; constant before and after the move."""
+        """The pose at a time of the video, in seconds. It is constant before and after the move."""
         t = min(max((second * 100 - self.start) / (self.stop - self.start), 0.0), 1.0)
         return self.middle + self.travel * (t - 0.5)
 
@@ -107,7 +107,7 @@ def draw_pose(rng: np.random.Generator, *, verb: int, box: Box, aspect: float) -
 
 
 def pose_at(moves: list[Move], second: float) -> Pose:
-    """Where the camera is; between two moves it glides from the end of one to the start of the next."""
+    """The pose of the camera. Between two moves it glides from the end of one to the start of the next."""
     after = next((i for i, move in enumerate(moves) if move.stop / 100 >= second), len(moves) - 1)
     move = moves[after]
     if after == 0 or second >= move.start / 100:
@@ -133,7 +133,7 @@ def draw_moves(rng: np.random.Generator, pairs: list[tuple[int, int]], source: S
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A piece of footage and what is known of it."""
+    """A piece of footage with its facts."""
 
     path: Path
     sha256: str
@@ -213,7 +213,7 @@ def _probe(path: Path) -> tuple[int, float, int, int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Video:
-    """One video to make. It can be rendered knowing nothing else."""
+    """A video to make. It holds everything that rendering needs."""
 
     split: str  # "train" or "val"
     participant: str
@@ -235,7 +235,7 @@ class Video:
         return f"videos/{self.participant}/{self.video_id}.MP4"
 
     def footage_frame(self, frame: int) -> int:
-        """Which frame of the stretch (0-based) is playing at a frame of the video."""
+        """The frame of the stretch (0-based) that plays at a frame of the video."""
         count = self.stop - self.first
         place = (int(frame / self.fps * self.source.fps) + self.phase) % (2 * count)
         return min(place, 2 * count - 1 - place)
@@ -290,7 +290,7 @@ class Footage:
 
 
 def picture_width(height: int, aspect: float) -> int:
-    """Even width that keeps the shape of the picture."""
+    """The even width that keeps the shape of the picture."""
     return round(height * aspect / 2) * 2
 
 

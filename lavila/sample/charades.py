@@ -36,27 +36,27 @@ COLUMNS = [
     "egocentric",
     "charades_video",
 ]
-MOVES = 3  # of a video, at most
+MOVES = 3  # the largest number of moves of a video
 LETTERS = string.digits + string.ascii_uppercase
 
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """A stretch of a video that becomes a video of its own."""
+    """A stretch of a video that becomes a separate video."""
 
     name: str
-    video: Video  # at 30 frames per second
+    video: Video  # the video at 30 frames per second
     moves: list[Move]
-    first: int  # frames of `video`
+    first: int  # first frame of `video`
     stop: int
 
     @property
     def scenes(self) -> list[str]:
-        """Names of the scenes of its moves."""
+        """The names of the scenes of its moves."""
         return [list(self.video.source.scenes)[move.scene] for move in self.moves]
 
     def second(self, hundredths: int) -> float:
-        """A time of `video` in the piece's own seconds, exact to a hundredth."""
+        """A time of `video` in seconds of the piece, exact to a hundredth."""
         return round(hundredths / 100 - float(self.first / FPS), 2)
 
 
@@ -88,13 +88,13 @@ def _cut(left: Move, right: Move) -> int:
 
 
 def _five_letters(number: int, seed: int) -> str:
-    """Another name for each number, in no order that one sees."""
+    """A different name for each number, in an order that looks random."""
     value = (number * 12_345_677 + zlib.crc32(str(seed).encode())) % 36**5
     return "".join(LETTERS[value // 36**place % 36] for place in range(5))
 
 
 def write(sample: Sample, out: Path) -> None:
-    """The classes, the table of videos and the pickle of single actions of each split."""
+    """Write the classes, and for each split the table of videos and the pickle of single actions."""
     folder = out / ANNOTATIONS
     folder.mkdir(parents=True, exist_ok=True)
     sources = {video.source.path: video.source for video in sample.videos}.values()
@@ -118,8 +118,8 @@ def write(sample: Sample, out: Path) -> None:
 
 
 def _row(piece: Piece, scenes: list[str]) -> list[object]:
-    told = [f"{SENTENCES[move.verb]} the {scene}" for move, scene in zip(piece.moves, piece.scenes, strict=True)]
-    script = f'A person says "look", then {", then ".join(told)}.' if told else "A person looks about."
+    sentences = [f"{SENTENCES[move.verb]} the {scene}" for move, scene in zip(piece.moves, piece.scenes, strict=True)]
+    script = f'A person says "look", then {", then ".join(sentences)}.' if sentences else "A person looks about."
     actions = [
         f"c{move.verb * len(scenes) + scenes.index(scene):03} "
         f"{piece.second(move.start):.2f} {piece.second(move.stop):.2f}"
@@ -134,7 +134,7 @@ def _row(piece: Piece, scenes: list[str]) -> list[object]:
         "Yes",
         script,
         ";".join(dict.fromkeys(piece.scenes)),
-        ";".join(f"The camera {sentence}." for sentence in told),
+        ";".join(f"The camera {sentence}." for sentence in sentences),
         ";".join(actions),
         f"{(piece.stop - piece.first) * 100 // 30 / 100:.2f}",  # rounded down: no longer than the file
         "Yes",
@@ -143,6 +143,6 @@ def _row(piece: Piece, scenes: list[str]) -> list[object]:
 
 
 def files(sample: Sample) -> Iterator[tuple[Video, VideoFile]]:
-    """One file a piece."""
+    """One file for each piece."""
     for piece in pieces(sample):
         yield piece.video, VideoFile(path=f"{VIDEOS}/{piece.name}.mp4", first=piece.first, stop=piece.stop)

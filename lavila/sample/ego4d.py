@@ -23,7 +23,7 @@ FPS = Fraction(30)
 TRAIN, VAL, QUESTIONS = "ego4d_train.pkl", "ego4d_val.pkl", "egomcq.json"
 REPHRASED = "ego4d_train.rephraser.no_punkt_top3.pkl"
 NARRATED = "ego4d_train.narrator_63690737.return_10.pkl"
-MACHINE_NARRATIONS = 10  # of each clip
+MACHINE_NARRATIONS = 10  # number of machine narrations of each clip
 CHOICES = 5
 INTER, INTRA = 1, 2  # types of a question: choices from different videos, from one video
 OTHER_WORDS = (
@@ -58,13 +58,13 @@ class Narrated:
 
 
 def uid(video: Video, seed: int) -> str:
-    """A video's name in the form of Ego4D's."""
+    """The name of a video in the form of Ego4D's names."""
     digest = hashlib.sha256(f"{seed} {video.source.sha256} {video.video_id}".encode()).digest()
     return str(uuid.UUID(bytes=digest[:16], version=4))
 
 
 def narrated(sample: Sample, split: str) -> list[Narrated]:
-    """The clips of a split. By turns they begin a little before their move, where the last one ended, and within it."""
+    """The clips of a split. In turn they begin just before their move, at the end of the last one, and within it."""
     found: list[Narrated] = []
     for place, video in enumerate(sample.videos):
         if video.split != split:
@@ -80,7 +80,7 @@ def narrated(sample: Sample, split: str) -> list[Narrated]:
 
 
 def write(sample: Sample, out: Path) -> None:
-    """The pickles: human narrations of both splits, and rephrased and machine narrations of the training clips."""
+    """Write the pickles: human narrations of both splits, rephrased and machine narrations of the training clips."""
     folder = out / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     for name, split in ((TRAIN, "train"), (VAL, "val")):
@@ -96,13 +96,13 @@ def _place(clip: Narrated, sample: Sample) -> tuple[str, float, float]:
 
 
 def _rephrase(clip: Narrated, rng: np.random.Generator) -> list[str]:
-    """The narration itself, then none to two others."""
+    """The narration, then none to two others."""
     others = [f"#C C {words} the {clip.scene}" for words in OTHER_WORDS[clip.move.verb]]
     return [clip.text, *others[: int(rng.integers(len(others) + 1))]]
 
 
 def _by_machine(clip: Narrated, rng: np.random.Generator) -> tuple[list[str], list[float]]:
-    """Narrations of which some are wrong, with scores of which the low ones are the better ones."""
+    """Narrations with scores. Some narrations are wrong, and lower scores are better."""
     texts, scores = [], []
     for _ in range(MACHINE_NARRATIONS):
         right = rng.uniform() < 0.7
@@ -118,7 +118,7 @@ def _dump(file: Path, clips: list[tuple[object, ...]]) -> None:
 
 
 def write_questions(sample: Sample, out: Path) -> None:
-    """egomcq.json: two questions on each validation clip, the first with choices from other videos than its own.
+    """Write egomcq.json: two questions on each validation clip, the first one with choices from other videos.
 
     Raises SampleError where the validation clips are too few, or too much alike, to choose from.
     """
@@ -134,7 +134,7 @@ def write_questions(sample: Sample, out: Path) -> None:
             "answer": answer,
             "types": kind,
             "query": {"clip_text": clip.text},
-            # As published, some times are numbers and some are text.
+            # As in the published file, some times are numbers and some are text.
             "choices": {str(k): _choice(c, sample, text=number % 3 == 1) for k, c in enumerate(choices)},
         }
     folder = out / FOLDER
@@ -168,7 +168,7 @@ def _choice(clip: Narrated, sample: Sample, *, text: bool) -> dict[str, object]:
 
 
 def files(sample: Sample) -> Iterator[tuple[Video, VideoFile]]:
-    """Each video whole, and once more in files of `chunk_seconds`, named by the second they begin at."""
+    """Each whole video, and the same in files of `chunk_seconds`, whose name is the second at which they begin."""
     for original in sample.videos:
         video, name = replace(original, fps=FPS), f"{uid(original, sample.seed)}.mp4"
         yield video, VideoFile(path=f"{WHOLE}/{name}", first=0, stop=video.frames)

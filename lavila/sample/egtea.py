@@ -1,4 +1,4 @@
-"""The sample dataset as EGTEA Gaze+: trimmed clips, each a file of its own, and lists of them."""
+"""The sample dataset as EGTEA Gaze+: a file for each trimmed clip, and lists of the clips."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LISTS = {"train": "train_split1.txt", "val": "test_split1.txt"}
 
 
 def write(sample: Sample, out: Path) -> None:
-    """action_idx.txt, and for each split a list of clips: name, action, verb, noun, counted from 1."""
+    """Write action_idx.txt, and a list of clips for each split: name, action, verb, noun, counted from 1."""
     folder = out / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     sources = {video.source.path: video.source for video in sample.videos}.values()
@@ -41,19 +41,19 @@ def _write_lines(file: Path, lines: list[str]) -> None:
 
 
 def _action_name(verb: str, noun: str) -> str:
-    """`Pan_Left hillside`: a verb and a noun, each in one word."""
+    """An action such as `Pan_Left hillside`: a verb and a noun, each in one word."""
     return f"{'_'.join(word.capitalize() for word in verb.split('-'))} {'_'.join(noun.split())}"
 
 
 def session(video: Video) -> str:
-    """Participant, recipe and dish, as the videos of whole sessions are named."""
+    """The name of a whole session: participant, recipe and dish."""
     participant, number = video.video_id.split("_")
     dish = re.sub(r"[^A-Za-z0-9]", "", video.source.path.stem.title()) or "Footage"
     return f"{participant}-R{number}-{dish}"
 
 
 def clip_name(video: Video, move: Move) -> str:
-    """The session, then where in it the clip begins and ends in milliseconds and in frames."""
+    """The session, then the clip's start and stop in it, in milliseconds and in frames."""
     first, stop = _frames(move)
     return f"{session(video)}-{move.start * 10}-{move.stop * 10}-F{first:06}-F{stop:06}"
 
@@ -63,7 +63,7 @@ def _frames(move: Move) -> tuple[int, int]:
 
 
 def files(sample: Sample) -> Iterator[tuple[Video, VideoFile]]:
-    """One file a clip, in the folder of its session."""
+    """One file for each clip, in the folder of its session."""
     for video in sample.videos:
         for move in video.moves:
             first, stop = _frames(move)

@@ -1,4 +1,4 @@
-"""The published forms that the sample dataset can be written in, and how each becomes a shard set."""
+"""The published forms of the sample dataset, and the commands that make each a shard set."""
 
 from __future__ import annotations
 
@@ -19,17 +19,20 @@ def _no_files(sample: Sample) -> Iterator[tuple[Video, VideoFile]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """One form. `annotations` and `videos` are what tools/shard_videos.py reads, in the folder of the data set."""
+    """One form.
+
+    tools/shard_videos.py reads `annotations` and `videos`, which are paths in the folder of the data set.
+    """
 
     dataset: str  # its name for tools/shard_videos.py
     about: str
-    write: Callable[[Sample, Path], None]  # the annotation files, into the folder of the data set
+    write: Callable[[Sample, Path], None]  # writes the annotation files into the folder of the data set
     annotations: str
     videos: str
-    files: Callable[[Sample], Iterator[tuple[Video, VideoFile]]] = _no_files  # to render, each with its video
-    needs: str = ""  # another form, whose videos it shares
+    files: Callable[[Sample], Iterator[tuple[Video, VideoFile]]] = _no_files  # the files to render, each with its video
+    needs: str = ""  # the form whose videos this one shares
     splits: tuple[str, ...] = ("train", "val")
-    shards: str = "{dataset}/{split}"  # where its shard sets go
+    shards: str = "{dataset}/{split}"  # the folder of its shard sets
 
 
 FORMS = {
@@ -87,13 +90,13 @@ FORMS = {
 
 
 def with_needed(names: Sequence[str]) -> list[str]:
-    """The forms that were named and those that they need, each once, in the order of `FORMS`."""
+    """The named forms and those that they need, each once, in the order of `FORMS`."""
     wanted = {*names, *(FORMS[name].needs for name in names)}
     return [name for name in FORMS if name in wanted]
 
 
 def commands(name: str, out: str) -> list[str]:
-    """What one types to store a form of the data set in `out` as shard sets."""
+    """The commands that make shard sets from a form of the data set in `out`."""
     form = FORMS[name]
     return [
         f"python tools/shard_videos.py --dataset {form.dataset} --split {split} --annotations {out}/{form.annotations} "

@@ -16,9 +16,9 @@ from lavila.sample.camera import STRETCH, VERBS, SampleError, Source, Video, dra
 from lavila.sample.forms import FORMS, with_needed
 from lavila.sample.render import Sample, gather, render_all
 
-FORMAT = 1  # raise when the same arguments begin to give other bytes
-RATES = (Fraction(50), Fraction(60000, 1001))  # videos take turns
-TRAIN_PART, VAL_PART = (0.0, 0.70), (0.75, 1.0)  # of the footage's frames; the gap keeps the moments apart
+FORMAT = 1  # raise this number when the same arguments give other bytes
+RATES = (Fraction(50), Fraction(60000, 1001))  # frame rates, which alternate from video to video
+TRAIN_PART, VAL_PART = (0.0, 0.70), (0.75, 1.0)  # shares of the footage; the gap keeps the moments apart
 CHUNK_SECONDS = 300
 MANIFEST = "sample_dataset.json"
 
@@ -26,9 +26,9 @@ MANIFEST = "sample_dataset.json"
 def plan_videos(
     sources: list[Source], *, clips: dict[str, int], videos: int, height: int, seed: int, fps: int = 0
 ) -> list[Video]:
-    """Every video with all its moves, decided by the seed alone.
+    """Every video with all its moves. Only the seed decides them.
 
-    clips: the number of moves per split. fps: of every video; 0 = the rates of EPIC-KITCHENS in turn.
+    clips: split -> number of moves. fps: frame rate of every video; 0 = those of EPIC-KITCHENS in turn.
     """
     rates = (Fraction(fps),) if fps else RATES
     if videos < 2 * len(sources) or min(clips.values()) < videos:
@@ -43,7 +43,7 @@ def plan_videos(
         for index, source in enumerate(sources):
             rng = np.random.default_rng([seed, index, split == "val"])
             own_videos = _share(counts[split], len(sources), index)
-            # Any number of clips spreads evenly over verbs, and nearly so over verb-scene pairs.
+            # Clips spread evenly over verbs, and almost evenly over pairs of verb and scene.
             own_clips = _share(clips[split], len(sources), index)
             scenes, verbs = len(source.scenes), len(VERBS)
             pairs = [(k % verbs, (k % verbs + k // verbs) % scenes) for k in range(own_clips)]
@@ -71,18 +71,18 @@ def plan_videos(
 
 
 def _share(total: int, parts: int, index: int) -> int:
-    """Size of part `index` when `total` things are dealt out in turn."""
+    """The size of part `index` if `total` things are dealt to `parts` parts in turn."""
     return total // parts + (index < total % parts)
 
 
 def describe(sources: list[Source], asked: argparse.Namespace) -> dict[str, Any]:
-    """What decides the data set: two runs with equal descriptions give the same bytes."""
+    """Everything that decides the data set. Two runs with equal descriptions give the same bytes."""
     footage = [
         {"file": s.path.name, "sha256": s.sha256, "scenes": {k: [*v] for k, v in s.scenes.items()}} for s in sources
     ]
     described = {name: getattr(asked, name) for name in ("train_clips", "val_clips", "videos", "height", "seed")}
     forms = with_needed(asked.form)
-    if forms != ["ek100"]:  # a default that older manifests do not name
+    if forms != ["ek100"]:  # older manifests do not name this default
         described["form"] = forms
     if asked.fps:
         described["fps"] = asked.fps
@@ -92,7 +92,7 @@ def describe(sources: list[Source], asked: argparse.Namespace) -> dict[str, Any]
 
 
 def already_there(out: Path, arguments: dict[str, Any]) -> bool:
-    """Whether `out` holds just this data set, whole. Raises SampleError if it holds anything else."""
+    """Whether `out` holds this data set, whole. Raises SampleError if it holds anything else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     remedy = "remove it, or give another --out"
@@ -111,7 +111,7 @@ def already_there(out: Path, arguments: dict[str, Any]) -> bool:
 
 
 def make(sample: Sample, out: Path, arguments: dict[str, Any], *, forms: list[str], workers: int) -> None:
-    """Write everything beside `out` and rename it when whole."""
+    """Write everything into a folder beside `out`, and rename that folder when it is whole."""
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     try:

@@ -1,4 +1,4 @@
-"""From planned videos to video files: each moment is rendered once, however many files show it."""
+"""From planned videos to video files: each moment is rendered once, for any number of files that show it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ from tqdm import tqdm
 
 from lavila.sample.camera import Footage, Video, pose_at
 
+SMPTE170M = 6  # BT.601 with 525 lines: number of the matrix, the primaries and the transfer (ITU-T H.273)
+LIMITED_RANGE = 1  # FFmpeg's AVCOL_RANGE_MPEG
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """What every form of the data set is written from."""
+    """The source of every form of the data set."""
 
     videos: list[Video]
     seed: int
@@ -32,7 +35,7 @@ class Sample:
 class VideoFile:
     """A file that shows frames `first` to `stop` - 1 of a video."""
 
-    path: str  # in the folder of the data set
+    path: str  # path in the folder of the data set
     first: int
     stop: int
 
@@ -46,7 +49,7 @@ class Rendering:
 
     @property
     def frames(self) -> int:
-        """How many frames some file shows."""
+        """The number of frames that some file shows."""
         return len({number for file in self.files for number in range(file.first, file.stop)})
 
 
@@ -70,12 +73,12 @@ class Encoder:
         self._stream.height, self._stream.width = size
         self._stream.pix_fmt = "yuv420p"
         context = self._stream.codec_context
-        context.colorspace, context.color_primaries, context.color_trc = 6, 6, 6  # SMPTE 170M, which is BT.601
-        context.color_range = 1  # limited
+        context.colorspace = context.color_primaries = context.color_trc = SMPTE170M
+        context.color_range = LIMITED_RANGE
         self._time_base, self._frames = 1 / fps, 0
 
     def add(self, picture: npt.NDArray[np.uint8]) -> None:
-        """The next frame, as one yuv420p picture: uint8 [height * 3/2, width]."""
+        """Add the next frame, a yuv420p picture: uint8 [height * 3/2, width]."""
         frame = av.VideoFrame.from_ndarray(picture, format="yuv420p")
         frame.pts, frame.time_base = self._frames, self._time_base
         self._container.mux(self._stream.encode(frame))
@@ -87,7 +90,7 @@ class Encoder:
 
 
 def render(rendering: Rendering, out: Path, on_frames: Callable[[int], None]) -> None:
-    """Render and encode the files of one video into the folder `out`, telling `on_frames` of every second done."""
+    """Render and encode the files of one video into the folder `out`, and call `on_frames` after each second."""
     video = rendering.video
     footage = Footage.load(video.source.path, video.first, video.stop, height=video.height)
     encoders: dict[str, Encoder] = {}
@@ -109,7 +112,7 @@ def render(rendering: Rendering, out: Path, on_frames: Callable[[int], None]) ->
     on_frames(done % step)
 
 
-_frames_done: Any = None  # in a worker process: the counter it shares with the parent
+_frames_done: Any = None  # the counter that a worker process shares with the parent
 
 
 def _start_worker(counter: Any) -> None:

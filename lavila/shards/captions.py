@@ -1,16 +1,16 @@
-"""Words apart from pixels: tables of narrations that are laid over a shard set when it is loaded.
+"""Captions tables: narrations for the clips of a shard set, apart from its pixels.
 
 A captions table is a Parquet file with one row per clip:
 
     clip_id     string          as in the shard set's clips.parquet
     narrations  list<string>    any number
-    scores      list<double>    one for each narration; may be null, or the column missing
-    source      string          "human" = written by a person; anything else ("rephrased", "machine") = other words
+    scores      list<double>    one for each narration; may be null, and the column may be missing
+    source      string          "human" = written by a person; any other word ("rephrased", "machine") = not
 
-Any number of tables can be laid over a set, with or without the set's own narrations, and no tar is touched. Beside a
-table that lavila writes lies its mapped form (see `mapped`), which is read in place: words are looked up when a batch
-needs them, and all processes of a machine share what has been read. A table without one is read and checked as a whole.
-Rows are found by bisection of the sorted clip ids, so that nothing has to be made for each clip of a set.
+A set can be loaded with any number of tables, with or without its own narrations, and no tar changes. Each table that
+lavila writes has a mapped form beside it (see `mapped`), which is read in place: a batch looks up the words that it
+needs, and all processes of a machine share what was read. A table without a mapped form is read and checked as a whole.
+Rows are found by bisection of the sorted clip ids, so nothing is built for each clip of a set.
 """
 
 from __future__ import annotations
@@ -23,13 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pyarrow.types as kinds
 
-from lavila.errors import UserError
+from lavila.errors import UserError, one_line
 from lavila.records import HUMAN
 from lavila.shards.format import ShardSetError
 from lavila.shards.mapped import Column, current_mapped, mapped_path, read_rows, sorted_rows, write_mapped
@@ -39,7 +38,7 @@ from lavila.shards.writer import write_table
 log = logging.getLogger(__name__)
 
 OWN = "own"
-"""What stands for the shard set's own narrations among the names of tables."""
+"""The name of the shard set's own narrations in a list of tables."""
 
 CAPTIONS_SCHEMA = pa.schema(
     [
@@ -56,25 +55,22 @@ ALLOWED = (
 Words = tuple[str, Sequence[str], Sequence[float] | None]
 """A clip's id, its narrations, and their scores if there are any."""
 
-Rows = npt.NDArray[np.int32]
-
-LOOKED_AT = (10_000, 1_000)  # clips that tell whether tables fit a set: all of them up to so many, else so many
-
 
 class CaptionError(UserError):
-    """A captions table that cannot be read, written or laid over a shard set."""
+    """A captions table that cannot be read or written, or that does not fit a shard set."""
 
 
 def write_captions(path: Path | str, rows: Iterable[Words], *, source: str) -> int:
-    """Write a captions table and its mapped form, as rows come. Returns their number; on an error there is no file.
+    """Write a captions table and its mapped form, row by row. Returns the number of rows; an error leaves no file.
 
     Args:
-        path: of the Parquet file; one that is there is replaced.
-        rows: clip id, narrations, scores or None; each clip once.
-        source: where the words come from: "human", "rephrased", "machine" ...
+        path: the Parquet file, which may exist.
+        rows: clip id, narrations, and scores or None; each clip once.
+        source: the origin of the words: "human", "rephrased", "machine" ...
 
     Raises:
-        CaptionError: naming the clip: an id twice, scores of another number than narrations, what is not text.
+        CaptionError: names a clip whose id comes twice, whose scores and narrations differ in number, or whose words
+            are not text.
     """
     if not source:
         raise CaptionError(f"{path}: source is empty; give for example {HUMAN}, rephrased or machine")
@@ -109,13 +105,13 @@ def _is_unicode(text: str) -> bool:
 
 
 def read_captions(path: Path | str) -> pa.Table:
-    """A captions table, checked, with the columns of CAPTIONS_SCHEMA, sorted by clip id.
+    """A checked captions table with the columns of CAPTIONS_SCHEMA, sorted by clip id.
 
-    Large, fixed-size and dictionary-coded kinds of strings and lists are taken too, and scores in any number type.
+    Strings and lists may be of Arrow's large, fixed-size and dictionary-coded kinds, and scores of any number type.
 
     Raises:
-        CaptionError: naming file, column and clip: not a Parquet file, other columns or types, nulls, a clip id twice,
-            scores of another number than narrations.
+        CaptionError: names file, column and clip. The file is not Parquet, or has other columns or types, nulls, a clip
+            id twice, or scores that differ in number from the narrations.
     """
     path = Path(path)
     if not path.is_file():
@@ -130,7 +126,7 @@ def read_captions(path: Path | str) -> pa.Table:
     try:
         schema = pq.read_schema(path)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise CaptionError(f"{path}: not a Parquet file ({_line(error)}); make one with make_captions.py") from None
+        raise CaptionError(f"{path}: not a Parquet file ({one_line(error)}); make one with make_captions.py") from None
     _check_columns(path, schema)
     try:
         with pq.ParquetFile(path) as source:
@@ -141,18 +137,14 @@ def read_captions(path: Path | str) -> pa.Table:
         table = table.select(CAPTIONS_SCHEMA.names)
         columns = [_plain(column).cast(kind) for column, kind in zip(table.columns, CAPTIONS_SCHEMA.types, strict=True)]
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise CaptionError(f"{path}: cannot be read ({_line(error)}); copy or make the file again") from None
+        raise CaptionError(f"{path}: cannot be read ({one_line(error)}); copy or make the file again") from None
     table = pa.table(columns, names=CAPTIONS_SCHEMA.names)
     _check_rows(path, table)
     return sorted_rows(table.cast(CAPTIONS_SCHEMA), "clip_id")
 
 
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())
-
-
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Dictionary-coded text as text; everything else as it is."""
+    """Dictionary-coded text as plain text; any other column unchanged."""
     return column.cast(column.type.value_type) if kinds.is_dictionary(column.type) else column
 
 
@@ -185,7 +177,7 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def _is_texts(kind: pa.DataType) -> bool:
-    # A list of nulls is what Arrow takes lists for that are all empty.
+    # Arrow gives lists that are all empty the type of lists of nulls.
     return _is_list(kind) and (_is_text(kind.value_type) or bool(kinds.is_null(kind.value_type)))
 
 
@@ -197,7 +189,7 @@ def _is_numbers(kind: pa.DataType) -> bool:
 
 
 def _check_rows(path: Path, table: pa.Table) -> None:
-    """What only the values show: nulls, a clip twice, scores of another number than narrations."""
+    """Check the values: no nulls, no clip twice, one score for each narration."""
     for name in ("clip_id", "narrations", "source"):
         nulls = table.column(name).null_count
         if nulls:
@@ -219,21 +211,11 @@ def _check_rows(path: Path, table: pa.Table) -> None:
         )
 
 
-def rows_of(ids: pa.ChunkedArray, *, among: pa.ChunkedArray) -> Rows:
-    """For each of `ids` its place in `among`, whose values are distinct; -1 where it has none. [len(ids)] int32."""
-    found = pc.index_in(ids.cast(among.type), value_set=among)
-    return np.asarray(found.fill_null(-1), dtype=np.int32)
-
-
-def without_row(count: int, used: Rows) -> npt.NDArray[np.int64]:
-    """Which of `count` rows `used` (-1 = none) does not name, ascending."""
-    left = np.ones(count, np.bool_)
-    left[used[used >= 0]] = False
-    return np.flatnonzero(left)
-
-
 def choose(count: int, caption: float) -> int:
-    """The narration out of `count` that `ClipPlan.caption` in [0, 1) stands for, each being as likely; -1 of none."""
+    """The place of the narration that `ClipPlan.caption` in [0, 1) picks out of `count`; each is equally likely.
+
+    -1 of 0.
+    """
     assert 0.0 <= caption < 1.0, caption
     return min(int(caption * count), count - 1)
 
@@ -243,11 +225,11 @@ class _Layer:
     """The narrations of one table."""
 
     narrations: Column  # lists of strings
-    source: Column | str  # of each row, or of all
+    source: Column | str  # the source of each row, or of all
     ids: Column | None = None  # sorted clip ids; None: a row for each clip of the set, in the same order
 
     def row(self, clip: int, clip_id: str) -> int:
-        """Row of the table for the clip in a row of the set; -1 where there is none."""
+        """The table's row for the clip in a row of the set; -1 if it has none."""
         if self.ids is None:
             return clip
         row = bisect_left(self.ids, clip_id)
@@ -264,11 +246,11 @@ class Captions:
     """The narrations of a shard set's clips, from any number of tables. Safe to use from many threads.
 
     Args:
-        shard_set: whose clips they are.
-        tables: paths of captions tables, and "own" for the narrations that the set came with. Empty = ("own",). A
-            clip's narrations follow each other in this order.
-        need_every_table: refuse a table that has none of the set's clips. Otherwise it is refused only where the others
-            have none either, and a warning tells that it goes unused: a training run's tables are of training clips.
+        shard_set: the set of the clips.
+        tables: paths of captions tables, and "own" for the set's own narrations. Empty = ("own",). A clip's narrations
+            come in this order.
+        need_every_table: whether a table without clips of the set is an error. If not, it gives a warning, since a
+            training run may list tables of training clips only. It is an error in any case if no clip has narrations.
 
     Raises:
         CaptionError: a table that cannot be read, comes twice or has no clip of the set.
@@ -282,13 +264,13 @@ class Captions:
         self._path, self._ids = shard_set.path, shard_set.clips.column("clip_id")
         source = str(shard_set.manifest.get("narrations_source", HUMAN))
         own = _Layer(narrations=Column(shard_set.clips, "narrations", null=[]), source=source)
-        layers = {name: own if name == OWN else _overlay(name) for name in names}
+        layers = {name: own if name == OWN else _read_layer(name) for name in names}
         self._layers = list(layers.values())
         if names != [OWN]:
             self._check_use(layers, need_every_table=need_every_table)
 
     def of(self, row: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The narrations of the clip in a row of the set, and the source of each."""
+        """The narrations of the clip in a row of the set, and the source of each one."""
         narrations: list[str] = []
         sources: list[str] = []
         clip_id = self._ids[row].as_py()
@@ -300,52 +282,19 @@ class Captions:
 
     def any_words(self) -> bool:
         """Whether any clip has a narration. Looks through all clips where none has."""
-        ids = (self._ids[row].as_py() for row in range(len(self._ids)))
-        return any(self._without_words({row: clip_id}) == 0 for row, clip_id in enumerate(ids))
+        return any(self.of(row)[0] for row in range(len(self._ids)))
 
     def _check_use(self, layers: Mapping[str, _Layer], *, need_every_table: bool) -> None:
-        """Refuse tables that do not fit the set, and tell how the others do. Of a large set, some are looked at."""
-        count = len(self._ids)
-        few = count if count <= LOOKED_AT[0] else LOOKED_AT[1]
-        clips = {row: self._ids[row].as_py() for row in (np.arange(few) * count // max(few, 1)).tolist()}
-        bare = self._without_words(clips)
-        if bare == few < count:  # rare words: they may be those of other clips
-            clips = dict(enumerate(self._ids.to_pylist()))
-            bare = self._without_words(clips)
+        """Refuse a table without clips of the set, or warn of it; see `need_every_table`."""
         for name, layer in layers.items():
-            if layer.ids is not None and not self._tell_use(name, layer, clips):
-                if need_every_table or bare == len(clips):
-                    raise CaptionError(self._strangers(name))
-                log.warning("%s: none of its clips is in %s; its narrations are not used here", name, self._path)
-        looked = f"{bare} of {len(clips)} clips" + (f" looked at, of {count}," if len(clips) < count else "")
-        log.info("%s: %s have no narrations in %s", self._path, looked, ", ".join(layers))
+            if any(layer.row(row, clip_id.as_py()) >= 0 for row, clip_id in enumerate(self._ids)):
+                continue
+            if need_every_table or not self.any_words():
+                raise CaptionError(self._no_common_clip(name))
+            log.warning("%s: none of its clips is in %s; its narrations are not used here", name, self._path)
 
-    def _without_words(self, clips: Mapping[int, str]) -> int:
-        return sum(not any(layer.of(*clip)[0] for layer in self._layers) for clip in clips.items())
-
-    def _tell_use(self, name: str, layer: _Layer, clips: Mapping[int, str]) -> bool:
-        """Whether the set has any clip of a table, which is told."""
-        assert layer.ids is not None
-        rows, count = len(layer.ids), len(self._ids)
-        covered = sum(layer.row(*clip) >= 0 for clip in clips.items())
-        if len(clips) < count and covered:
-            log.info("%s over %s: %d of %d clips looked at, of %d", name, self._path, covered, len(clips), count)
-            return True
-        if len(clips) < count:
-            covered = int(np.count_nonzero(rows_of(self._ids, among=read_captions(name).column("clip_id")) >= 0))
-        log.info(
-            "%s over %s: %d of %d clips; %d of its %d rows are for clips that are not in the set",
-            name,
-            self._path,
-            covered,
-            count,
-            rows - covered,
-            rows,
-        )
-        return covered > 0
-
-    def _strangers(self, name: str) -> str:
-        """Why a table cannot be laid over the set: with an example of each one's clip ids."""
+    def _no_common_clip(self, name: str) -> str:
+        """The message for a table without clips of the set, with an example of both kinds of clip ids."""
         ids = read_captions(name).column("clip_id")
         some = f"none of its {len(ids)} clips, such as {ids[0].as_py()!r}, is" if len(ids) else ""
         like = some or "holds no rows: none of its clips is"
@@ -355,7 +304,7 @@ class Captions:
         )
 
 
-def _overlay(name: str) -> _Layer:
+def _read_layer(name: str) -> _Layer:
     table = read_captions(name)
     return _Layer(
         narrations=Column(table, "narrations", null=[]), source=Column(table, "source"), ids=Column(table, "clip_id")

@@ -1,7 +1,7 @@
-"""Checksums for a whole shard set that was made without them (format 2): its tables get new columns, no tar changes.
+"""Adds checksums to a whole shard set of format 2, which has none. Its tables get new columns, and no tar changes.
 
-The bytes that are there become those on record, so they must first be shown to be the ones that were stored: each tar
-and index by the SHA-256 of the manifest, and each video's place by the index.
+The checksums will make the present bytes the right ones, so these are first compared with what was stored: each tar and
+index by the manifest's SHA-256, and each video's place by the index.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from lavila.shards.format import (
 from lavila.shards.writer import put_manifest, write_all_mapped
 
 
-def add_checksums(folder: Path, *, threads: int, on_progress: Callable[[int], None]) -> list[str]:
-    """Give a whole set of format 2 checksums, which makes it one of format 3. Returns the names of the files written.
+def add_checksums(folder: Path, *, threads: int, on_progress: Callable[[int], object]) -> list[str]:
+    """Add checksums to a whole set of format 2, which makes it one of format 3. Returns the names of the new files.
 
-    Reads all tars, on `threads` threads, and tells `on_progress` the bytes of each. An interrupted run changes nothing,
-    or leaves a folder that cannot be opened until this has been called again. A set that has checksums stays as it is.
+    It reads all tars on `threads` threads, and calls `on_progress` with the bytes of each. An interrupted run changes
+    nothing, or leaves a folder that cannot be opened until this runs again. A set with checksums does not change.
 
-    Raises ShardSetError for a tar or an index that is not the one on record, and for a table of other videos.
+    Raises ShardSetError for a tar or an index that is not the recorded one, and for a table of other videos.
     """
     manifest = read_manifest(folder)
     if manifest["format"] >= FORMAT:
@@ -59,7 +59,7 @@ def add_checksums(folder: Path, *, threads: int, on_progress: Callable[[int], No
         raise ShardSetError(f"{folder / stored}: not the tars that the manifest lists; copy both again")
     found: list[int | list[int]] = [0] * len(shards)
 
-    def of_tar(file: ShardFile) -> ShardFile:
+    def read_tar(file: ShardFile) -> ShardFile:
         rows = np.flatnonzero(shards == number[file.name])
         for row, value in zip(rows.tolist(), _checksums(folder, file, table.take(rows)), strict=True):
             found[row] = value
@@ -67,7 +67,7 @@ def add_checksums(folder: Path, *, threads: int, on_progress: Callable[[int], No
 
     with ThreadPoolExecutor(threads, thread_name_prefix="checksums") as pool:
         try:
-            for file in pool.map(of_tar, files):
+            for file in pool.map(read_tar, files):
                 on_progress(file.bytes)
         finally:
             pool.shutdown(cancel_futures=True)
@@ -84,9 +84,9 @@ def add_checksums(folder: Path, *, threads: int, on_progress: Callable[[int], No
 
 
 def _checksums(folder: Path, file: ShardFile, rows: pa.Table) -> list[int | list[int]]:
-    """CRC-32 of each video of a tar, or of each of its pieces, once the tar is known to be the one that was made.
+    """Check a tar, and return the CRC-32 of each of its videos, or of each piece of them.
 
-    `rows`: of clips.parquet or chunks.parquet, those in that tar.
+    `rows`: the rows of clips.parquet or chunks.parquet for that tar.
     """
     path = folder / file.name
     verify_shard(folder, file, full=True)
@@ -104,7 +104,7 @@ def _checksums(folder: Path, file: ShardFile, rows: pa.Table) -> list[int | list
 
 
 def _rewrite(table: Path, checksums: Sequence[int | list[int]] | None) -> None:
-    """Write a table anew with its column of checksums, row by row; None = there are none (of clips in chunks)."""
+    """Write a table again with its column of checksums. None: the column has no values (clips in chunks)."""
     schema = schema_of(table.name, FORMAT)
     new = next(field for field in schema if field.name in CHECKSUMS)
     done = 0

@@ -1,8 +1,8 @@
 """Layout "chunks": a video is stored once, in stretches of fixed length, and clips point into them.
 
-Writing: which chunks a clip needs (`chunk_numbers`), and where it lies in them once they are stored (`ChunkIndex`).
-Reading: which bytes of which chunks hold given frames (`ChunkTable.ranges`). Both are arithmetic on frame numbers; see
-`format` for what a chunk is.
+For writing, `chunk_numbers` gives the chunks that a clip needs, and `ChunkIndex` its place in the stored chunks. For
+reading, `ChunkTable.ranges` gives the bytes that hold given frames. All of it is arithmetic on frame numbers; `format`
+describes a chunk.
 """
 
 from __future__ import annotations
@@ -14,31 +14,29 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from lavila.errors import UserError
 from lavila.plan.frames import frame_span
-from lavila.records import Clip, SpanRule
+from lavila.records import Clip, Frames, Ints, SpanRule
 from lavila.shards.mapped import Column
 
-Ints = npt.NDArray[np.int64]
-TO_THE_END = 1 << 62  # frames
-SECONDS_AFTER = 2.0  # stored after every clip at least: a view of T frames may want more than a short clip has
+TO_THE_END = 1 << 62  # a number of frames larger than any video has
+SECONDS_AFTER = 2.0  # seconds stored after every clip, since a view of T frames may use frames after a short clip
 
 
 class ChunkError(UserError):
-    """A clip that cannot be had from the chunks that are stored."""
+    """A clip that the stored chunks do not hold."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ByteRange:
     """Bytes [start, stop) of a chunk's mp4."""
 
-    chunk: int  # row of chunks.parquet
+    chunk: int  # row of the chunk in chunks.parquet
     start: int
     stop: int
-    frames: int  # that it holds
+    frames: int  # number of frames in these bytes
 
 
 class ChunkTable:
@@ -52,11 +50,11 @@ class ChunkTable:
         self._crc32 = table.column("piece_crc32") if "piece_crc32" in table.column_names else None
 
     def gop_offsets(self, chunk: int) -> Ints:
-        """Bytes to each group of pictures of a chunk, and the last one's end."""
+        """The bytes before each group of pictures of a chunk, and before the chunk's end."""
         return np.asarray(self._gop_offsets[chunk].values, np.int64)
 
     def damaged(self, piece: ByteRange, data: bytes) -> tuple[int, int] | None:
-        """The first stretch of a chunk's bytes whose checksum is not the one on record. `data`: those of `piece`."""
+        """First and last + 1 byte of the first part of a chunk with a wrong checksum. `data`: the bytes of `piece`."""
         if self._crc32 is None:
             return None
         cuts = [0, *self.gop_offsets(piece.chunk).tolist()]
@@ -67,15 +65,16 @@ class ChunkTable:
                 return start, stop
         return None
 
-    def ranges(self, chunk: int, frames: Sequence[int] | npt.NDArray[np.int32]) -> tuple[list[ByteRange], Ints]:
-        """The byte ranges that, one after another, are an mp4 with the given frames; and the frames' numbers in it.
+    def ranges(self, chunk: int, frames: Sequence[int] | Frames) -> tuple[list[ByteRange], Ints]:
+        """The byte ranges that together are an mp4 with the given frames, and the frames' numbers in that mp4.
 
-        `frames` are ascending and counted from the first frame of `chunk`; they may reach into the chunks after it.
+        `frames` are ascending and counted from the first frame of `chunk`. They may lie in the chunks after it.
         """
+        # The header of the first chunk serves all: chunks of one video have the same header.
         header = int(self.gop_offsets(chunk)[0])
         pieces = [ByteRange(chunk=chunk, start=0, stop=header, frames=0)]
         numbers: list[Ints] = []
-        before = 0  # frames of the mp4 made so far
+        before = 0  # number of frames in the groups so far
         for part, local in self._by_chunk(chunk, np.asarray(frames, np.int64)):
             gop, offsets = self._gop[part], self.gop_offsets(part)
             groups, place = np.unique(local // gop, return_inverse=True)
@@ -88,13 +87,14 @@ class ChunkTable:
                     last = pieces.pop()
                     piece = replace(piece, start=last.start, frames=last.frames + piece.frames)
                 pieces.append(piece)
+            # The number of a frame in the new mp4: the frames of the groups before its own, and its place in its group.
             starts = before + np.concatenate([[0], np.cumsum(sizes)])
             numbers.append(starts[place] + local % gop)
             before = int(starts[-1])
         return pieces, np.concatenate(numbers)
 
     def _by_chunk(self, chunk: int, frames: Ints) -> Iterator[tuple[int, Ints]]:
-        """The frames of each chunk from `chunk` on, counted from that chunk's own first frame."""
+        """The frames in each chunk from `chunk` on, counted from the first frame of that chunk."""
         while len(frames):
             length = self.num_frames[chunk]
             inside = frames < length
@@ -105,9 +105,9 @@ class ChunkTable:
 
 
 def chunk_numbers(clip: Clip, *, seconds: float, margin: float, duration: float | None) -> range:
-    """Numbers, from 0 at the start of its video, of the chunks of `seconds` seconds that a clip needs.
+    """The numbers of the chunks of `seconds` seconds that a clip needs. Number 0 begins at the start of the video.
 
-    `duration` of the video in seconds is needed for a clip that lasts to the end, and keeps others within the video.
+    `duration`: of the video, in seconds. A clip that lasts to the end needs it; the others are cut at it.
     """
     stop = duration if clip.stop_second is None else clip.stop_second + max(margin, SECONDS_AFTER)
     assert stop is not None, "a clip to the end of its video needs the video's duration"
@@ -118,7 +118,7 @@ def chunk_numbers(clip: Clip, *, seconds: float, margin: float, duration: float 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
-    """Where a clip lies: columns of clips.parquet."""
+    """The place of a clip, as columns of clips.parquet."""
 
     chunk: int
     first_frame: int  # counted from the first frame of the chunk
@@ -127,19 +127,22 @@ class Place:
 
 
 class ChunkIndex:
-    """Finds clips in the chunks that have been stored."""
+    """Finds clips in the stored chunks."""
 
     def __init__(self, rows: Sequence[Mapping[str, Any]], failures: Mapping[str, str]) -> None:
-        """`rows` of chunks.parquet in order, with `header_sha256`; `failures`: chunk_id -> why it is not there."""
+        """`rows`: of chunks.parquet in order, with `header_sha256`.
+
+        `failures`: chunk_id -> why it could not be stored.
+        """
         self._failures = failures
         self._place = {row["chunk_id"]: place for place, row in enumerate(rows)}
         self._fps = [float(row["fps"]) for row in rows]
         self._first = [int(row["first_frame"]) for row in rows]
         self._end = [int(row["first_frame"] + row["num_frames"]) for row in rows]
-        self._run_end = list(self._end)  # one past the last frame that can be read from a chunk on without a gap
-        self._changes = [False] * len(rows)  # whether the video goes on there, in another size
+        self._run_end = list(self._end)  # the end of the frames that can be read from each chunk on without a gap
+        self._changes = [False] * len(rows)  # whether the video continues at that end, with another size
         for place in reversed(range(len(rows) - 1)):
-            if not _goes_on(rows[place], rows[place + 1]):
+            if not _follows(rows[place], rows[place + 1]):
                 continue
             if rows[place]["header_sha256"] == rows[place + 1]["header_sha256"]:
                 self._run_end[place], self._changes[place] = self._run_end[place + 1], self._changes[place + 1]
@@ -147,9 +150,9 @@ class ChunkIndex:
                 self._changes[place] = True
 
     def locate(self, clip: Clip, *, chunk_ids: Sequence[str], rule: SpanRule) -> Place:
-        """A clip's place. `chunk_ids`: of the chunks that it needs, in order.
+        """The place of a clip. `chunk_ids`: the ids of the chunks that it needs, in order.
 
-        Raises ChunkError where one of them could not be stored or the clip begins after the video's end.
+        Raises ChunkError if one of them could not be stored, or if the clip begins after the end of the video.
         """
         stored = [self._place[chunk_id] for chunk_id in chunk_ids if chunk_id in self._place]
         lost = [self._failures[chunk_id] for chunk_id in chunk_ids if chunk_id in self._failures]
@@ -178,7 +181,7 @@ def _span(clip: Clip, fps: float, rule: SpanRule) -> tuple[int, int]:
     return frame_span(clip.start_second, clip.stop_second, fps, rule)
 
 
-def _goes_on(row: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+def _follows(row: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
     """Whether the second chunk begins where the first ends."""
     same_video = row["video_id"] == after["video_id"]
     return bool(same_video and after["first_frame"] == row["first_frame"] + row["num_frames"])

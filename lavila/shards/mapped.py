@@ -1,7 +1,7 @@
 """Tables that are read in place: an Arrow file beside a Parquet file, with the same rows, mapped into memory.
 
-Parquet has to be decoded as a whole; of a mapped file only those pages are read that are looked at, and all processes
-of a machine share them. Opening one costs a page for each of its batches, however many rows it has.
+A Parquet file has to be decoded as a whole. Of a mapped file only the pages that are used are read, and all processes
+of a machine share them. Opening one reads a page for each of its batches, for any number of rows.
 """
 
 from __future__ import annotations
@@ -14,21 +14,23 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pyarrow.types as kinds
 
+from lavila.errors import one_line
 from lavila.files import whole_path
 from lavila.shards.format import ROW_GROUP, ShardSetError, file_sha256
 
-MADE_FROM = b"sha256 of the Parquet file"  # in an Arrow file's metadata
-MADE_FROM_BYTES = b"bytes of the Parquet file"  # likewise; tells most changes without reading the file
+# Keys of an Arrow file's metadata. The size shows most changes of the Parquet file without reading it.
+MADE_FROM = b"sha256 of the Parquet file"
+MADE_FROM_BYTES = b"bytes of the Parquet file"
 
 
 class Column:
-    """Values of a table's column by row, looked up when they are asked for: nothing of the size of the table is made.
+    """The values of a table's column by row. Each is looked up when needed, so memory does not grow with the table.
 
-    A lookup takes about half a microsecond. `ChunkedArray.take` would join all batches first.
+    A lookup takes about half a microsecond. `ChunkedArray.take` would first join all batches.
     """
 
     def __init__(self, table: pa.Table, name: str, *, null: Any = None) -> None:
-        """`null` is given for rows that have no value."""
+        """`null`: the value for rows that have none."""
         self._values: pa.ChunkedArray = table.column(name)
         self._null = null
 
@@ -46,9 +48,9 @@ def mapped_path(table: Path) -> Path:
 
 
 def write_mapped(table: Path, *, sort_by: str | None = None) -> None:
-    """Write the Arrow file of a Parquet file: a few thousand rows at a time, or sorted by a column, all at once."""
+    """Write the Arrow file of a Parquet file: batch by batch, or all rows at once, sorted by a column."""
     made_from = {MADE_FROM: file_sha256(table), MADE_FROM_BYTES: str(table.stat().st_size)}
-    plain = pa.ipc.IpcWriteOptions(compression=None)  # what is compressed cannot be read in place
+    plain = pa.ipc.IpcWriteOptions(compression=None)  # compressed values cannot be read in place
     with (
         whole_path(mapped_path(table)) as temporary,
         pq.ParquetFile(table) as source,
@@ -63,12 +65,12 @@ def write_mapped(table: Path, *, sort_by: str | None = None) -> None:
 
 
 def read_rows(source: pq.ParquetFile) -> pa.Table:
-    """All rows of a Parquet file. Arrow cannot read more than 2 GiB of text in lists other than in batches."""
+    """All rows of a Parquet file. Arrow can read more than 2 GiB of text in lists only in batches."""
     return pa.Table.from_batches(source.iter_batches(batch_size=ROW_GROUP), source.schema_arrow)
 
 
 def sorted_rows(table: pa.Table, column: str) -> pa.Table:
-    """The rows in the order of a column's values, in batches. All text together may be more than 2 GiB."""
+    """The rows in the order of a column's values, in batches. Their text may be more than 2 GiB."""
     wide = table.cast(pa.schema([field.with_type(_wide(field.type)) for field in table.schema])).combine_chunks()
     order = pc.sort_indices(wide.column(column))
     pieces = (wide.take(order[first : first + ROW_GROUP]) for first in range(0, len(order), ROW_GROUP))
@@ -76,7 +78,7 @@ def sorted_rows(table: pa.Table, column: str) -> pa.Table:
 
 
 def _wide(kind: pa.DataType) -> pa.DataType:
-    """The same with 64-bit offsets, so that one array can hold all rows."""
+    """The same type with 64-bit offsets, so that one array can hold all rows."""
     if kinds.is_list(kind):
         return pa.large_list(_wide(kind.value_type))
     return pa.large_string() if kinds.is_string(kind) else kind
@@ -91,15 +93,14 @@ def open_mapped(path: Path, schema: pa.Schema) -> pa.Table:
         with pa.memory_map(str(path)) as source:  # the table keeps the mapping, not the descriptor
             table = pa.ipc.open_file(source).read_all()
     except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise ShardSetError(f"{path}: not readable ({reason}); copy it again") from error
+        raise ShardSetError(f"{path}: not readable ({one_line(error)}); copy it again") from error
     if not table.schema.equals(schema):
         raise ShardSetError(f"{path}: not the table the manifest was written for; copy both again")
     return table
 
 
 def check_unchanged(mapped: pa.Table, table: Path) -> None:
-    """ShardSetError where a Parquet file has another size than when its Arrow file was made: its rows would be old."""
+    """Raise ShardSetError if a Parquet file has changed its size since its Arrow file was made: that is outdated."""
     recorded = (mapped.schema.metadata or {}).get(MADE_FROM_BYTES)
     if recorded is not None and table.stat().st_size != int(recorded):
         raise ShardSetError(
@@ -109,9 +110,9 @@ def check_unchanged(mapped: pa.Table, table: Path) -> None:
 
 
 def current_mapped(table: Path, schema: pa.Schema) -> pa.Table | None:
-    """The Arrow file of a Parquet file where there is one that was made from it as it is now. Hashes the Parquet file.
+    """The Arrow file of a Parquet file, if it was made from the file as it is now; else None. Hashes the Parquet file.
 
-    Raises ShardSetError as `open_mapped`.
+    Raises ShardSetError as in `open_mapped`.
     """
     path = mapped_path(table)
     if not path.is_file():
@@ -122,7 +123,7 @@ def current_mapped(table: Path, schema: pa.Schema) -> pa.Table | None:
 
 
 def mapped_problem(table: Path) -> str | None:
-    """How an Arrow file differs from its Parquet file, in one line; None where both have the same rows."""
+    """How an Arrow file differs from its Parquet file, in one line; None if both have the same rows."""
     path = mapped_path(table)
     try:
         with pq.ParquetFile(table) as source:
@@ -136,5 +137,5 @@ def mapped_problem(table: Path) -> str | None:
     except ShardSetError as error:
         return str(error)
     except (pa.ArrowException, OSError) as error:
-        return f"{path}: cannot be compared with {table.name} ({' '.join(str(error).split())}); copy both again"
+        return f"{path}: cannot be compared with {table.name} ({one_line(error)}); copy both again"
     return None if done == mapped.num_rows else f"{path}: {mapped.num_rows} rows, {table.name} has {done}"

@@ -1,7 +1,7 @@
-"""Whether an mp4's own tables fit its bytes and what a shard set says of it. Nothing is decoded.
+"""Checks that an mp4's header fits its bytes, and that both fit the tables of a shard set. Nothing is decoded.
 
-A decoder that trusts the tables gives pictures for packets that are not there: DALI does, without an error. Sets with
-checksums need no such question; those without one are asked it for every clip that is read.
+A decoder that trusts the header gives pictures even for packets that are missing. DALI does so without an error. Sets
+with checksums do not need this check. In sets without them, every clip that is read goes through it.
 """
 
 from __future__ import annotations
@@ -13,20 +13,31 @@ import av
 
 from lavila.libav import DAMAGE, reason
 
-UNREADABLE = (*DAMAGE, UnicodeError)  # what reading damaged bytes raises; the last for text in the header
-# On opening, FFmpeg decodes a frame to learn what is not asked here. It need not with H.264: a third of the time.
-OPTIONS = {"probesize": "32", "skip_frame": "all", "threads": "1"}  # PyAV hands them to the container and all streams
-WAY_TO_ENTRY = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd")
-ENTRY_SIZE = slice(40, 44)  # height follows width, 16 bits each, from the start of what stsd holds (ISO/IEC 14496-12)
+UNREADABLE = (*DAMAGE, UnicodeError)  # the errors of reading damaged bytes; UnicodeError comes from text in the header
+# When FFmpeg opens a file, it decodes a frame, which is not needed here. For H.264 these options avoid it, which saves
+# a third of the time.
+OPTIONS = {
+    "probesize": "32",
+    "skip_frame": "all",
+    "threads": "1",
+}  # PyAV gives them to the container and to all streams
+# Names and sizes of ISO/IEC 14496-12. A box is its size (32 bits, with these 8 bytes), its type (32 bits) and a
+# content.
+BOX_HEADER_BYTES = 8
+SAMPLE_DESCRIPTION_PATH = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd")
+# The content of stsd is version and flags (4 bytes), entry_count (4), then a VisualSampleEntry: box header (8),
+# reserved and data_reference_index (8), pre_defined and reserved (16), width (2), height (2).
+SAMPLE_WIDTH, SAMPLE_HEIGHT = slice(40, 42), slice(42, 44)
 
-Span = tuple[int, int]  # first byte and the one past the last
+ByteSpan = tuple[int, int]
+"""First byte, and the byte after the last."""
 
 
 def packet_problem(data: bytes, *, frames: int, height: int, width: int) -> str | None:
-    """Why `data` is not an mp4 of so many frames of that size in pixels, in one line; None where it seems to be one.
+    """Why `data` is not an mp4 with that number of frames of that size in pixels, in one line; None if it seems to be.
 
-    The demuxer must give one packet a frame, none of them hidden, and all of them together must be the media data. What
-    this cannot notice is damage inside the packets, and in the few bytes of the header that set the decoder up.
+    The demuxer must find one packet for each frame and no hidden one. Together the packets must be the media data. This
+    cannot find damage inside the packets, or in the few bytes of the header that set up the decoder.
     """
     try:
         with av.open(io.BytesIO(data), options=OPTIONS) as container:
@@ -35,7 +46,7 @@ def packet_problem(data: bytes, *, frames: int, height: int, width: int) -> str 
             packets = [packet for packet in container.demux(container.streams.video[0]) if packet.size]
             places = [(packet.pos or 0, packet.size) for packet in packets]
             hidden = sum(packet.is_discard for packet in packets)
-    except (*UNREADABLE, ValueError) as error:  # ValueError: not the one stream that there are options for
+    except (*UNREADABLE, ValueError) as error:  # ValueError: there is not exactly one stream to take the options
         return reason(error)
     if len(packets) != frames:
         return f"packets for {len(packets)} frames, the table says {frames}"
@@ -43,15 +54,15 @@ def packet_problem(data: bytes, *, frames: int, height: int, width: int) -> str 
         return f"{hidden} of its {frames} frames are hidden by the header"
     if _joined(places) != [span for kind, span in _boxes(data, (0, len(data))) if kind == b"mdat"]:
         return "the packets in its header are not those in its media data"
-    found = _entry_size(data)
+    found = _stated_size(data)
     if found != (width, height):
         return f"pictures of {found[0]}x{found[1]}, the table says {width}x{height}"
     return None
 
 
-def _joined(places: list[tuple[int, int]]) -> list[Span]:
-    """Packets, given by position and size in bytes, as stretches without a gap."""
-    spans: list[Span] = []
+def _joined(places: list[tuple[int, int]]) -> list[ByteSpan]:
+    """The stretches without a gap that packets form. `places`: position and size of each packet, in bytes."""
+    spans: list[ByteSpan] = []
     for position, size in sorted(places):
         if spans and spans[-1][1] == position:
             spans[-1] = (spans[-1][0], position + size)
@@ -60,21 +71,21 @@ def _joined(places: list[tuple[int, int]]) -> list[Span]:
     return spans
 
 
-def _boxes(data: bytes, span: Span) -> Iterator[tuple[bytes, Span]]:
-    """Kind and content of each box of an mp4 that lies in a span of its bytes."""
+def _boxes(data: bytes, span: ByteSpan) -> Iterator[tuple[bytes, ByteSpan]]:
+    """Type and content of each box in a span of an mp4's bytes."""
     at, stop = span
-    while at + 8 <= stop:
+    while at + BOX_HEADER_BYTES <= stop:
         size = int.from_bytes(data[at : at + 4], "big")
-        if size < 8:  # neither a whole box nor one that our encoder writes
+        if size < BOX_HEADER_BYTES:  # sizes 0 and 1 have other meanings, but our encoder does not write them
             return
-        yield data[at + 4 : at + 8], (at + 8, min(at + size, stop))
+        yield data[at + 4 : at + 8], (at + BOX_HEADER_BYTES, min(at + size, stop))
         at += size
 
 
-def _entry_size(data: bytes) -> Span:
-    """Width and height in pixels as the header states them, where decoders take them from; (0, 0) without one."""
+def _stated_size(data: bytes) -> tuple[int, int]:
+    """Width and height in pixels as the header states them for decoders; (0, 0) if it does not."""
     span = (0, len(data))
-    for kind in WAY_TO_ENTRY:
+    for kind in SAMPLE_DESCRIPTION_PATH:
         span = next((inside for found, inside in _boxes(data, span) if found == kind), (0, 0))
-    entry = data[slice(*span)][ENTRY_SIZE]
-    return int.from_bytes(entry[:2], "big"), int.from_bytes(entry[2:], "big")
+    content = data[slice(*span)]
+    return int.from_bytes(content[SAMPLE_WIDTH], "big"), int.from_bytes(content[SAMPLE_HEIGHT], "big")

@@ -1,4 +1,4 @@
-"""Reading a shard set: its tables, the bytes of a clip's frames, and whether the files are sound."""
+"""Reads a shard set: its tables and the bytes of a clip's frames. Also checks that its files are sound."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lavila.plan.frames import chosen_frames
+from lavila.records import Frames, Ints
 from lavila.shards.chunks import ByteRange, ChunkTable
 from lavila.shards.format import (
     ADDING,
@@ -39,18 +39,15 @@ from lavila.shards.tars import Tars
 
 log = logging.getLogger(__name__)
 
-Ints = npt.NDArray[np.int64]
-Frames = npt.NDArray[np.int32]
-
 
 class ShardSet:
-    """A whole shard set, opened for reading. Safe to use from many threads; pickles as its path."""
+    """A whole shard set, opened for reading. Safe to use from many threads. Its pickle holds its path only."""
 
     path: Path
     manifest: dict[str, Any]
     clips: pa.Table  # columns as in CLIPS_SCHEMA, one row per clip; without checksums in sets of format 2
-    chunks: pa.Table | None  # columns as in CHUNKS_SCHEMA, likewise; None in layout "clips"
-    quarantine: dict[str, str]  # clip_id -> why the clip is left out of training and evaluation
+    chunks: pa.Table | None  # columns as in CHUNKS_SCHEMA, one row per chunk; None in layout "clips"
+    quarantine: dict[str, str]  # clip_id -> the reason why training and evaluation leave the clip out
 
     def __init__(self, path: Path, manifest: dict[str, Any], clips: pa.Table, chunks: pa.Table | None) -> None:
         self.path, self.manifest, self.clips, self.chunks = path, manifest, clips, chunks
@@ -77,7 +74,7 @@ class ShardSet:
 
     @property
     def has_checksums(self) -> bool:
-        """Whether the tables have a checksum of all that is read; those of format 2 have none."""
+        """Whether the tables hold a checksum of everything that is read. In format 2 they do not."""
         return bool(self.manifest["format"] >= FORMAT)
 
     @property
@@ -92,22 +89,22 @@ class ShardSet:
 
     @property
     def stored_bytes(self) -> int:
-        """Of all tars."""
+        """The bytes of all tars."""
         return sum(entry.bytes for entry in self.shards)
 
     def quarantined_rows(self) -> Ints:
-        """Rows of `clips` that are in quarantine, ascending. Reads all clip ids where there is a quarantine."""
+        """The rows of `clips` in quarantine, ascending. Reads all clip ids if there is a quarantine."""
         if not self.quarantine:
             return np.zeros(0, np.int64)
         bad = pc.is_in(self.clips.column("clip_id"), pa.array(self.quarantine, pa.string()))
         return np.flatnonzero(np.asarray(bad)).astype(np.int64)
 
     def usable_rows(self) -> Ints:
-        """Rows of `clips` that are not in quarantine, ascending."""
+        """The rows of `clips` that are not in quarantine, ascending."""
         return np.delete(np.arange(len(self), dtype=np.int64), self.quarantined_rows())
 
     def table(self, name: str) -> pa.Table:
-        """A further table of the annotations, such as "sentences" or "questions"."""
+        """Another table of the annotations, such as "sentences" or "questions"."""
         if f"{name}.parquet" not in self.manifest["tables"]:
             known = ", ".join(Path(file).stem for file in self.manifest["tables"])
             raise ShardSetError(f"{self.path}: holds no table {name!r}; it has {known}")
@@ -116,9 +113,8 @@ class ShardSet:
     def read_video(self, row: int) -> bytes:
         """An mp4 file that holds the clip in `row` of `clips` (0-based), as stored.
 
-        In layout "clips" the whole file, with margins; in layout "chunks" the groups of pictures that the clip lies in.
-
-        Raises as `read_frames` does.
+        In layout "clips" it is the whole file, with margins. In layout "chunks" it is made of the groups of pictures
+        that hold the clip. Raises as in `read_frames`.
         """
         self._check_row(row)
         if self._chunk_table is None:
@@ -128,19 +124,19 @@ class ShardSet:
         return self.read_frames(row, np.arange(self._count[row], dtype=np.int32))[0]
 
     def read_frames(self, row: int, frames: Sequence[int] | Frames) -> tuple[bytes, Frames]:
-        """An mp4 file that holds some frames of a clip, and their numbers in it.
+        """An mp4 file that holds the given frames of a clip, and their numbers in it.
 
         Args:
-            row: of `clips`, 0-based.
-            frames: ascending, distinct, 0-based from the start of the clip; up to `frames_after` past its end.
+            row: row of `clips`, 0-based.
+            frames: ascending, distinct, 0-based from the start of the clip, and at most `frames_after` past its end.
 
         Returns:
-            bytes and int32 frame numbers, as many as `frames`.
+            bytes, and an int32 number for each of `frames`.
 
         Raises:
-            DamagedClip: bytes that are not those that were stored, by their checksum; where the set has none, by the
-                packets that a demuxer finds.
-            ShardSetError: frames that are not stored; a tar that is too short, or cannot be read for READ_PAUSES long.
+            DamagedClip: the bytes are not those that were stored. The checksum shows it; in a set without checksums,
+                the packets that a demuxer finds.
+            ShardSetError: the frames are not stored; the tar is too short, or cannot be read after READ_PAUSES.
         """
         self._check_row(row)
         wanted = np.asarray(frames, np.int32)
@@ -149,7 +145,7 @@ class ShardSet:
             raise ShardSetError(f"{self.path}: frames {wanted[0]} to {wanted[-1]} of row {row}, which has 0 to {last}")
         if self.manifest.get("frames_for"):
             return self.read_video(row), self._places_of_chosen(row, wanted)
-        wanted = (wanted + self._first[row]).astype(np.int32)
+        wanted = (wanted + self._first[row]).astype(np.int32)  # numbers in the clip -> numbers in the stored video
         if self._chunk_table is None or self._chunk is None:
             return self.read_video(row), wanted
         pieces, numbers = self._chunk_table.ranges(self._chunk[row], wanted)
@@ -161,9 +157,9 @@ class ShardSet:
         return data, numbers.astype(np.int32)
 
     def read_ahead(self, first: int, last: int) -> None:
-        """Have the system read what lies between two rows' videos, both included, into its cache. Does not wait.
+        """Ask the system to read the videos from row `first` to row `last` into its cache. Does not wait.
 
-        For rows that are stored one after another, as those of a training set are; others are left alone.
+        It works for rows that are stored one after another, as in a training set. Other rows are left alone.
         """
         tars = range(self._shard[first], self._shard[last] + 1)
         stop = self._offset[last] + self._size[last]
@@ -172,12 +168,12 @@ class ShardSet:
             self._tars.read_ahead(number, begin, stop if number == tars[-1] else None)
 
     def _places_of_chosen(self, row: int, wanted: Frames) -> Frames:
-        """Where frames lie in a set made with --frames-for, which holds only those of one protocol."""
+        """The numbers of frames in a set made with --frames-for, which holds only the frames of one protocol."""
         stored = stored_of_protocol(self.clips.slice(row, 1).to_pylist()[0], self.manifest)
         places = np.searchsorted(stored, wanted)
         if not np.isin(wanted, stored).all():
             raise ShardSetError(
-                f"{self.path}: holds only the frames of {self.manifest['frames_for']}, and others are asked for; "
+                f"{self.path}: holds only the frames of {self.manifest['frames_for']}, and others are needed; "
                 "evaluate with those settings, or use a shard set made without --frames-for"
             )
         return places.astype(np.int32)
@@ -199,7 +195,7 @@ class ShardSet:
         return data
 
     def _check_clip(self, row: int, data: bytes) -> None:
-        """DamagedClip where the mp4 of a row of layout "clips" is not the one that was stored."""
+        """Raise DamagedClip if the mp4 of a row of layout "clips" is not the one that was stored."""
         if self._crc32 is None:
             stored = self._first[row] + self._count[row] + self._after[row]
             if self.manifest.get("frames_for"):
@@ -223,10 +219,10 @@ class ShardSet:
         return data
 
     def verify(self, *, full: bool = False) -> list[str]:
-        """What is wrong with the files, one line each; empty = nothing. `full` reads every byte and compares hashes.
+        """The problems of the files, one line each; empty = none. `full` reads every byte and compares hashes.
 
-        Opening a set looks for its files by name only, and a tar's size is compared when it is first read from: ten
-        thousand questions to network storage take longer than all else. Here all are compared.
+        Opening a set looks only for the names of its files, and a tar's size is compared when it is first read. Network
+        storage would need long to answer for ten thousand files. This method compares all sizes.
         """
         problems = []
         for shard in self.shards:
@@ -238,7 +234,7 @@ class ShardSet:
 
 
 def wrong_checksum(tar: int, start: int, size: int) -> str:
-    """The reason of a clip whose `size` bytes from `start` of a tar are not those that were stored."""
+    """The reason why a clip is bad whose `size` bytes from `start` of a tar have a wrong checksum."""
     return (
         f"damaged on the disk: {size} bytes from {start} of {shard_name(tar)} do not have the checksum on record; "
         "copy the tar again"
@@ -246,7 +242,7 @@ def wrong_checksum(tar: int, start: int, size: int) -> str:
 
 
 def table_problems(shard_set: ShardSet) -> list[str]:
-    """Tables that are not those the manifest was written for, one line each. Reads them all."""
+    """The tables that are not those of the manifest, one line each. Reads all tables."""
     folder, manifest = shard_set.path, shard_set.manifest
     mapped = manifest.get("mapped", {})
     problems = [
@@ -259,7 +255,10 @@ def table_problems(shard_set: ShardSet) -> list[str]:
 
 
 def stored_of_protocol(row: Mapping[str, Any], manifest: Mapping[str, Any]) -> Frames:
-    """The frames of a clip, a row of clips.parquet, that a set made with --frames-for holds: ascending, 0-based."""
+    """The frames of a clip in a set made with --frames-for, ascending, 0-based.
+
+    `row`: the clip's row of clips.parquet.
+    """
     return chosen_frames(
         manifest["frames_for"],
         manifest.get("span_rule", "edges"),
@@ -271,7 +270,7 @@ def stored_of_protocol(row: Mapping[str, Any], manifest: Mapping[str, Any]) -> F
 
 
 def read_quarantine(folder: Path) -> dict[str, str]:
-    """clip_id -> reason, from quarantine.jsonl; empty where there is none. ShardSetError names a line that is wrong."""
+    """clip_id -> reason, from quarantine.jsonl; empty if there is no such file. ShardSetError names a wrong line."""
     path = folder / QUARANTINE
     if not path.is_file():
         return {}
@@ -290,9 +289,9 @@ def read_quarantine(folder: Path) -> dict[str, str]:
 def open_shard_set(folder: Path | str) -> ShardSet:
     """Open a folder that tools/shard_videos.py made.
 
-    Reads the manifest and maps the table of clips, of which nothing is read yet, and looks whether every file is there;
-    `ShardSet.verify` compares sizes, or all bytes. Raises ShardSetError for anything but a whole set of this format
-    version.
+    It reads the manifest, maps the table of clips without reading it, and checks that every file exists.
+    `ShardSet.verify` compares sizes, or all bytes. Raises ShardSetError for anything else than a whole set of a known
+    format.
     """
     path = Path(folder)
     manifest = read_manifest(path)

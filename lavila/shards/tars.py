@@ -1,4 +1,4 @@
-"""Reading at offsets of many tars, from many threads, on storage that may fail for a while."""
+"""Reads at offsets of many tars, from many threads, on storage that may fail for a while."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from lavila.shards.format import ShardSetError, shard_name
 
 log = logging.getLogger(__name__)
 
-MAX_OPEN_TARS = 4096  # and no more than half of the descriptors that the process may have
-LONGEST_AHEAD = 32 << 20  # bytes; rows that lie further apart than that are not neighbours in a tar
-READ_PAUSES = (0.25, 1.0, 4.0, 15.0)  # seconds between the five tries to read: long enough for a server to come back
-# Waiting does not mend these.
+MAX_OPEN_TARS = 4096  # but at most half of the descriptors that the process may have
+LONGEST_AHEAD = 32 << 20  # bytes; a longer stretch is not one of neighbouring rows in a tar
+READ_PAUSES = (0.25, 1.0, 4.0, 15.0)  # seconds between the five tries to read: enough for a server to restart
+# Errors that do not go away by waiting.
 LASTING = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 class OpenTar:
-    """A file descriptor that closes with its last user, so that eviction cannot pull it from under a reader."""
+    """A file descriptor that closes when its last user drops it. So eviction never closes a tar that a reader uses."""
 
     def __init__(self, path: Path, *, size: int | None) -> None:
         try:
@@ -42,7 +42,7 @@ class OpenTar:
 
 
 def _read_all(descriptor: int, offset: int, size: int) -> bytes:
-    """Fewer than `size` bytes only where the file ends: a single call may give less than there is."""
+    """Read `size` bytes, or fewer at the end of the file. A single call of pread may return less than there is."""
     pieces: list[bytes] = []
     got = 0
     while got < size and (piece := os.pread(descriptor, size - got, offset + got)):
@@ -52,7 +52,7 @@ def _read_all(descriptor: int, offset: int, size: int) -> bytes:
 
 
 class Tars:
-    """The tars of a folder, opened when they are first read from. Safe to use from many threads.
+    """The tars of a folder. Each is opened when it is first read. Safe to use from many threads.
 
     sizes: file name -> bytes.
     """
@@ -60,23 +60,23 @@ class Tars:
     def __init__(self, folder: Path, *, sizes: Mapping[str, int]) -> None:
         self._folder, self._sizes = folder, sizes
         self._open: OrderedDict[int, OpenTar] = OrderedDict()
-        self._opening: dict[int, Future[OpenTar]] = {}  # by one reader each; others who want the same tar wait for it
-        self._failing: set[int] = set()  # tars whose last read failed: one line in the log for all their readers
+        self._opening: dict[int, Future[OpenTar]] = {}  # tars that one reader is opening; others wait for it
+        self._failing: set[int] = set()  # tars whose last read failed, so that all their readers log one line
         allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # infinity is -1
         self._most_open = MAX_OPEN_TARS if allowed < 0 else max(1, min(MAX_OPEN_TARS, allowed // 2))
         self._lock = threading.Lock()
 
     def read(self, number: int, offset: int, size: int) -> bytes:
-        """`size` bytes of a tar from `offset` on; fewer where it ends.
+        """`size` bytes of a tar from `offset` on; fewer at its end.
 
-        Tries again, with the file opened anew, while storage fails. ShardSetError, which names the tar, for one that is
-        missing, has another size than the manifest says, or could not be read in all the tries.
+        While storage fails, it opens the file anew and tries again. ShardSetError names a tar that is missing, has
+        another size than the manifest says, or cannot be read after all tries.
         """
         path = self._folder / shard_name(number)
         for pause in (*READ_PAUSES, None):
             tar = None
             try:
-                tar = self._opened(number)  # held until it has been read from, so that eviction cannot close it
+                tar = self._opened(number)  # this reference keeps it open if it is evicted meanwhile
                 data = _read_all(tar.descriptor, offset, size)
             except OSError as error:
                 with self._lock:
@@ -100,14 +100,14 @@ class Tars:
         raise AssertionError("the last try returns or raises")
 
     def read_ahead(self, number: int, begin: int, end: int | None) -> None:
-        """Have the system read a stretch of a tar (None: to its end) into its cache. Does not wait, nor try again."""
+        """Ask the system to read a stretch of a tar (None: to its end) into its cache. Does not wait or try again."""
         tar = self._opened(number)
         end = os.fstat(tar.descriptor).st_size if end is None else end
         if 0 < end - begin <= LONGEST_AHEAD:
             os.posix_fadvise(tar.descriptor, begin, end - begin, os.POSIX_FADV_WILLNEED)
 
     def _opened(self, number: int) -> OpenTar:
-        """Opens it if need be. Network storage may take long over that: only those who want this tar wait for it."""
+        """The open tar. Opening may take long on network storage, so only readers of this tar wait for it."""
         with self._lock:
             if number in self._open:
                 self._open.move_to_end(number)
@@ -118,7 +118,7 @@ class Tars:
         if opening is not None:
             return opening.result()
         name = shard_name(number)
-        evicted = None  # closed outside the lock
+        evicted = None  # this reference ends outside the lock, since closing may take long, too
         try:
             tar = OpenTar(self._folder / name, size=self._sizes.get(name))
         except BaseException as error:

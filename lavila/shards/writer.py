@@ -1,4 +1,4 @@
-"""Writing a shard set: one tar with its index, then the tables, and last the manifest."""
+"""Writes a shard set: each tar with its index, then the tables, and last the manifest."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from lavila.shards.mapped import mapped_path, write_mapped
 
 
 class ShardWriter:
-    """Writes one tar and its index. Leaving the `with` block by an error leaves neither.
+    """Writes one tar and its index. If the `with` block ends by an error, there is neither.
 
     with ShardWriter(folder, 0) as writer:
         row = writer.add(clip_id, video, row)
@@ -47,7 +47,7 @@ class ShardWriter:
     def __init__(self, folder: Path, number: int) -> None:
         self.number = number
         self.path = folder / shard_name(number)
-        self.file: ShardFile | None = None  # once closed without an error
+        self.file: ShardFile | None = None  # set when the block has ended without an error
         self._keys: set[str] = set()
         self._index: list[str] = []
         self._hash = hashlib.sha256()
@@ -59,7 +59,7 @@ class ShardWriter:
         return self
 
     def add(self, key: str, video: bytes, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Store an mp4 and what is known of it. Returns `row` with shard, offset, size and checksums."""
+        """Store an mp4 and its row. Returns `row` with shard, offset, size and checksums."""
         if not KEY.fullmatch(key):
             raise ShardSetError(f"clip id {key!r} cannot name a tar member: dots, slashes and spaces are not allowed")
         if key in self._keys:
@@ -75,7 +75,7 @@ class ShardWriter:
         return located
 
     def _member(self, name: str, content: bytes) -> int:
-        info = tarfile.TarInfo(name)  # owner, group and time are 0 and the mode 0644 unless said otherwise
+        info = tarfile.TarInfo(name)  # by default owner, group and time are 0 and the mode is 0644
         info.size = len(content)
         self._write(info.tobuf(tarfile.GNU_FORMAT))
         offset = self._size
@@ -96,7 +96,9 @@ class ShardWriter:
             self._write(bytes(-self._size % tarfile.RECORDSIZE))
             lines = [f"v1.2 {len(self._index)}", *self._index]
             index = "".join(f"{line}\n" for line in lines).encode()
-            with whole_file(self.path.with_suffix(".idx")) as file:  # before the tar: a tar is never without it
+            with whole_file(
+                self.path.with_suffix(".idx")
+            ) as file:  # written before the tar is renamed, so that a tar always has an index
                 file.write(index)
         self._stack.__exit__(kind, error, trace)
         if error is None:
@@ -117,22 +119,24 @@ def _checksums(video: bytes, row: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class SetContents:
-    """What a manifest tells of a set, beside its tars."""
+    """The content of a manifest, without its tars."""
 
     classes: Mapping[str, Sequence[str]]  # kind of label -> name of each class
-    facts: Mapping[str, Any]  # dataset, split, encoder and whatever else the manifest shall say
-    class_texts: Mapping[str, Sequence[Sequence[str]]] = field(default_factory=dict)  # kind -> descriptions of each
+    facts: Mapping[str, Any]  # dataset, split, encoder and other entries of the manifest
+    class_texts: Mapping[str, Sequence[Sequence[str]]] = field(
+        default_factory=dict
+    )  # kind -> descriptions of each class
     tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)  # name -> rows
 
 
 def write_table(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema | None) -> int:
-    """Write rows to a Parquet file as they come, and return their number. Without a schema it follows from the rows."""
+    """Write rows to a Parquet file as they come. Returns their number. Without a schema, the rows decide it."""
     source = iter(rows)
     count = 0
     with whole_path(path) as temporary, contextlib.ExitStack() as stack:
         writer: pq.ParquetWriter | None = None
         for group in _groups(source):
-            # A list of pairs is what Arrow takes for a map.
+            # Arrow takes a map as a list of pairs.
             plain = [{**row, "extra": list(row["extra"].items())} if "extra" in row else row for row in group]
             table = pa.Table.from_pylist(plain, schema=schema)
             if writer is None:
@@ -154,14 +158,14 @@ def _groups(source: Iterator[Mapping[str, Any]]) -> Iterator[list[Mapping[str, A
 def write_manifest(
     folder: Path, *, rows: Iterable[Mapping[str, Any]], shards: Sequence[ShardFile], contents: SetContents
 ) -> dict[str, Any]:
-    """Write clips.parquet, the further tables and, last of all, shard_set.json: then the folder is a shard set.
+    """Write clips.parquet, the other tables and, last of all, shard_set.json. Then the folder is a shard set.
 
-    Tables whose rows a step looks up are written in their mapped form as well. `rows` are those of clips.parquet; only
-    some are held in memory at a time. Returns the manifest. Raises ShardSetError for a set without clips or with a clip
-    id twice.
+    Tables whose rows a step looks up are also written in their mapped form. `rows`: those of clips.parquet, of which
+    only some are in memory at a time. Returns the manifest. Raises ShardSetError for a set without clips, and for a
+    clip id that comes twice.
     """
-    told = _Telling(folder)
-    clips = write_table(folder / CLIPS, told.through(rows), CLIPS_SCHEMA)
+    checked = _CheckedRows(folder)
+    clips = write_table(folder / CLIPS, checked.each(rows), CLIPS_SCHEMA)
     if not clips:
         (folder / CLIPS).unlink()
         raise ShardSetError(f"{folder}: no clip could be stored; failures.jsonl says why")
@@ -172,7 +176,7 @@ def write_manifest(
         "format": FORMAT,
         **contents.facts,
         "clips": clips,
-        "seconds": told.seconds,
+        "seconds": checked.seconds,
         "tables": {path.name: file_sha256(path) for path in sorted(folder.glob("*.parquet"))},
         "mapped": write_all_mapped(folder),
         "shards": [asdict(shard) for shard in shards],
@@ -184,14 +188,14 @@ def write_manifest(
 
 
 def add_mapped(folder: Path) -> list[str]:
-    """Give a whole set that was made without them the tables that are read in place. Returns their names."""
+    """Add mapped tables to a whole set that was made without them. Returns their names."""
     mapped = write_all_mapped(folder)
     put_manifest(folder, {**read_manifest(folder), "mapped": mapped})
     return list(mapped)
 
 
 def write_all_mapped(folder: Path) -> dict[str, str]:
-    """Write the Arrow files of the tables whose rows a step looks up; file name -> SHA-256."""
+    """Write the Arrow files of the tables whose rows a step looks up. Returns file name -> SHA-256."""
     tables = [folder / name for name in (CHUNKS, CLIPS) if (folder / name).is_file()]
     for table in tables:
         write_mapped(table)
@@ -199,20 +203,20 @@ def write_all_mapped(folder: Path) -> dict[str, str]:
 
 
 def put_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write shard_set.json, in place of the one that is there."""
+    """Write shard_set.json, or replace it."""
     with whole_file(folder / MANIFEST) as file:
         file.write((json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-class _Telling:
-    """Counts clips' seconds and watches over their ids while the rows go by."""
+class _CheckedRows:
+    """Passes rows on, adds up their seconds, and checks that no clip id comes twice."""
 
     def __init__(self, folder: Path) -> None:
         self.seconds = 0.0
         self._folder = folder
         self._ids: set[str] = set()
 
-    def through(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    def each(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
         for row in rows:
             clip_id = row["clip_id"]
             if clip_id in self._ids:

@@ -82,12 +82,12 @@ def test_the_folder_has_a_file_of_each_split(tmp_path: Path, split: str) -> None
     save(tmp_path, [("v", 0, 1, "")], "ego4d_val.pkl")
     assert [clip.video_id for clip in read_annotations("ego4d", tmp_path, split=split).clips] == [split[0]]
     other = {"train": "val", "val": "train"}[split]
-    with pytest.raises(AnnotationError, match=rf"holds split '{other}' but '{split}' was asked for"):
+    with pytest.raises(AnnotationError, match=rf"'{other}'.*'{split}'"):
         read_annotations("ego4d", tmp_path / f"ego4d_{other}.pkl", split=split)
-    with pytest.raises(AnnotationError, match="split 'test' is not known: one of train, val"):
+    with pytest.raises(AnnotationError, match=r"'test'.*train, val"):
         read_annotations("ego4d", tmp_path, split="test")
     (tmp_path / f"ego4d_{split}.pkl").unlink()
-    with pytest.raises(AnnotationError, match=rf"ego4d_{split}.pkl: not found; pkl files there: ego4d_{other}.pkl"):
+    with pytest.raises(AnnotationError, match=rf"ego4d_{split}.pkl.*ego4d_{other}.pkl"):
         read_annotations("ego4d", tmp_path, split=split)
 
 
@@ -119,42 +119,41 @@ def test_entries_that_cannot_be_clips_are_listed_and_the_rest_is_read(tmp_path: 
     assert "holds control characters" in found.failures[6][2]
 
 
-FORM = r"needed are \(video, start second, end second, narration or list of narrations\), or these and a list of"
 GOOD = ("v", 0.0, 1.0, "a")
-BAD_FILES = [
-    ({"a": 1}, r": holds a dict; needed is a list of \(video"),
-    ("abc", r": holds 'abc'; needed is a list"),
-    (None, ": holds None; needed is a list"),
-    ([GOOD, ("v", 0.0, 1.0)], rf", entry 1: 3 values; {FORM}"),
-    ([GOOD, (*GOOD, [0.5], 1)], rf", entry 1: 6 values; {FORM}"),
-    ([GOOD, GOOD, "v 0 1 a"], rf", entry 2: 'v 0 1 a'; {FORM}"),
-    ([(b"v", 0.0, 1.0, "a")], rf", entry 0: b'v' is not a video's name; {FORM}"),
-    ([("half \ud800", 0.0, 1.0, "a")], r", entry 0: 'half \\ud800' is not a video's name"),
-    ([("v", "0", 1.0, "a")], ", entry 0: '0' is not a start second"),
-    ([("v", True, 1.0, "a")], ", entry 0: True is not a start second"),
-    ([("v", float("nan"), 1.0, "a")], ", entry 0: nan is not a start second"),
-    ([("v", 0.0, float("inf"), "a")], ", entry 0: inf is not an end second"),
-    ([("v", 0.0, None, "a")], ", entry 0: None is not an end second"),
-    ([("v", 0.0, 10**400, "a")], ", entry 0: a very large whole number is not an end second"),
-    ([("v", 0.0, 1.0, 5)], ", entry 0: 5 is not a list of narrations"),
-    ([("v", 0.0, 1.0, {"a"})], ", entry 0: a set is not a list of narrations"),
-    ([("v", 0.0, 1.0, ["a", None])], ", entry 0: None is not a narration"),
-    ([("v", 0.0, 1.0, "half \udfff")], r", entry 0: 'half \\udfff' is not a narration"),
-    ([("v", 0.0, 1.0, ["a"], [0.5, 1.5])], ", entry 0: 1 narrations but 2 scores"),
-    ([("v", 0.0, 1.0, ["a"], 0.5)], ", entry 0: 0.5 is not a list of scores"),
-    ([("v", 0.0, 1.0, ["a"], ["0.5"])], ", entry 0: '0.5' is not a score"),
-    ([("v", 0.0, 1.0, ["a"], [10**400])], ", entry 0: a very large whole number is not a score"),
-    ([("v", 0.0, 1.0, np.array([["a"]]))], ", entry 0: a ndarray is not a list of narrations"),
+BAD_FILES = [  # what the file holds, and what the message names of it
+    ({"a": 1}, "dict"),
+    ("abc", "'abc'"),
+    (None, "None"),
+    ([GOOD, ("v", 0.0, 1.0)], "entry 1: 3 values"),
+    ([GOOD, (*GOOD, [0.5], 1)], "entry 1: 6 values"),
+    ([GOOD, GOOD, "v 0 1 a"], "entry 2: 'v 0 1 a'"),
+    ([(b"v", 0.0, 1.0, "a")], "entry 0: b'v'"),
+    ([("half \ud800", 0.0, 1.0, "a")], r"entry 0: 'half \\ud800'"),
+    ([("v", "0", 1.0, "a")], "entry 0: '0' .* start second"),
+    ([("v", True, 1.0, "a")], "entry 0: True .* start second"),
+    ([("v", float("nan"), 1.0, "a")], "entry 0: nan .* start second"),
+    ([("v", 0.0, float("inf"), "a")], "entry 0: inf .* end second"),
+    ([("v", 0.0, None, "a")], "entry 0: None .* end second"),
+    ([("v", 0.0, 10**400, "a")], "entry 0: .* end second"),
+    ([("v", 0.0, 1.0, 5)], "entry 0: 5 .* narrations"),
+    ([("v", 0.0, 1.0, {"a"})], "entry 0: .*set .* narrations"),
+    ([("v", 0.0, 1.0, ["a", None])], "entry 0: None .* narration"),
+    ([("v", 0.0, 1.0, "half \udfff")], r"entry 0: 'half \\udfff' .* narration"),
+    ([("v", 0.0, 1.0, ["a"], [0.5, 1.5])], "entry 0: 1 narrations .* 2 scores"),
+    ([("v", 0.0, 1.0, ["a"], 0.5)], "entry 0: 0.5 .* scores"),
+    ([("v", 0.0, 1.0, ["a"], ["0.5"])], "entry 0: '0.5' .* score"),
+    ([("v", 0.0, 1.0, ["a"], [10**400])], "entry 0: .* score"),
+    ([("v", 0.0, 1.0, np.array([["a"]]))], "entry 0: .*ndarray .* narrations"),
 ]
 
 
 @pytest.mark.parametrize(("data", "told"), BAD_FILES)
 def test_what_is_no_list_of_entries_is_named(tmp_path: Path, data: object, told: str) -> None:
     path = save(tmp_path, data)
-    with pytest.raises(AnnotationError, match=rf"^{path}{told}") as caught:
+    with pytest.raises(AnnotationError, match=rf"^{path}.*{told}") as caught:
         read_annotations("ego4d", path, split="train")
     assert "\n" not in str(caught.value)
-    with pytest.raises(AnnotationError, match=rf"^{path}{told}"):
+    with pytest.raises(AnnotationError, match=rf"^{path}.*{told}"):
         read_narrations(path)
 
 

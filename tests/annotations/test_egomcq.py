@@ -92,7 +92,7 @@ def test_a_question_with_an_unusable_choice_is_listed(tmp_path: Path) -> None:
 
 def test_there_is_no_training_split(tmp_path: Path) -> None:
     save(tmp_path, {})
-    with pytest.raises(AnnotationError, match="no split 'train': it is an evaluation set, ask for split 'val'"):
+    with pytest.raises(AnnotationError, match=r"'train'.*'val'"):
         read_annotations("egomcq", tmp_path, split="train")
 
 
@@ -104,34 +104,34 @@ def changed_choice(**parts: object) -> dict[str, Any]:
     return {"0": question(*five()[:4], {**choice(), **parts})}
 
 
-BAD_FILES = [
-    ([], ": holds a list; needed is"),
-    ({"first": {}}, ": key 'first' is not a question's number"),
-    ({"-1": {}}, ": key '-1' is not a question's number"),
-    ({"0": 5}, ", question 0: 5; needed is an object"),
-    (changed(answer=5), r", question 0: answer 5, types 1; allowed are answers 0 to 4 and types 1 \(inter-video\), 2"),
-    (changed(types=0), ", question 0: answer 0, types 0; allowed"),
-    (changed(answer="1"), ", question 0: answer is '1'; needed is a whole number"),
-    (changed(types=True), ", question 0: types is True; needed is a whole number"),
-    (changed(query=None), ", question 0: query is None; needed is an object"),
-    (changed(query={}), ", question 0: clip_text is None; needed is text"),
-    (changed(query={"clip_text": "\ud800"}), ", question 0: clip_text is .*; needed is text"),
-    (changed(choices=[]), ", question 0: choices is a list; needed is an object"),
-    (changed(choices={}), ", question 0: choices none; needed are '0' to '4'"),
-    ({"0": question(*five(), choice())}, ", question 0: choices '0', '1', '2', '3', '4', '5'; needed are '0' to '4'"),
-    (changed(choices={**question(*five())["choices"], "2": []}), ", question 0, choice 2: a list; needed is an object"),
-    (changed_choice(video_uid=7), ", question 0, choice 4: video_uid is 7; needed is text"),
-    (changed_choice(clip_start=None), ", question 0, choice 4: clip_start is None; needed is a number of seconds"),
-    (changed_choice(clip_end="soon"), ", question 0, choice 4: clip_end is 'soon'; needed is a number of seconds"),
-    (changed_choice(clip_end=float("nan")), ", question 0, choice 4: clip_end is nan; needed is a number of seconds"),
-    (changed_choice(clip_text=[]), ", question 0, choice 4: clip_text is a list; needed is text"),
+BAD_FILES = [  # what the file holds, and what the message names of it
+    ([], "list"),
+    ({"first": {}}, "'first'"),
+    ({"-1": {}}, "'-1'"),
+    ({"0": 5}, "question 0: 5"),
+    (changed(answer=5), "question 0: answer 5, types 1.* 0 to 4 "),
+    (changed(types=0), "question 0: answer 0, types 0"),
+    (changed(answer="1"), "question 0: answer .*'1'"),
+    (changed(types=True), "question 0: types .*True"),
+    (changed(query=None), "question 0: query .*None"),
+    (changed(query={}), "question 0: clip_text .*None"),
+    (changed(query={"clip_text": "\ud800"}), "question 0: clip_text"),
+    (changed(choices=[]), "question 0: choices .*list"),
+    (changed(choices={}), "question 0: choices .*'0' to '4'"),
+    ({"0": question(*five(), choice())}, "question 0: choices '0', '1', '2', '3', '4', '5'"),
+    (changed(choices={**question(*five())["choices"], "2": []}), "question 0, choice 2: .*list"),
+    (changed_choice(video_uid=7), "question 0, choice 4: video_uid .*7"),
+    (changed_choice(clip_start=None), "question 0, choice 4: clip_start .*None"),
+    (changed_choice(clip_end="soon"), "question 0, choice 4: clip_end .*'soon'"),
+    (changed_choice(clip_end=float("nan")), "question 0, choice 4: clip_end .*nan"),
+    (changed_choice(clip_text=[]), "question 0, choice 4: clip_text .*list"),
 ]
 
 
 @pytest.mark.parametrize(("questions", "told"), BAD_FILES)
 def test_bad_questions_are_named(tmp_path: Path, questions: object, told: str) -> None:
     path = save(tmp_path, questions)
-    with pytest.raises(AnnotationError, match=rf"^{path}{told}") as caught:
+    with pytest.raises(AnnotationError, match=rf"^{path}.*{told}") as caught:
         read_annotations("egomcq", path, split="val")
     assert "\n" not in str(caught.value)
 
@@ -139,16 +139,16 @@ def test_bad_questions_are_named(tmp_path: Path, questions: object, told: str) -
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ("", "not valid JSON"),
-        ("{", "not valid JSON"),
-        ("[" * 100_000, "not valid JSON"),
-        (f'{{"0": {"9" * 5000}}}', "not valid JSON"),
-        ('{"0": {}, "0": {}}', r"not valid JSON \(a key comes twice in one object\)"),
+        ("", "JSON"),
+        ("{", "JSON"),
+        ("[" * 100_000, "JSON"),
+        (f'{{"0": {"9" * 5000}}}', "JSON"),
+        ('{"0": {}, "0": {}}', r"JSON.*key"),
     ],
 )
 def test_what_is_no_json(tmp_path: Path, content: str, told: str) -> None:
     (tmp_path / "egomcq.json").write_text(content)
-    with pytest.raises(AnnotationError, match=rf"egomcq.json: {told}.*; copy or download it again"):
+    with pytest.raises(AnnotationError, match=rf"egomcq.json.*{told}"):
         read_annotations("egomcq", tmp_path, split="val")
 
 

@@ -83,7 +83,7 @@ def test_csv_of_another_name_uses_the_published_action_numbers(tmp_path: Path) -
     write_csv(folder / "mine.csv", COLUMNS, [row(verb_class=7)])
     assert [clip.action for clip in read_annotations("ek100_cls", folder / "mine.csv", split="val").clips] == [1]
     write_csv(folder / "mine.csv", COLUMNS, [row(verb_class=8)])
-    with pytest.raises(AnnotationError, match=r"mine.csv, line 2, column 'verb_class': action 8:2 is in neither"):
+    with pytest.raises(AnnotationError, match=r"mine.csv, line 2.*'verb_class'.*8:2"):
         read_annotations("ek100_cls", folder / "mine.csv", split="val")
 
 
@@ -155,27 +155,25 @@ def test_bad_cell_is_named(tmp_path: Path, column: str, cell: str, told: str) ->
 
 def test_missing_column_is_named(tmp_path: Path) -> None:
     folder = write_set(tmp_path, [], columns=[name for name in COLUMNS if name not in ("narration", "noun_class")])
-    with pytest.raises(
-        AnnotationError, match=rf"{TRAIN}, line 1: no column 'narration', 'noun_class'; found narration_"
-    ):
+    with pytest.raises(AnnotationError, match=rf"{TRAIN}, line 1.*'narration', 'noun_class'"):
         read_annotations("ek100_cls", folder, split="train")
 
 
 def test_doubled_column_is_named(tmp_path: Path) -> None:
     write_csv(write_set(tmp_path, []) / TRAIN, [*COLUMNS, "narration"], [[*row(), "again"]])
-    with pytest.raises(AnnotationError, match=rf"{TRAIN}, line 1: column 'narration' comes twice; remove the one"):
+    with pytest.raises(AnnotationError, match=rf"{TRAIN}, line 1.*'narration'"):
         read_annotations("ek100_cls", tmp_path, split="train")
 
 
 def test_missing_path_is_named(tmp_path: Path) -> None:
     for dataset in DATASETS:
-        with pytest.raises(AnnotationError, match=rf"nowhere: no such file or folder; .* files of {dataset} under"):
+        with pytest.raises(AnnotationError, match=rf"nowhere.*{dataset}"):
             read_annotations(dataset, tmp_path / "nowhere", split="val")
 
 
 def test_ragged_row_is_named(tmp_path: Path) -> None:
     folder = write_set(tmp_path, [row(), row()[:-1]])
-    with pytest.raises(AnnotationError, match=rf"{TRAIN}, line 3: 14 cells, but the header has 15"):
+    with pytest.raises(AnnotationError, match=rf"{TRAIN}, line 3.*14.*15"):
         read_annotations("ek100_cls", folder, split="train")
 
 
@@ -183,13 +181,11 @@ def test_ragged_row_is_named(tmp_path: Path) -> None:
 def test_missing_file_is_named(tmp_path: Path, name: str) -> None:
     folder = write_set(tmp_path, [row()])
     (folder / name).rename(folder / "elsewhere.csv")
-    with pytest.raises(AnnotationError, match=rf"{name}: not found; csv files there: .*elsewhere.csv.*; add {name}"):
+    with pytest.raises(AnnotationError, match=rf"{name}.*elsewhere.csv.*{name}"):
         read_annotations("ek100_cls", folder, split="train")
 
 
-@pytest.mark.parametrize(
-    ("ids", "told"), [((0, 2), "line 3, column 'id': '2' is not a class"), ((0, 0), "0 was already given to 'verb-0'")]
-)
+@pytest.mark.parametrize(("ids", "told"), [((0, 2), "line 3.*'id'.*'2'"), ((0, 0), "0.*'verb-0'")])
 def test_class_numbers_must_be_complete(tmp_path: Path, ids: tuple[int, int], told: str) -> None:
     folder = write_set(tmp_path, [])
     write_csv(folder / "EPIC_100_verb_classes.csv", ["id", "key"], [[i, f"verb-{i}"] for i in ids])
@@ -200,17 +196,17 @@ def test_class_numbers_must_be_complete(tmp_path: Path, ids: tuple[int, int], to
 def test_bytes_that_are_not_text(tmp_path: Path) -> None:
     folder = write_set(tmp_path, [row()])
     (folder / TRAIN).write_bytes((folder / TRAIN).read_bytes() + b"\xff\xfe")
-    with pytest.raises(AnnotationError, match=rf"{TRAIN}: not UTF-8 text"):
+    with pytest.raises(AnnotationError, match=rf"{TRAIN}.*UTF-8"):
         read_annotations("ek100_cls", folder, split="train")
 
 
 def test_unknown_names(tmp_path: Path) -> None:
-    with pytest.raises(AnnotationError, match=r"dataset 'ek100cls' is not known: one of .*; nearest is 'ek100_cls'"):
+    with pytest.raises(AnnotationError, match=r"'ek100cls'.*'ek100_cls'"):
         read_annotations("ek100cls", tmp_path, split="train")
-    with pytest.raises(AnnotationError, match="split 'test' is not known: one of train, val"):
+    with pytest.raises(AnnotationError, match=r"'test'.*train, val"):
         read_annotations("ek100_cls", tmp_path, split="test")
     folder = write_set(tmp_path, [row()])
-    with pytest.raises(AnnotationError, match=r"holds split 'val' but 'train' was asked for; give EPIC_100_train.csv"):
+    with pytest.raises(AnnotationError, match=r"'val'.*'train'.*EPIC_100_train.csv"):
         read_annotations("ek100_cls", folder / VALIDATION, split="train")
     assert "ek100_cls" in DATASETS
 

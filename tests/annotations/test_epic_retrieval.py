@@ -131,7 +131,7 @@ def test_published_relevancy_is_compared(tmp_path: Path, dtype: type) -> None:
 
     assert list(read_annotations("ek100_mir", tmp_path, split="val").tables) == ["sentences"]  # nothing to add
     save_relevancy(tmp_path, rebuilt[:, :2])
-    with pytest.raises(AnnotationError, match="4 x 2 relevancies, but the csvs hold 4 clips and 3 sentences; use csvs"):
+    with pytest.raises(AnnotationError, match=r"4 x 2.*4 clips.*3 sentences"):
         read_annotations("ek100_mir", tmp_path, split="val")
     write_csv(tmp_path / "mine.csv", COLUMNS, ROWS)  # a csv of another name need not be what the pickle is about
     assert len(read_annotations("ek100_mir", tmp_path / "mine.csv", split="val").clips) == 4
@@ -152,7 +152,7 @@ def test_a_published_relevancy_that_differs_counts(tmp_path: Path, caplog: pytes
 
 def test_rows_that_cannot_be_clips_keep_their_place_in_the_relevancy(tmp_path: Path) -> None:
     rows = [ROWS[0], row(narration_id="back", stop_timestamp="00:00:00.00", verb_class=5), row(narration_id="../x")]
-    with pytest.raises(AnnotationError, match=r"'\.\./x' must be a name without dots"):
+    with pytest.raises(AnnotationError, match=r"'\.\./x'"):
         read_annotations("ek100_mir", write(tmp_path, rows), split="val")
     rows[2] = row(narration_id="out", video_id="../../x")
     write(tmp_path, rows, [("back", "go back"), ("out", "go out")])
@@ -167,17 +167,17 @@ def test_rows_that_cannot_be_clips_keep_their_place_in_the_relevancy(tmp_path: P
 @pytest.mark.parametrize(
     ("matrix", "told"),
     [
-        ([[1.0]], "holds a list; needed is a matrix of numbers, clips x sentences"),
-        (np.ones(3), r"holds an array of shape \(3,\), float64; needed is a matrix"),
-        (np.array([["a"]]), r"holds an array of shape \(1, 1\), <U1; needed"),
-        (np.array([[1.0, np.nan]]), "relevancies must be numbers from 0 to 1; copy or download"),
-        (np.array([[1.5]]), "relevancies must be numbers from 0 to 1"),
-        (np.ones((0, 3)), "relevancies must be numbers from 0 to 1"),
+        ([[1.0]], "list"),
+        (np.ones(3), r"\(3,\), float64"),
+        (np.array([["a"]]), r"\(1, 1\), <U1"),
+        (np.array([[1.0, np.nan]]), "0 to 1"),
+        (np.array([[1.5]]), "0 to 1"),
+        (np.ones((0, 3)), "0 to 1"),
     ],
 )
 def test_what_is_no_relevancy(tmp_path: Path, matrix: object, told: str) -> None:
     path = save_relevancy(write(tmp_path), matrix)
-    with pytest.raises(AnnotationError, match=rf"^{path}: {told}"):
+    with pytest.raises(AnnotationError, match=rf"^{path}.*{told}"):
         read_annotations("ek100_mir", tmp_path, split="val")
 
 
@@ -196,31 +196,31 @@ def test_bad_nouns_are_named(tmp_path: Path, cell: str) -> None:
 
 def test_sentences_that_cannot_be_placed_are_named(tmp_path: Path) -> None:
     write(tmp_path, sentences=[("a", "take plate"), ("nobody", "sing")])
-    with pytest.raises(AnnotationError, match=rf"{SENTENCES['val']}, line 3, column 'narration_id': 'nobody' is no"):
+    with pytest.raises(AnnotationError, match=rf"{SENTENCES['val']}, line 3.*'narration_id'.*'nobody'"):
         read_annotations("ek100_mir", tmp_path, split="val")
     header = ["narration_id", "narration", "verb_class", "noun_classes"]
     write_csv(tmp_path / SENTENCES["train"], header, [["a", "b", "9", "-"]])
-    with pytest.raises(AnnotationError, match=r"line 2, column 'noun_classes': '-' is not a list of noun classes"):
+    with pytest.raises(AnnotationError, match=r"line 2.*'noun_classes'.*'-'"):
         read_annotations("ek100_mir", tmp_path, split="train")
 
 
 @pytest.mark.parametrize("name", [CLIPS["val"], SENTENCES["val"], "EPIC_100_verb_classes.csv"])
 def test_missing_file_is_named(tmp_path: Path, name: str) -> None:
     (write(tmp_path) / name).unlink()
-    with pytest.raises(AnnotationError, match=rf"{name}: not found; csv files there: .*; add {name}"):
+    with pytest.raises(AnnotationError, match=rf"{name}.*{name}"):
         read_annotations("ek100_mir", tmp_path, split="val")
 
 
 def test_splits(tmp_path: Path) -> None:
     write(tmp_path)
-    with pytest.raises(AnnotationError, match=rf"holds split 'val' but 'train' was asked for; give {CLIPS['train']}"):
+    with pytest.raises(AnnotationError, match=rf"'val'.*'train'.*{CLIPS['train']}"):
         read_annotations("ek100_mir", tmp_path / CLIPS["val"], split="train")
-    with pytest.raises(AnnotationError, match="split 'test' is not known: one of train, val"):
+    with pytest.raises(AnnotationError, match=r"'test'.*train, val"):
         read_annotations("ek100_mir", tmp_path, split="test")
 
 
 def test_missing_column_is_named(tmp_path: Path) -> None:
     write(tmp_path)
     write_csv(tmp_path / CLIPS["val"], COLUMNS[:-1], [row()[:-1]])
-    with pytest.raises(AnnotationError, match=rf"{CLIPS['val']}, line 1: no column 'all_noun_classes'; found"):
+    with pytest.raises(AnnotationError, match=rf"{CLIPS['val']}, line 1.*'all_noun_classes'"):
         read_annotations("ek100_mir", tmp_path, split="val")

@@ -71,7 +71,7 @@ def test_a_tiny_run_writes_json_and_tables(material: Material, tmp_path: Path) -
 
 
 def test_an_unknown_row_and_tiny_figures_for_the_docs_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="no such row; there are: train vp9 224px"):
+    with pytest.raises(SystemExit, match="train vp9 224px"):
         benchmark.main(["--only", "nothing"])
     with pytest.raises(SystemExit):
         benchmark.main(["--tiny"])
@@ -85,7 +85,7 @@ def test_only_the_text_between_the_markers_is_replaced(tmp_path: Path) -> None:
     common.fill_docs("loader", "new", docs)
     assert docs.read_text() == before.replace("old", "new")
     docs.write_text("<!-- loader: begin -->")
-    with pytest.raises(AssertionError, match="lacks"):
+    with pytest.raises(AssertionError, match="loader"):
         common.fill_docs("loader", "new", docs)
 
 

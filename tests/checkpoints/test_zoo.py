@@ -127,7 +127,7 @@ def test_dropped_connections_are_gone_on_with(server: Server, target: Path) -> N
 
 def test_a_later_call_goes_on_where_an_earlier_one_gave_up(server: Server, target: Path) -> None:
     server.drops = [1_000_000, 0, 0, 0]
-    told = r"the connection broke off, 3 times in a row; 1000000 bytes are kept for the next try\. It can also be"
+    told = r"3 times.*1000000 bytes"
     with pytest.raises(CheckpointError, match=told) as error:
         get(server, target)
     assert f"{server.url} and put at {target}" in str(error.value)
@@ -176,7 +176,7 @@ def test_a_part_of_another_file_is_thrown_away(stale: bytes, server: Server, tar
 
 def test_wrong_bytes_are_not_kept(server: Server, target: Path) -> None:
     server.content = CONTENT[:-1] + b"x"
-    with pytest.raises(CheckpointError, match=rf"has MD5 [0-9a-f]{{32}}, published is {MD5[:6]}\.\.\.; not kept"):
+    with pytest.raises(CheckpointError, match=rf"MD5 [0-9a-f]{{32}}.*{MD5[:6]}"):
         get(server, target)
     assert left(target) == ["model.pth.lock"]
     get(server, target, md5="")
@@ -192,12 +192,12 @@ def test_states_that_pass_are_waited_for(server: Server, target: Path) -> None:
 
 def test_states_that_stay_are_told(server: Server, target: Path) -> None:
     server.states = [500] * 9
-    with pytest.raises(CheckpointError, match=r"HTTP 500 Internal Server Error, 3 times in a row\. It can also"):
+    with pytest.raises(CheckpointError, match=r"HTTP 500.*3 times"):
         get(server, target)
     assert len(server.asked) == 3
     for status in (404, 403):
         server.states = [status]
-        with pytest.raises(CheckpointError, match=rf"HTTP {status} .*\. It can also be fetched elsewhere"):
+        with pytest.raises(CheckpointError, match=rf"HTTP {status}"):
             get(server, target)
     assert len(server.asked) == 5  # at once
     assert left(target) == ["model.pth.lock"]
@@ -209,7 +209,7 @@ def test_without_network_the_message_says_where_to_put_the_file(target: Path, mo
 
     monkeypatch.setattr(socket, "getaddrinfo", no_names)
     url = "http://example.invalid/model.pth"
-    with pytest.raises(CheckpointError, match=r"no network here \(gaierror .*name resolution\)") as told:
+    with pytest.raises(CheckpointError, match=r"gaierror") as told:
         download(url, target, md5="", patience=Patience(wait_seconds=60))
     assert f"It can also be fetched elsewhere from {url} and put at {target}" in str(told.value)
 
@@ -218,7 +218,7 @@ def test_a_server_that_is_not_there_is_told(target: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/model.pth"
-    with pytest.raises(CheckpointError, match=r"ConnectionRefusedError .*, 3 times in a row"):
+    with pytest.raises(CheckpointError, match=r"ConnectionRefusedError.*3 times"):
         download(url, target, patience=QUICK)
 
 
@@ -227,11 +227,11 @@ def test_what_cannot_be_written_is_told(server: Server, target: Path, monkeypatc
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "open", full)
-    with pytest.raises(CheckpointError, match=r"cache: cannot be written \(No space left on device\); set LAVILA_HOME"):
+    with pytest.raises(CheckpointError, match=r"No space left on device.*LAVILA_HOME"):
         get(server, target)
     monkeypatch.undo()
     target.with_name("model.pth.part").mkdir()
-    with pytest.raises(CheckpointError, match=r"model\.pth\.part: cannot be written \(Is a directory\)"):
+    with pytest.raises(CheckpointError, match=r"model\.pth\.part.*Is a directory"):
         get(server, target)
 
 

@@ -259,7 +259,7 @@ def test_only_what_is_read_of_a_chunk_is_compared(chunks: ShardSet) -> None:
         os.pwrite(file.fileno(), bytes([old[0], old[1], old[2] ^ 1, old[3]]), size_of_a_frame + 4)
     assert {n: chunks.read_frames(0, [n])[0] for n in (0, 17)} == {n: sound[n] for n in (0, 17)}
     for frames in ([9], [0, 9], [9, 17], list(range(20))):
-        with pytest.raises(DamagedClip, match=r"damaged.*shard-000000\.tar"):
+        with pytest.raises(DamagedClip, match=r"shard-000000\.tar"):
             chunks.read_frames(0, frames)
     with pytest.raises(DamagedClip):
         chunks.read_video(0)

@@ -121,7 +121,7 @@ def test_resume_goes_on_with_the_very_next_batch(vp9_shards: ShardSet) -> None:
     assert all(torch.equal(a, b.video) for a, b in zip(wanted[1:], resumed, strict=True))
     resumed.load_state_dict({"epoch": 5, "step": 3})
     assert list(resumed) == []
-    with pytest.raises(LoaderError, match="an epoch here has 3 steps"):
+    with pytest.raises(LoaderError, match="3 steps"):
         resumed.load_state_dict({"epoch": 0, "step": 4})
 
 
@@ -157,15 +157,15 @@ def test_h264_takes_the_host_decoder(h264_shards: ShardSet, vp9_shards: ShardSet
     assert loader.decoder == "host"
     for a, b in zip(loader, training(vp9_shards), strict=True):
         assert a.clip_ids == b.clip_ids and (a.video - b.video).abs().mean() < 0.15  # another codec, the same pictures
-    with pytest.raises(LoaderError, match=r"hold h264.*use data\.decoder=host or auto, or make .* --codec vp9"):
+    with pytest.raises(LoaderError, match=r"h264.*data\.decoder=host.*--codec vp9"):
         training(h264_shards, decoder="dali_cpu")
 
 
 def test_decoders_that_cannot_work_are_refused() -> None:
     cpu = torch.device("cpu")
-    with pytest.raises(LoaderError, match=r"data\.decoder=nvdec decodes on a GPU.*use data\.decoder=auto"):
+    with pytest.raises(LoaderError, match=r"data\.decoder=nvdec.*data\.decoder=auto"):
         choose_decoder("nvdec", codec="vp9", device=cpu)
-    with pytest.raises(LoaderError, match="must be one of auto, nvdec, dali_cpu, host"):
+    with pytest.raises(LoaderError, match="auto, nvdec, dali_cpu, host"):
         choose_decoder("cuvid", codec="vp9", device=cpu)
     assert choose_decoder("auto", codec="av1", device=torch.device("cuda")) == "nvdec"
 
@@ -217,7 +217,7 @@ def test_a_batch_of_bad_clips_is_empty_and_the_steps_stay(vp9_shards: ShardSet, 
 
 def test_too_many_bad_clips_stop_the_epoch(vp9_shards: ShardSet, tmp_path: Path) -> None:
     shards = damaged(vp9_shards, tmp_path, 0, 1, 2)
-    with pytest.raises(LoaderError, match=r"3 clips of this epoch cannot be decoded.*data\.max_bad_clips \(now 2\)"):
+    with pytest.raises(LoaderError, match=r"3 clips.*data\.max_bad_clips.*2"):
         list(training(shards, max_bad_clips=2))
 
 
@@ -241,10 +241,10 @@ def test_host_decoding_tells_what_is_wrong(vp9_shards: ShardSet) -> None:
     frames = int(vp9_shards.clips.column("num_frames")[0].as_py())
     whole = decode(data)
     assert (decode_frames(data, [0, 3, frames - 1]) == whole[[0, 3, frames - 1]]).all()
-    with pytest.raises(DecodeError, match=f"frame {frames} is wanted, but the clip has only {frames} frames"):
+    with pytest.raises(DecodeError, match=rf"frame {frames}.*{frames} frames"):
         decode_frames(data, [0, frames])
     for broken in (b"", bytes(1000), data[: len(data) // 2]):
-        with pytest.raises(DecodeError, match="Invalid data"):
+        with pytest.raises(DecodeError):
             decode_frames(broken, [0])
 
 

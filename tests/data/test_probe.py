@@ -67,5 +67,5 @@ def test_tolerances() -> None:
     other[0, 0, 0, 0] = 30
     assert picture_difference(one, other).within(picture_tolerance("nvdec", "dali_cpu"))
     assert not picture_difference(one, other).within(picture_tolerance("host", "dali_cpu"))
-    with pytest.raises(ValueError, match="not the same frames"):
+    with pytest.raises(ValueError, match="frames"):
         picture_difference(one, one[:, :1])

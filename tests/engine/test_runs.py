@@ -121,11 +121,10 @@ def test_training_leaves_what_a_run_folder_holds(config: RunConfig) -> None:
 
 @pytest.mark.parametrize("stop_after", [1, 4])
 def test_resume_in_the_middle_of_an_epoch_is_exact(
-    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
+    config: RunConfig, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
 ) -> None:
     """Dropout, stochastic depth, optimiser state, order and crops: the same weights, bit by bit."""
-    train(config)
-    wanted = weights(config.run_dir)
+    wanted = weights(trained / "run")
     values = json.loads(json.dumps({"run_dir": str(tmp_path / "resumed"), "checkpoint_every_steps": 1}))
     path = tmp_path / "again.yaml"
     path.write_text(f"base: tiny.yaml\n{yaml.safe_dump(values)}")
@@ -163,8 +162,8 @@ def test_resuming_tells_what_changed_and_when_nothing_is_left(
     assert "optim.epochs=4 (was 3)" in changed and "data.flip=0.1 (was 0.5)" in changed
 
 
-def test_a_finished_run_can_be_resumed_into_another_folder(config: RunConfig, tmp_path: Path) -> None:
-    first = train(config)
+def test_a_finished_run_can_be_resumed_into_another_folder(finished: RunConfig, tmp_path: Path) -> None:
+    first = Path(finished.run_dir) / "checkpoints" / "step-00000009"
     other = load_config(tmp_path / "tiny.yaml", [f"resume={first}", f"run_dir={tmp_path / 'other'}"])
     assert train(other) == first  # nothing was left to do
     more = train(
@@ -173,31 +172,31 @@ def test_a_finished_run_can_be_resumed_into_another_folder(config: RunConfig, tm
     assert more == tmp_path / "other" / "checkpoints" / "step-00000012"
 
 
-def test_a_killed_run_goes_on(tmp_path: Path, vp9_shards: ShardSet) -> None:
+def test_a_killed_run_goes_on(tmp_path: Path, vp9_shards: ShardSet, caplog: pytest.LogCaptureFixture) -> None:
     path = config_file(tmp_path, vp9_shards, optim={"epochs": 400, "lr_end": 1e-3}, checkpoint_every_steps=2)
     process = subprocess.Popen(
         command("train.py", "--config", str(path)), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL
     )
     latest = tmp_path / "run" / "checkpoints" / "latest"
-    deadline = time.monotonic() + 60
-    while not latest.is_file() and time.monotonic() < deadline:
+    while not latest.is_file():
+        assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
     reached = int(latest.read_text().strip().removeprefix("step-"))
     epochs = reached // 3 + 1
-    result = run("train.py", "--config", str(path), f"optim.epochs={epochs}", "checkpoint_every_steps=0")
-    assert result.returncode == 0, result.stderr
-    assert f"resumed from {latest.parent / checkpoint.step_name(reached)}" in result.stdout
+    with caplog.at_level("INFO", logger="lavila"):
+        train(load_config(path, [f"optim.epochs={epochs}", "checkpoint_every_steps=0"]))
+    assert str(latest.parent / checkpoint.step_name(reached)) in caplog.text
     assert latest.read_text().strip() == checkpoint.step_name(epochs * 3)
 
 
 def test_two_ranks_train_as_one_does(tmp_path: Path, vp9_shards: ShardSet) -> None:
     still = {"drop_path": 0.0, "dropout": 0.0}  # random per rank, so off for this comparison
     path = config_file(tmp_path, vp9_shards, model=still, optim={"optimizer": "sgd", "lr": 0.05, "epochs": 2})
-    for ranks, name in ((0, "one"), (2, "two")):
-        result = run("train.py", "--config", str(path), f"run_dir={tmp_path / name}", ranks=ranks)
-        assert result.returncode == 0, result.stderr
+    train(load_config(path, [f"run_dir={tmp_path / 'one'}"]))
+    result = run("train.py", "--config", str(path), f"run_dir={tmp_path / 'two'}", ranks=2)
+    assert result.returncode == 0, result.stderr
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
     losses = [[line["loss"] for line in read_metrics(tmp_path / name / "metrics.jsonl")] for name in ("one", "two")]
@@ -213,11 +212,10 @@ def test_accumulation_changes_nothing(tmp_path: Path, vp9_shards: ShardSet) -> N
     assert (tmp_path / "2" / "checkpoints" / "step-00000003").is_dir()
 
 
-def test_evaluation_writes_a_report_with_every_clip(config: RunConfig) -> None:
-    train(config)
-    page = evaluate(config)
+def test_evaluation_writes_a_report_with_every_clip(finished: RunConfig) -> None:
+    page = evaluate(finished)
     assert page is not None and page.is_file()
-    report = json.loads((Path(config.run_dir) / "report.json").read_text())
+    report = json.loads((Path(finished.run_dir) / "report.json").read_text())
     assert report["clips"] == {"total": 12, "evaluated": 12, "failed": []}
     assert report["views"] | {"fusion": ""} == {
         "clips": 2, "crops": 3, "crops_rule": "three", "total": 6, "computed": 6, "frames": 4, "fusion": "",
@@ -228,7 +226,7 @@ def test_evaluation_writes_a_report_with_every_clip(config: RunConfig) -> None:
     assert len(report["mistakes"]) == 12 - right
     assert report["units"]["verb_top1"] == "percent"
     assert [section["key"] for section in report["sections"]] == ["heads", "mistakes"]
-    assert not list(Path(config.run_dir).glob(".predictions-*"))
+    assert not list(Path(finished.run_dir).glob(".predictions-*"))
     assert set(report["seconds"]) == {"train", "evaluate"}
     assert report["controls"] == {
         "chance_verb_top1": pytest.approx(100 / 3), "chance_noun_top1": 50.0,
@@ -237,15 +235,14 @@ def test_evaluation_writes_a_report_with_every_clip(config: RunConfig) -> None:
     }  # fmt: skip
 
 
-def test_nothing_beside_the_result_costs_it(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_beside_the_result_costs_it(finished: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """No DALI wheel that we know, spoilt logs of training, pictures that cannot be drawn: the report is there."""
-    train(config)
-    folder = Path(config.run_dir)
+    folder = Path(finished.run_dir)
     for name in ("metrics.jsonl", "stages.jsonl"):
         (folder / name).write_text("spoilt\nspoilt\n")
     monkeypatch.setattr(environment, "distributions", lambda: 1 / 0)
     monkeypatch.setattr(compose, "_view_strip", lambda *_: 1 / 0)
-    assert evaluate(config) == folder / "report.html"
+    assert evaluate(finished) == folder / "report.html"
     report = json.loads((folder / "report.json").read_text())
     assert report["environment"]["dali"] is None and report["environment"]["torch"] == torch.__version__
     assert report["clips"]["evaluated"] == 12 and report["metrics"] and (folder / "report.html").is_file()
@@ -348,12 +345,11 @@ def test_predictions_need_not_be_kept(config: RunConfig) -> None:
     assert not [path for path in Path(config.run_dir).iterdir() if "predictions" in path.name]
 
 
-def test_the_published_protocol_is_named_in_the_report(config: RunConfig, tmp_path: Path) -> None:
-    train(config)
+def test_the_published_protocol_is_named_in_the_report(finished: RunConfig, tmp_path: Path) -> None:
     reports = {}
     for crops in ("center", "center_repeated"):
         evaluate(load_config(tmp_path / "tiny.yaml", [f"views.crops={crops}", "views.single_frame_control=true"]))
-        reports[crops] = json.loads((Path(config.run_dir) / "report.json").read_text())
+        reports[crops] = json.loads((Path(finished.run_dir) / "report.json").read_text())
     views = reports["center_repeated"]["views"]
     assert (views["crops_rule"], views["total"], views["computed"]) == ("center_repeated", 6, 2)
     assert reports["center"]["metrics"] == reports["center_repeated"]["metrics"]  # the mean over equal views
@@ -374,16 +370,14 @@ def test_a_run_survives_bad_clips_and_names_them(tmp_path: Path, vp9_shards: Sha
 
 def test_an_epoch_without_one_good_clip_stops(tmp_path: Path, vp9_shards: ShardSet) -> None:
     config = load_config(config_file(tmp_path, damaged(vp9_shards, tmp_path, *range(12)), optim={"epochs": 1}))
-    with pytest.raises(
-        TrainingError, match=r"not one clip of epoch 1 could be decoded, the last being clip_\d+ in shard-"
-    ):
+    with pytest.raises(TrainingError, match=r"epoch 1.*clip_\d+.*shard-"):
         train(config)
 
 
 def test_losses_that_stay_infinite_stop_the_run(tmp_path: Path, vp9_shards: ShardSet) -> None:
     wild = {"optimizer": "sgd", "lr": 1e30, "lr_start": 1e30, "lr_end": 1e30, "epochs": 2}
     path = config_file(tmp_path, vp9_shards, optim=wild)
-    with pytest.raises(TrainingError, match=r"the loss is not finite at step 4, 3 time\(s\) in a row"):
+    with pytest.raises(TrainingError, match=r"step 4.*3 time"):
         train(load_config(path, ["checkpoint_every_steps=1"]))
     for latest in tmp_path.glob("*/checkpoints/latest"):  # whatever was saved before is sound
         model = load_model(latest.parent)
@@ -443,7 +437,7 @@ def test_a_published_dual_encoder_starts_the_tower(vp9_shards: ShardSet, tmp_pat
     resampled = {"visual.pos_embed", "visual.temporal_embed"}
     for name in {name for name in new if name.startswith("visual.")} - resampled:
         assert torch.equal(new[name], old[name]), name
-    with pytest.raises(ConfigError, match=r"published\.pth: its tower is of another kind; it takes .*model\.width=64"):
+    with pytest.raises(ConfigError, match=r"published\.pth.*model\.width=64"):
         build.fresh_model(load_config(path, [f"model.init={file}", "model.width=32"]), {"classes": {"a": ["b"]}})
 
 
@@ -493,7 +487,7 @@ def test_print_config_and_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_unknown_tasks(tmp_path: Path, vp9_shards: ShardSet) -> None:
-    with pytest.raises(ConfigError, match=r"task\.name=dance: no such task; known: classification"):
+    with pytest.raises(ConfigError, match=r"task\.name=dance.*classification"):
         train(load_config(config_file(tmp_path, vp9_shards), ["task.name=dance"]))
 
 

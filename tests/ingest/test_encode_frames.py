@@ -64,7 +64,7 @@ def test_a_margin_ends_with_the_video(video: Path) -> None:
 
 
 def test_a_margin_does_not_save_a_clip_after_the_end(video: Path) -> None:
-    with pytest.raises(EncodeError, match=r"begins at 4\.10 s, after the last frame of the video at 3\.97 s") as info:
+    with pytest.raises(EncodeError, match=r"4\.10 s.*3\.97 s") as info:
         cut(video, 4.1, 5.0, margin=1.0)
     assert info.value.after_end
 
@@ -119,5 +119,5 @@ def test_choices_are_stored_in_place_of_nothing_else(video: Path) -> None:
 def test_a_choice_from_a_video_cut_short_is_refused(tmp_path: Path) -> None:
     video = write_numbered_video(tmp_path / "a.mkv", 400, height=48, width=64)
     video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
-    with pytest.raises(EncodeError, match=r"fetch the file again|damaged"):
+    with pytest.raises(EncodeError, match=r"a\.mkv"):
         cut(video, 0.0, None, choose=lambda *_: [0])

@@ -237,7 +237,6 @@ def test_every_damaged_video_is_stored_or_refused(tmp_path: Path, capsys: pytest
     ]
     assert not wrong
     assert sorted(number for number, _, _ in results) == list(range(COUNT))
-    assert slowest < LIMIT_SECONDS + 3
     assert kinds["stored"] > COUNT / 20 and kinds["refused"] > COUNT / 3, "mutations that prove nothing"
 
 

@@ -160,7 +160,7 @@ def test_turned_and_stretched_pictures_fit_too(tmp_path: Path, fit: str) -> None
 def test_pixels_of_absurd_shape_are_refused(tmp_path: Path) -> None:
     for aspect in (Fraction(90), Fraction(1, 90)):
         video = write_numbered_video(tmp_path / "a.mkv", 3, Coding(aspect=aspect), height=96, width=96)
-        with pytest.raises(EncodeError, match=r"pixels long; allowed: 8192|smaller than 16 pixels"):
+        with pytest.raises(EncodeError, match=r"8192|16 pixels"):
             whole(video)
 
 
@@ -172,7 +172,7 @@ def test_a_picture_that_changes_its_size_is_refused(tmp_path: Path) -> None:
     ]
     video = tmp_path / "a.ts"
     video.write_bytes(b"".join(part.read_bytes() for part in parts))
-    with pytest.raises(EncodeError, match="the picture changes from 128x96 to 160x120 within the clip"):
+    with pytest.raises(EncodeError, match=r"128x96.*160x120"):
         whole(video)
 
 
@@ -193,16 +193,16 @@ def test_a_picture_that_changes_its_colours_is_converted_throughout(tmp_path: Pa
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"encoder": "gpu"}, "choose cpu or nvenc"),
-        ({"codec": "vp9", "encoder": "nvenc"}, "NVENC has no encoder for vp9; choose one of h264, hevc, av1"),
-        ({"codec": "h264", "encoder": "nvenc", "short_side": 96}, "NVENC takes pictures of 160 pixels and more"),
-        ({"codec": "h264", "encoder": "nvenc", "speed": "medium"}, "h264 takes one of p1, p2"),
-        ({"codec": "h264", "encoder": "nvenc", "crf": 0}, "crf 0: h264 takes 1"),
-        ({"codec": "hevc", "crf": 52}, "crf 52: hevc takes 0"),
-        ({"codec": "av1", "fps": 300.0}, "up to 240"),
-        ({"margin": -1.0}, "margin -1.0: give seconds"),
-        ({"margin": float("nan")}, "margin nan: give seconds"),
-        ({"fit": "stretch"}, "choose crop or pad"),
+        ({"encoder": "gpu"}, "cpu.*nvenc"),
+        ({"codec": "vp9", "encoder": "nvenc"}, "NVENC.*vp9.*h264, hevc, av1"),
+        ({"codec": "h264", "encoder": "nvenc", "short_side": 96}, "NVENC.*160"),
+        ({"codec": "h264", "encoder": "nvenc", "speed": "medium"}, "h264.*p1, p2"),
+        ({"codec": "h264", "encoder": "nvenc", "crf": 0}, "crf 0.*h264.*1"),
+        ({"codec": "hevc", "crf": 52}, "crf 52.*hevc.*0"),
+        ({"codec": "av1", "fps": 300.0}, "240"),
+        ({"margin": -1.0}, "margin -1.0"),
+        ({"margin": float("nan")}, "margin nan"),
+        ({"fit": "stretch"}, "crop.*pad"),
     ],
 )
 def test_settings_say_what_is_allowed(wrong: dict[str, Any], message: str) -> None:
@@ -218,7 +218,7 @@ def test_encoders_of_the_cpu_are_there(codec: str) -> None:
 @pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="there is an NVIDIA driver")
 @pytest.mark.parametrize("codec", ["h264", "hevc", "av1"])
 def test_nvenc_that_is_missing_is_told_before_the_work(codec: str) -> None:
-    with pytest.raises(ValueError, match="--encoder nvenc: no NVIDIA driver with NVENC") as info:
+    with pytest.raises(ValueError, match="--encoder nvenc") as info:
         check_encoder(EncodeSettings(codec=codec, encoder="nvenc"))
     assert not isinstance(info.value, EncodeError)  # it is not a clip's fault
 
@@ -248,7 +248,7 @@ def test_nvenc_knows_every_option(codec: str) -> None:
 def test_every_rate_of_frames_is_stored_or_refused(tmp_path: Path) -> None:
     video = write_numbered_video(tmp_path / "fast.mp4", 12, Coding(fps=Fraction(480)))
     assert whole(video).fps == 480.0
-    with pytest.raises(EncodeError, match="480 frames per second; av1 takes 240"):
+    with pytest.raises(EncodeError, match=r"480.*av1.*240"):
         whole(video, codec="av1", speed="")
     assert whole(video, codec="av1", speed="", fps=120.0).num_frames == 3
     slow = write_numbered_video(tmp_path / "slow.mp4", 3, Coding(fps=Fraction(1, 3)))
@@ -259,5 +259,5 @@ def test_every_rate_of_frames_is_stored_or_refused(tmp_path: Path) -> None:
     odd = write_numbered_video(tmp_path / "odd.mp4", 12, Coding(fps=Fraction(30_000_001, 1_000_003)))
     assert whole(odd, codec="vp9", speed="").num_frames == 12
     absurd = write_numbered_video(tmp_path / "absurd.mp4", 12, Coding(fps=Fraction(90_000)))
-    with pytest.raises(EncodeError, match=r"90000 frames per second; allowed are 0\.01 to 1000"):
+    with pytest.raises(EncodeError, match=r"90000.*0\.01.*1000"):
         whole(absurd)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import struct
 import threading
-import time
 from collections.abc import Iterator
 from fractions import Fraction
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -16,7 +15,7 @@ import av
 import numpy as np
 import pytest
 
-from lavila.ingest import source_video
+from lavila.ingest import source_video, video_files
 from lavila.ingest.encode import (
     EncodedClip,
     EncodeError,
@@ -69,16 +68,12 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("name", ["long.mp4", "long.mkv"])
-def test_a_clip_deep_in_three_hours_is_exact_quick_and_decodes_little(
-    tmp_path: Path, name: str, decoded: list[int]
-) -> None:
+def test_a_clip_deep_in_three_hours_is_exact_and_decodes_little(tmp_path: Path, name: str, decoded: list[int]) -> None:
     once = small_video(tmp_path / "once.mp4", 3000, Coding(fps=Fraction(30), gop=60))
     video = repeat_video(once, tmp_path / name, 108)  # 108 x 100 s
     for start, frames in [(10_750.3, 60), (5_399.9, 12), (10_700.0, 1)]:
         decoded.clear()
-        began = time.monotonic()
         clip = cut(video, start, start + frames / 30)
-        seconds = time.monotonic() - began
         first = round(start * 30)
         assert read_numbers(clip.data) == [n % 3000 for n in range(first, first + clip.num_frames)]
         assert abs(clip.num_frames - frames) <= 1
@@ -86,7 +81,6 @@ def test_a_clip_deep_in_three_hours_is_exact_quick_and_decodes_little(
         with av.open(str(video)) as container:
             tick = container.streams.video[0].time_base
         assert abs(decoded[0] * tick - Fraction(start)) <= 5, "decodes another place of the video"
-        assert seconds < 2
     assert probe_video(video).seconds == pytest.approx(10_800, abs=0.1)
     chunk = encode_chunk(video, number=179, seconds=60.0, settings=SMALL)
     assert read_numbers(chunk.data) == list(range(1200, 3000))
@@ -138,7 +132,7 @@ def test_a_video_with_one_keyframe_or_none(tmp_path: Path, decoded: list[int]) -
     assert read_numbers(cut(one, 7.0, 7.19).data) == list(range(175, 180))
     assert len(decoded) <= 200, "decodes the whole video for each step of the search"
     none = remuxed(one, tmp_path / "b.mkv", skip=1)
-    with pytest.raises(EncodeError, match=r"damaged|no frame could be decoded"):
+    with pytest.raises(EncodeError, match=r"b\.mkv"):
         cut(none, 7.0, 7.19)
 
 
@@ -184,7 +178,7 @@ def test_a_folder_of_chunks_is_one_video(tmp_path: Path) -> None:
     assert read_numbers(chunk.data) == [498 if n == 499 else n for n in range(300, 600)]
     facts = probe_video(folder)
     assert (facts.fps, facts.seconds, facts.height, facts.width) == (fps, 30.0, 48, 64)
-    with pytest.raises(EncodeError, match=r"begins at 31\.00 s, after the last frame of the video at 29\.96 s"):
+    with pytest.raises(EncodeError, match=r"31\.00 s.*29\.96 s"):
         cut(folder, 31.0, 32.0)
 
 
@@ -195,9 +189,9 @@ def test_a_missing_chunk_is_named_when_a_clip_needs_it(tmp_path: Path) -> None:
     assert read_numbers(cut(folder, 29.8, 30.0).data) == list(range(745, 750))
     assert read_numbers(cut(folder, 40.0, 40.19).data) == list(range(1000, 1005))
     for start, stop in [(29.0, 31.0), (33.0, 34.0), (38.0, 41.0)]:
-        with pytest.raises(EncodeError, match=r"uid\.mp4: 30\.mp4 is missing"):
+        with pytest.raises(EncodeError, match=r"uid\.mp4: 30\.mp4"):
             cut(folder, start, stop)
-    with pytest.raises(EncodeError, match=r"uid\.mp4: 0\.mp4 is missing"):
+    with pytest.raises(EncodeError, match=r"uid\.mp4: 0\.mp4"):
         cut(folder, 3.0, 4.0)
 
 
@@ -207,19 +201,19 @@ def test_a_chunk_that_is_cut_short_is_not_taken_for_a_missing_one(tmp_path: Path
         write_numbered(folder / f"{start}.mkv", range(start * 25, start * 25 + 250))
     first = folder / "0.mkv"
     first.write_bytes(first.read_bytes()[: first.stat().st_size // 2])
-    with pytest.raises(EncodeError, match=r"0\.mkv: (ends at .* fetch the file again|damaged)"):
+    with pytest.raises(EncodeError, match=r"0\.mkv"):
         cut(folder, 8.0, 11.0)
     assert read_numbers(cut(folder, 10.0, 10.2).data) == list(range(250, 255))
 
 
 def test_folders_without_usable_names_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(EncodeError, match=r"without files named after seconds, such as 0\.mp4"):
+    with pytest.raises(EncodeError, match=r"0\.mp4"):
         cut(tmp_path / "empty", 0.0, 1.0)
     folder = tmp_path / "twice"
     write_numbered(folder / "0.mp4", range(5))
     write_numbered(folder / "00.mp4", range(5))
-    with pytest.raises(EncodeError, match="two files begin at second 0"):
+    with pytest.raises(EncodeError, match="second 0"):
         cut(folder, 0.0, 0.1)
 
 
@@ -228,7 +222,7 @@ def test_probing_reads_headers_only(tmp_path: Path, decoded: list[int]) -> None:
     facts = probe_video(video)
     assert (facts.fps, facts.seconds, facts.height, facts.width) == (50, 5.0, 48, 64)
     assert not decoded
-    with pytest.raises(EncodeError, match="no such video"):
+    with pytest.raises(EncodeError, match=r"b\.mp4"):
         probe_video(tmp_path / "b.mp4")
 
 
@@ -247,30 +241,46 @@ def test_a_file_that_states_no_length_is_measured(tmp_path: Path, decoded: list[
 @pytest.mark.parametrize("start", [float("nan"), float("inf"), -1.0, 1e300])
 def test_intervals_that_cannot_be_are_refused(tmp_path: Path, start: float) -> None:
     video = small_video(tmp_path / "a.mp4", 10)
-    with pytest.raises(EncodeError, match="can be cut"):
+    with pytest.raises(EncodeError, match=r"a\.mp4"):
         cut(video, start, None)
-    with pytest.raises(EncodeError, match="can be cut"):
+    with pytest.raises(EncodeError, match=r"a\.mp4"):
         cut(video, 0.0, start)
 
 
-def test_a_clip_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
-    video = small_video(tmp_path / "a.mp4", 4000, Coding(gop=250))
-    began = time.monotonic()
-    with pytest.raises(EncodeError, match=r"given up after 0\.05 s, the limit for one clip"):
+class Clock:
+    """A clock that moves on by a millisecond each time that it is read."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+
+    def monotonic(self) -> float:
+        self.reads += 1
+        return self.reads / 1000
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(video_files, "time", clock)
+    return clock
+
+
+def test_a_clip_that_takes_too_long_is_given_up(tmp_path: Path, decoded: list[int], clock: Clock) -> None:
+    video = small_video(tmp_path / "a.mp4", 400, Coding(gop=250))
+    with pytest.raises(EncodeError, match=r"0\.05 s"):
         cut(video, 0.0, None, limits=Limits(seconds=0.05))
-    assert time.monotonic() - began < 1
+    assert clock.reads <= 52 and len(decoded) < 60
 
 
-def test_a_header_that_claims_ages_ends_with_the_time_limit(tmp_path: Path) -> None:
+def test_a_header_that_claims_ages_ends_with_the_time_limit(tmp_path: Path, clock: Clock) -> None:
     """Two frames a year apart would be a billion frames of nothing."""
     year = 365 * 24 * 3600 * 1000
     video = small_video(tmp_path / "a.mkv", 30, Coding(milliseconds=(*range(0, 1160, 40), year), b_frames=0))
     settings = EncodeSettings(codec="h264", short_side=48, speed="ultrafast", fps=25)
-    began = time.monotonic()
-    with pytest.raises(EncodeError, match="given up after 1 s"):
+    with pytest.raises(EncodeError, match="1 s"):
         cut(video, 0.0, None, settings=settings, limits=Limits(seconds=1.0))
-    assert time.monotonic() - began < 5
-    with pytest.raises(EncodeError, match="which cannot be"):
+    assert clock.reads <= 1002
+    with pytest.raises(EncodeError, match=video.name):
         probe_video(video)
 
 
@@ -278,7 +288,7 @@ def test_a_header_that_claims_ages_ends_with_the_time_limit(tmp_path: Path) -> N
 def test_pictures_above_the_limit_are_refused(tmp_path: Path, codec: str) -> None:
     video = write_numbered_video(tmp_path / "a.mkv", 5, Coding(codec=codec))
     assert cut(video, 0.0, None, limits=Limits(pixels=160 * 120)).num_frames == 5
-    with pytest.raises(EncodeError, match=r"picture of 160x120; allowed are 19199 pixels|not a readable video"):
+    with pytest.raises(EncodeError, match=r"a\.mkv"):
         cut(video, 0.0, None, limits=Limits(pixels=160 * 120 - 1))
 
 
@@ -342,10 +352,9 @@ def test_a_file_cannot_make_other_files_or_hosts_be_opened(
     name = "p%d.png" if kind == "image_numbers" else "a.mp4"
     video = tmp_path / name
     video.write_bytes(picture.read_bytes() if kind.startswith("image") else content[kind].encode())
-    began = time.monotonic()
-    with pytest.raises(EncodeError, match=r"not a readable video .*should be mp4, mov, mkv"):
+    with pytest.raises(EncodeError, match=r"mp4, mov, mkv"):
         cut(video, 0.0, None)
-    assert not seen and time.monotonic() - began < 2
+    assert not seen
 
 
 def test_a_mov_cannot_point_at_other_files(tmp_path: Path) -> None:
@@ -396,5 +405,5 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
         small_video(path, 5).chmod(0)
         if os.access(path, os.R_OK):
             pytest.skip("root reads every file")
-    with pytest.raises(EncodeError, match=r"no such video|not a readable video"):
+    with pytest.raises(EncodeError):
         cut(path, 0.0, None)

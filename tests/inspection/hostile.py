@@ -7,7 +7,7 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
-from lavila.inspection.videos import Picture
+from lavila.inspection.videos import RecordedShape
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Hostile:
     frames: frozenset[int]  # lengths of the videos that crash it
     seen: Path  # gets a byte for each video that is tried
 
-    def __call__(self, data: bytes, told: Picture) -> str | None:
+    def __call__(self, data: bytes, told: RecordedShape) -> str | None:
         with self.seen.open("ab") as file:
             file.write(b".")
         if told.frames in self.frames:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import shutil
@@ -19,7 +20,7 @@ import pytest
 
 from lavila.cluster.workers import Job, Progress
 from lavila.data.dali_pipelines import check
-from lavila.data.dali_pipelines.check import SEEK_FRAMES, VideoCheck, asks
+from lavila.data.dali_pipelines.check import SEEK_FRAMES, VideoCheck, requests
 from lavila.data.loader import ClipLoader, Pictures, clip_sizes
 from lavila.inspection import verify as verify_module
 from lavila.inspection.verify import Quarantined, Verdict, verify_shard_set, write_quarantine
@@ -89,6 +90,7 @@ def write_clips(folder: Path, encoded: list[bytes], **facts: Any) -> ShardSet:
     return open_shard_set(folder)
 
 
+@functools.cache
 def chunk_bytes(first: int, frames: int) -> tuple[bytes, list[int]]:
     """A chunk as `lavila.shards.format` describes it, and its gop_offsets."""
     buffer = io.BytesIO()
@@ -425,7 +427,7 @@ def test_long_videos_are_decoded_in_every_frame_within_a_bound(
     frames: int, through: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(check, "HELD_BYTES", 1000)
-    asked = asks(frames, frame_bytes=100, reads_through=through)
+    asked = requests(frames, frame_bytes=100, reads_through=through)
     assert all(min(ask.length, frames + 1) <= 10 for ask in asked)
     seen = [ask.start + n * ask.stride for ask in asked for n in range(ask.expected)]
     assert max(seen) == frames - 1 and sum(ask.length > ask.expected for ask in asked) == 1  # one more is asked for
@@ -504,7 +506,7 @@ def test_interrupting_writes_nothing(clips: ShardSet) -> None:
 def test_a_copy_elsewhere_is_as_sound(clips: ShardSet, tmp_path: Path) -> None:
     shutil.copytree(clips.path, tmp_path / "copy")
     assert verify(open_shard_set(tmp_path / "copy")).problems == []
-    with pytest.raises(ShardSetError, match="no such folder"):
+    with pytest.raises(ShardSetError, match="nowhere"):
         open_shard_set(tmp_path / "nowhere")
 
 

@@ -111,22 +111,22 @@ TARGETS = np.array([0, 1])
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: topk_accuracy(SCORES[0], TARGETS, k=1), r"scores has shape \(3,\): expected \[N, K\]"),
-        (lambda: topk_accuracy(SCORES[:0], TARGETS[:0], k=1), "none of them 0"),
-        (lambda: topk_accuracy(SCORES, np.array([0]), k=1), "targets has 1 entries: expected 2"),
-        (lambda: topk_accuracy(SCORES, np.array([0, 3]), k=1), "classes 0 to 3: expected 0 to 2"),
-        (lambda: topk_accuracy(SCORES, np.array([-1, 0]), k=1), r"leave unlabelled samples \(-1\) out"),
-        (lambda: topk_accuracy(SCORES, np.array([0.0, 1.0]), k=1), "type float64: expected integers"),
-        (lambda: topk_accuracy(SCORES, TARGETS, k=4), "k=4: there are 3 classes"),
+        (lambda: topk_accuracy(SCORES[0], TARGETS, k=1), r"\(3,\).*\[N, K\]"),
+        (lambda: topk_accuracy(SCORES[:0], TARGETS[:0], k=1), r"\(0, 3\)"),
+        (lambda: topk_accuracy(SCORES, np.array([0]), k=1), "targets.*1.*2"),
+        (lambda: topk_accuracy(SCORES, np.array([0, 3]), k=1), "0 to 3.*0 to 2"),
+        (lambda: topk_accuracy(SCORES, np.array([-1, 0]), k=1), r"\(-1\)"),
+        (lambda: topk_accuracy(SCORES, np.array([0.0, 1.0]), k=1), "float64"),
+        (lambda: topk_accuracy(SCORES, TARGETS, k=4), "k=4.*3"),
         (lambda: topk_accuracy(SCORES * np.nan, TARGETS, k=1), "NaN"),
-        (lambda: confusion_matrix(np.array([0]), TARGETS, num_classes=2), "predicted has 1 entries: expected 2"),
-        (lambda: confusion_matrix(TARGETS, TARGETS, num_classes=1), "targets holds classes 0 to 1"),
-        (lambda: mean_class_accuracy(np.zeros((2, 3), int), absent_as_zero=True), "as many rows as columns"),
-        (lambda: mean_class_accuracy(np.zeros((2, 2), int), absent_as_zero=True), "no samples"),
-        (lambda: fuse_views(SCORES, rule="mean_logits"), r"expected \[N, V, K\]"),
-        (lambda: fuse_views(SCORES[None] + np.inf, rule="mean_logits"), "infinite values or NaN"),
-        (lambda: fuse_views(SCORES[None], rule="median"), r"rule='median': expected one of"),  # type: ignore[arg-type]
-        (lambda: marginalize(SCORES, TARGETS, num_classes=2), "action_to_class has 2 entries: expected 3"),
+        (lambda: confusion_matrix(np.array([0]), TARGETS, num_classes=2), "predicted.*1.*2"),
+        (lambda: confusion_matrix(TARGETS, TARGETS, num_classes=1), "targets.*0 to 1"),
+        (lambda: mean_class_accuracy(np.zeros((2, 3), int), absent_as_zero=True), r"\(2, 3\)"),
+        (lambda: mean_class_accuracy(np.zeros((2, 2), int), absent_as_zero=True), "samples"),
+        (lambda: fuse_views(SCORES, rule="mean_logits"), r"\[N, V, K\]"),
+        (lambda: fuse_views(SCORES[None] + np.inf, rule="mean_logits"), "NaN"),
+        (lambda: fuse_views(SCORES[None], rule="median"), r"rule='median'"),  # type: ignore[arg-type]
+        (lambda: marginalize(SCORES, TARGETS, num_classes=2), "action_to_class.*2.*3"),
     ],
 )
 def test_wrong_input_is_told(call, message: str) -> None:  # type: ignore[no-untyped-def]

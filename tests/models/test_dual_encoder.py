@@ -298,12 +298,12 @@ def test_clip_text_compiles_into_one_graph() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_wrong_tokens_are_told(kind: str) -> None:
     model = tiny(kind)
-    with pytest.raises(ValueError, match=r"shape \(2, 13\): expected \[B, L\] with L from 1 to 12"):
+    with pytest.raises(ValueError, match=r"\(2, 13\).*\[B, L\].*1.*12"):
         model.encode_text(torch.zeros(2, 13, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"shape \(12,\)"):
+    with pytest.raises(ValueError, match=r"\(12,\)"):
         model.encode_text(torch.zeros(12, dtype=torch.int64))
     if kind != "clip":
-        with pytest.raises(ValueError, match=r"mask has shape \(2, 5\): expected that of the tokens, \(2, 6\)"):
+        with pytest.raises(ValueError, match=r"\(2, 5\).*\(2, 6\)"):
             model.encode_text(torch.zeros(2, 6, dtype=torch.int64), torch.ones(2, 5))
 
 
@@ -312,18 +312,18 @@ def test_architectures_of_other_versions_are_told(kind: str) -> None:
     model = tiny(kind)
     build = type(model).from_architecture  # type: ignore[attr-defined]
     architecture = model.architecture()  # type: ignore[operator]
-    with pytest.raises(ValueError, match=r"fields .*'colour'.*expected .*'embed_dim'"):
+    with pytest.raises(ValueError, match=r"'colour'.*'embed_dim'"):
         build({**architecture, "colour": 1})
-    with pytest.raises(ValueError, match=r"missing fields \['depth'\], unknown fields \['layers'\]"):
+    with pytest.raises(ValueError, match=r"\['depth'\].*\['layers'\]"):
         text = {name: value for name, value in architecture["text"].items() if name != "depth"}
         build({**architecture, "text": {**text, "layers": 2}})
 
 
 def test_impossible_models_are_told() -> None:
     tower = TimeSformer(TINY)
-    with pytest.raises(ValueError, match="embed_dim=0: must be at least 1"):
+    with pytest.raises(ValueError, match="embed_dim=0"):
         ClipDualEncoder(tower, text=TINY_CLIP, embed_dim=0)
-    with pytest.raises(ValueError, match=r"temperature=0\.0: must be above 0"):
+    with pytest.raises(ValueError, match=r"temperature=0\.0"):
         ClipDualEncoder(tower, text=TINY_CLIP, embed_dim=8, temperature=0.0)
-    with pytest.raises(ValueError, match=r"projection='mlp': expected one of \['frozen_in_time', 'matrices'\]"):
+    with pytest.raises(ValueError, match=r"projection='mlp'.*\['frozen_in_time', 'matrices'\]"):
         DistilBertDualEncoder(tower, text=TINY_BERT, embed_dim=8, projection="mlp")  # type: ignore[arg-type]

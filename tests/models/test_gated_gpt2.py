@@ -69,7 +69,7 @@ def test_loading_gpt2_leaves_cross_attention_at_its_start(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"n_embd": 32}, r"transformer\.wte\.weight \[50, 32\] instead of \[50, 24\]"),
+        ({"n_embd": 32}, r"transformer\.wte\.weight \[50, 32\].*\[50, 24\]"),
         ({"n_layer": 4}, r"transformer\.h\.3\.attn"),
         ({"n_layer": 2}, r"transformer\.h\.2\.attn"),
     ],
@@ -90,12 +90,12 @@ def test_gpt2_without_some_weights_is_refused(tmp_path: Path) -> None:
     save_file(
         {name: w for name, w in weights.items() if name != gone}, tmp_path / "model.safetensors", {"format": "pt"}
     )
-    with pytest.raises(ValueError, match=r"do not fit the decoder: no transformer\.h\.1\.mlp\.c_fc\.weight"):
+    with pytest.raises(ValueError, match=r"transformer\.h\.1\.mlp\.c_fc\.weight"):
         load_gpt2(GatedGpt2(TINY), tmp_path)
 
 
 def test_gpt2_that_is_not_there_is_told_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="expected a local folder or a hub name") as caught:
+    with pytest.raises(ValueError, match="nowhere") as caught:
         load_gpt2(GatedGpt2(TINY), tmp_path / "nowhere")
     assert str(tmp_path / "nowhere") in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -144,7 +144,7 @@ def test_loading_keeps_the_embedding_tied() -> None:
     decoder.load_state_dict(copies, assign=True)
     assert decoder.lm_head.weight is decoder.transformer.wte.weight
     copies["lm_head.weight"][0, 0] += 1
-    with pytest.raises(RuntimeError, match=r"lm_head.weight and transformer.wte.weight differ"):
+    with pytest.raises(RuntimeError, match=r"lm_head.weight.*transformer.wte.weight"):
         decoder.load_state_dict(copies)
 
 
@@ -180,7 +180,7 @@ def test_dropout_only_while_training() -> None:
 @pytest.mark.parametrize(("shape", "clips"), [((2, 17), 2), ((3, 4), 2), ((4,), 2), ((2, 0), 2)])
 def test_tokens_that_do_not_fit_are_told(shape: tuple[int, ...], clips: int) -> None:
     decoder = GatedGpt2(TINY)
-    with pytest.raises(ValueError, match=r"expected \[N, L\] with N a multiple of the clips and at most 16 tokens"):
+    with pytest.raises(ValueError, match=r"\[N, L\].*16 tokens"):
         decoder(torch.zeros(shape, dtype=torch.long), decoder.look(torch.randn(clips, 5, 24)))
 
 
@@ -188,16 +188,16 @@ def test_a_full_cache_is_told() -> None:
     decoder, tokens = GatedGpt2(TINY).eval(), some_tokens(2, 4)
     seen, cache = decoder.look(torch.randn(2, 5, 24)), decoder.new_cache(2, 4)
     decoder(tokens, seen, cache)
-    with pytest.raises(ValueError, match=r"after 4 others, .* at most 4 tokens"):
+    with pytest.raises(ValueError, match=r"4 tokens"):
         decoder(tokens[:, :1], seen, cache)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"heads": 5}, "width=24 is not a multiple of heads=5"),
-        ({"end_token": 50}, "end_token=50: expected an id from 0 to 49"),
-        ({"cross_attention_every": 0}, "cross_attention_every=0: must be greater than 0"),
+        ({"heads": 5}, "width=24.*heads=5"),
+        ({"end_token": 50}, "end_token=50.*0 to 49"),
+        ({"cross_attention_every": 0}, "cross_attention_every=0"),
         ({"dropout": 1.0}, "dropout=1.0"),
     ],
 )

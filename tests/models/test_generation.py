@@ -103,7 +103,7 @@ def test_a_seed_gives_the_same_texts_and_one_for_each_clip_frees_them_of_their_n
     together = texts([0, 1, 2], [7, 8, 9])
     assert torch.equal(texts([2, 0], [9, 7]), together[[2, 0]])
     assert not torch.equal(together[0, 0], together[0, 1])
-    with pytest.raises(ValueError, match="2 generators for 3 clips"):
+    with pytest.raises(ValueError, match=r"2 generators.*3 clips"):
         texts([0, 1, 2], [7, 8])
 
 
@@ -180,14 +180,14 @@ def test_padding_is_left_out_of_scores() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": 0.0}, "temperature=0.0: .* top_k=1 is greedy"),
+        ({"temperature": 0.0}, "temperature=0.0.*top_k=1"),
         ({"top_k": 0}, "top_k=0"),
         ({"top_p": 1.5}, "top_p=1.5"),
-        ({"max_length": 1}, "max_length=1: must be at least 2"),
+        ({"max_length": 1}, "max_length=1"),
         ({"num_return_sequences": 0}, "num_return_sequences=0"),
-        ({"num_beams": 4, "num_beam_groups": 3}, "num_beams=4 is not a multiple of num_beam_groups=3"),
-        ({"num_beams": 2, "num_return_sequences": 3}, "2 beams give at most as many texts"),
-        ({"num_beams": 2, "top_p": 0.9}, "beam search does not sample"),
+        ({"num_beams": 4, "num_beam_groups": 3}, "num_beams=4.*num_beam_groups=3"),
+        ({"num_beams": 2, "num_return_sequences": 3}, "2 beams"),
+        ({"num_beams": 2, "top_p": 0.9}, "top_p|sample"),
     ],
 )
 def test_options_that_exclude_one_another_are_told(options: dict[str, Any], message: str) -> None:

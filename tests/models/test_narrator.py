@@ -198,7 +198,7 @@ def test_architecture_is_json_and_builds_the_same_narrator() -> None:
 )
 def test_an_architecture_of_another_version_is_told(change: dict[str, Any]) -> None:
     described = {**narrator_of("vclm_freq1").architecture(), **change}
-    with pytest.raises(ValueError, match=r"narrator architecture has fields .* expected"):
+    with pytest.raises(ValueError, match="architecture"):
         Narrator.from_architecture(described)
 
 
@@ -221,9 +221,9 @@ def test_gates_start_closed_so_that_the_clip_is_not_seen_yet_but_learnt() -> Non
 @pytest.mark.parametrize(
     ("video", "options", "message"),
     [
-        (torch.zeros(1, 3, 4, 32, 32), {"max_length": 97}, "max_length=97: .* at most 96 tokens"),
-        (torch.zeros(1, 7, 32), {}, r"expected \[B, 8, 32\] from encode_video"),
-        (torch.zeros(3, 4, 32, 32), {}, r"expected \[B, 3, T, 32, 32\]"),
+        (torch.zeros(1, 3, 4, 32, 32), {"max_length": 97}, "max_length=97.*96"),
+        (torch.zeros(1, 7, 32), {}, r"\[B, 8, 32\].*encode_video"),
+        (torch.zeros(3, 4, 32, 32), {}, r"\[B, 3, T, 32, 32\]"),
     ],
 )
 def test_inputs_that_do_not_fit_are_told(video: Tensor, options: dict[str, Any], message: str) -> None:
@@ -232,5 +232,5 @@ def test_inputs_that_do_not_fit_are_told(video: Tensor, options: dict[str, Any],
 
 
 def test_texts_are_not_made_in_training_mode() -> None:
-    with pytest.raises(ValueError, match=r"training mode.*eval\(\)"):
+    with pytest.raises(ValueError, match=r"eval\(\)"):
         narrator_of("vclm_freq1").generate(torch.zeros(1, 8, 32))

@@ -87,21 +87,21 @@ def test_distilbert_weights_that_lack_a_tensor_are_refused(saved: Path) -> None:
     save_file(state, path, metadata={"format": "pt"})
     model = distilbert(BERT)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(ValueError, match=r"do not fit: no transformer\.layer\.1\.ffn\.lin1\.weight"):
+    with pytest.raises(ValueError, match=r"transformer\.layer\.1\.ffn\.lin1\.weight"):
         load_distilbert(model, saved)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_distilbert_weights_of_another_size_are_refused(saved: Path) -> None:
     other = distilbert(dataclasses.replace(BERT, hidden_width=64))
-    with pytest.raises(ValueError, match=r"ffn\.lin1\.weight \[32, 16\] instead of \[64, 16\].*set the model's sizes"):
+    with pytest.raises(ValueError, match=r"ffn\.lin1\.weight \[32, 16\].*\[64, 16\]"):
         load_distilbert(other, saved)
 
 
 def test_distilbert_weights_that_are_nowhere_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     for source in (tmp_path / "nothing", "distilbert-base-uncased-that-is-not-cached"):
-        with pytest.raises(ValueError, match=r"expected a local folder or a hub name") as told:
+        with pytest.raises(ValueError, match=str(source)) as told:
             load_distilbert(distilbert(BERT), source)
         assert "\n" not in str(told.value)
 
@@ -109,10 +109,10 @@ def test_distilbert_weights_that_are_nowhere_are_told(tmp_path: Path, monkeypatc
 @pytest.mark.parametrize(
     ("config", "change", "message"),
     [
-        (CLIP, {"heads": 5}, "width=16 is not a multiple of heads=5"),
-        (CLIP, {"depth": 0}, "depth=0: must be greater than 0"),
-        (BERT, {"hidden_width": 0}, "hidden_width=0: must be greater than 0"),
-        (BERT, {"dropout": 1.0}, r"dropout=1\.0: a chance"),
+        (CLIP, {"heads": 5}, "width=16.*heads=5"),
+        (CLIP, {"depth": 0}, "depth=0"),
+        (BERT, {"hidden_width": 0}, "hidden_width=0"),
+        (BERT, {"dropout": 1.0}, r"dropout=1\.0"),
     ],
 )
 def test_impossible_configs_are_told(config: Any, change: dict[str, Any], message: str) -> None:

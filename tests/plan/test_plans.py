@@ -195,9 +195,9 @@ def test_evaluation_shows_every_clip_exactly_once(world, count, portion):
 
 
 def test_batches_that_cannot_be_shared_are_refused_with_a_fitting_number():
-    with pytest.raises(ValueError, match=r"data\.batch_size=16 .* 3 rank\(s\).*try data\.batch_size=15"):
+    with pytest.raises(ValueError, match=r"data\.batch_size=16.*3 rank\(s\).*data\.batch_size=15"):
         training(ranks=Ranks(rank=0, world=3))
-    with pytest.raises(ValueError, match=r"more than the 8 clip\(s\)"):
+    with pytest.raises(ValueError, match=r"8 clip\(s\)"):
         training(8)
 
 

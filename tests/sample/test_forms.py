@@ -11,7 +11,6 @@ import pickle
 import pickletools
 import re
 import subprocess
-import sys
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
@@ -26,6 +25,7 @@ import pytest
 from lavila.sample import annotations as ek100
 from lavila.sample import camera, charades, ego4d, egtea, forms, make
 from lavila.sample.render import Rendering, Sample, VideoFile, gather, render
+from tests.commands import run_here
 
 ROOT = Path(__file__).parents[2]
 FOOTAGE = ROOT / "assets/bigbuckbunny.mp4"
@@ -45,14 +45,13 @@ def plan(source: camera.Source, *, seed: int = 0, train: int = 6, val: int = 10,
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "tools/make_sample_dataset.py"), "--footage", str(FOOTAGE), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    return run_here(tool.main, ["--footage", FOOTAGE, *arguments])
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("forms") / "all"
-    done = run("--out", str(out), *SMALL, *EVERY, "--workers", "2")
+    done = run("--out", str(out), *SMALL, *EVERY, "--workers", "1")
     assert done.returncode == 0, done.stderr
     return out
 

@@ -7,7 +7,6 @@ import hashlib
 import itertools
 import json
 import subprocess
-import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from lavila.plan.frames import frame_span
 from lavila.sample import camera, make
 from lavila.sample.annotations import write_annotations
 from lavila.sample.render import Rendering, Sample
+from tests.commands import run_here
 
 ROOT = Path(__file__).parents[2]
 
@@ -110,8 +110,7 @@ def test_camera_glides_between_moves(source: camera.Source) -> None:
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "tools/make_sample_dataset.py"), "--footage", str(FOOTAGE), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    return run_here(tool.main, ["--footage", FOOTAGE, *arguments])
 
 
 @pytest.fixture(scope="module")

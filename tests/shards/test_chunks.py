@@ -121,9 +121,9 @@ def test_a_clip_lies_in_its_chunk_or_across_two() -> None:
 def test_a_clip_that_reaches_past_the_end_stops_there() -> None:
     place = index(*THREE).locate(a_clip(10.0, 14.0), chunk_ids=["v_00002", "v_00003"], rule="edges")
     assert place == Place(chunk=2, first_frame=50, num_frames=10, frames_after=0)
-    with pytest.raises(ChunkError, match=r"begins at 11.00 s, after the last frame of the video at 10.36 s"):
+    with pytest.raises(ChunkError, match=r"11\.00 s.*10\.36 s"):
         index(*THREE).locate(a_clip(11.0, 14.0), chunk_ids=["v_00002", "v_00003"], rule="edges")
-    with pytest.raises(ChunkError, match="after the last frame of the video"):
+    with pytest.raises(ChunkError):
         index(*THREE).locate(a_clip(20.0, 21.0), chunk_ids=["v_00005"], rule="edges")
 
 
@@ -132,7 +132,7 @@ def test_a_lost_chunk_takes_only_the_clips_that_lie_in_it() -> None:
     assert holed.locate(a_clip(1.0, 2.0), chunk_ids=IDS[:2], rule="edges").num_frames == 25
     assert holed.locate(a_clip(8.1, 9.0), chunk_ids=IDS[1:], rule="edges").chunk == 1
     for start, stop in ((3.5, 4.5), (4.5, 5.0), (7.5, 8.5)):
-        with pytest.raises(ChunkError, match="damaged after"):
+        with pytest.raises(ChunkError, match="damaged"):
             holed.locate(a_clip(start, stop), chunk_ids=IDS, rule="edges")
     with pytest.raises(ChunkError, match="damaged"):
         index(v_00001="damaged").locate(a_clip(4.5, 5.0), chunk_ids=["v_00001"], rule="edges")
@@ -143,5 +143,5 @@ def test_chunks_of_other_videos_or_with_other_headers_do_not_join() -> None:
     assert other.locate(a_clip(3.0, 3.9), chunk_ids=IDS[:1], rule="edges").frames_after == 2
     changed = index(THREE[0], {**THREE[1], "header_sha256": "other"})
     assert changed.locate(a_clip(3.0, 3.9), chunk_ids=IDS[:2], rule="edges").frames_after == 2
-    with pytest.raises(ChunkError, match=r"the picture changes its size at 4.00 s, within the clip"):
+    with pytest.raises(ChunkError, match=r"4\.00 s"):
         changed.locate(a_clip(3.5, 4.5), chunk_ids=IDS[:2], rule="edges")

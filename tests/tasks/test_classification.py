@@ -174,7 +174,7 @@ def test_tasks_are_found_by_name() -> None:
     kind = task_kind("classification")
     facts = kind.facts(TaskOptions(heads=("noun",)), Tables(of="here", classes=CLASSES))
     assert facts == {"classes": {"noun": ["x", "y"]}}
-    with pytest.raises(TaskError, match="known: classification"):
+    with pytest.raises(TaskError, match="classification"):
         task_kind("dance")
 
 
@@ -211,7 +211,7 @@ def test_many_classes_are_reported_as_pairs() -> None:
 
 
 def test_a_model_for_other_classes_is_refused() -> None:
-    with pytest.raises(TaskError, match=r"heads of \[3, 2\] classes, the shard set has \{'verb': 1, 'noun': 2\}"):
+    with pytest.raises(TaskError, match=r"\[3, 2\].*\{'verb': 1, 'noun': 2\}"):
         ClassificationTask(
             Brightness(), classes=CLASSES | {"verb": ["a"]}, options=TaskOptions(head_weights=(1.0, 1.0))
         )

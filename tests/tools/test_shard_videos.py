@@ -15,12 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import shard_videos
 
 from lavila.ingest.encode import EncodeSettings
-from lavila.ingest.jobs import Plan, assign
+from lavila.ingest.jobs import SetSettings, assign
 from lavila.plan.frames import frame_span
 from lavila.records import Clip
 from lavila.shards.reader import open_shard_set
+from tests.commands import run_here
 from tests.footage import NTSC_60, Coding, read_numbers, write_numbered_video
 
 ROOT = Path(__file__).parents[2]
@@ -87,10 +89,11 @@ ENVIRONMENT = {**os.environ, **ADDED}
 
 
 def run(annotations: Path, videos: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, **ADDED}  # of this moment: a fixture may have added a cluster
-    return subprocess.run(
-        command(annotations, videos, out, *more), env=environment, capture_output=True, text=True, timeout=120
-    )
+    """The tool in this process. Its workers have their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ADDED.items():
+            patch.setenv(name, value)
+        return run_here(shard_videos.main, command(annotations, videos, out, *more)[2:])
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -163,7 +166,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(reference: Path, videos: Path, t
     assert "unfinished set; add --resume" in refused.stderr
     differs = run(annotations, videos, out, "--resume", "--crf", "30")
     assert differs.returncode == 1
-    assert "made with encoder.crf = 23, asked for is 30" in differs.stderr
+    assert "encoder.crf = 23" in differs.stderr and "is 30" in differs.stderr
     done = run(annotations, videos, out, "--resume", "--workers", "1")
     assert done.returncode == 0, done.stderr
     assert "shards are whole already" in done.stdout
@@ -204,10 +207,10 @@ def test_a_dead_worker_does_not_hang_the_run(reference: Path, videos: Path, tmp_
         stderr=subprocess.PIPE,
         text=True,
     )
-    while not list((tmp_path / "set").glob("shard-*.tmp")):
+    while not (workers := worker_ids(tmp_path / "set")):
         assert process.poll() is None
         time.sleep(0.005)
-    os.kill(worker_ids(tmp_path / "set")[0], signal.SIGKILL)
+    os.kill(workers[0], signal.SIGKILL)
     _, messages = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "a worker process died" in messages
@@ -221,7 +224,7 @@ def test_a_whole_set_is_left_alone(reference: Path, videos: Path) -> None:
     assert "already whole" in again.stdout
     other = run(reference.parent / "annotations", videos, reference, "--resume", "--seed", "1")
     assert other.returncode == 1
-    assert "made with seed = 0, asked for is 1" in other.stderr
+    assert "seed = 0" in other.stderr and "is 1;" in other.stderr
     assert contents(reference) == before
 
 
@@ -302,7 +305,7 @@ def test_wrong_arguments(csvs: Path, videos: Path, tmp_path: Path, arguments: li
     assert not (tmp_path / "set").exists()
 
 
-def plan(split: str = "train", **values: object) -> Plan:
+def plan(split: str = "train", **values: object) -> SetSettings:
     fields = {
         "dataset": "d",
         "split": split,
@@ -311,7 +314,7 @@ def plan(split: str = "train", **values: object) -> Plan:
         "seed": 0,
         "limit": None,
     }
-    return Plan(**{**fields, **values})  # type: ignore[arg-type]
+    return SetSettings(**{**fields, **values})  # type: ignore[arg-type]
 
 
 def test_assignment_is_pure_even_and_complete() -> None:

@@ -1,4 +1,4 @@
-"""The DALI side of the data path.
+"""The data path with DALI.
 
-`graph` is the one augment graph, `sources` its inputs, `restarts` its execution; `runner` goes from plans to pictures.
+`graph` is the augment graph, `sources` makes its inputs, `restarts` runs it, and `runner` goes from plans to pictures.
 """

@@ -3,11 +3,11 @@
     bytes --decode distinct frames--> [U,H,W,3] --cut window--> --resize (float)--> --gather K x T--> --crop S,
     mirror, normalise--> [K,S,T,3,size,size]
 
-DALI decides nothing: every number that differs from clip to clip is an input, made by `lavila.plan.plans`. Each
-distinct frame is decoded and resized once, whatever the number of views. Training is the case of one temporal clip
-whose window is cut before the resize, and of one crop that is the whole picture.
+DALI decides nothing. Every number that differs from clip to clip is an input, made by `lavila.plan.plans`. Each
+distinct frame is decoded and resized once, for any number of views. Training has one temporal clip, whose window is cut
+before the resize, and one crop, which is the whole picture.
 
-Frames are kept before channels in memory, which is how the patch embedding reads them; the loader shows the tensor as
+In memory frames come before channels, as the patch embedding reads them. The loader shows the tensor as
 [B, V, C, T, H, W] without a copy.
 """
 
@@ -25,8 +25,8 @@ from lavila.data.pictures import DecoderName, Execution, PictureSpec
 def build_pipeline(source: Any, spec: PictureSpec, execution: Execution) -> Pipeline:
     """A pipeline that pulls batches from `source` (see `sources.external_inputs`), constructed but not yet built.
 
-    `device_id=None` keeps everything on the CPU. With a number, nvdec decodes on that GPU; the other decoders decode
-    on the CPU and hand the frames over, so that one augment graph serves all. Its output is
+    `device_id=None` keeps everything on the CPU. With a number, nvdec decodes on that GPU. The other decoders decode on
+    the CPU and copy the frames to the GPU, so that one augment graph serves all. Its output is
     [B, K, S, T, 3, size, size], float32 or float16.
     """
     decoder, device_id = execution.decoder, execution.device_id
@@ -48,7 +48,7 @@ def build_pipeline(source: Any, spec: PictureSpec, execution: Execution) -> Pipe
 
 
 def decode(payload: Any, arguments: ClipArguments, *, decoder: DecoderName) -> Any:
-    """The distinct frames of each clip, [U, H, W, 3] uint8 RGB. An index beyond the clip raises, never yields black."""
+    """The distinct frames of each clip, [U, H, W, 3] uint8 RGB. An index beyond the clip is an error."""
     if decoder == "host":
         return payload
     device = "mixed" if decoder == "nvdec" else "cpu"
@@ -59,9 +59,9 @@ def augment(frames: Any, arguments: ClipArguments, spec: PictureSpec) -> Any:
     """[U, H, W, 3] uint8 -> [K, S, T, 3, size, size] normalised. Runs on the device that `frames` lie on."""
     clips, crops = spec.view_grid
     if spec.cuts_window:
-        # Cutting first keeps the resize from reading past the window's edge, as a region-of-interest resize would.
+        # The window is cut first. A resize of a region of interest would also read pixels outside the window.
         frames = fn.slice(frames, start=arguments.window_start, shape=arguments.window_shape, axes=[1, 2])
-    # Float output: rounding to uint8 between resize and normalisation would cost half a level.
+    # The output is float, since rounding to uint8 before normalisation would cost up to half a level.
     frames = fn.resize(
         frames, size=arguments.resized, interp_type=types.INTERP_LINEAR, antialias=spec.antialias, dtype=types.FLOAT
     )

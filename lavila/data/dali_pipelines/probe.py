@@ -1,4 +1,4 @@
-"""Parts of the data path one at a time, for tools that measure or compare them: decoding alone, augmenting alone."""
+"""Single parts of the data path, for tools that measure or compare them: decoding alone, augmenting alone."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from lavila.data.dali_pipelines.restarts import RestartingPipeline
 from lavila.data.pictures import DecoderName, Execution, Payload, PictureSpec
 from lavila.records import ClipPlan
 
-Pictures = npt.NDArray[np.uint8]
+FrameArray = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tolerance:
-    """How far two decoders' pictures of one video may lie apart, in levels of 0..255."""
+    """The allowed difference of two decoders' pictures of one video, in levels of 0..255."""
 
     mean: float
     most: float
 
 
 def picture_tolerance(one: DecoderName, other: DecoderName) -> Tolerance:
-    """What two decoders may differ by, before resizing and normalisation.
+    """The allowed difference of two decoders, before resizing and normalisation.
 
-    The CPU decoders are bit-identical. NVDEC: not measured yet, for want of a GPU. Chip and libavcodec decode a
-    conforming stream to the same YCbCr; what may differ is how chroma is upsampled on the way to RGB, which shows at
+    The CPU decoders are bit-identical. The bound for NVDEC is an estimate, not a measurement. Chip and libavcodec
+    decode a conforming stream to the same YCbCr. They may upsample chroma differently on the way to RGB, which shows at
     coloured edges.
     """
     return Tolerance(mean=3.0, most=60.0) if "nvdec" in (one, other) else Tolerance(mean=0.0, most=0.0)
@@ -40,18 +40,18 @@ def picture_tolerance(one: DecoderName, other: DecoderName) -> Tolerance:
 
 @dataclass(frozen=True, kw_only=True)
 class PictureDifference:
-    """How far two decoders' pictures of one video do lie apart, in levels of 0..255."""
+    """The measured difference of two decoders' pictures of one video, in levels of 0..255."""
 
     mean: float
     most: float
 
     def within(self, tolerance: Tolerance) -> bool:
-        """Whether they count as the same."""
+        """Whether the pictures count as the same."""
         return self.mean <= tolerance.mean and self.most <= tolerance.most
 
 
-def picture_difference(one: Pictures, other: Pictures) -> PictureDifference:
-    """Of pictures of the same shape, [U, H, W, 3]. ValueError where the shapes differ."""
+def picture_difference(one: FrameArray, other: FrameArray) -> PictureDifference:
+    """The difference of pictures of the same shape, [U, H, W, 3]. ValueError if the shapes differ."""
     if one.shape != other.shape:
         raise ValueError(f"pictures of shape {one.shape} and {other.shape}: not the same frames of the same video")
     difference = np.abs(one.astype(np.int16) - other.astype(np.int16))
@@ -59,7 +59,7 @@ def picture_difference(one: Pictures, other: Pictures) -> PictureDifference:
 
 
 class DecodeProbe:
-    """Decodes batches of encoded clips, round and round, with the operator of the one graph and nothing after it."""
+    """Decodes batches of encoded clips again and again, with the operator of the graph and nothing after it."""
 
     def __init__(self, batches: Sequence[Sequence[Payload]], *, execution: Execution) -> None:
         """`execution.decoder`: nvdec or dali_cpu. Payloads hold encoded bytes."""
@@ -73,7 +73,7 @@ class DecodeProbe:
         (pictures,) = self._pipeline.run()
         return pictures
 
-    def pictures(self) -> list[Pictures]:
+    def pictures(self) -> list[FrameArray]:
         """Decode the next batch and copy it to the host: [U, H, W, 3] uint8 RGB of each clip."""
         found = self.run().as_cpu()
         return [np.array(found[place]) for place in range(len(found))]
@@ -100,11 +100,11 @@ class DecodeProbe:
 
 
 def augmented(
-    batches: Sequence[tuple[Sequence[ClipPlan], Sequence[Pictures]]], spec: PictureSpec, execution: Execution
+    batches: Sequence[tuple[Sequence[ClipPlan], Sequence[FrameArray]]], spec: PictureSpec, execution: Execution
 ) -> Iterator[int]:
-    """Everything after decoding, round and round without end: yields the number of clips of each batch once it is done.
+    """Run everything after decoding on the batches again and again, without end. Yields each batch's number of clips.
 
-    `batches`: plans, and of each its distinct frames, [U, H, W, 3]. With `execution.device_id` they are copied to that
+    `batches`: plans, and the distinct frames of each, [U, H, W, 3]. With `execution.device_id` these are copied to that
     GPU first.
     """
     assert execution.decoder == "host", execution.decoder

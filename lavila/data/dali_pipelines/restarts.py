@@ -1,12 +1,11 @@
 """Runs the graph over a stream of batches, and survives clips that cannot be decoded.
 
-One bad clip makes DALI fail a whole batch without saying which clip it was, and kills the pipeline object. Building a
-pipeline takes milliseconds, so: try the clips of the batches in flight one at a time, drop the bad ones, build the
-pipeline again and go on with the rest. `lavila.data.batches` says what becomes of the batch.
+One bad clip makes DALI fail a whole batch, without naming the clip, and the pipeline object cannot be used any more.
+But a new pipeline takes only milliseconds. So the clips of the batches in flight are tried one at a time, the bad ones
+are dropped, and a new pipeline continues with the rest. `lavila.data.batches` says what happens to the batch.
 
-Only the decoder's own errors make a clip bad (`errors.decode_problem`); every other error ends the run. Where not one
-clip in flight decodes, the decoder itself is checked: with a clip that it decoded before, or with FFmpeg where there is
-none yet.
+Only the decoder's own errors make a clip bad (`errors.decode_problem`). Every other error ends the run. If no clip in
+flight decodes, the decoder is checked: with a clip that it decoded before, or with FFmpeg if there is none yet.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from typing import Any
 from nvidia.dali.pipeline import Pipeline
 
 from lavila.data.batches import LoadedBatch, PictureBatch
-from lavila.data.dali_pipelines.errors import DecoderFault, decode_problem, told
+from lavila.data.dali_pipelines.errors import DecoderFault, cause, decode_problem
 from lavila.data.dali_pipelines.graph import build_pipeline
 from lavila.data.host.decode import DecodeError, decode_frames
 from lavila.data.pictures import Execution, Payload, PictureSpec
@@ -39,7 +38,7 @@ class RestartingPipeline:
 
         Raises:
             DecoderFault: the decoder fails on sound videos.
-            RuntimeError: DALI's, for anything but videos that cannot be decoded.
+            RuntimeError: DALI fails for another reason than a video.
         """
         source = iter(batches)
         in_flight: deque[LoadedBatch] = deque()
@@ -70,7 +69,7 @@ class RestartingPipeline:
                 if not any(len(new.bad) > len(old.bad) for new, old in zip(checked, in_flight, strict=True)):
                     raise RuntimeError(f"the data pipeline failed, though each clip alone decodes: {error}") from error
                 if not any(batch.plans for batch in checked):
-                    self._check_decoder(in_flight, sound, told(error))
+                    self._check_decoder(in_flight, sound, cause(error))
                 in_flight.clear()
                 source = chain(checked, source)
 
@@ -83,20 +82,20 @@ class RestartingPipeline:
         return [self._failure(plan, payload) for plan, payload in zip(batch.plans, batch.payloads, strict=True)]
 
     def _failure(self, plan: ClipPlan, payload: Payload) -> str | None:
-        """Why this clip alone cannot be decoded, in one line; None where it can."""
+        """Why this clip alone cannot be decoded, in one line; None if it can."""
         try:
             self._build(lambda: ([plan], [payload]), replace(self._execution, batch_size=1, prefetch=1)).run()
         except RuntimeError as error:
             reason = decode_problem(error)
             if reason is None:
-                raise RuntimeError(f"row {plan.row} of clips.parquet, alone in a batch: {told(error)}") from error
+                raise RuntimeError(f"row {plan.row} of clips.parquet, alone in a batch: {cause(error)}") from error
             return reason
         return None
 
     def _check_decoder(
         self, batches: Iterable[LoadedBatch], sound: tuple[ClipPlan, Payload] | None, reason: str
     ) -> None:
-        """DecoderFault unless the clips of batches of which none decodes are to blame. `sound`: one that did decode."""
+        """Raise DecoderFault if the decoder is the reason why no clip of `batches` decodes. `sound`: one that did."""
         decoder = self._execution.decoder
         advice = f"not the clips are at fault, but {decoder}, its driver or its settings; use data.decoder=host"
         if sound is not None:
@@ -116,11 +115,11 @@ class RestartingPipeline:
 
 
 class _Stream:
-    """The external source: takes batches as the pipeline asks for them and remembers which are in flight."""
+    """The external source. It takes a batch when the pipeline asks for one, and remembers the batches in flight."""
 
     def __init__(self, source: Iterator[LoadedBatch], in_flight: deque[LoadedBatch]):
         self._source, self._in_flight = source, in_flight
-        self.error: BaseException | None = None  # of the batches themselves, not of their decoding
+        self.error: BaseException | None = None  # an error of reading the batches, not of decoding them
 
     def __call__(self) -> tuple[tuple[ClipPlan, ...], tuple[Payload, ...]]:
         while True:

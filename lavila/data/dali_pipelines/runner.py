@@ -1,6 +1,6 @@
-"""DALI's way from plans to pictures: threads read ahead, pipelines decode and draw.
+"""From plans to pictures with DALI: threads read ahead, pipelines decode and draw.
 
-The counterpart of `host.runner.HostRunner`. Imports without DALI, which is only needed to run.
+This is the counterpart of `host.runner.HostRunner`. It imports without DALI, which is only needed to run.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from lavila.records import ClipPlan
 
 
 class PipelineRunner:
-    """Reads batches of plans, `ahead` batches before DALI asks for them, and has pipelines make pictures of them.
+    """Reads batches of plans, `ahead` batches before DALI asks for them. Pipelines turn them into pictures.
 
-    With the decoder host the reading threads decode, too, and DALI only draws.
+    With the decoder host the reading threads also decode, and DALI only draws.
     """
 
     def __init__(self, spec: PictureSpec, read: Read, execution: Execution, *, ahead: int) -> None:
         self._spec, self._read, self._execution, self._ahead = spec, read, execution, ahead
 
     def run(self, batches: Iterable[list[ClipPlan]]) -> Generator[PictureBatch]:
-        """`runners.Runner.run`, with DALI tensors on the device of the execution."""
-        from lavila.data.dali_pipelines.restarts import RestartingPipeline  # the other way needs no DALI
+        """As `runners.Runner.run`; pictures are DALI tensors on the device of the execution."""
+        from lavila.data.dali_pipelines.restarts import RestartingPipeline  # imported here, since the module needs DALI
 
         with ThreadPoolExecutor(self._execution.threads, thread_name_prefix="clip-reader") as pool:
             yield from RestartingPipeline(self._spec, self._execution).run(self._loaded(pool, iter(batches)))
@@ -45,7 +45,7 @@ class PipelineRunner:
             yield LoadedBatch.of(plans, [future.result() for future in futures])
 
     def _payload(self, plan: ClipPlan) -> Payload | str:
-        """The clip's bytes or decoded frames, or why it is bad."""
+        """The clip's bytes or decoded frames, or the reason why it is bad."""
         try:
             data, frames = self._read(plan)
             if self._execution.decoder != "host":

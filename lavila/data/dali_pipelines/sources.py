@@ -1,4 +1,4 @@
-"""The inputs of the graph: one batch of planned clips as the lists of arrays that DALI's external source takes."""
+"""The inputs of the graph: a batch of planned clips, as the lists of arrays that DALI's external source takes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ from lavila.records import ClipPlan
 
 @dataclass(frozen=True, kw_only=True)
 class ClipArguments:
-    """Graph nodes, one value a clip. They stay on the CPU: DALI reads arguments there even for GPU operators."""
+    """Nodes of the graph with one value a clip.
 
-    distinct: Any  # [U] int32, ascending frames to decode; filled from the payloads, the rest from the plans
-    order: Any  # [K*T] int32, places in `distinct` (one past its end: the black frame)
+    They stay on the CPU, where DALI reads arguments of GPU operators, too.
+    """
+
+    distinct: Any  # [U] int32, ascending frames to decode; they come from the payloads, all others from the plans
+    order: Any  # [K*T] int32, places in `distinct`; one past its end is the black frame
     resized: Any  # [2] float, height and width after the resize
     window_start: Any  # [2] int32, top and left in stored pixels
     window_shape: Any  # [2] int32, height and width in stored pixels
@@ -65,10 +68,10 @@ def external_inputs(
 ) -> tuple[Any, ClipArguments]:
     """The payload node and the argument nodes of a graph.
 
-    `source` is called once a batch and returns its plans and payloads; it raises StopIteration after the last one.
+    `source` is called once a batch and returns its plans and payloads. It raises StopIteration after the last one.
     """
     used = _used(spec)
-    numbers = 0 if decoded else 1  # decoded frames need no numbers, and an input that nothing reads is refused
+    numbers = 0 if decoded else 1  # decoded frames need no numbers, and DALI refuses an input that nothing reads
 
     def feed() -> tuple[list[Any], ...]:
         plans, payloads = source()

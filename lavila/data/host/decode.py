@@ -1,8 +1,8 @@
-"""PyAV on the CPU: encoded bytes and frame numbers -> the frames with these numbers, and no work for others.
+"""PyAV on the CPU: encoded bytes and frame numbers -> the frames with these numbers, with as little work as possible.
 
-Only the groups of pictures that hold a wanted frame are decoded, each up to its last wanted frame, and of those without
-the frames that nothing refers to (half to three quarters of them in H.264 with B-frames, none in VP9). What is wanted
-comes out bit for bit as if everything had been decoded.
+Three kinds of frames are not decoded: groups of pictures without a wanted frame, frames after the last wanted one of a
+group, and frames that no other refers to (half to three quarters of H.264 with B-frames, none of VP9). The wanted
+frames are bit for bit the same as if everything were decoded.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lavila.errors import UserError
 from lavila.libav import reason
 from lavila.shards.packets import UNREADABLE, packet_problem
 
-SPARE_BYTES = 64 << 20  # a process that cannot have so much more is short of memory
+SPARE_BYTES = 64 << 20  # a process that cannot allocate so many bytes is short of memory
 
 
 class DecodeError(UserError):
@@ -57,7 +57,7 @@ def decode_frames(
 def decode_planes(
     data: bytes | npt.NDArray[np.uint8], frames: Sequence[int] | npt.NDArray[np.int32]
 ) -> Iterator[Planes]:
-    """The same frames one after another, not yet RGB. Raises as `decode_frames` does."""
+    """The same frames one after another, before conversion to RGB. Raises as `decode_frames` does."""
     for frame in _wanted_frames(data, frames):
         picture = frame if frame.format.name == "yuv420p" else _to_yuv420p(frame)
         lines = [np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size) for plane in picture.planes]
@@ -69,9 +69,9 @@ def _to_yuv420p(frame: av.VideoFrame) -> av.VideoFrame:
 
 
 def video_problem(data: bytes | npt.NDArray[np.uint8], *, frames: int, height: int, width: int) -> str | None:
-    """Why `data` is not an mp4 of so many frames of that size in pixels, in one line; None where it is one.
+    """Why `data` is not an mp4 with that number of frames of that size in pixels, in one line; None if it is one.
 
-    Its header is compared with its bytes, and every frame is decoded; one frame at a time is held.
+    The header is compared with the bytes, and every frame is decoded. Only one frame is in memory at a time.
     """
     found = 0
     try:
@@ -88,9 +88,9 @@ def video_problem(data: bytes | npt.NDArray[np.uint8], *, frames: int, height: i
 
 
 def _every_frame(data: bytes | npt.NDArray[np.uint8]) -> Iterator[av.VideoFrame]:
-    """All frames in order. DecodeError for a damaged stream, and where frames do not come at the times of packets."""
+    """All frames in order. DecodeError for a damaged stream, and for frames at other times than the packets'."""
     number = 0
-    with _faults_told(lambda: f"after {number} frames"), av.open(io.BytesIO(bytes(data))) as container:
+    with _as_decode_errors(lambda: f"after {number} frames"), av.open(io.BytesIO(bytes(data))) as container:
         stream = _stream(container)
         packets, times = _packets(container, stream)
         for number, frame in enumerate(_decoded(stream.codec_context, packets)):
@@ -100,17 +100,17 @@ def _every_frame(data: bytes | npt.NDArray[np.uint8]) -> Iterator[av.VideoFrame]
 
 
 def raise_if_short_of_memory() -> None:
-    """Raises MemoryError where a little more cannot be had. To be asked before a clip is called damaged.
+    """Raise MemoryError if SPARE_BYTES cannot be allocated. Call it before a clip is called damaged.
 
-    What FFmpeg says does not tell: its H.264 decoder calls data invalid when it gets no memory for a picture, and a
-    damaged header makes it ask for gigabytes and say that memory is short.
+    FFmpeg's errors do not show the difference. Its H.264 decoder says "invalid data" when it gets no memory for a
+    picture. A damaged header makes it ask for gigabytes, and then it says that memory is short.
     """
-    np.empty(SPARE_BYTES, np.uint8)  # never touched, so it costs nothing
+    np.empty(SPARE_BYTES, np.uint8)  # its pages are never touched, so it costs nothing
 
 
 @contextmanager
-def _faults_told(place: Callable[[], str]) -> Iterator[None]:
-    """Turns errors of FFmpeg and PyAV that mean a damaged clip into DecodeError, with the place that was reached."""
+def _as_decode_errors(place: Callable[[], str]) -> Iterator[None]:
+    """Turn errors of FFmpeg and PyAV that mean a damaged clip into DecodeError, with the place that was reached."""
     try:
         yield
     except UNREADABLE as error:
@@ -124,7 +124,7 @@ def _stream(container: Any) -> Any:
     stream = container.streams.video[0]
     if stream.codec_context is None:
         raise DecodeError("its codec is not known, or its header is damaged")
-    # One thread a clip: the loader decodes several clips at once, and threads inside one gain nothing.
+    # One thread a clip. The loader decodes several clips at once, so more threads for one clip gain nothing.
     stream.codec_context.thread_count = 1
     return stream
 
@@ -136,7 +136,7 @@ def _wanted_frames(
     assert wanted and all(a < b for a, b in pairwise(wanted)), wanted
     found = 0
     reached = lambda: f"after {found} of {len(wanted)} frames"  # noqa: E731
-    with _faults_told(reached), av.open(io.BytesIO(bytes(data))) as container:
+    with _as_decode_errors(reached), av.open(io.BytesIO(bytes(data))) as container:
         stream = _stream(container)
         packets, times = _packets(container, stream)
         if wanted[-1] >= len(times):
@@ -157,20 +157,22 @@ def _packets(container: Any, stream: Any) -> tuple[list[Any], list[int]]:
     packets = [packet for packet in container.demux(stream) if packet.size]
     times = sorted(packet.pts for packet in packets if packet.pts is not None)
     if len(times) != len(packets) or any(a == b for a, b in pairwise(times)):
-        raise DecodeError("its frames have no times of their own")
+        raise DecodeError("its frames do not have distinct times")
     return packets, times
 
 
 def _decoded(context: Any, packets: Sequence[Any]) -> Iterator[av.VideoFrame]:
-    for packet in (*packets, None):  # None: out with what the decoder still holds
+    for packet in (*packets, None):  # None makes the decoder return the frames that it still holds
         yield from context.decode(packet)
 
 
 def _needed(packets: Sequence[Any], at: set[int], stream: Any) -> list[Any]:
-    """The packets, in decoding order, that the frames at the given times are made of."""
+    """The packets that the decoder needs for the frames at the given times, in decoding order."""
     units = _UNITS.get(stream.codec_context.name, lambda _: None)(bytes(stream.codec_context.extradata or b""))
     needed: list[Any] = []
     starts = [i for i, packet in enumerate(packets) if packet.is_keyframe and (units is None or units.begins(packet))]
+    # Each turn is one group of pictures. Nothing after its last wanted frame is needed, since a frame only refers to
+    # packets before it in decoding order.
     for start, stop in pairwise(sorted({0, *starts, len(packets)})):
         last = max((i for i in range(start, stop) if packets[i].pts in at), default=-1)
         group = packets[start : last + 1]
@@ -179,58 +181,75 @@ def _needed(packets: Sequence[Any], at: set[int], stream: Any) -> list[Any]:
 
 
 @dataclass(frozen=True)
-class _Units:
-    """How to tell a frame's part in its group from the first of its coded slices."""
+class _NalUnits:
+    """How the first coded slice of a packet shows the part of its frame in the group of pictures.
 
-    prefix: int  # bytes of the length before each unit
-    kind: Callable[[int], int]  # first byte of a unit -> its type
-    slices: range  # types that are coded slices
-    starts: tuple[int, ...]  # of frames at which decoding may begin, with none after them that refers to one before
-    unreferenced: Callable[[int], bool]  # first byte of a slice -> nothing refers to its frame
+    A packet is a row of NAL units, each with its length before it. The first byte of a unit holds its type.
+    """
+
+    length_size: int  # bytes of the length before each unit
+    unit_type: Callable[[int], int]  # first byte of a unit -> nal_unit_type
+    slices: range  # the types that are coded slices
+    starts: tuple[int, ...]  # the types at which decoding may begin: no later frame refers to an earlier one
+    unreferenced: Callable[[int], bool]  # first byte of a slice -> whether no other frame refers to its frame
 
     def begins(self, packet: Any) -> bool:
         first = self._first_slice(packet)
-        return first is not None and self.kind(first) in self.starts
+        return first is not None and self.unit_type(first) in self.starts
 
     def refers(self, packet: Any) -> bool:
-        """Whether another frame may be made from this one; True where no slice is recognised."""
+        """Whether another frame may refer to this one; True if the packet has no slice that is recognised."""
         first = self._first_slice(packet)
         return first is None or not self.unreferenced(first)
 
     def _first_slice(self, packet: Any) -> int | None:
         content, place = memoryview(packet), 0
-        while place + self.prefix < len(content):
-            if self.kind(content[place + self.prefix]) in self.slices:
-                return int(content[place + self.prefix])
-            place += self.prefix + int.from_bytes(content[place : place + self.prefix], "big")
+        while place + self.length_size < len(content):
+            first = int(content[place + self.length_size])
+            if self.unit_type(first) in self.slices:
+                return first
+            place += self.length_size + int.from_bytes(content[place : place + self.length_size], "big")
         return None
 
 
-def _h264_units(about: bytes) -> _Units | None:
-    """about: avcC (ISO/IEC 14496-15). Types and nal_ref_idc: ITU-T H.264, 7.4.1. None for streams without lengths."""
-    if len(about) < 5 or about[0] != 1:
+def _h264_units(avcc: bytes) -> _NalUnits | None:
+    """`avcc`: AVCDecoderConfigurationRecord (ISO/IEC 14496-15, 5.3.3). None for streams without lengths.
+
+    The first byte of a unit is forbidden_zero_bit (1 bit), nal_ref_idc (2), nal_unit_type (5); ITU-T H.264, 7.4.1.
+    """
+    if len(avcc) < 5 or avcc[0] != _CONFIGURATION_VERSION:
         return None
-    return _Units(
-        prefix=(about[4] & 3) + 1,
-        kind=lambda first: first & 31,
+    length_size_minus_one = avcc[4] & 0b11
+    return _NalUnits(
+        length_size=length_size_minus_one + 1,
+        unit_type=lambda first: first & 0b11111,
         slices=range(1, 6),
-        starts=(5,),
-        unreferenced=lambda first: first >> 5 == 0,
+        starts=(_H264_IDR_SLICE,),
+        unreferenced=lambda first: first >> 5 == 0,  # nal_ref_idc 0
     )
 
 
-def _hevc_units(about: bytes) -> _Units | None:
-    """about: hvcC. Types: ITU-T H.265, table 7-1. In a stream of several sub-layers every frame may be referred to."""
-    if len(about) < 22 or about[0] != 1:
+def _hevc_units(hvcc: bytes) -> _NalUnits | None:
+    """`hvcc`: HEVCDecoderConfigurationRecord (ISO/IEC 14496-15, 8.3.3). None for streams without lengths.
+
+    The first byte of a unit is forbidden_zero_bit (1 bit), nal_unit_type (6) and a bit of nuh_layer_id; ITU-T H.265,
+    7.3.1.2. An even type below 15 is a sub-layer non-reference picture (table 7-1): no frame of its sub-layer refers to
+    it. With several sub-layers another may, so there no frame is left out.
+    """
+    if len(hvcc) < 22 or hvcc[0] != _CONFIGURATION_VERSION:
         return None
-    layers = about[21] >> 3 & 7
-    return _Units(
-        prefix=(about[21] & 3) + 1,
-        kind=lambda first: first >> 1 & 63,
+    num_temporal_layers, length_size_minus_one = hvcc[21] >> 3 & 0b111, hvcc[21] & 0b11
+    return _NalUnits(
+        length_size=length_size_minus_one + 1,
+        unit_type=lambda first: first >> 1 & 0b111111,
         slices=range(32),
-        starts=(16, 17, 18, 19, 20),
-        unreferenced=lambda first: layers == 1 and first >> 1 & 63 < 15 and first >> 1 & 1 == 0,
+        starts=_HEVC_STARTS,
+        unreferenced=lambda first: num_temporal_layers == 1 and first >> 1 & 0b111111 in _HEVC_NON_REFERENCE,
     )
 
 
-_UNITS: dict[str, Callable[[bytes], _Units | None]] = {"h264": _h264_units, "hevc": _hevc_units}
+_CONFIGURATION_VERSION = 1
+_H264_IDR_SLICE = 5
+_HEVC_STARTS = (16, 17, 18, 19, 20)  # BLA_W_LP, BLA_W_RADL, BLA_N_LP, IDR_W_RADL, IDR_N_LP; not CRA, 21
+_HEVC_NON_REFERENCE = range(0, 15, 2)  # TRAIL_N, TSA_N, STSA_N, RADL_N, RASL_N and reserved ones
+_UNITS: dict[str, Callable[[bytes], _NalUnits | None]] = {"h264": _h264_units, "hevc": _hevc_units}

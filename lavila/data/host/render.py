@@ -1,10 +1,10 @@
 """Decoded planes -> the pictures a model sees, on the CPU, in one pass: colour, crop, resize, normalisation, layout.
 
-The arithmetic is that of the DALI graph (`dali_pipelines.graph.augment`): RGB by BT.601 limited with centred bilinear
-chroma, rounded to 0..255; then a linear resize of the window in floating point; then normalisation. But only the lines
-that a window needs are converted, and every value is written once, into the batch itself.
+The arithmetic is that of the DALI graph (`dali_pipelines.graph.augment`). First comes RGB by BT.601 limited with
+centred bilinear chroma, rounded to 0..255; then a linear resize of the window in floating point; then normalisation.
+But here only the lines that a window needs are converted, and every value is written once, into the batch.
 
-Colours are DALI's bit for bit; the resize differs by less than a hundredth of a level of 255.
+Colours equal DALI's bit for bit. The resize differs by less than a hundredth of a level of 255.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from lavila.records import BLACK_FRAME, ClipPlan
 class Taps:
     """A resize along one axis: output i is the sum over k of weights[k, i] * input[first[i] + k]."""
 
-    first: npt.NDArray[np.int32]  # [S] ascending, or descending where mirrored
-    weights: Floats  # [K, S]
+    first: npt.NDArray[np.int32]  # [S] the first input of each output; ascending, or descending if mirrored
+    weights: Floats  # [K, S] the weights of K inputs that follow each other
 
     def part(self, start: int, size: int, *, mirrored: bool = False) -> Taps:
-        """Some consecutive outputs, mirrored if asked for."""
+        """The taps of `size` outputs from `start` on; `mirrored` reverses them."""
         first, weights = self.first[start : start + size], self.weights[:, start : start + size]
         if mirrored:
             first, weights = first[::-1], weights[:, ::-1]
@@ -39,10 +39,10 @@ class Taps:
 
 
 def linear_taps(start: int, length: int, size: int, *, antialias: bool) -> Taps:
-    """Resize `length` inputs from `start` on to `size` outputs, reading none beside them.
+    """The taps that resize `length` inputs from `start` on to `size` outputs. They read no input outside these.
 
-    Output i lies at input (i + 0.5) * length / size - 0.5, as in torchvision and DALI. antialias: where that shrinks,
-    an output is the mean of its surroundings under a triangle as wide as two outputs.
+    Output i lies at input (i + 0.5) * length / size - 0.5, as in torchvision and DALI. With `antialias`, an output of a
+    shrinking resize is the mean of its neighbours under a triangle as wide as two outputs.
     """
     step = length / size
     reach = max(step, 1.0) if antialias else 1.0
@@ -57,40 +57,40 @@ def linear_taps(start: int, length: int, size: int, *, antialias: bool) -> Taps:
 
 
 class ClipRenderer:
-    """Fills a clip's place in a batch. Safe to use from many threads."""
+    """Draws a clip into its place in a batch. Safe to use from many threads."""
 
     def __init__(self, spec: PictureSpec) -> None:
         self._spec = spec
         mean, std = np.array(spec.mean), np.array(spec.std)
-        self._scale = np.stack([1 / std, -mean / std]).astype(F32)  # factor and summand of each channel
+        self._scale = np.stack([1 / std, -mean / std]).astype(F32)  # the factor and the summand of each channel
 
     def render(self, plan: ClipPlan, frames: Iterable[Planes], out: npt.NDArray[Any]) -> None:
         """Write every view of a clip.
 
         Args:
-            plan: of the clip.
-            frames: those of `plan.distinct_frames()`, in their order.
+            plan: the plan of the clip.
+            frames: the frames `plan.distinct_frames()`, in their order.
             out: [K, S, T, 3, size, size] float32 or float16.
 
         Raises:
-            DecodeError: pictures smaller than the plan's window; whatever `frames` raises.
+            DecodeError: the pictures are smaller than the plan's window. Errors of `frames` pass through.
         """
         top, left, height, width = plan.window
         rows = linear_taps(top, height, plan.resized[0], antialias=self._spec.antialias)
         columns = linear_taps(left, width, plan.resized[1], antialias=self._spec.antialias)
         crops = plan.crops
-        if len(crops) == 1:  # nothing but this crop is made
+        if len(crops) == 1:  # draw this crop alone; several crops are cut from one larger picture
             rows = rows.part(int(crops[0, 0]), self._spec.size)
             columns = columns.part(int(crops[0, 1]), self._spec.size, mirrored=plan.flip)
             crops = np.zeros_like(crops)
         assert len(crops) == 1 or not plan.flip, plan
-        # One for all frames: fresh memory costs page faults, and those of several threads wait for one another.
+        # One buffer serves all frames. Fresh memory costs page faults, and in those threads wait for each other.
         picture = np.empty((3, len(rows.first), len(columns.first)), F32)
         places = plan.gather()
         for place, planes in enumerate(frames):
             _check_size(planes, plan)
             slots = np.argwhere(places == place)
-            straight = len(slots) == len(crops) == 1 and out.dtype == F32
+            straight = len(slots) == len(crops) == 1 and out.dtype == F32  # one place, so no copy is needed
             target = out[slots[0, 0], 0, slots[0, 1]] if straight else picture
             _draw(
                 (planes.luma, planes.blue, planes.red),
@@ -101,12 +101,12 @@ class ClipRenderer:
                 target,
             )
             if not straight:
-                _hand_out(picture, slots, crops, out)
+                _copy_crops(picture, slots, crops, out)
         for k, t in np.argwhere(plan.frames == BLACK_FRAME):
             out[k, :, t] = self._scale[1][:, None, None]
 
 
-def _hand_out(picture: Floats, slots: npt.NDArray[Any], crops: npt.NDArray[np.int32], out: npt.NDArray[Any]) -> None:
+def _copy_crops(picture: Floats, slots: npt.NDArray[Any], crops: npt.NDArray[np.int32], out: npt.NDArray[Any]) -> None:
     size = out.shape[-1]
     for k, t in slots:
         for s, (y, x) in enumerate(crops):
@@ -131,17 +131,19 @@ def _draw(
     scale: Any,
     out: Any,
 ) -> None:
-    """One frame, [3, rows, columns]: RGB, resized along y, then along x, times scale[0] and plus scale[1].
+    """Draw one frame, [3, rows, columns]: RGB, resized along y, then along x, times scale[0], plus scale[1].
 
-    Line by line, so that what is in work stays in the processor's nearest cache.
+    It works line by line, so that its data stays in the processor's nearest cache. `lines` is a ring: it holds only the
+    lines that one output line is made of, and line y is always at y % taps. Output lines ascend, so each input line is
+    converted once.
     """
     first, weights = rows
     taps = weights.shape[0]
     left, right = columns[0].min(), columns[0].max() + columns[1].shape[0]
     places = (columns[0] - left).astype(np.uint32)
-    lines = np.empty((3, taps, wide), np.float32)  # RGB of line y is in lines[:, y % taps]
+    lines = np.empty((3, taps, wide), np.float32)  # [channel, y % taps, x]
     blended, scratch = np.empty(right - left, np.float32), chroma_scratch(wide)
-    following = first[0]  # the line to be converted next
+    following = first[0]  # the next line to convert
     for i in range(out.shape[1]):
         for y in range(max(following, first[i]), first[i] + taps):
             rgb_line(planes, y, (left, right), lines, y % taps, scratch)
@@ -153,9 +155,9 @@ def _draw(
 
 @compiled
 def _blend(lines: Floats, left: int, first: int, weights: Any, out: Floats) -> None:
-    """Weighted sum of all lines from pixel `left` on; weight 0 is that of line `first`, the others follow round."""
+    """The weighted sum of the lines of a ring, from pixel `left` on. Weight 0 belongs to the line at place `first`."""
     taps, right = weights.shape[0], left + out.shape[0]
-    if taps == 2:  # all but shrinking with antialiasing; a sum of known length is several times as fast
+    if taps == 2:  # every resize but an antialiased one that shrinks; a sum of known length is several times as fast
         below, above, low, high = lines[first, left:right], lines[1 - first, left:right], weights[0], weights[1]
         for x in range(out.shape[0]):
             out[x] = low * below[x] + high * above[x]

@@ -1,10 +1,10 @@
-"""The CPU's own way from plans to pictures: threads that read, decode and draw one clip each, into the batch itself.
+"""From plans to pictures on the CPU: each thread reads, decodes and draws one clip at a time, straight into the batch.
 
-The counterpart of `dali_pipelines.runner.PipelineRunner`, with the same outcome. A clip that cannot be decoded is known
-at once and costs nothing but its place in the batch.
+This is the counterpart of `dali_pipelines.runner.PipelineRunner`, with the same results. A clip that cannot be decoded
+is known at once, and costs nothing but its place in the batch.
 
-Memory is that of the batches: those in the making or ready, whose number the caller sets, and HELD more. A clip's bytes
-and the one frame of it that a thread works on are small beside its pictures.
+The memory is that of `ahead` batches, which the caller sets, and of HELD more. The bytes of a clip and the one frame
+that a thread works on are small in comparison.
 """
 
 from __future__ import annotations
@@ -27,32 +27,38 @@ from lavila.data.pictures import PictureSpec
 from lavila.data.reading import Read
 from lavila.records import ClipPlan
 
-HELD = 2  # batches beside those ahead: the one handed out, and the one before, until whoever asked lets go of it
+HELD = 2  # batches beyond those ahead: the one handed out, and the one before it, which the caller may still hold
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Drawing:
-    """A batch that is being made."""
+    """A batch that threads are drawing."""
 
     plans: list[ClipPlan]
     pictures: npt.NDArray[Any]  # [B, K, S, T, 3, size, size]
-    reasons: list[Future[str | None]]  # why a clip cannot be decoded, once its place in `pictures` is done
+    reasons: list[
+        Future[str | None]
+    ]  # why each clip cannot be decoded, or None; set when its place in `pictures` is done
 
 
 class _Buffers:
-    """Memory for batches, used again once nobody holds a batch any more: fresh memory costs page faults."""
+    """Memory for batches. It is used again when nobody holds a batch any more, since fresh memory costs page faults."""
 
     def __init__(self, clip_shape: tuple[int, ...], *, half: bool, most: int) -> None:
-        """`most`: batches whose memory is kept for use again."""
+        """`most`: the number of batches whose memory is kept."""
         self._clip_shape, self._dtype, self._most = clip_shape, np.float16 if half else np.float32, most
         self._free: list[npt.NDArray[Any]] = []
 
     def take(self, clips: int) -> npt.NDArray[Any]:
-        """[clips, *clip_shape], taken back when the returned array and every tensor made of it are gone."""
+        """An array [clips, *clip_shape].
+
+        Its memory comes back when the array and every tensor made from it are gone.
+        """
         whole = self._free.pop() if self._free else np.empty((clips, *self._clip_shape), self._dtype)
         if len(whole) < clips:
             whole = np.empty((clips, *self._clip_shape), self._dtype)
         pictures = whole[:clips]
+        # `pictures` is a view, and everything made from it keeps it alive. So its end means that nobody reads `whole`.
         weakref.finalize(pictures, self._take_back, whole).atexit = False
         return pictures
 
@@ -71,21 +77,21 @@ class HostRunner:
 
     @staticmethod
     def clip_bytes(spec: PictureSpec) -> int:
-        """Of the pictures of a clip."""
+        """The bytes of the pictures of one clip."""
         return math.prod(_clip_shape(spec)) * (2 if spec.half else 4)
 
     def run(self, batches: Iterable[list[ClipPlan]]) -> Generator[PictureBatch]:
-        """`runners.Runner.run`, with arrays of numpy."""
+        """As `runners.Runner.run`; pictures are numpy arrays."""
         coming, ahead = iter(batches), deque[_Drawing]()
         with ThreadPoolExecutor(self._threads, thread_name_prefix="clip") as pool:
             try:
                 self._fill(pool, coming, ahead)
                 while ahead:
                     made = _finished(ahead.popleft())
-                    self._fill(pool, coming, ahead)  # before the caller uses this one: the threads work meanwhile
+                    self._fill(pool, coming, ahead)  # so that threads work while the caller uses this batch
                     yield made
-                    del made  # its memory is free before the next batch is waited for
-            finally:  # whoever stops in mid-epoch does not wait for what was begun
+                    del made  # frees its memory before this waits for the next batch
+            finally:  # a caller that stops in mid-epoch does not wait for clips that no thread has begun
                 for drawing in ahead:
                     for reason in drawing.reasons:
                         reason.cancel()
@@ -113,5 +119,5 @@ def _clip_shape(spec: PictureSpec) -> tuple[int, ...]:
 
 
 def _finished(drawing: _Drawing) -> PictureBatch:
-    """Waits for the batch. From then on the batch alone holds its memory: `drawing` ends with the call."""
+    """Wait for a batch. Only the result holds its memory afterwards, since `drawing` ends with this call."""
     return PictureBatch.of(drawing.plans, drawing.pictures, [reason.result() for reason in drawing.reasons])

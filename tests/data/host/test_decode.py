@@ -113,7 +113,7 @@ def test_what_no_wanted_frame_needs_is_not_decoded(monkeypatch: pytest.MonkeyPat
 
 def test_frames_that_are_not_there_are_told() -> None:
     data = coded(*STREAMS["h264 b"])
-    with pytest.raises(DecodeError, match="frame 45 is wanted, but the clip has only 45 frames"):
+    with pytest.raises(DecodeError, match=r"frame 45.*45 frames"):
         decode_frames(data, [3, 45])
     for broken in (b"", bytes(1000), data[:400]):
         with pytest.raises(DecodeError):

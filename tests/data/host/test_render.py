@@ -138,7 +138,7 @@ def test_pictures_are_those_of_torch(name: str, antialias: bool) -> None:
 def test_pictures_smaller_than_the_table_says_are_an_error() -> None:
     plan = PLANS["one crop"]
     out = np.empty((1, 1, 2, 3, 32, 32), np.float32)
-    with pytest.raises(DecodeError, match=r"pictures of 96x64 pixels, where the table says that there are 112x64"):
+    with pytest.raises(DecodeError, match=r"96x64.*112x64"):
         ClipRenderer(spec((1, 1), 2)).render(plan, [random_planes(64, 96)], out)
 
 

@@ -19,7 +19,7 @@ sys.meta_path.insert(0, NoDali())
 
 import lavila
 from lavila.data.loader import ClipLoader, Pictures, clip_sizes
-from lavila.inspection.videos import Picture, TrainingDecoder
+from lavila.inspection.videos import RecordedShape, TrainingDecoder
 from lavila.plan.crops import ViewChoice
 from lavila.plan.frames import FrameChoice
 from lavila.plan.plans import Ranks, ViewPlan
@@ -35,7 +35,7 @@ plan = ViewPlan(clip_sizes(shards), frames=frames, views=views, batch_size=4, ra
 pictures = Pictures(mean=(0, 0, 0), std=(255, 255, 255))
 print(sum(len(batch) for batch in ClipLoader(shards, plan, pictures=pictures)))
 row = shards.clips.slice(0, 1).to_pylist()[0]
-stored = Picture(frames=row["num_frames"], height=row["height"], width=row["width"])
+stored = RecordedShape(frames=row["num_frames"], height=row["height"], width=row["width"])
 print(TrainingDecoder(decoder="host")(shards.read_video(0), stored))
 loader = ClipLoader(shards, plan, pictures=pictures, decoder="dali_cpu")
 try:
