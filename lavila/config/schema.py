@@ -40,7 +40,7 @@ class Range:
         return " and ".join(f"{word} {bound}" for word, bound in bounds if math.isfinite(bound))
 
 
-FRAMES, IMAGE_SIZE = 16, 224  # of pictures where neither a config nor the weights say it
+FRAMES, IMAGE_SIZE = 16, 224  # where neither a config nor the weights say it
 
 Count = Annotated[int, Range(least=1)]
 CountOrNone = Annotated[int, Range(least=0)]  # what 0 means is said with the field
@@ -179,8 +179,8 @@ class TextConfig:
     depth: Count = 12  # transformer blocks
     heads: Count = 8  # attention heads of a block
     context: Annotated[int, Range(least=2)] = 77  # tokens that a text is cut to
-    vocabulary: str = "distilbert-base-uncased"  # of distilbert: a folder, or a name on the hub; CLIP's is built in
-    init: str = "distilbert-base-uncased"  # weights of distilbert: a folder, or a name on the hub; random = none
+    vocabulary: str = "distilbert-base-uncased"  # for distilbert: a folder, or a name on the hub; CLIP's is built in
+    init: str = "distilbert-base-uncased"  # distilbert's weights: a folder, or a name on the hub; random = none
     batch_size: Count = 256  # texts of one forward pass, where an evaluation encodes many
 
 
@@ -203,8 +203,8 @@ class ModelConfig:
     init: str = ""  # weights to start from: a folder, a file, a name of the zoo, clip:NAME of OpenAI, or random
     freeze: tuple[str, ...] = ()  # parts that keep their weights: video, text, temperature, ..., or names such as fc_*
     text: TextConfig = field(default_factory=TextConfig)
-    embed_dim: Count = 256  # of a dual encoder: channels of the space in which videos and texts meet
-    projection: Projection = Projection.matrices  # of a dual encoder with distilbert; frozen_in_time: as EgoVLP's
+    embed_dim: Count = 256  # channels of the space in which a dual encoder's videos and texts meet
+    projection: Projection = Projection.matrices  # into that space, from distilbert; frozen_in_time: as EgoVLP's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,11 +216,11 @@ class TaskConfig:
     head_weights: tuple[NotNegative, ...] = ()  # of each head's loss in the sum; empty = 1 each, as published
     label_smoothing: ChanceBelowOne = 0.1  # of the cross-entropy
     templates: tuple[str, ...] = ("{}",)  # of zero-shot classification: each text of a class is put into each
-    temperature: Positive = 0.07  # of a contrastive loss, where the model starts without one
+    temperature: Positive = 0.07  # similarities are divided by it; a dual encoder to start from has its own
     learn_temperature: bool = False  # learned, up to a factor of 100 on similarities; false: frozen
-    pseudo_temperature: Positive = 0.07  # of clips whose words no person wrote
+    pseudo_temperature: Positive = 0.07  # the same for clips whose words no person wrote
     learn_pseudo_temperature: bool = False  # likewise
-    margin: NotNegative = 0.2  # of the max-margin loss
+    margin: NotNegative = 0.2  # max-margin: by which a pair should be more similar than others
     keep_diagonal: bool = False  # max-margin: a pair counts among those that it is compared with
     scale_margin: bool = False  # max-margin: the margin is times the relevancy of a pair's sentence
     relevancy_above: ChanceBelowOne = 0.1  # retrieval: a clip is paired with any sentence that is more relevant to it
@@ -247,7 +247,7 @@ class OptimConfig:
     clip_grad_value: NotNegative = 0.0  # largest size of each number in the gradient; 0 = no limit
     max_nonfinite_losses: Count = 3  # in a row; their updates are skipped, and at so many training stops
     shard_state: bool = False  # each rank keeps its share of the optimizer's state, not all of it: saves memory
-    accumulate: Count = 1  # passes a rank's share of a batch is split into, to save memory
+    accumulate: Count = 1  # passes of a rank in an update, to save memory; a clip is compared with those of its pass
     precision: Precision = Precision.auto  # auto: bf16 where the GPU has it, fp16 on older GPUs, fp32 on the CPU
 
 

@@ -34,7 +34,7 @@ TOKENIZERS = {"clip": "clip", "distilbert": "bert"}  # kind of text tower -> the
 RANDOM = "random"
 _clip_tokenizer = cache(ClipTokenizer)  # a run makes several, of a large vocabulary
 MLP_RATIO = 4  # hidden width of a DistilBERT's layer over its width
-LARGEST_SCALE = math.log(100)  # of a learned temperature's logarithm, as in CLIP and LaViLa; the least is 0
+LARGEST_SCALE = math.log(100)  # learned factors are between 1 and 100, as in CLIP and LaViLa; stored as logarithms
 
 
 class TrainingStep(Protocol):
@@ -83,9 +83,13 @@ class DualEncoderKind:
         assert isinstance(tower, TimeSformer)
         start = parts.start
         model = taken_over(start, tower, options) if isinstance(start, DualEncoder) else fresh(tower, options)
-        model.logit_scale.requires_grad_(self.uses_temperature and options.temperature.learned)
-        if self.uses_temperature and options.temperature.pseudo_learned:
-            model.learn_pseudo_temperature(options.temperature.pseudo_start)
+        temperature = options.temperature
+        model.logit_scale.requires_grad_(self.uses_temperature and temperature.learned)
+        learns_pseudo = self.uses_temperature and temperature.pseudo_learned
+        if learns_pseudo:
+            model.learn_pseudo_temperature(temperature.pseudo_start)
+        if model.pseudo is not None:  # the model to start from may have learned one
+            model.pseudo.logit_scale.requires_grad_(learns_pseudo)
         return model
 
 

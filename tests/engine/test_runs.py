@@ -324,12 +324,13 @@ def test_saved_predictions_are_scored_again_without_a_model(
 
 
 def test_predictions_of_other_clips_are_not_scored(
-    config: RunConfig, tmp_path: Path, videos: Path, capsys: pytest.CaptureFixture[str]
+    config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(config)
     evaluate(config)
     folder = Path(config.run_dir) / "predictions"
-    fewer = make_shard_set(tmp_path / "fewer", videos, codec="vp9", clips=9)
+    (tmp_path / "videos").mkdir()
+    fewer = make_shard_set(tmp_path / "fewer", tmp_path / "videos", codec="vp9", clips=9)
     code, _, err = run_here("evaluate.py", ["--from", str(folder), f"data.val={fewer.path}"], capsys)
     assert code == 2 and "clip_" in err and str(fewer.path) in err
     (folder / "evaluation.json").unlink()
