@@ -145,7 +145,7 @@ def reference(what: Setup) -> Side:
     """One process's loop over a DataLoader that decodes with decord."""
     plan = ViewPlan(
         clip_sizes(what.shards),
-        frames=FrameChoice(frames=FRAMES, sampling=what.config.data.sampling.value, stride=what.config.data.stride),
+        frames=FrameChoice(frames=FRAMES, sampling=what.config.data.sampling, stride=what.config.data.stride),
         views=build.view_choice(what.config),
         batch_size=BATCH[what.protocol],
         ranks=Ranks(),

@@ -32,7 +32,7 @@ class DryRunError(UserError):
 
 def check_training(config: RunConfig) -> None:
     """All that `train` does before its first step. Every rank calls this."""
-    with join(config.device.value) as process:
+    with join(config.device) as process:
         on_main(lambda: _check_writable(Path(config.run_dir)))
         trainer = prepare(config, process)
         log.info("%s", trainer.summary())
@@ -57,7 +57,7 @@ def check_evaluation(config: RunConfig) -> None:
 
     Every rank calls this.
     """
-    with join(config.device.value) as process:
+    with join(config.device) as process:
         if config.predictions:
             saved, shards, _ = evaluator.prepare_saved(config)
             on_main(lambda: _check_writable(saved.subject.output))

@@ -97,7 +97,7 @@ def evaluate(config: RunConfig) -> Path | None:
     The run folder's report is of the run's newest checkpoint; that of any other model lies under `evaluations/` in it.
     Where the config names saved predictions, these are scored again, without a model; their report is written anew.
     """
-    with join(config.device.value) as process:
+    with join(config.device) as process:
         if config.predictions:
             return _score_again(config, process) if process.is_main else None
         ready = prepare(config, process)
@@ -162,7 +162,7 @@ def setting_of(config: RunConfig) -> Setting:
         mean=config.data.mean,
         std=config.data.std,
         views=build.view_choice(config),
-        fusion=config.views.fusion.value,
+        fusion=config.views.fusion,
         config=to_dict(config),
     )
 
@@ -209,7 +209,7 @@ def evaluate_task(
             seconds=seconds,
             data_wait_percent=100 * sum(one.wait_seconds for one in ranks) / len(ranks) / seconds,
             decoder=loader.decoder,
-            precision=arithmetic.precision.value,
+            precision=arithmetic.precision,
         )
 
 

@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 def train(config: RunConfig) -> Path:
     """Train as the config says, from the checkpoint that `resume` means. Returns the last checkpoint."""
-    with join(config.device.value) as process:
+    with join(config.device) as process:
         return prepare(config, process).fit()
 
 
@@ -371,7 +371,7 @@ class Trainer:
             f"{self.config.name}: {parameters / 1e6:.1f} M parameters"
             f"{f' ({frozen / 1e6:.1f} M frozen)' if frozen else ''}, {len(self.loader.shard_set)} clips, "
             f"{self.updates_per_epoch} steps of {self.config.data.batch_size} clips an epoch, "
-            f"{self.process.world} rank(s) on {self.process.device.type}, {self.arithmetic.precision.value}, "
+            f"{self.process.world} rank(s) on {self.process.device.type}, {self.arithmetic.precision}, "
             f"decoder {self.loader.decoder}"
         )
 

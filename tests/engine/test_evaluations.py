@@ -59,7 +59,7 @@ def test_each_runs_at_its_own_interval_with_its_own_settings(
     whole = evaluations.evaluate_task
 
     def noting(config: RunConfig, *parts: Any, **named: Any) -> Any:
-        seen.append((config.data.val, config.views.clips, config.views.crops.value, config.task.heads))
+        seen.append((config.data.val, config.views.clips, config.views.crops, config.task.heads))
         return whole(config, *parts, **named)
 
     monkeypatch.setattr(evaluations, "evaluate_task", noting)
