@@ -23,6 +23,7 @@ from lavila.config.schema import (
     ConfigError,
     DataConfig,
     RunConfig,
+    TextKind,
     check,
 )
 from lavila.data.loader import ClipLoader, Pictures, clip_sizes
@@ -172,7 +173,7 @@ def with_weights(config: RunConfig, trained: TrainedOn | None) -> RunConfig:
             f"model.text.kind={kind}, but {trained.file} has a text tower of kind {trained.text}; leave "
             "model.text.kind out (or auto) to take that one, or name other weights"
         )
-    text = replace(config.model.text, kind=trained.text)
+    text = replace(config.model.text, kind=cast(TextKind, trained.text))
     return replace(config, model=replace(config.model, text=text))
 
 
