@@ -60,7 +60,7 @@ def load_config(name: str | Path | Sequence[str | Path], overrides: Sequence[str
 
 
 def evaluation_config(config: RunConfig, name: str) -> RunConfig:
-    """What `evals.<name>` evaluates with: the run's settings, but for those of its own `data`, `views` and `task`.
+    """What `evals.<name>` evaluates with: the run's settings, but for those in its `data`, `views` and `task`.
 
     Raises:
         ConfigError: a key or a value of these that does not fit, named with the evaluation.

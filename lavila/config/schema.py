@@ -1,4 +1,4 @@
-"""What a run can be told: frozen keyword-only dataclasses, one sentence on every field.
+"""All settings of a run: frozen keyword-only dataclasses, one sentence on every field.
 
 `lavila.config.load` fills them from YAML files and `key=value` arguments. The type of every number says its range, and
 `check()` compares all of them in one loop. Checks that need more than one field follow there; each says what to change.
@@ -50,7 +50,7 @@ Chance = Annotated[float, Range(least=0, most=1)]
 ChanceBelowOne = Annotated[float, Range(least=0, below=1)]
 Share = Annotated[float, Range(above=0, most=1)]
 Level = Annotated[float, Range(least=0, most=255)]
-SupervisionLevel = Annotated[int, Range(least=0, most=5)]  # of the EPIC-KITCHENS challenges; docs/RUNS.md has them
+SupervisionLevel = Annotated[int, Range(least=0, most=5)]  # as the EPIC-KITCHENS challenges number them; docs/RUNS.md
 
 
 Decoder = Literal["auto", "nvdec", "dali_cpu", "host"]
@@ -108,7 +108,7 @@ class ViewsConfig:
     fusion: Fusion = "mean_logits"  # mean of logits then softmax, or maximum over views then softmax
     batch_size: Count = 8  # clips (not views) in flight over all ranks; a rank has one whole forward pass at the least
     view_batch_size: Count = 16  # views of a forward pass, always of the same clips; docs/RUNS.md says why
-    precision: Precision = "auto"  # of evaluations; auto: as optim.precision, but fp32 where a CPU lacks it
+    precision: Precision = "auto"  # number type of evaluations; auto: optim.precision, or fp32 if a CPU lacks it
     single_frame_control: bool = False  # also score every view with its middle frame repeated: does the model use time?
 
 
@@ -155,9 +155,9 @@ class TaskConfig:
 
     name: str = "classification"  # one of lavila/tasks/registry.py; docs/TASKS.md says what a task is
     heads: tuple[str, ...] = ("verb", "noun", "action")  # columns of clips.parquet, one classifier head each
-    head_weights: tuple[NotNegative, ...] = ()  # of each head's loss in the sum; empty = 1 each, as published
-    label_smoothing: ChanceBelowOne = 0.1  # of the cross-entropy
-    templates: tuple[str, ...] = ("{}",)  # of zero-shot classification: each text of a class is put into each
+    head_weights: tuple[NotNegative, ...] = ()  # factor on each head's loss in the sum; empty = 1 each, as published
+    label_smoothing: ChanceBelowOne = 0.1  # share of the cross-entropy's target that all classes get alike
+    templates: tuple[str, ...] = ("{}",)  # sentences for zero-shot classes: each text of a class goes into each
     temperature: Positive = 0.07  # similarities are divided by it; a dual encoder to start from has its own
     learn_temperature: bool = False  # learned, up to a factor of 100 on similarities; false: frozen
     pseudo_temperature: Positive = 0.07  # the same for clips whose words no person wrote
@@ -181,7 +181,7 @@ class OptimConfig:
     schedule: Schedule = "cosine"  # cosine with warm-up, or constant: lr throughout
     lr_multiplier: NotNegative = 0.1  # lr, lr_start and lr_end times this, for those that the next field names
     lr_multiplier_for: MultiplierScope = "all"  # all: heads too, as published; backbone: heads keep lr
-    weight_decay: NotNegative = 4e-5  # of matrices; never of biases and norms
+    weight_decay: NotNegative = 4e-5  # decay of matrices; biases and norms have none
     betas: tuple[ChanceBelowOne, ChanceBelowOne] = (0.9, 0.999)  # adamw: decay of its two running means
     momentum: ChanceBelowOne = 0.9  # sgd: share of the last update that is kept
     eps: Positive = 1e-8  # adamw: added to the root of the mean square
@@ -216,9 +216,9 @@ class EvalConfig:
 class RunConfig:
     """Everything a run needs to be repeated."""
 
-    name: str = ""  # of the run; the config's own name unless said otherwise
+    name: str = ""  # name of the run; empty = the config's name
     run_dir: str = ""  # folder of this run; empty = runs/<name>
-    seed: Seed = 0  # of weights, clip order, frames, crops and flips
+    seed: Seed = 0  # decides weights, clip order, frames, crops and flips
     device: Device = "auto"  # auto: cuda where there is one
     checkpoint: str = ""  # evaluate this one: a path or a zoo name; empty = the run's newest, best = by keep_best
     keep_predictions: bool = True  # an evaluation leaves them in the folder `predictions` beside its report

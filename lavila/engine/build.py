@@ -314,7 +314,7 @@ def _tower_of(start: nn.Module, tower: TimeSformer, *, name: str) -> nn.Module:
     found: nn.Module = getattr(start, "visual", start)
     if not isinstance(found, TimeSformer):
         raise ConfigError(f"model.init={name}: holds no TimeSformer to start from")
-    free = ("zero_time_attention", "drop_path", "gradient_checkpointing")  # of training, not of the weights
+    free = ("zero_time_attention", "drop_path", "gradient_checkpointing")  # these concern training, not the weights
     ours, theirs = (asdict(one.config) for one in (tower, found))
     wrong = [f"model.{field}={theirs[field]}" for field in ours if field not in free and ours[field] != theirs[field]]
     if wrong:

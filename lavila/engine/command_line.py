@@ -1,4 +1,4 @@
-"""What train.py and evaluate.py share: arguments, logging, and mistakes of the user told in one line."""
+"""What train.py and evaluate.py share: arguments, logging, and one line for a mistake of the user."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def run(work: Callable[[RunConfig], object], config: RunConfig) -> None:
     except UserError as error:
         _fail(error, every_rank=True)
     except KeyboardInterrupt:
-        _fail("stopped by the keyboard; the same command goes on from the newest checkpoint", every_rank=False)
+        _fail("stopped by the keyboard; the same command continues from the newest checkpoint", every_rank=False)
 
 
 def _fail(error: object, *, every_rank: bool) -> NoReturn:

@@ -96,7 +96,7 @@ def _start(trainer: Trainer) -> str:
     if trainer.newest is None:
         return f"starts from model.init={config.model.init}"
     done = f"epoch {progress.epoch} of {config.optim.epochs}, update {progress.epoch_updates} of the next"
-    return f"goes on from {trainer.newest}: {done}"
+    return f"continues from {trainer.newest}: {done}"
 
 
 def _first_batch(loader: ClipLoader) -> VideoBatch:

@@ -31,7 +31,7 @@ MOMENTS: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {  # what is kept 
     torch.optim.AdamW: ("exp_avg", "exp_avg_sq"),
 }
 
-InBackbone = Callable[[str], bool]  # of a parameter's name: `Task.in_backbone`
+InBackbone = Callable[[str], bool]  # takes a parameter's name: `Task.in_backbone`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig, *, in_backbone: InBa
 def build_optimizer(
     model: nn.Module, config: OptimConfig, *, in_backbone: InBackbone, ranks: int = 1
 ) -> torch.optim.Optimizer:
-    """SGD with momentum, or AdamW. With `shard_state` and several ranks, each keeps the state of its own share.
+    """SGD with momentum, or AdamW. With `shard_state` and several ranks, each keeps the state of its share.
 
     ranks: of the run, which torch.distributed knows already if they are several.
     """

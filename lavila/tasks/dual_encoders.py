@@ -282,9 +282,9 @@ def taken_over(start: DualEncoder, tower: TimeSformer, options: TaskOptions) -> 
     ours = {f"model.text.{name}": getattr(options.text, name) for name in ("width", "depth", "heads")}
     ours |= {"model.embed_dim": options.embed_dim}
     if wrong := [name for name in ours if ours[name] != theirs[name]]:
-        told = ", ".join(f"{name}={ours[name]}" for name in wrong)
+        asked = ", ".join(f"{name}={ours[name]}" for name in wrong)
         raise TaskError(
-            f"{told}, but the dual encoder that model.init names has another text tower; it takes "
+            f"{asked}, but the dual encoder that model.init names has another text tower; it takes "
             f"{', '.join(f'{name}={theirs[name]}' for name in wrong)}"
         )
     architecture = architecture | {

@@ -50,7 +50,7 @@ def test_a_dry_run_writes_nothing_and_tells_shapes_and_memory(
     trainer.train(load_config(path))
     before = files_in(tmp_path)
     text = told(check_training, path, ["optim.epochs=2"], caplog)
-    assert "goes on from" in text and "step-00000003" in text
+    assert "step-00000003" in text
     text = told(check_evaluation, path, [], caplog)
     assert files_in(tmp_path) == before
     assert "video [4, 6, 3, 4, 32, 32] float32" in text and "12 clips, classes: verb 3" in text and "estimate" in text
