@@ -80,7 +80,7 @@ class Case:
 
     @property
     def config(self) -> TimeSformerConfig:
-        """Of our side and of the reference."""
+        """The numbers of our side and of the reference."""
         frames = max(self.frames, SIZES[self.model].num_frames)
         checkpointing = self.checkpointing
         size = SIZES[self.model]

@@ -111,7 +111,7 @@ def shards_of(factory: pytest.TempPathFactory, codec: str) -> Path:
 
 
 # The folders of tests that take longest: they come first, so that no process is left alone with one of them at the end.
-SLOWEST = ("engine", "tools", "slurm", "ingest", "doctor", "sample", "data", "inspection", "cluster")
+SLOWEST = ("engine", "tools", "slurm", "configs", "ingest", "doctor", "sample", "data", "inspection", "cluster")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

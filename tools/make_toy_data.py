@@ -13,13 +13,14 @@ import argparse
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from lavila.sample import ego4d
 from lavila.sample.forms import FORMS
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = {"ek100": "ek100"}  # of a form's shard sets, where it is not the name of its dataset
+FOLDERS = {"ek100": "ek100"}  # where a form's shard sets are not in a folder with the name of the dataset
 CAPTIONS = {"rephrased": ego4d.REPHRASED, "narrated": ego4d.NARRATED}  # table -> pickle
 SOURCES = {"rephrased": "rephrased", "narrated": "machine"}
 
@@ -43,16 +44,16 @@ def commands(out: Path) -> list[tuple[Path, list[str]]]:
     return made
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("data/toy"), metavar="DIR", help="default %(default)s")
-    out = parser.parse_args().out
+    out = parser.parse_args(arguments).out
     for target, command in commands(out):
         if target.exists():
             continue
-        script, *arguments = command
-        print(f"\n$ python tools/{script} {shlex.join(arguments)}", flush=True)
-        done = subprocess.run([sys.executable, str(ROOT / "tools" / script), *arguments], check=False)
+        print(f"\n$ python tools/{shlex.join(command)}", flush=True)
+        script, *rest = command
+        done = subprocess.run([sys.executable, str(ROOT / "tools" / script), *rest], check=False)
         if done.returncode:
             print(f"make_toy_data stopped: {target} could not be made; see above", file=sys.stderr)
             return done.returncode

@@ -183,7 +183,7 @@ def read_evaluation_frames(words: Sequence[str]) -> EvaluationFrames:
     """The frames that the evaluation of a config uses. `words`: its name, then settings key=value."""
     config = load_config(words[0], words[1:])
     data = config.data
-    choice = FrameChoice(frames=data.frames or FRAMES, sampling=data.sampling.value, stride=data.stride)
+    choice = FrameChoice(frames=data.frames or FRAMES, sampling=data.sampling, stride=data.stride)
     return EvaluationFrames(choice=choice, clips=config.views.clips)
 
 

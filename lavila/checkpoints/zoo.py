@@ -45,7 +45,7 @@ class Protocol:
     clips: int = 1  # temporal clips
     crops: str = "center"
     sampling: str = "segments"
-    fusion: str = ""  # of the views; "" where there is one view
+    fusion: str = ""  # how views are fused; "" where there is one view
 
 
 _MIR = Protocol(metrics={"avg mAP": "map", "avg nDCG": "ndcg"})

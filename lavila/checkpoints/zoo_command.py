@@ -18,7 +18,7 @@ from lavila.checkpoints.zoo import ZOO, Score, ZooModel, fetch
 
 NOT_BUILT = "task not built yet"
 ZERO_SHOT = {"egovlp": "egovlp", "lavila_tsf_b": "tsf_b", "lavila_tsf_l": "tsf_l"}  # name begins so -> recipe ends so
-FRAMES = {"ek100_mir": 4, "egomcq": 4, "egtea": 16, "charades_ego": 16}  # of a zero-shot recipe
+FRAMES = {"ek100_mir": 4, "egomcq": 4, "egtea": 16, "charades_ego": 16}  # frames of a zero-shot recipe
 
 
 def markdown() -> str:
@@ -46,7 +46,7 @@ def _result(score: Score) -> str:
 def commands() -> dict[tuple[str, str, int], tuple[str, ...]]:
     """(checkpoint, task, frames) of each published score -> recipe that repeats it, and settings; narrators have none.
 
-    A fine-tuned checkpoint has a recipe of its own name.
+    A fine-tuned checkpoint has a recipe with its name.
     """
     found: dict[tuple[str, str, int], tuple[str, ...]] = {}
     for model in ZOO.values():

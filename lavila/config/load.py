@@ -12,7 +12,6 @@ import dataclasses
 import difflib
 import typing
 from collections.abc import Sequence
-from enum import Enum
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -61,7 +60,7 @@ def load_config(name: str | Path | Sequence[str | Path], overrides: Sequence[str
 
 
 def evaluation_config(config: RunConfig, name: str) -> RunConfig:
-    """What `evals.<name>` evaluates with: the run's settings, but for those of its own `data`, `views` and `task`.
+    """What `evals.<name>` evaluates with: the run's settings, but for those in its `data`, `views` and `task`.
 
     Raises:
         ConfigError: a key or a value of these that does not fit, named with the evaluation.
@@ -111,8 +110,6 @@ def _schema() -> Any:
 def _plain(value: object) -> Any:
     if dataclasses.is_dataclass(value):
         return to_dict(value)
-    if isinstance(value, Enum):
-        return value.value
     if isinstance(value, dict):
         return {key: _plain(entry) for key, entry in value.items()}
     return list(value) if isinstance(value, tuple) else value

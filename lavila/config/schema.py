@@ -1,4 +1,4 @@
-"""What a run can be told: frozen keyword-only dataclasses, one sentence on every field.
+"""All settings of a run: frozen keyword-only dataclasses, one sentence on every field.
 
 `lavila.config.load` fills them from YAML files and `key=value` arguments. The type of every number says its range, and
 `check()` compares all of them in one loop. Checks that need more than one field follow there; each says what to change.
@@ -12,8 +12,7 @@ import re
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from enum import Enum
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from lavila.errors import UserError
 
@@ -40,7 +39,7 @@ class Range:
         return " and ".join(f"{word} {bound}" for word, bound in bounds if math.isfinite(bound))
 
 
-FRAMES, IMAGE_SIZE = 16, 224  # of pictures where neither a config nor the weights say it
+FRAMES, IMAGE_SIZE = 16, 224  # where neither a config nor the weights say it
 
 Count = Annotated[int, Range(least=1)]
 CountOrNone = Annotated[int, Range(least=0)]  # what 0 means is said with the field
@@ -51,79 +50,22 @@ Chance = Annotated[float, Range(least=0, most=1)]
 ChanceBelowOne = Annotated[float, Range(least=0, below=1)]
 Share = Annotated[float, Range(above=0, most=1)]
 Level = Annotated[float, Range(least=0, most=255)]
-SupervisionLevel = Annotated[int, Range(least=0, most=5)]  # of the EPIC-KITCHENS challenges; docs/RUNS.md has them
+SupervisionLevel = Annotated[int, Range(least=0, most=5)]  # as the EPIC-KITCHENS challenges number them; docs/RUNS.md
 
 
-class Decoder(Enum):
-    auto = "auto"
-    nvdec = "nvdec"
-    dali_cpu = "dali_cpu"
-    host = "host"
-
-
-class Sampling(Enum):
-    segments = "segments"
-    strided = "strided"
-
-
-class Crops(Enum):
-    center = "center"
-    three = "three"
-    center_repeated = "center_repeated"
-
-
-class Fusion(Enum):
-    mean_logits = "mean_logits"
-    max_similarity = "max_similarity"
-
-
-class Device(Enum):
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-class PictureType(Enum):
-    float32 = "float32"
-    float16 = "float16"
-
-
-class Activation(Enum):
-    quick_gelu = "quick_gelu"
-    gelu = "gelu"
-
-
-class TextKind(Enum):
-    auto = "auto"
-    clip = "clip"
-    distilbert = "distilbert"
-
-
-class Projection(Enum):
-    matrices = "matrices"
-    frozen_in_time = "frozen_in_time"
-
-
-class Optimizer(Enum):
-    adamw = "adamw"
-    sgd = "sgd"
-
-
-class Schedule(Enum):
-    cosine = "cosine"
-    constant = "constant"
-
-
-class MultiplierScope(Enum):
-    all = "all"
-    backbone = "backbone"
-
-
-class Precision(Enum):
-    auto = "auto"
-    fp32 = "fp32"
-    bf16 = "bf16"
-    fp16 = "fp16"
+Decoder = Literal["auto", "nvdec", "dali_cpu", "host"]
+Sampling = Literal["segments", "strided"]
+Crops = Literal["center", "three", "center_repeated"]
+Fusion = Literal["mean_logits", "max_similarity"]
+Device = Literal["auto", "cpu", "cuda"]
+PictureType = Literal["float32", "float16"]
+Activation = Literal["quick_gelu", "gelu"]
+TextKind = Literal["auto", "clip", "distilbert"]
+Projection = Literal["matrices", "frozen_in_time"]
+Optimizer = Literal["adamw", "sgd"]
+Schedule = Literal["cosine", "constant"]
+MultiplierScope = Literal["all", "backbone"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +82,7 @@ class DataConfig:
     read_ahead: bool = False  # read the next window in long stretches, for storage that is slow at many small requests
     frames: CountOrNone = 0  # frames per view (T); 0 = as the weights have, 16 where they do not say
     image_size: CountOrNone = 0  # side of the square picture a model sees, pixels; 0 = likewise, else 224
-    sampling: Sampling = Sampling.segments  # segments: one frame from each of T equal parts; strided: every n-th frame
+    sampling: Sampling = "segments"  # segments: one frame from each of T equal parts; strided: every n-th frame
     stride: Count = 2  # frames between two chosen ones; used by sampling=strided only
     crop_scale: tuple[Share, Share] = (0.5, 1.0)  # share of the picture's area that a training crop covers
     crop_ratio: tuple[Positive, Positive] = (0.75, 1.3333333333333333)  # width / height of a training crop
@@ -149,8 +91,8 @@ class DataConfig:
     std: tuple[Positive, ...] = ()  # R, G, B on 0..255, divided by; empty = likewise
     allow_other_statistics: bool = False  # mean and std that are set may differ from those that the weights know
     antialias: bool = False  # low-pass before shrinking; published weights were trained without
-    picture_type: PictureType = PictureType.float32  # number type of the pictures; float16 halves the traffic on a GPU
-    decoder: Decoder = Decoder.auto  # auto: nvdec on a GPU, else host (PyAV, every codec); dali_cpu: VP9
+    picture_type: PictureType = "float32"  # number type of the pictures; float16 halves the traffic on a GPU
+    decoder: Decoder = "auto"  # auto: nvdec on a GPU, else host (PyAV, every codec); dali_cpu: VP9
     threads: CountOrNone = 0  # CPU threads of the loader on each rank; 0 = this rank's share of the cores
     prefetch: Count = 2  # batches in flight between decoder and model
     host_memory_gib: Positive = 8.0  # main memory of each rank for pictures that CPU threads decode (decoder host), GiB
@@ -162,11 +104,11 @@ class ViewsConfig:
     """Which views of a clip an evaluation averages over."""
 
     clips: Count = 1  # temporal clips, spread evenly over the video
-    crops: Crops = Crops.three  # three: left/centre/right (top/centre/bottom); center_repeated: published protocol
-    fusion: Fusion = Fusion.mean_logits  # mean of logits then softmax, or maximum over views then softmax
+    crops: Crops = "three"  # three: left/centre/right (top/centre/bottom); center_repeated: published protocol
+    fusion: Fusion = "mean_logits"  # mean of logits then softmax, or maximum over views then softmax
     batch_size: Count = 8  # clips (not views) in flight over all ranks; a rank has one whole forward pass at the least
     view_batch_size: Count = 16  # views of a forward pass, always of the same clips; docs/RUNS.md says why
-    precision: Precision = Precision.auto  # of evaluations; auto: as optim.precision, but fp32 where a CPU lacks it
+    precision: Precision = "auto"  # number type of evaluations; auto: optim.precision, or fp32 if a CPU lacks it
     single_frame_control: bool = False  # also score every view with its middle frame repeated: does the model use time?
 
 
@@ -174,13 +116,13 @@ class ViewsConfig:
 class TextConfig:
     """The text tower of a dual encoder."""
 
-    kind: TextKind = TextKind.auto  # clip, distilbert, or auto: as the weights have it, clip where there are none
+    kind: TextKind = "auto"  # clip, distilbert, or auto: as the weights have it, clip where there are none
     width: Count = 512  # channels of a token
     depth: Count = 12  # transformer blocks
     heads: Count = 8  # attention heads of a block
     context: Annotated[int, Range(least=2)] = 77  # tokens that a text is cut to
-    vocabulary: str = "distilbert-base-uncased"  # of distilbert: a folder, or a name on the hub; CLIP's is built in
-    init: str = "distilbert-base-uncased"  # weights of distilbert: a folder, or a name on the hub; random = none
+    vocabulary: str = "distilbert-base-uncased"  # for distilbert: a folder, or a name on the hub; CLIP's is built in
+    init: str = "distilbert-base-uncased"  # distilbert's weights: a folder, or a name on the hub; random = none
     batch_size: Count = 256  # texts of one forward pass, where an evaluation encodes many
 
 
@@ -193,7 +135,7 @@ class ModelConfig:
     depth: Count = 12  # transformer blocks
     heads: Count = 12  # attention heads of a block
     mlp_ratio: Positive = 4.0  # hidden width of a block's MLP over its width
-    activation: Activation = Activation.quick_gelu  # quick_gelu for CLIP weights, gelu for EgoVLP's
+    activation: Activation = "quick_gelu"  # quick_gelu for CLIP weights, gelu for EgoVLP's
     pre_norm: bool = True  # layer norm after the embedding, no patch bias (CLIP); false: patch bias, no norm
     gated_time_attention: bool = False  # tanh gate on temporal attention
     zero_time_attention: bool = True  # temporal attention starts as an identity (for a start from image weights)
@@ -203,8 +145,8 @@ class ModelConfig:
     init: str = ""  # weights to start from: a folder, a file, a name of the zoo, clip:NAME of OpenAI, or random
     freeze: tuple[str, ...] = ()  # parts that keep their weights: video, text, temperature, ..., or names such as fc_*
     text: TextConfig = field(default_factory=TextConfig)
-    embed_dim: Count = 256  # of a dual encoder: channels of the space in which videos and texts meet
-    projection: Projection = Projection.matrices  # of a dual encoder with distilbert; frozen_in_time: as EgoVLP's
+    embed_dim: Count = 256  # channels of the space in which a dual encoder's videos and texts meet
+    projection: Projection = "matrices"  # into that space, from distilbert; frozen_in_time: as EgoVLP's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,14 +155,14 @@ class TaskConfig:
 
     name: str = "classification"  # one of lavila/tasks/registry.py; docs/TASKS.md says what a task is
     heads: tuple[str, ...] = ("verb", "noun", "action")  # columns of clips.parquet, one classifier head each
-    head_weights: tuple[NotNegative, ...] = ()  # of each head's loss in the sum; empty = 1 each, as published
-    label_smoothing: ChanceBelowOne = 0.1  # of the cross-entropy
-    templates: tuple[str, ...] = ("{}",)  # of zero-shot classification: each text of a class is put into each
-    temperature: Positive = 0.07  # of a contrastive loss, where the model starts without one
+    head_weights: tuple[NotNegative, ...] = ()  # factor on each head's loss in the sum; empty = 1 each, as published
+    label_smoothing: ChanceBelowOne = 0.1  # share of the cross-entropy's target that all classes get alike
+    templates: tuple[str, ...] = ("{}",)  # sentences for zero-shot classes: each text of a class goes into each
+    temperature: Positive = 0.07  # similarities are divided by it; a dual encoder to start from has its own
     learn_temperature: bool = False  # learned, up to a factor of 100 on similarities; false: frozen
-    pseudo_temperature: Positive = 0.07  # of clips whose words no person wrote
+    pseudo_temperature: Positive = 0.07  # the same for clips whose words no person wrote
     learn_pseudo_temperature: bool = False  # likewise
-    margin: NotNegative = 0.2  # of the max-margin loss
+    margin: NotNegative = 0.2  # max-margin: by which a pair should be more similar than others
     keep_diagonal: bool = False  # max-margin: a pair counts among those that it is compared with
     scale_margin: bool = False  # max-margin: the margin is times the relevancy of a pair's sentence
     relevancy_above: ChanceBelowOne = 0.1  # retrieval: a clip is paired with any sentence that is more relevant to it
@@ -230,16 +172,16 @@ class TaskConfig:
 class OptimConfig:
     """How weights move."""
 
-    optimizer: Optimizer = Optimizer.sgd  # sgd with momentum, or adamw
+    optimizer: Optimizer = "sgd"  # sgd with momentum, or adamw
     epochs: Count = 100  # passes over the training shard set
     lr: NotNegative = 3e-3  # peak learning rate
     lr_start: NotNegative = 1e-6  # learning rate of the first step of the warm-up
     lr_end: NotNegative = 1e-5  # where the cosine ends
     warmup_epochs: NotNegative = 1.0  # linear warm-up, its end point included
-    schedule: Schedule = Schedule.cosine  # cosine with warm-up, or constant: lr throughout
+    schedule: Schedule = "cosine"  # cosine with warm-up, or constant: lr throughout
     lr_multiplier: NotNegative = 0.1  # lr, lr_start and lr_end times this, for those that the next field names
-    lr_multiplier_for: MultiplierScope = MultiplierScope.all  # all: heads too, as published; backbone: heads keep lr
-    weight_decay: NotNegative = 4e-5  # of matrices; never of biases and norms
+    lr_multiplier_for: MultiplierScope = "all"  # all: heads too, as published; backbone: heads keep lr
+    weight_decay: NotNegative = 4e-5  # decay of matrices; biases and norms have none
     betas: tuple[ChanceBelowOne, ChanceBelowOne] = (0.9, 0.999)  # adamw: decay of its two running means
     momentum: ChanceBelowOne = 0.9  # sgd: share of the last update that is kept
     eps: Positive = 1e-8  # adamw: added to the root of the mean square
@@ -247,8 +189,8 @@ class OptimConfig:
     clip_grad_value: NotNegative = 0.0  # largest size of each number in the gradient; 0 = no limit
     max_nonfinite_losses: Count = 3  # in a row; their updates are skipped, and at so many training stops
     shard_state: bool = False  # each rank keeps its share of the optimizer's state, not all of it: saves memory
-    accumulate: Count = 1  # passes a rank's share of a batch is split into, to save memory
-    precision: Precision = Precision.auto  # auto: bf16 where the GPU has it, fp16 on older GPUs, fp32 on the CPU
+    accumulate: Count = 1  # passes of a rank in an update, to save memory; a clip is compared with those of its pass
+    precision: Precision = "auto"  # auto: bf16 where the GPU has it, fp16 on older GPUs, fp32 on the CPU
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,10 +216,10 @@ class EvalConfig:
 class RunConfig:
     """Everything a run needs to be repeated."""
 
-    name: str = ""  # of the run; the config's own name unless said otherwise
+    name: str = ""  # name of the run; empty = the config's name
     run_dir: str = ""  # folder of this run; empty = runs/<name>
-    seed: Seed = 0  # of weights, clip order, frames, crops and flips
-    device: Device = Device.auto  # auto: cuda where there is one
+    seed: Seed = 0  # decides weights, clip order, frames, crops and flips
+    device: Device = "auto"  # auto: cuda where there is one
     checkpoint: str = ""  # evaluate this one: a path or a zoo name; empty = the run's newest, best = by keep_best
     keep_predictions: bool = True  # an evaluation leaves them in the folder `predictions` beside its report
     submission: tuple[SupervisionLevel, ...] = ()  # also write the challenge's file; of pretraining, labels, data
@@ -286,7 +228,7 @@ class RunConfig:
     resume: str = "auto"  # auto: newest checkpoint; none: afresh; aside: afresh, older run kept beside; or a path
     checkpoint_every_steps: CountOrNone = 0  # save every n steps; 0 = at the end of each epoch only
     keep_checkpoints: Count = 2  # newest ones kept
-    keep_best: str = ""  # keep the checkpoint with the largest NAME/METRIC of `evals` as well, such as mir/mAP
+    keep_best: str = ""  # keep the checkpoint with the largest NAME/METRIC of `evals` as well, such as mir/map
     log_every_steps: Count = 10  # between two lines of metrics.jsonl
     log: LogConfig = field(default_factory=LogConfig)
     evals: dict[str, EvalConfig] = field(default_factory=dict)  # evaluations during training, by their names

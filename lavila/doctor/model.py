@@ -24,7 +24,9 @@ class ModelBench:
 
     def __init__(self, config: RunConfig, shards: ShardSet, process: Process) -> None:
         facts = build.task_facts(config, shards)
-        fresh = replace(config, model=replace(config.model, init=build.RANDOM))  # the weights do not change the time
+        # The weights do not change the time.
+        text = replace(config.model.text, init=build.RANDOM)
+        fresh = replace(config, model=replace(config.model, init=build.RANDOM, text=text))
         model = build.fresh_model(fresh, facts).to(process.device)
         self.task: Task = build.build_task(config, model, facts, shards)
         self.task.model.train()

@@ -75,7 +75,7 @@ def check_config(config: RunConfig, shards: ShardSet) -> Finding:
 
     Raises the errors of building a run: ConfigError, PlanError, LoaderError ...
     """
-    with join(config.device.value) as process:
+    with join(config.device) as process:
         loader = build.training_loader(config, shards, process)
         task = build.task_kind(config).describe(build.task_facts(config, shards))
     found = f"{config.name} can start: {len(loader)} steps an epoch of {loader.plan.largest_batch} clips on "
@@ -91,7 +91,7 @@ def measure_step(config: RunConfig, shards: ShardSet, *, nvdec: bool, seconds: f
 
     Raises the errors of building a run: ConfigError, PlanError, LoaderError ...
     """
-    with join(config.device.value) as process:
+    with join(config.device) as process:
         bench = _Bench(config, shards, process, nvdec=nvdec)
         bar.set_postfix_str("read, decode, augment, loader")
         rates = medians(bench.slices(), seconds=seconds)

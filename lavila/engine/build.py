@@ -22,7 +22,6 @@ from lavila.config.schema import (
     IMAGE_SIZE,
     ConfigError,
     DataConfig,
-    PictureType,
     RunConfig,
     TextKind,
     check,
@@ -91,7 +90,7 @@ def task_options(config: RunConfig) -> TaskOptions:
         dropout=model.dropout,
         gradient_checkpointing=model.gradient_checkpointing,
         text=TextOptions(
-            kind="clip" if text.kind is TextKind.auto else text.kind.value,
+            kind="clip" if text.kind == "auto" else text.kind,
             width=text.width,
             depth=text.depth,
             heads=text.heads,
@@ -101,7 +100,7 @@ def task_options(config: RunConfig) -> TaskOptions:
             batch_size=text.batch_size,
         ),
         embed_dim=model.embed_dim,
-        projection=model.projection.value,
+        projection=model.projection,
         temperature=Temperature(
             start=task.temperature,
             learned=task.learn_temperature,
@@ -115,7 +114,7 @@ def task_options(config: RunConfig) -> TaskOptions:
             relevancy_above=task.relevancy_above,
         ),
         templates=task.templates,
-        fusion=config.views.fusion.value,
+        fusion=config.views.fusion,
         view_batch_size=config.views.view_batch_size,
     )
 
@@ -167,14 +166,14 @@ def with_weights(config: RunConfig, trained: TrainedOn | None) -> RunConfig:
     config = replace(config, data=data)
     check(config)  # the size of a picture, which was not known before
     kind = config.model.text.kind
-    if trained is None or not trained.text or kind.value == trained.text:
+    if trained is None or not trained.text or kind == trained.text:
         return config
-    if kind is not TextKind.auto:
+    if kind != "auto":
         raise ConfigError(
-            f"model.text.kind={kind.value}, but {trained.file} has a text tower of kind {trained.text}; leave "
+            f"model.text.kind={kind}, but {trained.file} has a text tower of kind {trained.text}; leave "
             "model.text.kind out (or auto) to take that one, or name other weights"
         )
-    text = replace(config.model.text, kind=TextKind(trained.text))
+    text = replace(config.model.text, kind=cast(TextKind, trained.text))
     return replace(config, model=replace(config.model, text=text))
 
 
@@ -244,7 +243,7 @@ def training_loader(config: RunConfig, shards: ShardSet, process: Process) -> Cl
 
 def view_choice(config: RunConfig) -> ViewChoice:
     """The views of a clip in an evaluation."""
-    return ViewChoice(size=config.data.image_size, clips=config.views.clips, crops=config.views.crops.value)
+    return ViewChoice(size=config.data.image_size, clips=config.views.clips, crops=config.views.crops)
 
 
 def view_loader(
@@ -288,7 +287,7 @@ def fresh_model(config: RunConfig, facts: TaskFacts, *, resumed: bool = False) -
             heads=model.heads,
             num_frames=config.data.frames,
             mlp_ratio=model.mlp_ratio,
-            activation=model.activation.value,
+            activation=model.activation,
             pre_norm=model.pre_norm,
             gated_time_attention=model.gated_time_attention,
             zero_time_attention=model.zero_time_attention,
@@ -315,7 +314,7 @@ def _tower_of(start: nn.Module, tower: TimeSformer, *, name: str) -> nn.Module:
     found: nn.Module = getattr(start, "visual", start)
     if not isinstance(found, TimeSformer):
         raise ConfigError(f"model.init={name}: holds no TimeSformer to start from")
-    free = ("zero_time_attention", "drop_path", "gradient_checkpointing")  # of training, not of the weights
+    free = ("zero_time_attention", "drop_path", "gradient_checkpointing")  # these concern training, not the weights
     ours, theirs = (asdict(one.config) for one in (tower, found))
     wrong = [f"model.{field}={theirs[field]}" for field in ours if field not in free and ours[field] != theirs[field]]
     if wrong:
@@ -335,7 +334,7 @@ def checkpoint_facts(config: RunConfig, facts: TaskFacts) -> dict[str, str]:
 
 
 def _frame_choice(data: DataConfig) -> FrameChoice:
-    return FrameChoice(frames=data.frames, sampling=data.sampling.value, stride=data.stride)
+    return FrameChoice(frames=data.frames, sampling=data.sampling, stride=data.stride)
 
 
 def _loader(
@@ -346,8 +345,8 @@ def _loader(
     return ClipLoader(
         shards,
         plan,
-        pictures=Pictures(mean=mean, std=std, antialias=data.antialias, half=data.picture_type is PictureType.float16),
-        decoder=data.decoder.value,
+        pictures=Pictures(mean=mean, std=std, antialias=data.antialias, half=data.picture_type == "float16"),
+        decoder=data.decoder,
         device=process.device,
         threads=data.threads or max(1, len(os.sched_getaffinity(0)) // process.local_world),
         prefetch=data.prefetch,

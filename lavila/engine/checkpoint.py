@@ -43,7 +43,7 @@ FOLDER = "checkpoints"
 FACTS, TRAIN_STATE, CONFIG = "checkpoint.json", "train_state", "config.yaml"
 BEST = "best.json"
 OPTIMIZER = "optimizer.state"  # before the names of parameters in train_state
-FORMAT = 1  # of checkpoint.json
+FORMAT = 1  # the format of checkpoint.json
 STEP = re.compile(r"step-\d{8}")
 LEFT_OVER = re.compile(rf"\.step-\d{{8}}\..*tmp|{LATEST}\..*\.tmp")
 
@@ -55,8 +55,8 @@ class Progress:
     epoch: int = 0  # epochs that are done
     epoch_updates: int = 0  # updates of the current epoch that are done
     updates: int = 0  # updates of the run that are done
-    good_clips: int = 0  # of the current epoch so far, over all ranks
-    bad_clips: int = 0  # of the current epoch so far, over all ranks: could not be decoded
+    good_clips: int = 0  # clips of the current epoch so far, over all ranks
+    bad_clips: int = 0  # clips of the current epoch that no rank could decode
     seconds: float = 0.0  # spent on training
 
 

@@ -1,4 +1,4 @@
-"""What train.py and evaluate.py share: arguments, logging, and mistakes of the user told in one line."""
+"""What train.py and evaluate.py share: arguments, logging, and one line for a mistake of the user."""
 
 from __future__ import annotations
 
@@ -53,8 +53,6 @@ def parse(
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.batch_size=8 or seed=1")
     given = parser.parse_intermixed_args(arguments)
-    if given.config is None and given.dry_run:
-        parser.error("--dry-run is for what comes before a model's first step, and --from has no model: leave one out")
     try:
         if given.config is None:
             config = _config_of_predictions(Path(given.predictions), given.overrides)
@@ -114,7 +112,7 @@ def run(work: Callable[[RunConfig], object], config: RunConfig) -> None:
     except UserError as error:
         _fail(error, every_rank=True)
     except KeyboardInterrupt:
-        _fail("stopped by the keyboard; the same command goes on from the newest checkpoint", every_rank=False)
+        _fail("stopped by the keyboard; the same command continues from the newest checkpoint", every_rank=False)
 
 
 def _fail(error: object, *, every_rank: bool) -> NoReturn:

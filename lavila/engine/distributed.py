@@ -51,7 +51,7 @@ def join(device: str) -> Iterator[Process]:
     if on_gpu:
         if local_rank >= torch.cuda.device_count():
             raise DeviceError(
-                f"process {local_rank} of this machine has no GPU of its own ({torch.cuda.device_count()} found); "
+                f"process {local_rank} of this machine has no GPU for itself ({torch.cuda.device_count()} found); "
                 f"start torchrun with --nproc-per-node {torch.cuda.device_count()}"
             )
         torch.cuda.set_device(local_rank)

@@ -32,7 +32,7 @@ class DryRunError(UserError):
 
 def check_training(config: RunConfig) -> None:
     """All that `train` does before its first step. Every rank calls this."""
-    with join(config.device.value) as process:
+    with join(config.device) as process:
         on_main(lambda: _check_writable(Path(config.run_dir)))
         trainer = prepare(config, process)
         log.info("%s", trainer.summary())
@@ -53,8 +53,17 @@ def check_training(config: RunConfig) -> None:
 
 
 def check_evaluation(config: RunConfig) -> None:
-    """All that `evaluate` does before its first batch is predicted. Every rank calls this."""
-    with join(config.device.value) as process:
+    """All that `evaluate` does before its first batch is predicted, or its first saved prediction read.
+
+    Every rank calls this.
+    """
+    with join(config.device) as process:
+        if config.predictions:
+            saved, shards, _ = evaluator.prepare_saved(config)
+            on_main(lambda: _check_writable(saved.subject.output))
+            log.info("%s of %s on %s: %d clips", config.predictions, saved.subject.model, shards.path, len(shards))
+            log.info("dry run: they would be scored again; nothing was written")
+            return
         ready = evaluator.prepare(config, process)
         config = ready.config
         on_main(lambda: _check_writable(ready.subject.output))
@@ -64,7 +73,7 @@ def check_evaluation(config: RunConfig) -> None:
         batch = _first_batch(loader)
         log.info("a batch on a rank: %s", shapes(batch))
         views = loader.plan.largest_batch * batch.video.shape[1]
-        size = _pass_size(batch, clips=min(config.views.view_batch_size or views, views))
+        size = _pass_size(batch, clips=min(config.views.view_batch_size, views))
         arithmetic = Arithmetic.of_evaluation(config, process.device)
         log.info("memory of a forward pass: %s", evaluation_memory(ready.task.model, size, arithmetic))
         barrier()
@@ -85,9 +94,9 @@ def shapes(batch: VideoBatch) -> str:
 def _start(trainer: Trainer) -> str:
     config, progress = trainer.config, trainer.state.progress
     if trainer.newest is None:
-        return f"starts from {config.model.init or 'random weights'}"
+        return f"starts from model.init={config.model.init}"
     done = f"epoch {progress.epoch} of {config.optim.epochs}, update {progress.epoch_updates} of the next"
-    return f"goes on from {trainer.newest}: {done}"
+    return f"continues from {trainer.newest}: {done}"
 
 
 def _first_batch(loader: ClipLoader) -> VideoBatch:

@@ -1,4 +1,4 @@
-"""Evaluations during training: each has a name, an interval and settings of its own (`evals` in a config)."""
+"""Evaluations during training: each has a name, an interval and settings (`evals` in a config)."""
 
 from __future__ import annotations
 

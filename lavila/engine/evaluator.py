@@ -97,7 +97,7 @@ def evaluate(config: RunConfig) -> Path | None:
     The run folder's report is of the run's newest checkpoint; that of any other model lies under `evaluations/` in it.
     Where the config names saved predictions, these are scored again, without a model; their report is written anew.
     """
-    with join(config.device.value) as process:
+    with join(config.device) as process:
         if config.predictions:
             return _score_again(config, process) if process.is_main else None
         ready = prepare(config, process)
@@ -116,11 +116,17 @@ def evaluate(config: RunConfig) -> Path | None:
         return _report(config, subject, shards, result, beside, process)
 
 
-def _score_again(config: RunConfig, process: Process) -> Path:
-    """The report of saved predictions, which lies beside their folder."""
+def prepare_saved(config: RunConfig) -> tuple[Saved, ShardSet, Task]:
+    """Saved predictions before they are scored again: what is known of them, their shard set and their task."""
     saved, shards = open_saved(config)
     task = build.build_task(config, NoModel(), saved.task_facts, shards)
     task.know_texts(saved.texts)
+    return saved, shards, task
+
+
+def _score_again(config: RunConfig, process: Process) -> Path:
+    """The report of saved predictions, which lies beside their folder."""
+    saved, shards, task = prepare_saved(config)
     result = Evaluation(**vars(_scored(task, Path(config.predictions))), **vars(saved.made))
     _submit(config, task, Path(config.predictions), saved.subject.output)
     return _report(config, saved.subject, shards, result, saved.beside, process)
@@ -156,7 +162,7 @@ def setting_of(config: RunConfig) -> Setting:
         mean=config.data.mean,
         std=config.data.std,
         views=build.view_choice(config),
-        fusion=config.views.fusion.value,
+        fusion=config.views.fusion,
         config=to_dict(config),
     )
 
@@ -203,7 +209,7 @@ def evaluate_task(
             seconds=seconds,
             data_wait_percent=100 * sum(one.wait_seconds for one in ranks) / len(ranks) / seconds,
             decoder=loader.decoder,
-            precision=arithmetic.precision.value,
+            precision=arithmetic.precision,
         )
 
 

@@ -52,13 +52,16 @@ class PassSize:
 
     clips: int  # views count as clips
     video: tuple[int, int, int, int]  # [C, T, H, W] of each
-    texts: int = 0  # of the longest length; 0 = none
+    texts: int = 0  # texts of the longest length; 0 = none
 
 
 def training_memory(
     model: nn.Module, optimizer: torch.optim.Optimizer, size: PassSize, arithmetic: Arithmetic, *, ranks: int
 ) -> MemoryEstimate:
-    """Of training steps. model: without a wrapper, with its frozen parts frozen; optimizer: of `build_optimizer`."""
+    """The memory of training steps.
+
+    model: without a wrapper, with its frozen parts frozen. optimizer: what `build_optimizer` made.
+    """
     trained = _bytes(p for p in model.parameters() if p.requires_grad)
     own = own_part(optimizer)
     kept = sum(
@@ -73,7 +76,7 @@ def training_memory(
 
 
 def evaluation_memory(model: nn.Module, size: PassSize, arithmetic: Arithmetic) -> MemoryEstimate:
-    """Of forward passes without gradients."""
+    """The memory of forward passes without gradients."""
     return MemoryEstimate(
         weights=_bytes([*model.parameters(), *model.buffers()]),
         gradients=0,

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 FOLDER = "nonfinite"  # in a run folder: checkpoints of such moments
 LOSSES = "losses.json"  # in such a checkpoint
-SHOWN_CLIPS = 4  # of a rank, in a message
+SHOWN_CLIPS = 4  # clips of a rank that a message names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +31,8 @@ class BadLoss:
 
     rank: int
     loss: str  # nan, inf or -inf
-    part: int  # of the update, where `optim.accumulate` splits it
-    seed: int  # of PyTorch's generator before the pass
+    part: int  # number of the pass in its update, from 0
+    seed: int  # seed of PyTorch's generator before the pass
     clip_ids: list[str]
     rows: list[int]  # in clips.parquet
 
@@ -96,7 +96,7 @@ class LossWatch:
         ]
 
 
-def told(losses: Sequence[BadLoss]) -> str:
+def listed_losses(losses: Sequence[BadLoss]) -> str:
     """Ranks and clips in one line."""
     return "; ".join(map(str, losses))
 

@@ -12,7 +12,7 @@ import torch
 from lavila.config.schema import ConfigError, Precision, RunConfig
 from lavila.records import VideoBatch
 
-TYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,37 +35,37 @@ class Arithmetic:
         (fp16 on a CPU), as training would by itself.
         """
         wanted = config.views.precision
-        if wanted is Precision.auto:
-            wanted = config.optim.precision if _works(config.optim.precision, device) else Precision.auto
+        if wanted == "auto":
+            wanted = config.optim.precision if _works(config.optim.precision, device) else "auto"
         return cls(precision=_resolve("views.precision", wanted, device), device=device)
 
     @property
     def scales_loss(self) -> bool:
         """Whether gradients need a loss scaler: those of fp16 become zero without it."""
-        return self.precision is Precision.fp16
+        return self.precision == "fp16"
 
     def autocast(self) -> torch.autocast:
         """The context of a forward pass."""
-        on = self.precision is not Precision.fp32
+        on = self.precision != "fp32"
         return torch.autocast(self.device.type, dtype=TYPES[self.precision] if on else None, enabled=on)
 
     def fitted(self, batch: VideoBatch) -> VideoBatch:
         """The batch with pictures that the model takes: float16 ones become float32 where autocast is off."""
-        if self.precision is not Precision.fp32 or batch.video.dtype == torch.float32:
+        if self.precision != "fp32" or batch.video.dtype == torch.float32:
             return batch
         return replace(batch, video=batch.video.float())
 
 
 def _works(precision: Precision, device: torch.device) -> bool:
-    return precision is not Precision.fp16 or device.type == "cuda"
+    return precision != "fp16" or device.type == "cuda"
 
 
 def _resolve(field: str, precision: Precision, device: torch.device) -> Precision:
     """auto: bf16 where the GPU computes in it, else fp16; fp32 on the CPU."""
     if not _works(precision, device):
         raise ConfigError(f"{field}=fp16 needs a GPU, the device is {device.type}; use fp32 or bf16")
-    if precision is not Precision.auto:
+    if precision != "auto":
         return precision
     if device.type != "cuda":
-        return Precision.fp32
-    return Precision.bf16 if torch.cuda.is_bf16_supported() else Precision.fp16
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"

@@ -24,7 +24,7 @@ from lavila.engine.distributed import Process, on_main
 from lavila.errors import UserError
 from lavila.tasks import Predictions, concatenate
 
-PART_BYTES = 32 << 20  # of one rank's predictions, before they go to the disk
+PART_BYTES = 32 << 20  # size at which a rank's predictions go to the disk
 KEPT = "predictions"  # the folder in an evaluation's output
 CLIP_ID, ROW = "clip_id", "row"  # columns of every part, beside those of the task
 NUMBERS = "biuf"  # kinds of numpy arrays that a column may be, beside texts

@@ -20,8 +20,8 @@ def published_scores(config: RunConfig, file: Path, *, dataset: str) -> dict[str
         if protocol is None or score.task != dataset or score.frames != config.data.frames:
             continue
         views = config.views
-        asked = (views.clips, views.crops.value, config.data.sampling.value)
-        fused = not protocol.fusion or views.fusion.value == protocol.fusion
+        asked = (views.clips, views.crops, config.data.sampling)
+        fused = not protocol.fusion or views.fusion == protocol.fusion
         if fused and asked == (protocol.clips, protocol.crops, protocol.sampling):
             return {protocol.metrics[metric]: value for metric, value in score.values.items()}
     return {}

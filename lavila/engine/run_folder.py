@@ -130,10 +130,10 @@ def read_config(path: Path) -> dict[str, Any] | None:
         return None
     if not isinstance(values, dict):
         return None
-    told: dict[str, Any] = json.loads(
+    described: dict[str, Any] = json.loads(
         json.dumps(values, default=str, skipkeys=True)
     )  # YAML knows dates, reports do not
-    return told
+    return described
 
 
 def changed_settings(path: Path, config: RunConfig) -> str:
@@ -142,10 +142,10 @@ def changed_settings(path: Path, config: RunConfig) -> str:
         return f"not known, for {path / CONFIG} cannot be read"
     before, now = flatten(found), flatten(to_dict(config))
     now.pop("resume"), before.pop("resume", None)  # how a run was started is no setting of it
-    told = [f"{key}={value} (was {before[key]})" for key, value in now.items() if before.get(key, value) != value]
-    told += [f"{key}={value} (a setting that is new)" for key, value in now.items() if key not in before]
-    told += [f"{key} (was {value}; no such setting now)" for key, value in before.items() if key not in now]
-    return ", ".join(told)
+    changes = [f"{key}={value} (was {before[key]})" for key, value in now.items() if before.get(key, value) != value]
+    changes += [f"{key}={value} (a setting that is new)" for key, value in now.items() if key not in before]
+    changes += [f"{key} (was {value}; no such setting now)" for key, value in before.items() if key not in now]
+    return ", ".join(changes)
 
 
 def _newest_in(path: Path) -> Path | None:

@@ -17,7 +17,7 @@ from lavila.config.schema import ConfigError, LogConfig, RunConfig
 log = logging.getLogger(__name__)
 
 TENSORBOARD_FOLDER = "tensorboard"
-WANDB_RUN = "wandb-run"  # file in the run folder: the id of its run there, which a resumed run goes on with
+WANDB_RUN = "wandb-run"  # file in the run folder: the id of its run there, which a resumed run continues
 
 
 class Tracker(Protocol):

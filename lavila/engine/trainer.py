@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 def train(config: RunConfig) -> Path:
     """Train as the config says, from the checkpoint that `resume` means. Returns the last checkpoint."""
-    with join(config.device.value) as process:
+    with join(config.device) as process:
         return prepare(config, process).fit()
 
 
@@ -101,7 +101,7 @@ class Trainer:
         if found is not None:
             self._resume(found)
         self.earlier = replace(self.state.progress)  # what was done before this process started
-        self.good_clips = 0  # of the current epoch, by this rank since it started
+        self.good_clips = 0  # clips of the current epoch that this rank has seen since it started
         self.began = time.perf_counter()
         if process.world > 1:
             device_ids = [process.device.index] if process.device.type == "cuda" else None
@@ -187,9 +187,9 @@ class Trainer:
         good, bad = self._count_clips(sum_over_ranks(self._own_clips(), device=self.process.device))
         if not good and bad:
             last = self.loader.bad_clips[-1] if self.loader.bad_clips else None
-            told = f", the last being {last.clip_id} in {last.shard} ({last.reason})" if last else ""
+            which = f", the last being {last.clip_id} in {last.shard} ({last.reason})" if last else ""
             raise TrainingError(
-                f"{self.config.data.train}: not one clip of epoch {progress.epoch + 1} could be decoded{told}; "
+                f"{self.config.data.train}: not one clip of epoch {progress.epoch + 1} could be decoded{which}; "
                 "make the shards again"
             )
         progress.epoch += 1
@@ -259,14 +259,14 @@ class Trainer:
         in_a_row, most = self.watch.in_a_row, self.config.optim.max_nonfinite_losses
         self.state.optimizer.zero_grad(set_to_none=True)
         update = self.state.progress.updates + 1
-        told = nonfinite.told(bad)
-        log.warning("step %d is skipped, the loss is not finite (%d in a row): %s", update, in_a_row, told)
+        where = nonfinite.listed_losses(bad)
+        log.warning("step %d is skipped, the loss is not finite (%d in a row): %s", update, in_a_row, where)
         if in_a_row == 1:
             self._keep_for_a_look(bad)
         if in_a_row == most:
             raise TrainingError(
                 f"the loss is not finite at step {update}, {most} time(s) in a row (optim.max_nonfinite_losses): "
-                f"{told}; the state is in {self.run_dir / nonfinite.FOLDER}. Lower optim.lr, set "
+                f"{where}; the state is in {self.run_dir / nonfinite.FOLDER}. Lower optim.lr, set "
                 "optim.clip_grad_norm, or train in fp32 (optim.precision=fp32), and go on from the newest checkpoint"
             )
 
@@ -310,7 +310,7 @@ class Trainer:
         self.trackers.log(values, step=progress.updates)
 
     def _missing_evaluations(self) -> list[str]:
-        """Those that are due at the place where this run goes on, and that a kill prevented."""
+        """Those that are due at the place where this run continues, and that a kill prevented."""
         progress, own = self.state.progress, self.run_dir / checkpoint.FOLDER
         if self.newest is None or progress.epoch_updates or self.newest.resolve().parent != own.resolve():
             return []
@@ -371,7 +371,7 @@ class Trainer:
             f"{self.config.name}: {parameters / 1e6:.1f} M parameters"
             f"{f' ({frozen / 1e6:.1f} M frozen)' if frozen else ''}, {len(self.loader.shard_set)} clips, "
             f"{self.updates_per_epoch} steps of {self.config.data.batch_size} clips an epoch, "
-            f"{self.process.world} rank(s) on {self.process.device.type}, {self.arithmetic.precision.value}, "
+            f"{self.process.world} rank(s) on {self.process.device.type}, {self.arithmetic.precision}, "
             f"decoder {self.loader.decoder}"
         )
 

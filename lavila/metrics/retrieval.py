@@ -21,7 +21,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.floating[Any]]
 Undefined = Literal["left_out", "nan"]
 
-_NUMBERS_AT_ONCE = 1 << 19  # of a block of queries x items: a thread's arrays stay in its cache
+_NUMBERS_AT_ONCE = 1 << 19  # in a block of queries x items: a thread's arrays stay in its cache
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class RetrievalScores:
 
     @property
     def mean(self) -> float:
-        """Of both directions, the published figure."""
+        """The mean over both directions, which is published."""
         return (self.video_to_text + self.text_to_video) / 2
 
 

@@ -11,7 +11,7 @@ class Unit(Enum):
 
     percent = "percent"  # 0..100
     fraction = "fraction"  # a score on a scale of about 0..1, such as CIDEr or nDCG
-    count = "count"  # of things
+    count = "count"  # a number of things
     number = "number"  # anything else, such as a perplexity
 
 

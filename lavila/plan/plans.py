@@ -197,7 +197,7 @@ class ViewPlan:
     ):
         self._sizes, self._frame_choice, self._views, self._ranks = sizes, frames, views, ranks
         self.portion = portion
-        self._portions = range(ranks.rank, math.ceil(len(sizes) / portion), ranks.world)  # of this rank
+        self._portions = range(ranks.rank, math.ceil(len(sizes) / portion), ranks.world)  # those of this rank
         self._at_once = max(1, batch_size // ranks.world // portion)  # portions of a batch
         self.largest_batch = self._at_once * portion
         self.frames, self.size = frames.frames, views.size

@@ -30,9 +30,9 @@ Strips = Mapping[int, npt.NDArray[np.uint8]]
 class Setting:
     """How an evaluation was asked for."""
 
-    name: str  # of the run
+    name: str  # name of the run
     data: str  # path of the shard set
-    frames: int  # of a view
+    frames: int  # frames of a view
     mean: tuple[float, ...]  # R, G, B on 0..255, as the pictures were normalised
     std: tuple[float, ...]  # R, G, B on 0..255
     views: ViewChoice

@@ -48,7 +48,7 @@ class TextOptions:
     depth: int = 12  # blocks
     heads: int = 8  # attention heads of a block
     context: int = 77  # tokens that a text is cut to
-    vocabulary: str = ""  # of a DistilBERT: a folder, or a name on the hub
+    vocabulary: str = ""  # the vocabulary of a DistilBERT: a folder, or a name on the hub
     init: str = ""  # weights of a fresh DistilBERT: a folder, or a name on the hub; "random" = none
     batch_size: int = 256  # texts of one forward pass where many are encoded
 
@@ -78,13 +78,13 @@ class TaskOptions:
     """The plain values of a config that tasks use. A task ignores those that mean nothing to it."""
 
     heads: tuple[str, ...] = ()  # columns of clips.parquet, one classifier head each
-    head_weights: tuple[float, ...] = ()  # of each head's loss in the sum; empty = 1 each
-    label_smoothing: float = 0.1  # of the cross-entropy
+    head_weights: tuple[float, ...] = ()  # factor on each head's loss in the sum; empty = 1 each
+    label_smoothing: float = 0.1  # share of the target that all classes get alike
     dropout: float = 0.0  # before the classification heads, of a fresh model
     gradient_checkpointing: bool = False  # recompute blocks in the backward pass; text towers do as video towers do
-    text: TextOptions = field(default_factory=TextOptions)  # of dual encoders
-    embed_dim: int = 256  # of a fresh dual encoder: channels of what both towers are projected to
-    projection: Projection = "matrices"  # of a fresh dual encoder with a DistilBERT
+    text: TextOptions = field(default_factory=TextOptions)  # the text tower of a dual encoder
+    embed_dim: int = 256  # channels of the space that a fresh dual encoder projects to
+    projection: Projection = "matrices"  # into that space, with a DistilBERT
     temperature: Temperature = field(default_factory=Temperature)
     margin: MarginOptions = field(default_factory=MarginOptions)
     templates: tuple[str, ...] = ("{}",)  # into which each text of a class is put
@@ -152,7 +152,7 @@ class Section:
     title: str
     note: str = ""  # a sentence or two below the title
     values: Any = None
-    units: dict[str, Unit] = field(default_factory=dict)  # of key_values
+    units: dict[str, Unit] = field(default_factory=dict)  # units of key_values
 
 
 @dataclass(frozen=True, kw_only=True)

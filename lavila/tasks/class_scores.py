@@ -22,8 +22,8 @@ from lavila.tasks.tables import Tables
 
 LARGEST_MATRIX = 300  # classes; above, the report lists the pairs most often confused
 PAIRS = 20
-CHALLENGE = "ek100_cls"  # the dataset whose challenge has a scoring of its own
-PARTS = ("verb", "noun")  # of an action
+CHALLENGE = "ek100_cls"  # the dataset whose challenge scores in another way
+PARTS = ("verb", "noun")  # what an action is made of
 
 TABLES_NOTE = (
     "Matrix: a row is the truth, a column the model's first guess, a number counts clips; green is right, red is "

@@ -186,7 +186,7 @@ class ClassificationTask:
         of_heads = logits_BVK.split([len(names) for names in self.classes.values()], dim=2)
         columns: dict[str, npt.NDArray[Any]] = {}
         for head, logits in zip(self.classes, of_heads, strict=True):
-            fused = fuse_views(logits.numpy(), rule=self._options.fusion)
+            fused = fuse_views(logits.cpu().numpy(), rule=self._options.fusion)
             columns[f"scores.{head}"] = fused.astype(np.float32)
             columns[f"target.{head}"] = batch.labels[head].cpu().numpy()
         return Predictions(rows=batch.rows, columns=columns)

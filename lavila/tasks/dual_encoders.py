@@ -26,6 +26,7 @@ from lavila.models.tokenizers import BertTokenizer, ClipTokenizer, Tokenizer
 from lavila.records import VideoBatch
 from lavila.tasks import ModelParts, NoModel, Predictions, TaskError, TaskFacts, TaskOptions, TextFeatures, TextOptions
 from lavila.tasks.tables import Tables
+from lavila.tasks.views import over_views
 
 # Names of the parameters of both towers begin with these; the projections and the temperatures are not of a tower.
 TOWERS = ("visual.", "textual.", "transformer.", "token_embedding.", "positional_embedding", "ln_final.")
@@ -33,7 +34,7 @@ TOKENIZERS = {"clip": "clip", "distilbert": "bert"}  # kind of text tower -> the
 RANDOM = "random"
 _clip_tokenizer = cache(ClipTokenizer)  # a run makes several, of a large vocabulary
 MLP_RATIO = 4  # hidden width of a DistilBERT's layer over its width
-LARGEST_SCALE = math.log(100)  # of a learned temperature's logarithm, as in CLIP and LaViLa; the least is 0
+LARGEST_SCALE = math.log(100)  # learned factors are between 1 and 100, as in CLIP and LaViLa; stored as logarithms
 
 
 class TrainingStep(Protocol):
@@ -82,9 +83,13 @@ class DualEncoderKind:
         assert isinstance(tower, TimeSformer)
         start = parts.start
         model = taken_over(start, tower, options) if isinstance(start, DualEncoder) else fresh(tower, options)
-        model.logit_scale.requires_grad_(self.uses_temperature and options.temperature.learned)
-        if self.uses_temperature and options.temperature.pseudo_learned:
-            model.learn_pseudo_temperature(options.temperature.pseudo_start)
+        temperature = options.temperature
+        model.logit_scale.requires_grad_(self.uses_temperature and temperature.learned)
+        learns_pseudo = self.uses_temperature and temperature.pseudo_learned
+        if learns_pseudo:
+            model.learn_pseudo_temperature(temperature.pseudo_start)
+        if model.pseudo is not None:  # the model to start from may have learned one
+            model.pseudo.logit_scale.requires_grad_(learns_pseudo)
         return model
 
 
@@ -146,11 +151,12 @@ class Encoders:
     @torch.no_grad()
     def views(self, video: Tensor) -> Tensor:
         """Features of unit length, float32 [B,V,D], of clips [B,V,C,T,H,W], `view_batch_size` views at a time."""
-        clips, views = video.shape[:2]
-        parts = video.flatten(0, 1).split(self.options.view_batch_size or max(clips * views, 1))
-        found = [normalize(self._dual.encode_video(part).float(), dim=-1) for part in parts if len(part)]
-        whole = torch.cat(found) if found else torch.zeros(0, self._dual.embed_dim, device=video.device)
-        return torch.unflatten(whole, 0, (clips, views))
+        if not len(video):
+            return torch.zeros(0, video.shape[1], self._dual.embed_dim, device=video.device)
+        return over_views(self._unit_features, video, at_once=self.options.view_batch_size)
+
+    def _unit_features(self, video: Tensor) -> Tensor:
+        return normalize(self._dual.encode_video(video).float(), dim=-1)
 
     def pairs(self, video: Tensor, texts: Sequence[str]) -> dict[str, Tensor]:
         """What `DualEncoder.forward` gives for clips [B,C,T,H,W] and a text of each, through the wrapper.
@@ -276,9 +282,9 @@ def taken_over(start: DualEncoder, tower: TimeSformer, options: TaskOptions) -> 
     ours = {f"model.text.{name}": getattr(options.text, name) for name in ("width", "depth", "heads")}
     ours |= {"model.embed_dim": options.embed_dim}
     if wrong := [name for name in ours if ours[name] != theirs[name]]:
-        told = ", ".join(f"{name}={ours[name]}" for name in wrong)
+        asked = ", ".join(f"{name}={ours[name]}" for name in wrong)
         raise TaskError(
-            f"{told}, but the dual encoder that model.init names has another text tower; it takes "
+            f"{asked}, but the dual encoder that model.init names has another text tower; it takes "
             f"{', '.join(f'{name}={theirs[name]}' for name in wrong)}"
         )
     architecture = architecture | {

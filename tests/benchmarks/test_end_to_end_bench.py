@@ -14,11 +14,6 @@ from benchmarks.loader.footage import Material
 from benchmarks.loader.peers import decord_chunks
 
 
-@pytest.fixture(scope="module")
-def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
-    return Material.tiny(tmp_path_factory.mktemp("material"))
-
-
 @pytest.mark.parametrize("protocol", list(end_to_end.PROTOCOLS))
 def test_both_sides_evaluate_every_clip(material: Material, protocol: Any) -> None:
     """Their pictures differ a little, by coding; so do their scores, but both have all of them."""

@@ -36,12 +36,6 @@ SAME = 0.255  # levels; as in tests/data/test_pictures.py, where it is explained
 CODED_TWICE = 6.0  # levels, mean: the same frames, resized and coded by others
 
 
-@pytest.fixture(scope="module")
-def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
-    """Four clips of two seconds in two codecs; rendering, coding and sharding them takes most of this file's time."""
-    return Material.tiny(tmp_path_factory.mktemp("material"))
-
-
 def job(material: Material, what: str, codec: str = "h264") -> Job:
     row = rows.Row(what=what, codec=codec, seconds=2, workers=1, size=112)  # type: ignore[arg-type]
     return rows.job_of(row, material)

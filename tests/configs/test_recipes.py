@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import functools
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lavila.checkpoints.zoo import ZOO
 from lavila.config.load import CONFIG_DIR, flatten, to_dict
 from lavila.config.load import load_config as load
 from lavila.engine import build
+from lavila.models.text_tower import DISTILBERT_CONSTANTS
 from lavila.tasks.dual_encoders import LARGEST_SCALE
+from tests.checkpoints.published_files import layouts
 from tests.golden_files import golden_json
 
 GOLDEN = golden_json("recipes")
@@ -169,3 +173,31 @@ def test_egtea_is_evaluated_as_published() -> None:
     assert (views.clips, views.crops.value) == (published["num_clips"], "center_repeated")
     assert published["num_crops"] == 3
     assert load_config("egtea_tsf_b").evals["val"].views == {"clips": 1, "crops": "center"}
+
+
+LAYOUTS = {
+    "pretrain_dual_tsf_b": "CLIP_OPENAI_TIMESFORMER_BASE.f4",
+    "pretrain_dual_tsf_l_336": "CLIP_OPENAI_TIMESFORMER_LARGE_336PX_DISTILBERT_BASE.f4",
+    "pretrain_lavila_tsf_l": "CLIP_OPENAI_TIMESFORMER_LARGE.f4",
+    "ek100_mir_tsf_b": "CLIP_OPENAI_TIMESFORMER_BASE.f16",
+    "charades_ego_tsf_l": "CLIP_OPENAI_TIMESFORMER_LARGE.f16",
+    "ek100_cls_tsf_b_single": "VideoClassifier.TSF-B.3806.f16",
+    "ek100_cls_tsf_l": "VideoClassifierMultiHead.TSF-L.97_300_3806.f16",
+    "egtea_tsf_b": "VideoClassifier.TSF-B.106.f16",
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_model_has_the_names_and_shapes_of_the_published_one(name: str, tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(str, range(30517))])
+    )
+    words = [f"model.text.vocabulary={tmp_path}", "model.text.init=random"]
+    config = load(name, ["model.init=random", *words])
+    classes = dict(zip(config.task.heads, GOLDEN["num_classes"].get(name, []), strict=False))
+    facts = {"classes": {head: [str(k) for k in range(count)] for head, count in classes.items()}}
+    with torch.device("meta"):
+        model = build.fresh_model(config, facts)
+    constants = {f"textual.{key}" for key in DISTILBERT_CONSTANTS}
+    published = {key: list(shape) for key, shape in layouts()[LAYOUTS[name]]["tensors"].items() if key not in constants}
+    assert {key: list(tensor.shape) for key, tensor in model.state_dict().items()} == published

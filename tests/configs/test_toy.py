@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 from pathlib import Path
 
+import make_toy_data
 import pytest
+import torch
 
 from lavila.config.load import known_names, load_config
 from lavila.config.schema import RunConfig
+from lavila.engine import build
+from lavila.engine.distributed import Process
 from lavila.engine.evaluator import evaluate
 from lavila.engine.trainer import train
 from lavila.report.files import read_metrics
@@ -74,14 +79,26 @@ def check_report(page: Path | None, metric: str) -> None:
     assert math.isfinite(report["metrics"][metric]) and report["units"]
 
 
+def test_datasets_that_are_there_are_kept(
+    toy_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        ran.append(command)
+        return subprocess.CompletedProcess(command, returncode=3)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert make_toy_data.main(["--out", str(toy_data)]) == 0 and not ran
+    assert make_toy_data.main(["--out", str(toy_data / "other")]) == 3 and len(ran) == 1
+    assert "make_sample_dataset.py" in capsys.readouterr().out
+
+
 def test_narrations_of_all_tables_reach_lavilas_pre_training(toy_data: Path, tmp_path: Path) -> None:
     """Its captions tables are in the folder of the data, and a clip has people's, rephrased and machine's words."""
-    from lavila.engine import build
-    from lavila.engine.distributed import Process
-
     config = toy("pretrain_lavila_tsf_b", toy_data, tmp_path)
     shards = build.shard_set(config, "train")
-    device = build.torch.device("cpu")
+    device = torch.device("cpu")
     loader = build.training_loader(config, shards, Process(rank=0, world=1, local_world=1, device=device))
     batch = next(iter(loader))
     assert {source for sources in batch.sources for source in sources} == {"human", "rephrased", "machine"}

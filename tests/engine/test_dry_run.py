@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import evaluate as evaluate_command
+import train as train_command
 from lavila.config.load import load_config
 from lavila.config.schema import ConfigError
 from lavila.engine import dry_run, evaluator, trainer
@@ -43,11 +46,11 @@ def test_a_dry_run_writes_nothing_and_tells_shapes_and_memory(
     assert files_in(tmp_path) == before
     assert "video [4, 1, 3, 4, 32, 32] float32" in text and "verb [4]" in text and "narrations 4" in text
     assert "evals.val, every 3 epoch(s): 12 clips, a batch: video [4, 6, 3, 4, 32, 32]" in text
-    assert "starts from random weights" in text and "GiB on each rank, an estimate" in text
+    assert "starts from model.init=random" in text and "GiB on each rank, an estimate" in text
     trainer.train(load_config(path))
     before = files_in(tmp_path)
     text = told(check_training, path, ["optim.epochs=2"], caplog)
-    assert "goes on from" in text and "step-00000003" in text
+    assert "step-00000003" in text
     text = told(check_evaluation, path, [], caplog)
     assert files_in(tmp_path) == before
     assert "video [4, 6, 3, 4, 32, 32] float32" in text and "12 clips, classes: verb 3" in text and "estimate" in text
@@ -62,11 +65,8 @@ def test_the_commands_have_it_and_end_with_the_errors_status(
     checked: list[str] = []
     monkeypatch.setattr(dry_run, "check_training", lambda config: checked.append(config.run_dir))
     monkeypatch.setattr(dry_run, "check_evaluation", lambda config: checked.append(config.run_dir))
-    import evaluate
-    import train
-
-    for command in (train, evaluate):
-        monkeypatch.setattr("sys.argv", ["x", "--config", path, "--dry-run"])
+    for command in (train_command, evaluate_command):
+        monkeypatch.setattr(sys, "argv", ["x", "--config", path, "--dry-run"])
         command.main()  # returns: status 0
     assert checked == [str(tmp_path / "run")] * 2
     monkeypatch.undo()
@@ -119,3 +119,21 @@ def test_an_evaluation_is_checked_against_its_checkpoint(vp9_shards: ShardSet, t
         check_evaluation(load_config(path, ["data.dataset=egtea"]))
     with pytest.raises(UserError, match="checkpoint=best"):
         check_evaluation(load_config(path, ["checkpoint=best"]))
+
+
+def test_saved_predictions_are_checked_too(
+    vp9_shards: ShardSet, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = config_file(tmp_path, vp9_shards, optim={"epochs": 1})
+    trainer.train(load_config(path))
+    evaluator.evaluate(load_config(path))
+    saved = tmp_path / "run" / "predictions"
+    before = files_in(tmp_path)
+    assert "12 clips" in told(check_evaluation, path, [f"predictions={saved}"], caplog)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", ["evaluate.py", "--from", str(saved), "--dry-run"])
+        evaluate_command.main()
+    assert files_in(tmp_path) == before
+    next(file for file in saved.iterdir() if file.suffix == ".json").write_text("{")
+    with pytest.raises(UserError, match=str(saved)):
+        check_evaluation(load_config(path, [f"predictions={saved}"]))

@@ -59,7 +59,7 @@ def test_each_runs_at_its_own_interval_with_its_own_settings(
     whole = evaluations.evaluate_task
 
     def noting(config: RunConfig, *parts: Any, **named: Any) -> Any:
-        seen.append((config.data.val, config.views.clips, config.views.crops.value, config.task.heads))
+        seen.append((config.data.val, config.views.clips, config.views.crops, config.task.heads))
         return whole(config, *parts, **named)
 
     monkeypatch.setattr(evaluations, "evaluate_task", noting)
@@ -142,7 +142,7 @@ def test_a_metric_that_is_none_is_named_with_those_that_are(
         (["evals.x.optim=3"], r"evals\.x\.optim: no such key\. Allowed here: every_epochs, data, views, task"),
         (["evals=3"], "evals: is 3; it maps names to sections"),
         (["evals.a b.every_epochs=1"], r"evals\.a b: a name of letters"),
-        (["keep_best=mir/mAP"], r"keep_best=mir/mAP: .*none is set"),
+        (["keep_best=mir/map"], r"keep_best=mir/map: .*none is set"),
         (["evals.x.every_epochs=1", "keep_best=x"], r"keep_best=x: .* \(x\)"),
         (["evals.x.every_epochs=0", "keep_best=x/top1"], r"keep_best=x/top1: "),
     ],

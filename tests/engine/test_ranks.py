@@ -24,13 +24,15 @@ from tests.engine.ranks_scenarios import CONTRASTIVE
 from tests.engine.test_runs import ENVIRONMENT, ROOT, config_file
 
 Ended = list[dict[str, str]]
+# One clip in each forward pass, so that the ranks take turns: rank 0 evaluates the even rows.
+VIEWS = {"clips": 1, "crops": "center", "batch_size": 4, "view_batch_size": 1}
 
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory: pytest.TempPathFactory, vp9_shards: ShardSet) -> tuple[Path, Ended]:
     """How each scenario ended on each rank. The slow part is that two processes import PyTorch and DALI."""
     folder = tmp_path_factory.mktemp("ranks")
-    path = config_file(folder, vp9_shards, optim={"epochs": 1}, views={"clips": 1, "crops": "center", "batch_size": 4})
+    path = config_file(folder, vp9_shards, optim={"epochs": 1}, views=VIEWS)
     orders = []
     for rank in (0, 1):
         process = Process(rank=rank, world=2, local_world=2, device=build.torch.device("cpu"))
@@ -50,7 +52,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory, vp9_shards: ShardSet) -> tup
         env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=480,  # a rank that waits for one that has stopped would wait for half an hour
+        timeout=300,  # a rank that waits for one that has stopped would wait for half an hour
         check=False,
     )
     assert result.returncode != 0 and "LoaderError" in result.stderr, result.stderr  # the last scenario: alone

@@ -25,6 +25,7 @@ from lavila.checkpoints.store import load_model
 from lavila.config.load import load_config
 from lavila.config.schema import ConfigError, RunConfig
 from lavila.engine import build, checkpoint, evaluator
+from lavila.engine.command_line import compute_the_same_bits
 from lavila.engine.distributed import Process
 from lavila.engine.evaluator import evaluate
 from lavila.engine.predictions import PredictionParts
@@ -323,12 +324,13 @@ def test_saved_predictions_are_scored_again_without_a_model(
 
 
 def test_predictions_of_other_clips_are_not_scored(
-    config: RunConfig, tmp_path: Path, videos: Path, capsys: pytest.CaptureFixture[str]
+    config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(config)
     evaluate(config)
     folder = Path(config.run_dir) / "predictions"
-    fewer = make_shard_set(tmp_path / "fewer", videos, codec="vp9", clips=9)
+    (tmp_path / "videos").mkdir()
+    fewer = make_shard_set(tmp_path / "fewer", tmp_path / "videos", codec="vp9", clips=9)
     code, _, err = run_here("evaluate.py", ["--from", str(folder), f"data.val={fewer.path}"], capsys)
     assert code == 2 and "clip_" in err and str(fewer.path) in err
     (folder / "evaluation.json").unlink()
@@ -501,3 +503,15 @@ def test_commands_leave_cores_to_others_before_torch_is_there() -> None:
         [sys.executable, "-c", code], cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True
     )
     assert done.stdout.strip() == "PASSIVE", done.stderr
+
+
+def test_evaluations_ask_mkl_for_one_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the processor has what that takes; a value that is set stays."""
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    compute_the_same_bits()
+    assert os.environ["MKL_CBWR"] == "COMPATIBLE"
+    monkeypatch.delenv("MKL_CBWR")
+    compute_the_same_bits()
+    flags = Path("/proc/cpuinfo").read_text().split()
+    wanted = "AVX512,STRICT" if "avx512f" in flags else "AVX2,STRICT" if "avx2" in flags else None
+    assert os.environ.get("MKL_CBWR") == wanted

@@ -56,7 +56,7 @@ def test_features_of_texts_do_not_depend_on_blocks_or_on_what_stands_beside(kind
 
 def test_features_of_views_have_a_row_for_each_view() -> None:
     batch = word_batch([["a"]] * 3, views=2)
-    for size in (0, 1, 4):
+    for size in (1, 4, 16):
         options = tiny_options(view_batch_size=size)
         found = Encoders(tiny_model(), options).views(batch.video)
         assert found.shape == (3, 2, 8) and torch.allclose(found.norm(dim=2), torch.ones(3, 2))

@@ -15,6 +15,7 @@ from lavila.records import HUMAN
 from lavila.tasks import MarginOptions, ModelParts, Temperature
 from lavila.tasks.contrastive import Contrastive
 from lavila.tasks.dual_encoders import DualEncoderKind, Encoders
+from lavila.tasks.retrieval import Retrieval
 from lavila.tasks.tables import Sentences, Tables
 from lavila.tasks.training_steps import ContrastiveStep, MaxMarginStep, words_of
 from tests.tasks.dual import tiny_model, tiny_options, tiny_tower, word_batch
@@ -158,3 +159,8 @@ def test_a_learned_pseudo_temperature_is_the_models_and_starts_others() -> None:
     again = DualEncoderKind().model(ModelParts(tower=tiny_tower(), start=start), {}, options)
     assert again.pseudo is not None and start.architecture()["pseudo_temperature"] is True
     assert float(again.pseudo.logit_scale.detach().exp()) == pytest.approx(1 / 0.3)
+    for kind, given, learns in ((Contrastive(), options, True), (Contrastive(), tiny_options(), False),
+                                (Retrieval(), options, False)):  # fmt: skip
+        model = kind.model(ModelParts(tower=tiny_tower(), start=start), {}, given)
+        assert model.pseudo is not None and model.pseudo.logit_scale.requires_grad == learns
+        assert not model.logit_scale.requires_grad
