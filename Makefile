@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 # Of pytest: one for each core, up to 8, for each takes 1 GB of memory. tests/conftest.py says which tests stay together.
-PROCESSES ?= --numprocesses auto --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
+PROCESSES ?= --numprocesses auto --maxprocesses 8 --dist loadscope --no-loadscope-reorder
 
 .PHONY: help venv quickstart learn test check bench clean
 

@@ -10,11 +10,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores; th
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 from lavila.cluster.workers import end_realtime
 from lavila.ingest.encode import EncodeSettings, Interval, encode_clip
@@ -114,14 +116,28 @@ def shards_of(factory: pytest.TempPathFactory, codec: str) -> Path:
 SLOWEST = ("engine", "tools", "slurm", "configs", "ingest", "doctor", "sample", "data", "inspection", "cluster")
 
 
+ONE_AT_A_TIME = ("tests/slurm/", "tests/gpu/")  # there is one SLURM and, mostly, one GPU for all
+
+
+class ByFile(LoadScopeScheduling):
+    """A process gets all tests of a file, because they share what its fixtures make.
+
+    xdist's own `--dist loadgroup` writes groups to an attribute that pytest 9.2 no longer reads.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return next((folder for folder in ONE_AT_A_TIME if file.startswith(folder)), file)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    """How `make test` deals tests out to processes."""
+    return ByFile(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Which tests skip, and how `make test` deals them out to processes."""
+    """Which tests skip, and which come first."""
     skip_without_gpu(items)
-    for item in items:
-        file, folder = item.nodeid.split("::")[0], item.path.parent.name
-        # A file's tests share what its fixtures make. There is one SLURM and, mostly, one GPU for all.
-        group = "gpu" if item.get_closest_marker("gpu") else "slurm" if folder == "slurm" else file
-        item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=lambda item: [*SLOWEST, item.path.parent.name].index(item.path.parent.name))
 
 
