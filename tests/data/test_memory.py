@@ -138,6 +138,7 @@ def test_the_config_sets_the_memory_of_every_loader(vp9_shards: ShardSet) -> Non
         "data.frames=16",
         "data.batch_size=4",
         "views.batch_size=4",
+        "views.view_batch_size=4",  # at least so many views are a batch
         "views.crops=center",
     ]
     made = load_config("model/tiny", [*overrides, "data.threads=8", f"data.host_memory_gib={4 * batch / GIB}"])
