@@ -119,6 +119,12 @@ SLOWEST = ("engine", "tools", "slurm", "configs", "ingest", "doctor", "sample", 
 ONE_AT_A_TIME = ("tests/slurm/", "tests/gpu/")  # there is one SLURM and, mostly, one GPU for all
 
 
+def scope_of(nodeid: str) -> str:
+    """The tests with which a test shares a process: those of its file, or of its folder."""
+    file = nodeid.partition("::")[0]
+    return next((folder for folder in ONE_AT_A_TIME if file.startswith(folder)), file)
+
+
 class ByFile(LoadScopeScheduling):
     """A process gets all tests of a file, because they share what its fixtures make.
 
@@ -126,8 +132,7 @@ class ByFile(LoadScopeScheduling):
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        return next((folder for folder in ONE_AT_A_TIME if file.startswith(folder)), file)
+        return scope_of(nodeid)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:

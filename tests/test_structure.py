@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import lavila
+from tests.conftest import scope_of
 
 PACKAGE = Path(lavila.__file__).parent
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
@@ -64,3 +65,15 @@ def test_the_public_names_are_there() -> None:
         assert callable(getattr(lavila, name))
     with pytest.raises(AttributeError, match="ClipLoader, load_config, load_model, open_shard_set"):
         lavila.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("nodeid", "scope"),
+    [
+        ("tests/plan/test_order.py::test_epochs[a-b::c]", "tests/plan/test_order.py"),
+        ("tests/slurm/test_arrays.py::test_ctrl_c[slurm]", "tests/slurm/"),
+        ("tests/slurm/test_shard_cluster.py::test_a_job_array[local]", "tests/slurm/"),
+    ],
+)
+def test_a_process_gets_whole_files_and_one_gets_all_of_slurm(nodeid: str, scope: str) -> None:
+    assert scope_of(nodeid) == scope
