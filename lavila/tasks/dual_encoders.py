@@ -180,7 +180,7 @@ class Encoders:
 
 
 class DualEncoderTask:
-    """The part of a `Task` that tasks with a dual encoder have in common; each adds predict, score, wrongness, case.
+    """The part of a `Task` that tasks with a dual encoder have in common; each adds score, wrongness, case.
 
     model: a `DualEncoder`. tables: of the shard set whose batches come. training: how it is trained.
     """
@@ -217,6 +217,10 @@ class DualEncoderTask:
     def clip_features(self, batch: VideoBatch) -> Tensor:
         """Features of unit length, [B,D]: of each clip the mean over its views, brought to that length."""
         return normalize(self.encoders.views(batch.video).mean(1), dim=-1)
+
+    def predict(self, batch: VideoBatch) -> Predictions:
+        """Features of each clip, in the column `video`, unless a task says otherwise."""
+        return Predictions(rows=batch.rows, columns={"video": self.clip_features(batch).cpu().numpy()})
 
     def submit(self, parts: Iterable[Predictions], folder: Path, levels: SupervisionLevels) -> Path:
         """TaskError: unless a task says otherwise, its benchmark has no challenge."""

@@ -12,7 +12,6 @@ from torch import nn
 
 from lavila.metrics.multiple_choice import accuracy_by_kind, lost_a_choice
 from lavila.metrics.units import Metric, Metrics, Unit
-from lavila.records import VideoBatch
 from lavila.tasks import (
     Baseline,
     Headline,
@@ -58,10 +57,6 @@ class MultipleChoiceTask(DualEncoderTask):
             known = {"questions": self.encoders.texts(self.tables.questions().texts).cpu().numpy()}
         self._questions: Floats = known["questions"]
         return known
-
-    def predict(self, batch: VideoBatch) -> Predictions:
-        """Features of each clip."""
-        return Predictions(rows=batch.rows, columns={"video": self.clip_features(batch).cpu().numpy()})
 
     def score(self, parts: Iterable[Predictions]) -> Scores:
         """`<kind>_accuracy` in percent for each kind of question, by the kind's number in the published file.

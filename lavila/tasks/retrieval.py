@@ -17,7 +17,6 @@ from torch import nn
 from lavila.metrics.epic_submissions import SupervisionLevels, write_retrieval_submission
 from lavila.metrics.retrieval import RetrievalScores, both_scores
 from lavila.metrics.units import Metric, Metrics, Unit
-from lavila.records import VideoBatch
 from lavila.tasks import (
     Baseline,
     Headline,
@@ -73,10 +72,6 @@ class RetrievalTask(DualEncoderTask):
             known = {"sentences": self.encoders.texts(self.tables.sentences().texts).cpu().numpy()}
         self._sentences: Floats = known["sentences"]
         return known
-
-    def predict(self, batch: VideoBatch) -> Predictions:
-        """Features of each clip."""
-        return Predictions(rows=batch.rows, columns={"video": self.clip_features(batch).cpu().numpy()})
 
     def score(self, parts: Iterable[Predictions]) -> Scores:
         """`map` and `ndcg`, means of both directions, and `map_<direction>`, `ndcg_<direction>`, all in percent.
