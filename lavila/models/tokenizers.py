@@ -10,6 +10,7 @@ import gzip
 import html
 import importlib.util
 import itertools
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,10 +181,14 @@ def learn_vocabulary(texts: Iterable[str], folder: Path, *, size: int) -> int:
     if size < least:
         raise ValueError(f"size={size}: each byte and the end token have an id; give {least} or more")
     tokenizer: Any = ByteLevelBPETokenizer()
-    tokenizer.train_from_iterator(texts, size, min_frequency=2, show_progress=False, special_tokens=[CLIP_END])
+    tokenizer.train_from_iterator(texts, size - 1, min_frequency=2, show_progress=False)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_model(str(folder))
-    return int(tokenizer.get_vocab_size())
+    # The end token comes last, as in GPT-2's: id 0 fills up texts.
+    ids = {**tokenizer.get_vocab(), CLIP_END: tokenizer.get_vocab_size()}
+    ordered = {piece: ids[piece] for piece in sorted(ids, key=ids.__getitem__)}
+    (folder / "vocab.json").write_text(json.dumps(ordered, ensure_ascii=False), encoding="utf-8")
+    return len(ids)
 
 
 def _padded(rows: Sequence[Sequence[int]], context: int) -> Tokens:

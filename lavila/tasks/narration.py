@@ -77,6 +77,12 @@ class Narration:
         if isinstance(start, Narrator):
             return _taken_over(start, tower, options)
         tokenizer = Gpt2Tokenizer(ours.vocabulary, context=ours.context)
+        if tokenizer.end_id == GatedGpt2Config.pad_token:
+            raise TaskError(
+                f"the vocabulary {ours.vocabulary!r} has its end token at id {tokenizer.end_id}, which fills up texts: "
+                "a narrator would not learn to stop; put the end token at the end, or make one with "
+                "tools/make_vocabulary.py"
+            )
         decoder = GatedGpt2Config(
             vocab_size=tokenizer.vocab_size,
             end_token=tokenizer.end_id,

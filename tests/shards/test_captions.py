@@ -508,9 +508,7 @@ def test_which_clips_have_words_is_known_without_looking_at_each(vp9_shards: Sha
 
 def test_a_table_of_some_clips_gives_words_to_these(vp9_shards: ShardSet, tmp_path: Path) -> None:
     ids = vp9_shards.clips.column("clip_id").to_pylist()
-    words = {ids[2]: ["a cup"], ids[0]: [], "elsewhere": ["a door"]}
-    write_captions(tmp_path / "some.parquet", words, source="machine")
-    found = Captions(vp9_shards, [tmp_path / "some.parquet"])
-    assert np.flatnonzero(found.worded_rows()).tolist() == [2]
-    both = Captions(vp9_shards, ["own", tmp_path / "some.parquet"])
+    some = table(tmp_path, {ids[2]: ["a cup"], ids[0]: [], "elsewhere": ["a door"]}, source="machine")
+    assert np.flatnonzero(Captions(vp9_shards, [some]).worded_rows()).tolist() == [2]
+    both = Captions(vp9_shards, ["own", some])
     assert both.worded_rows().tolist() == [bool(both.of(row)[0]) for row in range(len(vp9_shards))]
