@@ -73,7 +73,7 @@ def data_steps() -> list[Step]:
     common = [step for step in quickstart.steps() if step.output]
     # More videos of validation, so that a question can have its choices from five.
     sample = ["tools/make_sample_dataset.py", "--footage", FOOTAGE, "--out", str(SOURCE), "--form", "egomcq"]
-    sample += ["--height", "112", "--train-clips", "12", "--val-clips", "108"]
+    sample += ["--height", "80", "--train-clips", "12", "--val-clips", "108"]
     ego4d = SOURCE / "ego4d"
     return [
         *common,
