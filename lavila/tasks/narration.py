@@ -100,7 +100,7 @@ class Narration:
                 load_gpt2(narrator.text_decoder, ours.init)
             except ValueError as error:
                 raise TaskError(
-                    f"model.decoder.init={ours.init}: {error}. Where there is a network, run 'hf download gpt2 "
+                    f"model.decoder.init={ours.init}: {error}. Where there is a network, run 'hf download gpt2 (or gpt2-xl) "
                     "--local-dir DIR', copy DIR here and give its path; or set model.decoder.init=random"
                 ) from error
         return narrator
