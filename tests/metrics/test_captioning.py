@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lavila.metrics.captioning import CaptionScoreError, caption_scores, clean_caption, missing
+from lavila.metrics.captioning import CaptionScoreError, caption_scores, clean_caption, missing, scores_of_sets
 
 CANDIDATES = {"a": "picks a cup", "b": "puts the knife down.", "c": "opens a door", "d": "the man's dog runs, fast!"}
 REFERENCES = {
@@ -40,6 +40,18 @@ def test_all_scores_are_those_of_pycocoevalcap() -> None:
 
 
 @pytest.mark.usefixtures("without_java")
+@needs_java
+def test_several_sets_are_scored_as_each_alone() -> None:
+    references = {"a": ["opens the door", "a door opens"], "b": ["washes a cup"], "c": ["#C C cuts the bread"]}
+    sets = {
+        "good": {"a": "opens a door", "b": "washes the cup", "c": "cuts bread"},
+        "same": dict.fromkeys(references, "washes a cup"),
+    }
+    found = scores_of_sets(sets, references)
+    assert found == {name: caption_scores(captions, references) for name, captions in sets.items()}
+    assert found["good"]["METEOR"] > found["same"]["METEOR"] > 0
+
+
 def test_without_java_the_other_scores_stay_and_the_report_says_so() -> None:
     found = caption_scores(CANDIDATES, REFERENCES)
     # For these captions the plain tokenizer finds the words of the PTB tokenizer.
