@@ -66,10 +66,13 @@ def scores_of_sets(
             "leave such clips out of the scores"
         )
     found = {name: _scores(captions, wanted) for name, captions in ours.items()}
-    if _java():
-        for name, meteor in zip(sets, _meteor_scores(list(ours.values()), wanted), strict=True):
-            found[name]["METEOR"] = meteor
-    return found
+    if not _java():
+        return found
+    meteors = _meteor_scores(list(ours.values()), wanted)
+    return {
+        name: {"CIDEr": scores.pop("CIDEr"), "METEOR": meteor, **scores}
+        for (name, scores), meteor in zip(found.items(), meteors, strict=True)
+    }
 
 
 def missing() -> str | None:
