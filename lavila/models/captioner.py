@@ -1,0 +1,60 @@
+"""A narrator and its vocabulary: from pictures to texts with their likelihood, each clip for itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from lavila.models.generation import GenerationConfig, clip_generators
+from lavila.models.narrator import Narrator
+from lavila.models.tokenizers import Gpt2Tokenizer, TokenizerError
+
+# LaViLa's narrations of Ego4D for pre-training: ten samples of a clip.
+PUBLISHED = GenerationConfig(num_return_sequences=10, max_length=77, top_p=0.95, temperature=0.7)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Said:
+    """What a narrator says of one clip."""
+
+    texts: tuple[str, ...]  # R, one line each; may be empty
+    nll: tuple[float, ...]  # R, nats per token; exp(nll) is the perplexity
+
+
+class Captioner:
+    """Texts of clips. The random numbers of a clip follow from the seed and its id alone.
+
+    So a clip's texts do not depend on the order of clips or on who else works on them. Its logits may differ in their
+    last bits where other clips are computed beside it, and a text with them, rarely. `say` the same clips together
+    where texts must be the same to the last letter.
+
+    Raises:
+        TokenizerError: the vocabulary is not the narrator's.
+    """
+
+    def __init__(self, narrator: Narrator, tokenizer: Gpt2Tokenizer, *, options: GenerationConfig, seed: int) -> None:
+        decoder = narrator.text_decoder.config
+        found, wanted = (tokenizer.vocab_size, tokenizer.end_id), (decoder.vocab_size, decoder.end_token)
+        if found != wanted:
+            raise TokenizerError(
+                f"the vocabulary has {found[0]} tokens and end-of-text {found[1]}, and the narrator {wanted[0]} and "
+                f"{wanted[1]}; give the vocabulary that the narrator was trained with"
+            )
+        self.narrator, self.tokenizer, self.options, self.seed = narrator, tokenizer, options, seed
+
+    @torch.inference_mode()
+    def say(self, video_BCTYX: Tensor, clip_ids: Sequence[str]) -> list[Said]:
+        """Texts of normalised clips [B,3,T,Y,X] of any float type, with an id for each."""
+        weight = self.narrator.img_queries
+        found = self.narrator.generate(
+            video_BCTYX.to(weight.device, weight.dtype),
+            generator=clip_generators(self.seed, clip_ids),
+            **asdict(self.options),
+        )
+        return [
+            Said(texts=tuple(" ".join(self.tokenizer.decode(ids).split()) for ids in texts), nll=tuple(nll))
+            for texts, nll in zip(found.ids(), found.nll.double().tolist(), strict=True)
+        ]
