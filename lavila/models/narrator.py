@@ -113,15 +113,16 @@ class Narrator(nn.Module):
     def generate(self, video: Tensor, *, generator: Generators = None, **options: Any) -> Narrations:
         """Texts of normalised clips [B,3,T,Y,X], or of visual tokens [B,M,D] that `encode_video` made of them.
 
-        options: fields of GenerationConfig. generator, nll: see `generation.sample`, or `generation.beam_search` for
-        num_beams above 1. ValueError for options that do not fit and in training mode.
+        options: fields of GenerationConfig. generator: see `generation.sample`, or `generation.beam_search` for
+        num_beams above 1. The decoder works in the type of its weights, which may be bfloat16 while the tower's are
+        float32. ValueError for options that do not fit and in training mode.
         """
         config = GenerationConfig(**options)
         if config.max_length > (room := self.text_decoder.config.positions):
             raise ValueError(f"max_length={config.max_length}: this narrator's texts have at most {room} tokens")
         visual_BMD = self._visual_tokens(video)
         if config.num_beams > 1:
-            return generation.beam_search(self.text_decoder, visual_BMD, config)
+            return generation.beam_search(self.text_decoder, visual_BMD, config, generator=generator)
         return generation.sample(self.text_decoder, visual_BMD, config, generator=generator)
 
     @torch.no_grad()

@@ -14,6 +14,7 @@ from lavila.models.gated_gpt2 import GatedGpt2, GatedGpt2Config
 from lavila.models.generation import (
     GenerationConfig,
     beam_search,
+    clip_generators,
     draw,
     filter_logits,
     keep_nucleus,
@@ -85,7 +86,9 @@ def test_sampled_tokens_follow_the_decoder() -> None:
     torch.testing.assert_close(shares, wanted, rtol=0, atol=0.03)
     assert not shares[wanted == 0].any()
     entropy = -(softmax(logits, -1) * log_softmax(logits, -1)).sum()
-    torch.testing.assert_close(found.nll, entropy.expand(1, 4000))
+    assert found.entropy is not None
+    torch.testing.assert_close(found.entropy, entropy.expand(1, 4000))
+    torch.testing.assert_close(found.nll, -log_softmax(logits, -1)[0, found.tokens[0, :, 1]][None])
 
 
 def test_a_seed_gives_the_same_texts_and_one_for_each_clip_frees_them_of_their_neighbours() -> None:
@@ -119,10 +122,23 @@ def test_early_stopping_leaves_the_texts_and_scores_as_they_were() -> None:
             )
             for stop in (False, True)
         )
-    length = short.tokens.shape[2]
-    assert long.tokens.shape[2] == 32 > length
-    assert torch.equal(long.tokens[..., :length], short.tokens)
+    longest = int(short.lengths.max())
+    assert long.tokens.shape[2] == 32 > short.tokens.shape[2] == longest + 2
+    assert short.lengths.min() < longest
+    assert long.ids() == short.ids()
+    # The last token is there: every text is followed by its end token.
+    assert (short.tokens.gather(2, short.lengths[..., None] + 1) == END).all()
     torch.testing.assert_close(long.nll, short.nll)
+    torch.testing.assert_close(long.entropy, short.entropy)
+
+
+def test_a_clip_has_generators_by_its_id_and_the_seed_alone() -> None:
+    def numbers(seed: int, ids: list[str]) -> list[list[float]]:
+        return [torch.rand(3, generator=one).tolist() for one in clip_generators(seed, ids)]
+
+    first = numbers(1, ["a", "b", "c"])
+    assert numbers(1, ["c", "a"]) == [first[2], first[0]]
+    assert len({tuple(row) for row in first + numbers(2, ["a", "b", "c"])}) == 6
 
 
 def test_a_step_computes_one_token_and_a_clip_is_looked_at_once() -> None:
@@ -138,7 +154,7 @@ def test_a_step_computes_one_token_and_a_clip_is_looked_at_once() -> None:
         assert looks == [(2, 3, 16)] * 2
         steps.clear(), looks.clear()
         beam_search(decoder, visual, GenerationConfig(max_length=9, num_beams=4))
-        assert set(steps) == {(8, 1)}
+        assert {(8, 1)} <= set(steps) <= {(8, 1), (4, 1)}  # a clip leaves when its search is done
         assert looks == [(2, 3, 16)] * 2
 
 
@@ -150,13 +166,20 @@ def test_wide_enough_beams_find_the_likeliest_text() -> None:
         nll = score_all(decoder, visual, texts)
         config = GenerationConfig(max_length=4, num_beams=VOCABULARY**2, num_return_sequences=2, length_penalty=0.0)
         found = beam_search(decoder, visual, config)
+    assert found.beam_score is not None
+    surprise = -found.beam_score[0].float()
     ended = found.tokens[0] == END
-    for tokens, ends, value in zip(found.tokens[0], ended, found.nll[0], strict=True):
+    for tokens, ends, value in zip(found.tokens[0], ended, surprise, strict=True):
         if ends.sum() == 1:  # a text of full length
             row = (texts == tokens).all(1).nonzero().item()
             assert value.item() == pytest.approx(nll[int(row)].item(), rel=1e-5)
-    assert found.nll[0, 0] <= found.nll[0, 1]
-    assert found.nll[0, 0] <= nll.min() + 1e-5
+    assert surprise[0] <= surprise[1]
+    assert surprise[0] <= nll.min() + 1e-5
+    with torch.no_grad():  # the mean over a text's tokens and its end token
+        for text, mean, value in zip(found.ids()[0], found.nll[0], surprise, strict=True):
+            tokens = torch.tensor([[END, *text, END]])[:, :4]
+            assert mean.item() == pytest.approx(value.item() / (tokens.shape[1] - 1), rel=1e-5)
+            assert value.item() == pytest.approx(score_all(decoder, visual, tokens).item(), rel=1e-5)
 
 
 def score_all(decoder: GatedGpt2, visual: Tensor, texts: Tensor) -> Tensor:
@@ -187,7 +210,7 @@ def test_padding_is_left_out_of_scores() -> None:
         ({"num_return_sequences": 0}, "num_return_sequences=0"),
         ({"num_beams": 4, "num_beam_groups": 3}, "num_beams=4.*num_beam_groups=3"),
         ({"num_beams": 2, "num_return_sequences": 3}, "2 beams"),
-        ({"num_beams": 2, "top_p": 0.9}, "top_p|sample"),
+        ({"num_beams": 4, "num_beam_groups": 2, "top_p": 0.9}, "num_beam_groups=2.*top_p=0.9"),
     ],
 )
 def test_options_that_exclude_one_another_are_told(options: dict[str, Any], message: str) -> None:
