@@ -22,6 +22,7 @@ class Said:
 
     texts: tuple[str, ...]  # R, one line each; may be empty
     nll: tuple[float, ...]  # R, nats per token; exp(nll) is the perplexity
+    entropy: tuple[float, ...] | None = None  # R, nats per token, from sampling; exp(entropy) is the reference's "ppl"
 
 
 class Captioner:
@@ -54,7 +55,10 @@ class Captioner:
             generator=clip_generators(self.seed, clip_ids),
             **asdict(self.options),
         )
+        texts = [[" ".join(self.tokenizer.decode(ids).split()) for ids in clip] for clip in found.ids()]
+        nll = found.nll.double().tolist()
+        entropy = [None] * len(texts) if found.entropy is None else found.entropy.double().tolist()
         return [
-            Said(texts=tuple(" ".join(self.tokenizer.decode(ids).split()) for ids in texts), nll=tuple(nll))
-            for texts, nll in zip(found.ids(), found.nll.double().tolist(), strict=True)
+            Said(texts=tuple(said), nll=tuple(how), entropy=None if unsure is None else tuple(unsure))
+            for said, how, unsure in zip(texts, nll, entropy, strict=True)
         ]
