@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     add = p.add_argument
     add("--out", type=Path, metavar="PATH", help="labels: a .parquet or .pkl file; else a folder (beside each video)")
     add("--checkpoint", default="narrator_tsf_b_gpt2", metavar="PATH|NAME", help="a narrator (%(default)s of the zoo)")
-    add("--vocabulary", default="gpt2", metavar="DIR|NAME", help="of the narrator: a folder, or a hub name (gpt2)")
+    add("--vocabulary", metavar="DIR|NAME", help="a folder, or a hub name (as the narrator's config says, else gpt2)")
     add("--device", default="auto", choices=["auto", "cpu", "cuda"], help="auto: cuda where there is one")
     add("--precision", default="auto", choices=["auto", "fp32", "bf16"], help="of the weights; auto: bf16 on GPUs")
     add("--batch-size", type=int, metavar="N", help="clips of a forward pass (labels: 16, else 4)")

@@ -22,6 +22,8 @@ from lavila.models.dual_encoder import ClipDualEncoder, DistilBertDualEncoder
 from lavila.models.generation import GenerationConfig
 from lavila.models.narrator import Narrator
 from lavila.models.tokenizers import CONTEXT, BertTokenizer, ClipTokenizer, Gpt2Tokenizer, Tokenizer, TokenizerError
+from lavila.tasks import TaskError
+from lavila.tasks.narration import tokenizer_of
 
 log = logging.getLogger(__name__)
 
@@ -52,30 +54,29 @@ def open_narrator(
     checkpoint: as in `load_model`. vocabulary: a folder, or a name on the hub. half: bfloat16 weights.
 
     Raises:
-        TokenizerError: no vocabulary, or another narrator's.
+        TokenizerError: no vocabulary.
+        TaskError: the vocabulary of another narrator.
         CheckpointError: no checkpoint, or one of another kind of model.
     """
     trained = trained_on(checkpoint)
     try:
-        tokenizer = Gpt2Tokenizer(vocabulary)  # before the weights, which take longer to read
-    except TokenizerError as error:
-        raise TokenizerError(f"--vocabulary {vocabulary}: {error}") from None
-    model = load_model(trained.file, device=device)
-    if not isinstance(model, Narrator):
-        raise CheckpointError(
-            f"{trained.file}: is a {type(model).__name__}, which writes no texts; give a narrator: a run of "
-            "task.name=captioning, or narrator_tsf_b_gpt2 or narrator_tsf_l_336_gpt2_xl of the zoo"
-        )
-    room = model.text_decoder.config.positions
+        Gpt2Tokenizer(vocabulary)  # before the weights, which take longer to read
+        model = load_model(trained.file, device=device)
+        if not isinstance(model, Narrator):
+            raise CheckpointError(
+                f"{trained.file}: is a {type(model).__name__}, which writes no texts; give a narrator: a run of "
+                "task.name=narration, or narrator_tsf_b_gpt2 or narrator_tsf_l_336_gpt2_xl of the zoo"
+            )
+        room = model.text_decoder.config.positions
+        tokenizer = tokenizer_of(model, vocabulary, context=min(CONTEXT, room))
+    except (TokenizerError, TaskError) as error:
+        raise type(error)(f"--vocabulary {vocabulary}: {error}") from None
     if options.max_length > room:
         log.warning("%s: its texts have at most %d tokens, so --max-length is %d", trained.file, room, room)
         options = replace(options, max_length=room)
     if half:
         model.to(torch.bfloat16)
-    try:
-        captioner = Captioner(model, tokenizer, options=options, seed=seed)
-    except TokenizerError as error:
-        raise TokenizerError(f"--vocabulary {vocabulary}, {trained.file}: {error}") from None
+    captioner = Captioner(model, tokenizer, options=options, seed=seed)
     facts = {"narrator": _sha256(trained.file), "seed": seed, "bfloat16": half, **asdict(options)}
     return OpenNarrator(captioner=captioner, look=_look(trained), file=trained.file, facts=facts)
 

@@ -139,8 +139,7 @@ class ShardClips:
         )
         self._rows: Ints = shards.usable_rows()
         if captioned:
-            captions = Captions(shards, captioned)
-            self._rows = np.array([row for row in self._rows.tolist() if not captions.of(row)[0]], np.int64)
+            self._rows = self._rows[~Captions(shards, captioned).worded_rows()[self._rows]]
         if not len(self._rows):
             why = f"have words in {', '.join(captioned)}" if captioned else "are in quarantine"
             raise LabelError(f"{shards.path}: all its clips {why}; nothing to label")

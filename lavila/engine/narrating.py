@@ -6,10 +6,11 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
+from lavila.checkpoints.store import find_model
 from lavila.config.schema import Decoder, Device
 from lavila.demo.choice import ChoiceName
 from lavila.demo.footage import find_videos
@@ -20,6 +21,7 @@ from lavila.demo.page import short_clock
 from lavila.engine.distributed import Process, join
 from lavila.engine.label_sources import LabelSource, ShardClips, VideoWindows, long_videos, uncovered_videos
 from lavila.engine.labeller import LabelFormat, LabelOptions, label, share_of
+from lavila.engine.run_folder import read_config
 from lavila.errors import UserError
 from lavila.ingest.video_files import EncodeError
 from lavila.models.captioner import PUBLISHED
@@ -49,7 +51,7 @@ class Wanted:
     video: list[Path] | None
     out: Path | None
     checkpoint: str
-    vocabulary: str
+    vocabulary: str | None
     device: Device
     precision: Literal["auto", "fp32", "bf16"]
     batch_size: int | None
@@ -133,13 +135,21 @@ def run(wanted: Wanted, environ: Mapping[str, str], *, say: Say) -> int:
         half = wanted.precision == "bf16" or (wanted.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported())
         narrator = open_narrator(
             wanted.checkpoint,
-            vocabulary=wanted.vocabulary,
+            vocabulary=wanted.vocabulary or vocabulary_of(wanted.checkpoint),
             options=wanted.generation(),
             seed=wanted.seed,
             device=process.device,
             half=half,
         )
         return (_label if wanted.labels else _narrate)(wanted, narrator, process, environ, say)
+
+
+def vocabulary_of(checkpoint: str) -> str:
+    """The vocabulary that the config beside a checkpoint names, or GPT-2's."""
+    found: Any = read_config(find_model(checkpoint).parent)
+    for name in ("model", "decoder", "vocabulary"):
+        found = found.get(name) if isinstance(found, dict) else None
+    return found if isinstance(found, str) else "gpt2"
 
 
 def _label(wanted: Wanted, narrator: OpenNarrator, process: Process, environ: Mapping[str, str], say: Say) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from lavila.models.generation import GenerationConfig, clip_generators
 from lavila.models.narrator import Narrator
-from lavila.models.tokenizers import Gpt2Tokenizer, TokenizerError
+from lavila.models.tokenizers import Gpt2Tokenizer
 
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # characters that end lines or upset terminals; any byte may be sampled
 # LaViLa's narrations of Ego4D for pre-training: ten samples of a clip.
 PUBLISHED = GenerationConfig(num_return_sequences=10, max_length=77, top_p=0.95, temperature=0.7)
 
@@ -32,18 +34,10 @@ class Captioner:
     last bits where other clips are computed beside it, and a text with them, rarely. `say` the same clips together
     where texts must be the same to the last letter.
 
-    Raises:
-        TokenizerError: the vocabulary is not the narrator's.
+    tokenizer: the narrator's, as `tasks.narration.tokenizer_of` makes it.
     """
 
     def __init__(self, narrator: Narrator, tokenizer: Gpt2Tokenizer, *, options: GenerationConfig, seed: int) -> None:
-        decoder = narrator.text_decoder.config
-        found, wanted = (tokenizer.vocab_size, tokenizer.end_id), (decoder.vocab_size, decoder.end_token)
-        if found != wanted:
-            raise TokenizerError(
-                f"the vocabulary has {found[0]} tokens and end-of-text {found[1]}, and the narrator {wanted[0]} and "
-                f"{wanted[1]}; give the vocabulary that the narrator was trained with"
-            )
         self.narrator, self.tokenizer, self.options, self.seed = narrator, tokenizer, options, seed
 
     @torch.inference_mode()
@@ -55,10 +49,14 @@ class Captioner:
             generator=clip_generators(self.seed, clip_ids),
             **asdict(self.options),
         )
-        texts = [[" ".join(self.tokenizer.decode(ids).split()) for ids in clip] for clip in found.ids()]
+        texts = [[_one_line(self.tokenizer.decode(ids)) for ids in clip] for clip in found.ids()]
         nll = found.nll.double().tolist()
         entropy = [None] * len(texts) if found.entropy is None else found.entropy.double().tolist()
         return [
             Said(texts=tuple(said), nll=tuple(how), entropy=None if unsure is None else tuple(unsure))
             for said, how, unsure in zip(texts, nll, entropy, strict=True)
         ]
+
+
+def _one_line(text: str) -> str:
+    return " ".join(CONTROL.sub(" ", text).split())
