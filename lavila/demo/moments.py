@@ -10,7 +10,7 @@ from itertools import pairwise
 from lavila.demo.footage import Window
 
 # How Ego4D's narrators write the person who wears the camera: "#C C opens", "#c c opens", "#C opens", "C opens".
-CAMERA_WEARER = re.compile(r"^\s*(?:#\s*[cC](?:\s+[cC])?|C(?:\s+C)?)(?=\s)")
+CAMERA_WEARER = re.compile(r"^\s*(?:#\s*[cC](?:\s+[cC])?|C(?:\s+C)?)(?=\s|$)")
 SUBJECT = "#C C"
 ARTICLES = {"a", "an", "the"}
 GAP = 0.5  # seconds without words, as of a window that is lost, over which two moments are still neighbours
@@ -39,10 +39,12 @@ def shares(windows: Sequence[Window]) -> list[tuple[float, float]]:
 
     windows: ascending starts, and stops that do not fall.
     """
-    bounds = [(one.stop + other.start) / 2 if other.start < one.stop else None for one, other in pairwise(windows)]
-    starts = [window.start if bound is None else bound for window, bound in zip(windows, [None, *bounds], strict=True)]
-    stops = [window.stop if bound is None else bound for window, bound in zip(windows, [*bounds, None], strict=True)]
-    return list(zip(starts, stops, strict=True))
+    found = [(window.start, window.stop) for window in windows]
+    for place, (one, other) in enumerate(pairwise(windows)):
+        if other.start < one.stop:
+            middle = (one.stop + other.start) / 2
+            found[place : place + 2] = (found[place][0], middle), (middle, other.stop)
+    return found
 
 
 def join(moments: Iterable[Moment]) -> Iterator[Moment]:

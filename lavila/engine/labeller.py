@@ -25,7 +25,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lavila.demo.narrators import OpenNarrator
-from lavila.engine.label_sources import LabelError, LabelPass, LabelSource, Stretch
+from lavila.engine.distributed import Process
+from lavila.engine.label_sources import LabelError, LabelSource, Stretch
 from lavila.errors import shown
 from lavila.files import whole_file, whole_path
 from lavila.models.captioner import Said
@@ -94,11 +95,25 @@ def label(source: LabelSource, narrator: OpenNarrator, options: LabelOptions) ->
     _make(source, mine, narrator, parts, options)
     missing = [part for part in range(len(sizes)) if not parts.path(part).exists()]
     if missing:
-        log.info(
-            "%d of %d parts are not there yet; the process that finishes last joins them", len(missing), len(sizes)
-        )
+        log.info("%d of %d parts are missing; the process that finishes last joins them", len(missing), len(sizes))
         return None
-    return parts.join(len(sizes))
+    return parts.join(len(sizes), source.unreadable)
+
+
+def share_of(process: Process, environ: Mapping[str, str]) -> tuple[int, int]:
+    """The place of this process among all that label: ranks of torchrun, elements of a SLURM job array, or both.
+
+    LabelError for an array with gaps in its numbers, whose elements cannot know their places.
+    """
+    if "SLURM_ARRAY_TASK_ID" not in environ:
+        return process.rank, process.world
+    number, least, most, count = (int(environ[f"SLURM_ARRAY_TASK_{name}"]) for name in ("ID", "MIN", "MAX", "COUNT"))
+    if most - least + 1 != count:
+        raise LabelError(
+            f"this job array has {count} elements between {least} and {most}; submit one without gaps, such as "
+            f"--array=0-{count - 1}: elements whose parts are there already end at once"
+        )
+    return (number - least) * process.world + process.rank, count * process.world
 
 
 def _make(source: LabelSource, mine: list[int], narrator: OpenNarrator, parts: _Parts, options: LabelOptions) -> None:
@@ -106,27 +121,30 @@ def _make(source: LabelSource, mine: list[int], narrator: OpenNarrator, parts: _
     sizes = source.part_sizes
     pace = _Pace(sum(sizes[part] for part in mine))
     rows: list[dict[str, Any]] = []
-    bad = len(source.unreadable)
+    bad = 0
+    for name, reason in source.unreadable:
+        bad += 1
+        log.warning("%s is left out: %s", name, reason)
+        _check_bad(bad, f"{name} ({reason})", options)
     for one in source.passes(mine):
         said = narrator.captioner.say(one.video, [clip.clip_id for clip in one.clips]) if one.clips else []
         rows += [_row(clip, words) for clip, words in zip(one.clips, said, strict=True)]
         rows += [_row(clip, None, reason=reason) for clip, reason in one.bad]
-        bad += len(one.bad)
-        _check_bad(one, bad, options)
+        for clip, reason in one.bad:
+            bad += 1
+            log.warning("%s is left out: %s", clip.clip_id, reason)
+            _check_bad(bad, f"{clip.clip_id} ({reason})", options)
         if one.is_last:
             parts.write(one.part, rows)
             rows = []
         pace.add(len(one.clips) + len(one.bad))
 
 
-def _check_bad(one: LabelPass, bad: int, options: LabelOptions) -> None:
-    for clip, reason in one.bad:
-        log.warning("%s is left out: %s", clip.clip_id, reason)
+def _check_bad(bad: int, last: str, options: LabelOptions) -> None:
     if bad > options.max_bad_clips:
-        clip, reason = one.bad[-1]
         raise LabelError(
-            f"{bad} clips have no pictures, the last being {clip.clip_id} ({reason}); mend the videos or shards, or "
-            f"allow more with --max-bad-clips (now {options.max_bad_clips}); finished parts are kept"
+            f"{bad} clips or videos have no pictures, the last being {last}; mend the videos or shards, or allow more "
+            f"with --max-bad-clips (now {options.max_bad_clips}); finished parts are kept"
         )
 
 

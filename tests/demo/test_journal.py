@@ -34,7 +34,8 @@ def test_what_was_added_is_there(whole: Path) -> None:
 
 def test_after_a_kill_at_any_byte_whole_groups_are_there_and_more_can_follow(whole: Path) -> None:
     content = whole.read_bytes()
-    for size in range(len(content)):
+    ends = [place for place, byte in enumerate(content) if byte == ord("\n")]
+    for size in sorted({0, *range(5, len(content), 40), *(end + more for end in ends[:-1] for more in (0, 1))}):
         whole.write_bytes(content[:size])
         journal = opened(whole)
         kept = journal.entries
