@@ -210,8 +210,8 @@ def _fresh(
     left = plan.windows[len(journal.entries) :]
     if not left:
         return
-    _warm_up(narrator)
     looks = [narrator.look, *([options.dual.look] if options.dual else [])]
+    _warm_up(plan, left[:1], looks, narrator)
     seen = read_windows(plan.path, left, looks)
     groups = iter(lambda: list(islice(seen, options.batch_size)), [])
     began, measured = time.perf_counter(), False
@@ -224,8 +224,9 @@ def _fresh(
         yield from entries
 
 
-def _warm_up(narrator: OpenNarrator) -> None:
-    """Use the model once, shortly, so that the first measurement is like the others."""
+def _warm_up(plan: VideoPlan, first: list[Window], looks: Sequence[Look], narrator: OpenNarrator) -> None:
+    """Use decoder and model once, shortly, so that the first measurement is like the others."""
+    next(read_windows(plan.path, first, looks))
     captioner, look = narrator.captioner, narrator.look
     brief = replace(captioner.options, max_length=2)
     short = Captioner(captioner.narrator, captioner.tokenizer, options=brief, seed=captioner.seed)
@@ -293,7 +294,7 @@ def _moment(entry: Entry, share: tuple[float, float], options: NarrateOptions) -
 
 def _write(plan: VideoPlan, narrator: OpenNarrator, options: NarrateOptions, result: Narrated) -> None:
     moments = result.moments
-    facts = [duration(plan.seconds), f"{len(moments)} moments", f"narrator {narrator.file.name}"]
+    facts = [duration(plan.seconds), f"{len(moments)} moments", f"narrator {narrator.name}"]
     facts += [f"{result.still} still windows skipped"] if result.still else []
     facts += [f"{len(result.lost)} windows could not be read"] if result.lost else []
     of = PageOf(video=plan.path, seconds=plan.seconds, facts=facts, embed_mib=options.embed_mib)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from lavila.checkpoints.errors import CheckpointError
-from lavila.checkpoints.store import TrainedOn, load_model, trained_on
+from lavila.checkpoints.store import WEIGHTS, TrainedOn, load_model, trained_on
 from lavila.checkpoints.zoo import CLIP_PICTURES
 from lavila.demo.choice import DualEncoderChoice
 from lavila.demo.footage import Look
@@ -38,6 +38,13 @@ class OpenNarrator:
     look: Look
     file: Path
     facts: dict[str, Any]  # what decides its texts, as JSON types
+
+    @property
+    def name(self) -> str:
+        """A name for people: that of the file, or of the run and the step."""
+        if self.file.name != WEIGHTS or len(self.file.parents) < 3:
+            return self.file.stem
+        return f"{self.file.parents[2].name}, {self.file.parent.name}"
 
 
 def open_narrator(

@@ -61,10 +61,11 @@ def is_embedded(of: PageOf) -> bool:
 
 
 def short_clock(second: float) -> str:
-    """Seconds as 1:02:03, or 2:03."""
-    total = int(second)
-    hours, minutes, rest = total // 3600, total // 60 % 60, total % 60
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+    """Seconds as 1:02:03, or 2:03; with tenths, 2:03.5, where there are any."""
+    tenths = round(10 * second)
+    hours, minutes, rest = tenths // 36000, tenths // 600 % 60, tenths // 10 % 60
+    text = f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+    return f"{text}.{tenths % 10}" if tenths % 10 else text
 
 
 def _source(video: Path, folder: Path, *, embedded: bool) -> str:

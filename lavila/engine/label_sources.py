@@ -6,6 +6,7 @@ on any number of processes and after any interruption.
 
 from __future__ import annotations
 
+import logging
 import math
 import zlib
 from collections.abc import Iterator, Sequence
@@ -42,6 +43,8 @@ from lavila.shards.captions import Captions
 from lavila.shards.format import MANIFEST, file_sha256
 from lavila.shards.mapped import Column
 from lavila.shards.reader import ShardSet
+
+log = logging.getLogger(__name__)
 
 LARGEST_PART = 256  # clips: what a kill can cost
 PARTS = 64  # of a small set, so that a few processes share it evenly
@@ -264,13 +267,16 @@ class VideoWindows:
         self, part: int, video_id: str, group: Sequence[WindowPictures | LostWindow], *, is_last: bool
     ) -> LabelPass:
         good = [one for one in group if isinstance(one, WindowPictures)]
+        bad = [(_stretch_of(video_id, one.window), one.reason) for one in group if isinstance(one, LostWindow)]
+        for clip, reason in bad:
+            log.warning("%s is left out: %s", clip.clip_id, reason)
         side, frames = self._look.size, self._look.frames
         video = np.stack([one.videos[0] for one in good]) if good else np.zeros((0, frames, 3, side, side), np.float32)
         return LabelPass(
             part=part,
             clips=[_stretch_of(video_id, one.window) for one in good],
             video=torch.from_numpy(video).transpose(1, 2),
-            bad=[(_stretch_of(video_id, one.window), one.reason) for one in group if isinstance(one, LostWindow)],
+            bad=bad,
             is_last=is_last,
         )
 

@@ -132,7 +132,6 @@ def _make(source: LabelSource, mine: list[int], narrator: OpenNarrator, parts: _
         rows += [_row(clip, None, reason=reason) for clip, reason in one.bad]
         for clip, reason in one.bad:
             bad += 1
-            log.warning("%s is left out: %s", clip.clip_id, reason)
             _check_bad(bad, f"{clip.clip_id} ({reason})", options)
         if one.is_last:
             parts.write(one.part, rows)

@@ -220,7 +220,7 @@ def _narrate(wanted: Wanted, narrator: OpenNarrator, process: Process, environ: 
     texts = narrator.captioner.options.num_return_sequences
     say(f"{len(plans)} video{'s' * (len(plans) != 1)}, {duration(seconds)}: {windows} windows of {wanted.window:g} s")
     how = "the dual encoder" if dual else wanted.choose
-    say(f"narrator {narrator.file.name} on {process.device.type}; {texts} texts of a window, the best one by {how}")
+    say(f"narrator {narrator.name} on {process.device.type}; {texts} texts of a window, the best one by {how}")
     later = windows
     for plan in plans:
         later -= len(plan.windows)

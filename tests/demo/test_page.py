@@ -82,6 +82,8 @@ def test_a_video_without_moments_has_a_page_too(video: Path, tmp_path: Path) -> 
     assert "No moment" in made(video, [], tmp_path)
 
 
-@pytest.mark.parametrize(("second", "text"), [(0, "0:00"), (65.9, "1:05"), (3600, "1:00:00"), (36061, "10:01:01")])
+@pytest.mark.parametrize(
+    ("second", "text"), [(0, "0:00"), (65.9, "1:05.9"), (59.99, "1:00"), (3600, "1:00:00"), (36061.04, "10:01:01")]
+)
 def test_short_clock(second: float, text: str) -> None:
     assert short_clock(second) == text
