@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -42,10 +42,26 @@ def _likeness(one: Counter[str], other: Counter[str]) -> float:
     return 2 * (one & other).total() / max(one.total() + other.total(), 1)
 
 
+class Encoders(Protocol):
+    """What this asks of a dual encoder."""
+
+    def encode_video(self, video: Tensor) -> Tensor:
+        """[B,3,T,Y,X] -> [B,D]"""
+        ...
+
+    def encode_text(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[R,L] -> [R,D]"""
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The weights."""
+        ...
+
+
 class DualEncoderChoice:
     """The text that a dual encoder finds most like the video."""
 
-    def __init__(self, model: nn.Module, tokenizer: Tokenizer) -> None:
+    def __init__(self, model: Encoders, tokenizer: Tokenizer) -> None:
         self._model, self._tokenizer = model, tokenizer
 
     @torch.inference_mode()

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from lavila.data.host.colour import Bytes, Floats, Planes, rgb_picture
 from lavila.data.host.decode import planes_of
@@ -198,7 +197,7 @@ class _Drawn:
     """One frame of the video, for every model and for people."""
 
     pictures: tuple[Floats, ...]  # for each look [C, H, W]
-    squares: npt.NDArray[np.float32]  # mean luma of each square of GRAIN pixels
+    squares: Floats  # mean luma of each square of GRAIN pixels
     whole: Bytes | None  # [H, W, 3] RGB, where it is in the middle of a window
 
 
@@ -230,7 +229,8 @@ def _read(source: SourceVideo, windows: Sequence[Window], looks: Sequence[Look])
 def _frames(source: SourceVideo, window: Window, look: Look) -> Frames:
     """The numbers of the frames of a window in the video, [T], as for a clip of Ego4D."""
     start, stop = frame_span(window.start, window.stop, float(source.fps), "duration")
-    return start + choose_frames(stop - start, FrameChoice(frames=look.frames), clips=1)[0]
+    frames: Frames = choose_frames(stop - start, FrameChoice(frames=look.frames), clips=1)[0]
+    return frames + np.int32(start)
 
 
 def _stretches(numbers: Sequence[int], fps: Fraction) -> Iterator[list[int]]:
@@ -261,9 +261,9 @@ class _Drawing:
         return _Drawn(pictures=pictures, squares=_squares(planes), whole=picture)
 
     def _draw(self, planes: Planes, size: int, renderer: ClipRenderer, plan: ClipPlan) -> Floats:
-        out = np.empty((1, 1, 1, 3, size, size), np.float32)
-        renderer.render(plan, [planes], out)
-        return out[0, 0, 0]
+        out: Floats = np.empty((3, size, size), np.float32)
+        renderer.render(plan, [planes], out[None, None, None])
+        return out
 
 
 def _spec(look: Look) -> PictureSpec:
@@ -293,10 +293,11 @@ def _plan(height: int, width: int, size: int) -> ClipPlan:
     )
 
 
-def _squares(planes: Planes) -> npt.NDArray[np.float32]:
+def _squares(planes: Planes) -> Floats:
     rows, columns = max(len(planes.luma) // GRAIN, 1), max(planes.width // GRAIN, 1)
     luma = planes.luma[: rows * GRAIN, : columns * GRAIN]
-    return luma.reshape(rows, GRAIN, columns, GRAIN).mean((1, 3), dtype=np.float32)
+    means: Floats = luma.reshape(rows, GRAIN, columns, GRAIN).mean((1, 3), dtype=np.float32)
+    return means
 
 
 def _assembled(window: Window, drawn: Sequence[Sequence[_Drawn]]) -> WindowPictures:

@@ -165,7 +165,9 @@ class ShardClips:
         if not parts:
             return
         rows_of = {part: self._rows[part * self._part : (part + 1) * self._part] for part in parts}
-        loader = build.view_loader(self._config, self._shards, self._process, rows=np.concatenate([*rows_of.values()]))
+        loader = build.view_loader(
+            self._config, self._shards, self._process, rows=np.concatenate([*rows_of.values()]).tolist()
+        )
         batches = iter(loader)
         for part, rows in rows_of.items():
             for first in range(0, len(rows), self._batch_size):
