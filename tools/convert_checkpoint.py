@@ -29,6 +29,7 @@ from lavila.checkpoints.convert import to_lavila, to_ours
 from lavila.checkpoints.published import PREFIX, published_name, read_published
 from lavila.checkpoints.store import WEIGHTS, find_model, load_model
 from lavila.errors import UserError, listed
+from lavila.files import user_path
 from lavila.pickles.tensors import SUFFIXES
 
 
@@ -67,7 +68,9 @@ def parser() -> argparse.ArgumentParser:
         description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     p.add_argument("checkpoint", metavar="CHECKPOINT", help="a file, a folder, or a name of the zoo")
-    p.add_argument("--out", type=Path, required=True, metavar="PATH", help="a folder; with --to lavila a .pth file")
+    p.add_argument(
+        "--out", type=user_path, required=True, metavar="PATH", help="a folder; with --to lavila a .pth file"
+    )
     p.add_argument("--to", choices=("ours", "lavila"), default="ours", help="the form to write (ours)")
     return p
 

@@ -29,12 +29,12 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from tqdm import tqdm
 
 from lavila.cluster.workers import WorkerDied
 from lavila.errors import UserError
+from lavila.files import user_path
 from lavila.inspection.facts import describe, shard_set_facts
 from lavila.inspection.verdict import verdict_text, verify
 from lavila.shards.checksums import add_checksums
@@ -57,11 +57,11 @@ def parser() -> argparse.ArgumentParser:
         description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = p.add_argument
-    add("folder", type=Path, metavar="DIR", help="a shard set made by tools/shard_videos.py")
+    add("folder", type=user_path, metavar="DIR", help="a shard set made by tools/shard_videos.py")
     add("--verify", action="store_true", help="check every byte and decode every clip; write quarantine.jsonl")
     add("--workers", default=0, type=int, metavar="N", help="processes that check; 0 = one for each core (0)")
     add("--preview", type=parse_count, metavar="N", help="draw a contact sheet of N clips; needs --out")
-    add("--out", type=Path, metavar="PNG", help="the picture that --preview makes")
+    add("--out", type=user_path, metavar="PNG", help="the picture that --preview makes")
     add(
         "--add-mapped",
         action="store_true",

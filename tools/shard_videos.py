@@ -26,7 +26,6 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from lavila.annotations import DATASETS, read_annotations
@@ -34,6 +33,7 @@ from lavila.cluster.arrays import ClusterOptions
 from lavila.config.load import load_config
 from lavila.config.schema import FRAMES
 from lavila.errors import UserError
+from lavila.files import user_path
 from lavila.ingest.assembly import work_folder
 from lavila.ingest.encode import ENCODERS, EncodeSettings, Limits, check_encoder
 from lavila.ingest.jobs import EvaluationFrames, SetSettings
@@ -85,9 +85,9 @@ def parser() -> argparse.ArgumentParser:
     )
     add = p.add_argument
     add("--dataset", required=True, choices=sorted(DATASETS), help="whose annotation files these are")
-    add("--annotations", required=True, type=Path, metavar="PATH", help="folder or file, as published")
-    add("--videos", required=True, type=Path, metavar="DIR", help="folder that video paths start from")
-    add("--out", required=True, type=Path, metavar="DIR", help="new or empty folder for the shard set")
+    add("--annotations", required=True, type=user_path, metavar="PATH", help="folder or file, as published")
+    add("--videos", required=True, type=user_path, metavar="DIR", help="folder that video paths start from")
+    add("--out", required=True, type=user_path, metavar="DIR", help="new or empty folder for the shard set")
     add("--split", default="train", choices=["train", "val"], help="train is shuffled, val keeps its order (train)")
     add("--resume", action="store_true", help="continue an unfinished set in --out")
     add("--limit", type=parse_count, metavar="N", help="store only the first N clips of the annotations")

@@ -27,7 +27,7 @@ from lavila.checkpoints.errors import CheckpointError
 from lavila.checkpoints.published import constants_of, read_published
 from lavila.checkpoints.zoo import ZOO, fetch
 from lavila.errors import listed, one_line
-from lavila.files import whole_path
+from lavila.files import user_path, whole_path
 from lavila.pickles.tensors import SUFFIXES
 
 __all__ = [
@@ -107,7 +107,7 @@ def save_model(model: nn.Module, path: str | Path, *, extra: Mapping[str, str] |
     model: has `architecture()`; unwrap DistributedDataParallel and torch.compile first. extra: strings to store with
     the weights (see `read_extra`). ValueError for a model without `architecture()` and for reserved names in `extra`.
     """
-    path = Path(path)
+    path = user_path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"{path}: a model file's name ends in .safetensors")
     describe = getattr(model, "architecture", None)
@@ -286,7 +286,7 @@ def resize_pos_embed(embed: Tensor, positions: int) -> Tensor:
 
 def find_model(path: str | Path) -> Path:
     """The file that a path or a name of the zoo means, downloaded if necessary. CheckpointError if there is none."""
-    path = Path(path)
+    path = user_path(path)
     if path.is_file():
         if path.suffix == ".safetensors" or path.suffix in SUFFIXES:
             return path

@@ -4,6 +4,8 @@ A config file is YAML that sets fields of `RunConfig`. `base: [data/ek100_cls, m
 that come first (depth first, a later one wins). Several configs can be named, too: what a later one sets replaces what
 an earlier one sets, so that `toy` makes any recipe small. Nothing else composes. Every layer is merged onto the schema
 on its own before it joins the others, so that an error names the file or the argument it came from.
+
+A value that begins with `~/` or `~name/` is a path in a home folder. No shell expands it in a file or a `key=value`.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lavila.config.schema import ConfigError, RunConfig, check
+from lavila.files import user_path
 
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 
@@ -124,7 +127,7 @@ def _shown(path: Path) -> str:
 
 def _find(name: str, *, wanted_by: Path | None) -> Path:
     if name.endswith((".yaml", ".yml")):
-        path = Path(name) if wanted_by is None else wanted_by.parent / name
+        path = (Path() if wanted_by is None else wanted_by.parent) / user_path(name)
         if path.is_file():
             return path.resolve()
     elif (CONFIG_DIR / f"{name}.yaml").is_file():
@@ -156,7 +159,7 @@ def _file_layers(path: Path, *, chain: tuple[Path, ...]) -> list[tuple[str, dict
     layers: list[tuple[str, dict[str, Any]]] = []
     for base in bases:
         layers += _file_layers(_find(base, wanted_by=path), chain=(*chain, path))
-    return [*layers, (_shown(path), values)]
+    return [*layers, (_shown(path), _at_home(values))]
 
 
 def _override_layer(text: str) -> tuple[str, dict[str, Any]]:
@@ -168,10 +171,19 @@ def _override_layer(text: str) -> tuple[str, dict[str, Any]]:
         parsed = yaml.safe_load(value) if value else ""
     except yaml.YAMLError:
         parsed = value
-    values: Any = parsed
+    values: Any = _at_home(parsed)
     for part in reversed(key.split(".")):
         values = {part: values}
     return source, values
+
+
+def _at_home(value: Any) -> Any:
+    """A value of YAML, whose texts that begin with `~` and hold a slash are paths in a home folder."""
+    if isinstance(value, dict):
+        return {key: _at_home(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_at_home(entry) for entry in value]
+    return str(user_path(value)) if isinstance(value, str) and value.startswith("~") and "/" in value else value
 
 
 def _merge(merged: Any, values: dict[str, Any], source: str) -> Any:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from lavila.files import user_path
 from lavila.plan.frames import chosen_frames
 from lavila.records import Frames, Ints
 from lavila.shards.chunks import ByteRange, ChunkTable
@@ -293,7 +294,7 @@ def open_shard_set(folder: Path | str) -> ShardSet:
     `ShardSet.verify` compares sizes, or all bytes. Raises ShardSetError for anything else than a whole set of a known
     format.
     """
-    path = Path(folder)
+    path = user_path(folder)
     manifest = read_manifest(path)
     there = {entry.name for entry in os.scandir(path)}
     if ADDING in there:
