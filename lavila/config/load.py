@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import logging
 import typing
 from collections.abc import Sequence
 from functools import cache
@@ -24,6 +25,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lavila.config.schema import ConfigError, RunConfig, check
 from lavila.files import user_path
+
+log = logging.getLogger(__name__)
 
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 
@@ -43,7 +46,8 @@ def load_config(name: str | Path | Sequence[str | Path], overrides: Sequence[str
     paths = [_find(str(one), wanted_by=None) for one in names]
     merged = _schema()
     layers = [layer for path in paths for layer in _file_layers(path, chain=())]
-    for source, values in layers + [_override_layer(text) for text in overrides]:
+    given = [_override_layer(text) for text in overrides]
+    for source, values in layers + given:
         merged = _merge(merged, values, source)
     shown = " and ".join(map(_shown, paths)) + (f" with {' '.join(overrides)}" if overrides else "")
     try:
@@ -53,6 +57,7 @@ def load_config(name: str | Path | Sequence[str | Path], overrides: Sequence[str
     assert isinstance(config, RunConfig)
     run_name = config.name or "-".join(path.stem for path in paths)
     config = dataclasses.replace(config, name=run_name, run_dir=config.run_dir or f"runs/{run_name}")
+    config = _with_fitting_warmup(config, [*([values] for _, values in layers), [values for _, values in given]])
     try:
         check(config)
         for evaluation in config.evals:
@@ -60,6 +65,24 @@ def load_config(name: str | Path | Sequence[str | Path], overrides: Sequence[str
     except ConfigError as error:
         raise ConfigError(f"{shown}: {error}") from None
     return config
+
+
+def _with_fitting_warmup(config: RunConfig, layers: Sequence[Sequence[dict[str, Any]]]) -> RunConfig:
+    """The config with a warm-up of at most the run's length, if a later layer than the warm-up's made the run short.
+
+    layers: what each sets; all arguments are one layer. A warm-up that was set with the length stays, for `check`.
+    """
+
+    def last(key: str) -> int:
+        return max(
+            (place for place, sets in enumerate(layers) if any(key in one.get("optim", {}) for one in sets)), default=-1
+        )
+
+    epochs, warmup = config.optim.epochs, config.optim.warmup_epochs
+    if warmup <= epochs or last("epochs") <= last("warmup_epochs"):
+        return config
+    log.warning("optim.epochs=%d: the warm-up of %g epochs is shortened to that", epochs, warmup)
+    return dataclasses.replace(config, optim=dataclasses.replace(config.optim, warmup_epochs=float(epochs)))
 
 
 def evaluation_config(config: RunConfig, name: str) -> RunConfig:
