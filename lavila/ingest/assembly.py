@@ -95,7 +95,11 @@ def work_folder(out: Path, settings: Mapping[str, Any], *, resume: bool, allowed
             leftover.unlink()
         with whole_file(recorded) as file:
             file.write(json.dumps({"format": FORMAT, **settings}, indent=1).encode())
-        yield False
+        try:
+            yield False
+        finally:
+            if (out / MANIFEST).exists():  # the set is whole; a run that could not add clips left it so
+                _clear(out)
 
 
 def _whole_manifest(out: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:

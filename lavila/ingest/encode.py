@@ -190,7 +190,9 @@ def encode_clip(
             if not error.after_end or not shown or not cut.start_frame:
                 raise
         # The start lies in the last half frame of the video, and was rounded up past the last frame.
-        return _encoded(source, replace(cut, start_frame=cut.start_frame - 1), settings, choose)
+        start = cut.start_frame - 1
+        before = min(cut.before, math.floor(start / source.fps * cut.fps))
+        return _encoded(source, replace(cut, start_frame=start, before=before), settings, choose)
 
 
 def _encoded(source: SourceVideo, cut: _Cut, settings: EncodeSettings, choose: Chooser | None) -> EncodedClip:

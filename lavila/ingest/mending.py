@@ -16,6 +16,7 @@ from lavila.ingest.jobs import ShardJob, ShardResult, item_key, row_key
 from lavila.shards.format import (
     CHECKSUMS,
     FAILURES,
+    FORMAT,
     MANIFEST,
     ShardFile,
     ShardSetError,
@@ -46,6 +47,8 @@ def reopen(out: Path, jobs: Sequence[ShardJob], *, missing: Mapping[str, str]) -
     ShardSetError, and changes nothing, if the set is not what these jobs would make, or if a table was edited.
     """
     manifest = read_manifest(out)
+    if manifest["format"] < FORMAT:
+        raise ShardSetError(f"{out}: was made in format {manifest['format']}, without checksums; {_ANEW}")
     for name, recorded in manifest["tables"].items():
         if file_sha256(out / name) != recorded:
             raise ShardSetError(
@@ -85,7 +88,7 @@ def _check_fits(out: Path, job: ShardJob, rows: Sequence[Mapping[str, Any]]) -> 
         # The number of chunks follows from the videos where clips last to the end of theirs.
         raise ShardSetError(f"{out / shard_name(job.number)}: with the new videos, {stranger} lies elsewhere; {_ANEW}")
     if any(not row.keys() & set(CHECKSUMS) for row in rows):
-        raise ShardSetError(f"{out / shard_name(job.number)}: was made without checksums (format 2); {_ANEW}")
+        raise ShardSetError(f"{out / shard_name(job.number)}: was made in format 2, without checksums; {_ANEW}")
 
 
 def _rows(out: Path, file: ShardFile) -> Iterator[dict[str, Any]]:
