@@ -90,7 +90,13 @@ def parser() -> argparse.ArgumentParser:
     add = p.add_argument
     add("--dataset", required=True, choices=sorted(DATASETS), help="whose annotation files these are")
     add("--annotations", required=True, type=user_path, metavar="PATH", help="folder or file, as published")
-    add("--videos", required=True, type=user_path, metavar="DIR", help="folder that video paths start from")
+    add(
+        "--videos",
+        required=True,
+        type=user_path,
+        metavar="DIR",
+        help="folder of the videos, as the annotations or the dataset's download have them",
+    )
     add("--out", required=True, type=user_path, metavar="DIR", help="new or empty folder for the shard set")
     add("--split", default="train", choices=["train", "val"], help="train is shuffled, val keeps its order (train)")
     add("--resume", action="store_true", help="continue an unfinished set in --out")

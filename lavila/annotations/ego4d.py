@@ -20,10 +20,10 @@ from lavila.errors import shown
 from lavila.records import Clip
 
 SPLITS = {"train": "ego4d_train.pkl", "val": "ego4d_val.pkl"}
-LAYOUTS = tuple(  # of LaViLa's preparation, and of the dataset's downloader: the smaller pictures first
-    f"{parent}{kind}/{{name}}"
-    for kind in ("video_5min_chunks_288px", "video_288px", "video_540ss", "full_scale")
-    for parent in ("", "v2_1/", "v2/", "v1/")
+LAYOUTS = (  # of LaViLa's preparation, and of the dataset's downloader: the smaller pictures first
+    "video_5min_chunks_288px/{name}",
+    "video_288px/{name}",
+    *(f"{version}{kind}/{{name}}" for kind in ("video_540ss", "full_scale") for version in ("", "v2_1/", "v2/", "v1/")),
 )
 _FORM = "(video, start second, end second, narration or list of narrations), or these and a list of as many scores"
 

@@ -82,7 +82,8 @@ def read_questions(path: Path, split: str) -> AnnotationSet:
         if unusable:
             for place, interval, reason in unusable:
                 failure = f"{file.name}, question {key}, choice {place}: {reason}; the question is left out, correct it"
-                failures.append((ClipNames().make(*interval), f"{interval[0]}.mp4", failure))
+                video, start, stop = interval
+                failures.append((ClipNames().make(video, max(start, 0.0), max(stop, 0.0)), f"{video}.mp4", failure))
             continue
         ids = [clips.add(interval, said) for interval, said in choices]
         questions.append(
