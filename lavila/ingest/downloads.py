@@ -8,6 +8,7 @@ from typing import BinaryIO
 HEAD = 4096  # bytes that are looked at first
 BOX_HEADER = 8  # bytes of size and type before the content of an mp4's box
 ARCHIVES = {b"PK\x03\x04": "zip", b"\x1f\x8b": "gzip", b"7z\xbc\xaf": "7z", b"Rar!": "rar", b"\xfd7zXZ": "xz"}
+UNFINISHED = (".part", ".crdownload", ".aria2", ".download", ".tmp", ".partial")  # what downloaders add to a name
 AGAIN = "fetch it again"
 
 
@@ -17,6 +18,8 @@ def why_unreadable(path: Path) -> str | None:
         size = path.stat().st_size
         with path.open("rb") as file:
             head = file.read(HEAD)
+            if control := next((end for end in UNFINISHED if path.with_name(path.name + end).exists()), None):
+                return f"its download is not finished, {path.name}{control} is there; let it finish"
             if not size:
                 return f"is empty (0 bytes); {AGAIN}"
             if not any(head):

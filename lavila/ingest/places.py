@@ -13,10 +13,10 @@ from pathlib import Path, PurePosixPath
 
 from lavila.annotations.base import AnnotationSet
 from lavila.errors import listed
+from lavila.ingest.downloads import UNFINISHED
 from lavila.records import Clip
 
 MISSING = "no such video"
-UNFINISHED = (".part", ".crdownload", ".aria2", ".download", ".tmp", ".partial")  # what downloaders add to a name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,6 +66,15 @@ def test_the_reason_says_what_it_is(kind: str, video: bytes, tmp_path: Path) -> 
     assert "\n" not in str(caught.value)
 
 
+def test_a_download_that_goes_on(video: bytes, tmp_path: Path) -> None:
+    """aria2 gives the file its name and size at once, and removes its own file at the end."""
+    path = tmp_path / "v.mp4"
+    path.write_bytes(bytes(100) + video[100:])
+    path.with_name("v.mp4.aria2").touch()
+    with pytest.raises(EncodeError, match=r"not finished, v\.mp4\.aria2"):
+        probe_video(path)
+
+
 def test_a_sound_file_and_noise_have_no_such_reason(video: bytes, tmp_path: Path) -> None:
     path = tmp_path / "v.mp4"
     for content in (video, b"not a video at all" * 100, b"\x1aE\xdf\xa3" + bytes(100)):
