@@ -43,7 +43,7 @@ def tarred(content: bytes) -> bytes:
 KINDS = {
     "empty": (lambda video: b"", "empty (0 bytes)"),
     "broken off": (lambda video: video[: len(video) // 2], "ends early"),
-    "only its first bytes": (lambda video: video[:40], "ends early"),
+    "only its first bytes": (lambda video: video[:40], "broke off"),
     "without its table": (lambda video: video[: video.index(b"moov") - 4], "moov"),
     "preallocated": (lambda video: bytes(len(video)), "zeros"),
     "a web page": (lambda video: b"\n<!DOCTYPE html><html><body>Please log in</body></html>", "web page"),

@@ -158,9 +158,9 @@ def test_what_cannot_take_clips_stays_as_it_is(videos: Path, some: Path, tmp_pat
 
     refused("encoder.crf", "--crf", "30")
     manifest = json.loads((out / MANIFEST).read_text())
-    other = {**manifest, "versions": {**manifest["versions"], "av": "1.0"}}
+    other = {**manifest, "versions": {**manifest["versions"], "lavila": "0.0"}}
     (out / MANIFEST).write_text(json.dumps(other))
-    refused("versions.av")
+    refused("versions.lavila")
     (out / MANIFEST).write_text(json.dumps(manifest))
     table = pq.read_table(out / CLIPS)
     edited = table.set_column(table.schema.get_field_index("verb"), table.schema.field("verb"), table["noun"])
