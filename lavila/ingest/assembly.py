@@ -62,6 +62,8 @@ def work_folder(out: Path, settings: Mapping[str, Any], *, resume: bool, allowed
             f"{out}: a whole set without {manifest['failures']} clips that failed, --max-failures is {allowed}; add "
             "--resume to try them again"
         )
+    if manifest is not None:
+        _check_same(out, manifest, settings)  # clips of another version of an encoder would make it a mixture
     work = out / WORK
     if manifest is None and not work.exists() and out.exists() and any(out.iterdir()):
         raise ShardSetError(f"{out}: holds other files; give an empty or new folder as --out")
@@ -78,7 +80,6 @@ def work_folder(out: Path, settings: Mapping[str, Any], *, resume: bool, allowed
             return
         recorded = work / "settings.json"
         if manifest is not None:
-            _check_same(out, manifest, settings)  # clips of another version of an encoder would make it a mixture
             for leftover in work.glob("*.json"):  # of a run that was killed after it wrote the manifest
                 leftover.unlink()
         elif recorded.exists():
