@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import quickstart
 from quickstart import FOOTAGE, ROOT, SHARDS, Step, run_steps, shard
 
+from lavila.files import user_path
 from lavila.report.files import write_json_atomic
 
 SOURCE, SETS, RUNS = Path("data/learn/source"), Path("data/learn/shards"), Path("runs/learn")
@@ -177,7 +178,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="default 0")
     parser.add_argument(
         "--reword",
-        type=Path,
+        type=user_path,
         nargs=2,
         metavar=("FROM", "TO"),
         help="one of the steps: only write EgoMCQ's questions anew",
