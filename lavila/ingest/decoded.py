@@ -21,6 +21,15 @@ MOST_HELD = 16  # the most frames that H.264 and HEVC hold back to reorder them
 REMEMBERED = 4 * MOST_HELD  # numbers of damaged frames, and of starts, that are kept
 
 
+class _Tag:
+    """What a packet hands to its frame. PyAV finds it by its address, so each packet needs an object for itself."""
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
 @dataclass(kw_only=True, slots=True)
 class Decoded:
     """One frame of a file."""
@@ -28,7 +37,7 @@ class Decoded:
     frame: Any
     number: int  # of its packet, counted in decoding order from where reading began
     starts: bool  # whether decoding can begin with it
-    pts: int | None  # when it is shown, in ticks of the stream; None = unknown
+    pts: Any  # when it is shown, in ticks of the stream (int); None = unknown
     damaged: bool = False  # whether it is damaged itself, or was decoded on top of damage
 
 
@@ -36,9 +45,9 @@ class Decoded:
 class FrameReader:
     """Reads the frames of a stream from where its container stands.
 
-    `by_order`: the container has no times of presentation, so the order of the frames decides. A frame then has no time
-    before the second start, since the frames that are shown before the first one are not known. With `from_start`,
-    reading begins at the start of the file, and all frames have times.
+    `by_order`: the container has no times of presentation, so the order of the frames decides. Where frames are
+    reordered, one then has no time before the second start, since the frames that are shown before the first start are
+    not known. With `from_start`, reading begins at the start of the file, and all frames have times.
     """
 
     container: Any
@@ -58,22 +67,21 @@ class FrameReader:
     def frames(self) -> Iterator[Decoded]:
         """The frames in display order."""
         context = self.stream.codec_context
-        context.copy_opaque = True  # a frame carries the number of its packet
+        context.copy_opaque = True  # a frame carries the tag of its packet
+        self.from_start |= not context.has_b_frames
         number = 0
         for packet in self.container.demux(self.stream):
             self.deadline.check()
             time = packet.pts if packet.dts is None else packet.dts
-            if time is not None and not packet.size:  # stands for a repeated picture; a decoder takes it for the end
-                self._dts += [time] if self.by_order else []
-                number += 1
-                continue
             if time is not None:
                 self.last_dts = time
+                if not packet.size:  # it holds no picture, and decoders take it for the end of the stream
+                    continue
             if self.by_order:
-                self._dts.append(0 if time is None else time)
+                self._dts.append(time if time is not None else self._dts[-1] + 1 if self._dts else 0)
             if packet.is_corrupt:
                 self._damaged.append(number)
-            packet.opaque = number
+            packet.opaque = _Tag(number)
             self._unseen.add(number)
             number += 1
             for frame in packet.decode():
@@ -83,8 +91,9 @@ class FrameReader:
             yield self._judged(self._held.popleft())
 
     def _take(self, frame: Any) -> None:
-        number = frame.opaque
-        if not isinstance(number, int):  # this decoder does not pass numbers on
+        if isinstance(frame.opaque, _Tag):
+            number = frame.opaque.number
+        else:  # this decoder does not hand tags on
             number = min(self._unseen, default=self._held[-1].number if self._held else 0)
         self._unseen.discard(number)
         # Where pictures are refreshed piece by piece, the "key frame" that begins it is neither whole nor intra-coded.

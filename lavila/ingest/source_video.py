@@ -245,10 +245,12 @@ class SourceVideo:
                 break
             frames = self._frames(container, stream, by_order=by_order)
             one = next(frames, None)
-            # Frames between the place of a seek and the next keyframe may refer to frames that were skipped.
-            while one is not None and not (one.starts or by_order) and one.pts <= target + 1:
+            # Frames between the place of a seek and the next keyframe may refer to frames that were skipped. Where the
+            # order gives the times, those have none.
+            placed = by_order and stream.codec_context.has_b_frames
+            while one is not None and not (one.starts or placed) and one.pts <= target + 1:
                 one = next(frames, None)
-            if one is not None and (one.starts or by_order) and one.pts <= target + 1:
+            if one is not None and (one.starts or placed) and one.pts <= target + 1:
                 yield one
                 yield from frames
                 return
@@ -261,8 +263,9 @@ class SourceVideo:
     def _seeks(self, part: Part, first_pts: int, target: int) -> Iterator[int]:
         """The times to seek to, one after another, until a frame at or before `target` comes."""
         times = self._times[part]
-        if times.by_order:  # such frames have times only from the second keyframe on
-            place = bisect_right(times.keyframes, target) - 2
+        if times.by_order:  # if they are reordered, frames have times only from the second keyframe on
+            place = bisect_right(times.keyframes, target) - 1
+            place -= bool(self._opened(part)[1].codec_context.has_b_frames)
             while place > 0:
                 yield times.keyframes[place]
                 place -= 1

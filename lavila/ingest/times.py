@@ -6,7 +6,6 @@ without decoding: pieces that were joined end to end, and streams without any ta
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -61,7 +60,7 @@ _known: dict[tuple[str, int, int], FileTimes | EncodeError] = {}
 
 def file_times(part: Part, container: Any, stream: Any, limits: Limits, deadline: Deadline) -> FileTimes:
     """The times of an open file. Reads nothing of `container`. Raises EncodeError if the clock of the file jumps."""
-    status = os.stat(part.path)
+    status = part.path.stat()
     key = (str(part.path), status.st_size, status.st_mtime_ns)
     if key not in _known:
         if len(_known) >= KNOWN_FILES:
@@ -102,7 +101,7 @@ class _Reading:
         if kind == "avi":
             return self._of_avi()
         if kind.startswith("matroska"):
-            end, size = matroska_end(self.part.path), os.stat(self.part.path).st_size
+            end, size = matroska_end(self.part.path), self.part.path.stat().st_size
             if end is not None and end >= size:  # one muxer wrote one clock
                 return self._of_head(whole=end == size)
         return self._of_all(self._packets(None))
@@ -132,9 +131,9 @@ class _Reading:
     def _of_avi(self) -> FileTimes:
         """An AVI counts its frames in decoding order, and has no times of presentation."""
         stream = self.stream
-        by_order = bool(stream.codec_context.has_b_frames)
-        keyframes = _keyframes(stream.index_entries) if by_order else ()
-        return FileTimes(fps=frame_rate(self.part.name, stream), by_order=by_order, keyframes=keyframes)
+        return FileTimes(
+            fps=frame_rate(self.part.name, stream), by_order=True, keyframes=_keyframes(stream.index_entries)
+        )
 
     def _of_head(self, *, whole: bool) -> FileTimes:
         stop = seconds_of_tag(self.stream) if whole else None
@@ -205,12 +204,12 @@ def film_rate(stamps: Ints, tick: Fraction, *, last: Fraction | None = None) -> 
     distances = np.diff(np.unique(stamps))
     if not len(distances):
         return None, False
-    longest = max(PAUSE_SECONDS / tick, PAUSE_FRAMES * int(np.median(distances)))
-    moving = distances[distances <= float(longest)]
+    longest = max(float(PAUSE_SECONDS / tick), PAUSE_FRAMES * float(np.median(distances)))
+    moving = distances[distances <= longest]
     pause = len(moving) < len(distances) or (last is not None and last > longest)
-    rate = len(moving) / (float(moving.sum()) * tick)
+    rate = len(moving) / (int(moving.sum()) * tick)
     near = min(USUAL_RATES, key=lambda usual: abs(usual / rate - 1))
-    return (near if abs(near / rate - 1) <= NEAR_RATE else Fraction(rate).limit_denominator(100)), pause
+    return (near if abs(near / rate - 1) <= NEAR_RATE else rate.limit_denominator(100)), pause
 
 
 def clock_jump(shown: Ints, keys: Ints, *, dts: Ints | None, most: Fraction | None) -> tuple[int, int] | None:

@@ -142,12 +142,13 @@ def _wanted_frames(
         if wanted[-1] >= len(times):
             raise DecodeError(f"frame {wanted[-1]} is wanted, but the clip has only {len(times)} frames")
         at = [times[number] for number in wanted]
+        # All of the needed packets are decoded: the last wanted frame may refer to one that is shown after it.
         for frame in _decoded(stream.codec_context, _needed(packets, set(at), stream)):
-            if frame.pts == at[found]:
+            if found < len(at) and frame.pts == at[found]:
                 yield frame
                 found += 1
-                if found == len(at):
-                    return
+    if found == len(at):
+        return
     raise_if_short_of_memory()
     raise DecodeError(f"frame {wanted[found]} is wanted, and could not be decoded")
 
@@ -162,8 +163,15 @@ def _packets(container: Any, stream: Any) -> tuple[list[Any], list[int]]:
 
 
 def _decoded(context: Any, packets: Sequence[Any]) -> Iterator[av.VideoFrame]:
+    """The frames of some packets. DecodeError for one that FFmpeg flags: it makes up what is damaged or missing.
+
+    Frames that refer to such a frame have no flag. So one damaged frame costs the clip.
+    """
     for packet in (*packets, None):  # None makes the decoder return the frames that it still holds
-        yield from context.decode(packet)
+        for frame in context.decode(packet):
+            if frame.is_corrupt:
+                raise DecodeError("a frame is damaged, or refers to one that is missing")
+            yield frame
 
 
 def _needed(packets: Sequence[Any], at: set[int], stream: Any) -> list[Any]:
