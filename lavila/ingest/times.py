@@ -201,11 +201,12 @@ def film_rate(stamps: Ints, tick: Fraction, *, last: Fraction | None = None) -> 
 
     `stamps`: the times of all frames in ticks of `tick` seconds; `last`: how long the last one is shown, in ticks.
     """
-    distances = np.diff(np.unique(stamps))
+    ordered = np.unique(stamps)
+    distances: Ints = ordered[1:] - ordered[:-1]
     if not len(distances):
         return None, False
     longest = max(float(PAUSE_SECONDS / tick), PAUSE_FRAMES * float(np.median(distances)))
-    moving = distances[distances <= longest]
+    moving = distances[np.less_equal(distances, longest)]
     pause = len(moving) < len(distances) or (last is not None and last > longest)
     rate = len(moving) / (int(moving.sum()) * tick)
     near = min(USUAL_RATES, key=lambda usual: abs(usual / rate - 1))

@@ -16,7 +16,7 @@ from typing import Any
 import av
 
 from lavila.errors import UserError
-from lavila.libav import ANY_TAGS, DAMAGE, reason
+from lavila.libav import ANY_TAGS, DAMAGE, reason, strictness
 
 MIN_FPS, MAX_FPS = Fraction(1, 100), 1000
 TRUNCATED_SECONDS = 1.0  # a video that ends so much earlier than its header says is damaged
@@ -132,7 +132,7 @@ def _video_stream(part: Part, container: Any, limits: Limits) -> Any:
         raise EncodeError(f"{part.name}: its codec is not known, or its header is damaged")
     check_size(part.name, context.width, context.height, limits)
     context.thread_count = 1  # many processes work in parallel, each on one clip
-    context.options = {"max_pixels": _decoder_pixels(limits)}
+    context.options = {"max_pixels": _decoder_pixels(limits), **strictness(context.name)}
     return stream
 
 

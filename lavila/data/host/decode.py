@@ -21,7 +21,7 @@ from av.video.reformatter import Interpolation
 
 from lavila.data.host.colour import Planes, rgb_picture
 from lavila.errors import UserError
-from lavila.libav import reason
+from lavila.libav import reason, strictness
 from lavila.shards.packets import UNREADABLE, packet_problem
 
 SPARE_BYTES = 64 << 20  # a process that cannot allocate so many bytes is short of memory
@@ -126,6 +126,7 @@ def _stream(container: Any) -> Any:
         raise DecodeError("its codec is not known, or its header is damaged")
     # One thread a clip. The loader decodes several clips at once, so more threads for one clip gain nothing.
     stream.codec_context.thread_count = 1
+    stream.codec_context.options = strictness(stream.codec_context.name)
     return stream
 
 
