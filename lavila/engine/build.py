@@ -319,8 +319,7 @@ def view_loader(
         ranks=Ranks(rank=process.rank, world=process.world),
         portion=max(1, config.views.view_batch_size // views.computed),
     )
-    captions = Captions(shards, config.data.captions, need_every_table=False)  # some may be of training clips only
-    return _loader(config, shards, plan, process, captions)
+    return _loader(config, shards, plan, process, Captions(shards, config.data.val_captions))
 
 
 def fresh_model(config: RunConfig, facts: TaskFacts, *, resumed: bool = False) -> nn.Module:

@@ -251,7 +251,7 @@ class NarrationTask:
         whole = concatenate(parts)
         columns = {name: column[whole.columns["tokens"] > 0] for name, column in whole.columns.items()}
         if not len(columns["nll"]):
-            raise TaskError(f"{self.tables.of}: not one clip has a narration to compare with; name data.captions")
+            raise TaskError(f"{self.tables.of}: no clip has a narration to compare with; name data.val_captions")
         metrics = _likelihoods(columns)
         if "said" not in columns:
             return Scores(metrics=metrics, headlines=(_token_headline(),))
