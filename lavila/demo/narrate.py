@@ -144,6 +144,8 @@ def plan_videos(
 
 def _plan(video: Path, folder: Path, options: NarrateOptions) -> VideoPlan:
     seconds = probe_video(video, Limits(seconds=1e7)).seconds
+    if not seconds > 0:
+        raise NarrationError(f"{video}: holds no frames (its header says {seconds:g} s); give another video")
     start, stop = options.between or (0.0, seconds)
     if not start < seconds:
         raise NarrationError(
