@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import quickstart
 from quickstart import FOOTAGE, ROOT, SHARDS, Step, run_steps, shard
 
+from lavila.files import user_path
 from lavila.report.files import write_json_atomic
 
 SOURCE, SETS, RUNS = Path("data/learn/source"), Path("data/learn/shards"), Path("runs/learn")
@@ -73,7 +74,7 @@ def data_steps() -> list[Step]:
     common = [step for step in quickstart.steps() if step.output]
     # More videos of validation, so that a question can have its choices from five.
     sample = ["tools/make_sample_dataset.py", "--footage", FOOTAGE, "--out", str(SOURCE), "--form", "egomcq"]
-    sample += ["--height", "112", "--train-clips", "12", "--val-clips", "108"]
+    sample += ["--height", "80", "--train-clips", "12", "--val-clips", "108"]
     ego4d = SOURCE / "ego4d"
     return [
         *common,
@@ -177,7 +178,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="default 0")
     parser.add_argument(
         "--reword",
-        type=Path,
+        type=user_path,
         nargs=2,
         metavar=("FROM", "TO"),
         help="one of the steps: only write EgoMCQ's questions anew",

@@ -14,6 +14,7 @@ from typing import NoReturn
 from lavila.config.load import known_names, load_config, to_yaml
 from lavila.config.schema import ConfigError, RunConfig
 from lavila.errors import UserError
+from lavila.files import user_path
 
 USER_ERROR = 2  # exit status
 
@@ -55,7 +56,7 @@ def parse(
     given = parser.parse_intermixed_args(arguments)
     try:
         if given.config is None:
-            config = _config_of_predictions(Path(given.predictions), given.overrides)
+            config = _config_of_predictions(user_path(given.predictions), given.overrides)
         else:
             config = load_config(given.config, given.overrides)
     except ConfigError as error:

@@ -120,6 +120,10 @@ class TokenCache:
     limit: int  # the largest C
     length: int = 0  # number of tokens seen
 
+    @property
+    def sequences(self) -> int:
+        return len(self.blocks[0][0])
+
     def take(self, rows_N: Tensor) -> None:
         """Let sequence i be the one at rows_N[i]. There may be fewer than before; rows may repeat."""
         self.blocks = [

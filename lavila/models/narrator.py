@@ -20,7 +20,7 @@ from torch.nn.functional import layer_norm, scaled_dot_product_attention
 
 from lavila.models import generation
 from lavila.models.gated_gpt2 import CROSS_ATTENTION, GatedGpt2, GatedGpt2Config
-from lavila.models.generation import GenerationConfig, Generators, Narrations
+from lavila.models.generation import ClipWriter, GenerationConfig, Generators, Narrations
 from lavila.models.timesformer import TimeSformer
 
 # Constants that published narrators hold and this one lacks. They are dropped when one is loaded, and added when one is
@@ -127,10 +127,9 @@ class Narrator(nn.Module):
         config = GenerationConfig(**options)
         if config.max_length > (room := self.text_decoder.config.positions):
             raise ValueError(f"max_length={config.max_length}: this narrator's texts have at most {room} tokens")
-        visual_BMD = self._visual_tokens(video)
-        if config.num_beams > 1:
-            return generation.beam_search(self.text_decoder, visual_BMD, config, generator=generator)
-        return generation.sample(self.text_decoder, visual_BMD, config, generator=generator)
+        writer = ClipWriter(self.text_decoder, self._visual_tokens(video))
+        choose = generation.beam_search if config.num_beams > 1 else generation.sample
+        return choose(writer, config, generator=generator)
 
     @torch.no_grad()
     def score(self, video: Tensor, target_BL: Tensor, *, teacher_forcing: bool = True) -> Narrations:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from lavila.errors import UserError, one_line
+from lavila.files import user_path
 
 CONTEXT = 77  # number of tokens of a text in all published models
 CLIP_MERGES = 49152 - 256 - 2
@@ -240,7 +241,7 @@ def _vocabulary_folder(source: str | Path, files: tuple[str, ...]) -> Path:
     This checks it, since transformers may make a vocabulary of the special tokens alone if it finds none.
     """
     wanted = f"{' and '.join(files)}, or tokenizer.json"
-    folder = Path(source)
+    folder = user_path(source)
     if folder.is_dir():
         if (folder / "tokenizer.json").is_file() or all((folder / name).is_file() for name in files):
             return folder

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from lavila.files import user_path
 from lavila.plan.frames import chosen_frames
 from lavila.records import Frames, Ints
 from lavila.shards.chunks import ByteRange, ChunkTable
@@ -51,7 +52,7 @@ class ShardSet:
 
     def __init__(self, path: Path, manifest: dict[str, Any], clips: pa.Table, chunks: pa.Table | None) -> None:
         self.path, self.manifest, self.clips, self.chunks = path, manifest, clips, chunks
-        self.quarantine = read_quarantine(path)
+        self.quarantine = read_quarantine(path / QUARANTINE)
         self._shard, self._offset, self._size = (Column(clips, name) for name in ("shard", "offset", "size"))
         self._first, self._count = Column(clips, "first_frame"), Column(clips, "num_frames")
         self._after = Column(clips, "frames_after")
@@ -269,9 +270,8 @@ def stored_of_protocol(row: Mapping[str, Any], manifest: Mapping[str, Any]) -> F
     )
 
 
-def read_quarantine(folder: Path) -> dict[str, str]:
-    """clip_id -> reason, from quarantine.jsonl; empty if there is no such file. ShardSetError names a wrong line."""
-    path = folder / QUARANTINE
+def read_quarantine(path: Path) -> dict[str, str]:
+    """clip_id -> reason, from a quarantine.jsonl; empty if there is no such file. ShardSetError names a wrong line."""
     if not path.is_file():
         return {}
     found: dict[str, str] = {}
@@ -293,7 +293,7 @@ def open_shard_set(folder: Path | str) -> ShardSet:
     `ShardSet.verify` compares sizes, or all bytes. Raises ShardSetError for anything else than a whole set of a known
     format.
     """
-    path = Path(folder)
+    path = user_path(folder)
     manifest = read_manifest(path)
     there = {entry.name for entry in os.scandir(path)}
     if ADDING in there:

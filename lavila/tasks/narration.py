@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lavila.losses import caption_perplexity, captioning_loss, token_accuracy
-from lavila.metrics.captioning import caption_scores, clean_caption, missing
+from lavila.metrics.captioning import clean_caption, missing, scores_of_sets
 from lavila.metrics.epic_submissions import SupervisionLevels
 from lavila.metrics.units import Metric, Metrics, Unit
 from lavila.models.gated_gpt2 import GatedGpt2Config, load_gpt2
@@ -101,7 +101,7 @@ class Narration:
             except ValueError as error:
                 raise TaskError(
                     f"model.decoder.init={ours.init}: {error}. Where there is a network, run 'hf download gpt2 "
-                    "--local-dir DIR', copy DIR here and give its path; or set model.decoder.init=random"
+                    "--local-dir DIR' (or gpt2-xl), copy DIR here and give its path; or set model.decoder.init=random"
                 ) from error
         return narrator
 
@@ -297,14 +297,16 @@ class NarrationTask:
         said = dict(zip(map(str, whole.rows), map(str, whole.columns["said"]), strict=True))
         if not references:
             return {}, {}, ["No person wrote about these clips, so that there are no scores."]
-        found = caption_scores({row: said[row] for row in references}, references)
         counted = Counter(texts[0] for texts in references.values())
         most_frequent = min(counted, key=lambda text: (-counted[text], text))
-        same = caption_scores(dict.fromkeys(references, most_frequent), references)
-        controls = {f"{MOST_FREQUENT}{name}": metric for name, metric in _fractions(same).items()}
+        found = scores_of_sets(
+            {"said": {row: said[row] for row in references}, "same": dict.fromkeys(references, most_frequent)},
+            references,
+        )
+        controls = {f"{MOST_FREQUENT}{name}": metric for name, metric in _fractions(found["same"]).items()}
         controls["captions"] = Metric(len(references), Unit.count)
         lacking = missing()
-        return _fractions(found), controls, [lacking] if lacking else []
+        return _fractions(found["said"]), controls, [lacking] if lacking else []
 
 
 def tokenizer_of(narrator: Narrator, vocabulary: str | Path, *, context: int) -> Gpt2Tokenizer:
