@@ -19,10 +19,10 @@ import functools
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from lavila.engine.command_line import leave_cores_to_others, start_log
 from lavila.errors import UserError
+from lavila.files import user_path
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,10 +32,15 @@ def parser() -> argparse.ArgumentParser:
         description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     what = p.add_mutually_exclusive_group(required=True)
-    what.add_argument("--shards", type=Path, metavar="DIR", help="label the clips of this shard set")
-    what.add_argument("--video", type=Path, nargs="+", metavar="PATH", help="videos, or folders of videos")
+    what.add_argument("--shards", type=user_path, metavar="DIR", help="label the clips of this shard set")
+    what.add_argument("--video", type=user_path, nargs="+", metavar="PATH", help="videos, or folders of videos")
     add = p.add_argument
-    add("--out", type=Path, metavar="PATH", help="labels: a .parquet or .pkl file; else a folder (beside each video)")
+    add(
+        "--out",
+        type=user_path,
+        metavar="PATH",
+        help="labels: a .parquet or .pkl file; else a folder (beside each video)",
+    )
     add("--checkpoint", default="narrator_tsf_b_gpt2", metavar="PATH|NAME", help="a narrator (%(default)s of the zoo)")
     add("--vocabulary", metavar="DIR|NAME", help="a folder, or a hub name (as the narrator's config says, else gpt2)")
     add("--device", default="auto", choices=["auto", "cpu", "cuda"], help="auto: cuda where there is one")
@@ -57,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--except", nargs="+", default=[], dest="captioned", metavar="TABLE",
         help="leave out clips of --shards that have words in these captions tables; own = the set's")  # fmt: skip
-    add("--uncovered", type=Path, metavar="FILE", help="only what no clip of this Ego4D-style pickle covers")
+    add("--uncovered", type=user_path, metavar="FILE", help="only what no clip of this Ego4D-style pickle covers")
     add("--decoder", default="auto", choices=["auto", "nvdec", "dali_cpu", "host"], help="of --shards (auto)")
     add("--max-bad-clips", default=100, type=int, metavar="N", help="more clips without pictures are an error (100)")
 
