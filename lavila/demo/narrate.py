@@ -13,7 +13,7 @@ import io
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -98,17 +98,17 @@ class VideoPlan:
         return self.folder / f"{self.path.stem}{suffix}"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Narrated:
     """What became of a video."""
 
-    moments: list[Moment]
-    still: int  # number of windows that were skipped, since nothing moves
-    lost: list[str]  # for each window that could not be read, why
+    moments: list[Moment] = field(default_factory=list)
+    still: int = 0  # number of windows that were skipped, since nothing moves
+    lost: list[str] = field(default_factory=list)  # for each window that could not be read, why
 
 
 class Listener(Protocol):
-    """Hears of the work while it goes on."""
+    """Hears of the work during it."""
 
     def pace(self, windows: int, seconds_each: float) -> None:
         """How many windows of the video are left, and what one takes on this machine."""
@@ -144,6 +144,8 @@ def plan_videos(
 
 def _plan(video: Path, folder: Path, options: NarrateOptions) -> VideoPlan:
     seconds = probe_video(video, Limits(seconds=1e7)).seconds
+    if not seconds > 0:
+        raise NarrationError(f"{video}: holds no frames (its header says {seconds:g} s); give another video")
     start, stop = options.between or (0.0, seconds)
     if not start < seconds:
         raise NarrationError(
@@ -161,28 +163,17 @@ def narrate(plan: VideoPlan, narrator: OpenNarrator, options: NarrateOptions, li
         NarrationError: not one window of the video could be read.
         EncodeError: the file is not a readable video.
     """
-    moments: list[Moment] = []
-    lost: list[str] = []
-    still = 0
+    result = Narrated()
     with closing(Journal(plan.journal, settings=_settings(plan, narrator, options), group=options.batch_size)) as kept:
         heard = plan.windows[len(kept.entries) - 1].stop if kept.entries else 0.0
-
-        def counted() -> Iterator[Moment | None]:
-            nonlocal still
-            fresh = _fresh(plan, kept, narrator, options, listener)
-            for entry, share in zip(chain(kept.entries, fresh), shares(plan.windows), strict=True):
-                still += "still" in entry
-                lost.extend([entry["lost"]] if "lost" in entry else [])
-                yield _moment(entry, share, options)
-
-        for moment in join(moment for moment in counted() if moment is not None):
-            moments.append(moment)
+        entries = chain(kept.entries, _fresh(plan, kept, narrator, options, listener))
+        for moment in join(_moments(plan, entries, options, result)):
+            result.moments.append(moment)
             if moment.stop > heard:
                 listener.moment(moment)
-    if len(lost) == len(plan.windows):
+    if len(result.lost) == len(plan.windows):
         plan.journal.unlink()
-        raise NarrationError(f"{plan.path}: not one of its windows could be read; the first: {lost[0]}")
-    result = Narrated(moments=moments, still=still, lost=lost)
+        raise NarrationError(f"{plan.path}: not one of its windows could be read; the first: {result.lost[0]}")
     _write(plan, narrator, options, result)
     return result
 
@@ -273,23 +264,26 @@ def _key_frame(one: WindowPictures) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def _moment(entry: Entry, share: tuple[float, float], options: NarrateOptions) -> Moment | None:
-    """The line of a window; None where it has none."""
-    if "texts" not in entry:
-        return None
-    texts = [one_subject(text, options.subject) for text in entry["texts"]]
-    said = Said(texts=tuple(texts), nll=tuple(entry["nll"]))
-    best = entry["best"] if "best" in entry else CHOICES[options.choice](said)
-    if best < 0:
-        return None
-    return Moment(
-        start=share[0],
-        stop=min(share[1], entry["stop"]),
-        text=texts[best],
-        nll=said.nll[best],
-        others=other_texts(texts, texts[best]),
-        key_frame=base64.b64decode(entry["key_frame"]),
-    )
+def _moments(plan: VideoPlan, entries: Iterator[Entry], options: NarrateOptions, result: Narrated) -> Iterator[Moment]:
+    """The line of each window that has one. Counts the others in `result`."""
+    for entry, (start, stop) in zip(entries, shares(plan.windows), strict=True):
+        if "lost" in entry:
+            result.lost.append(entry["lost"])
+        elif "still" in entry:
+            result.still += 1
+        else:
+            texts = tuple(one_subject(text, options.subject) for text in entry["texts"])
+            said = Said(texts=texts, nll=tuple(entry["nll"]))
+            best = entry["best"] if "best" in entry else CHOICES[options.choice](said)
+            if best >= 0:
+                yield Moment(
+                    start=start,
+                    stop=min(stop, entry["stop"]),
+                    text=texts[best],
+                    nll=said.nll[best],
+                    others=other_texts(texts, texts[best]),
+                    key_frame=base64.b64decode(entry["key_frame"]),
+                )
 
 
 def _write(plan: VideoPlan, narrator: OpenNarrator, options: NarrateOptions, result: Narrated) -> None:

@@ -147,6 +147,8 @@ class ShardClips:
             why = f"have words in {', '.join(captioned)}" if captioned else "are in quarantine"
             raise LabelError(f"{shards.path}: all its clips {why}; nothing to label")
         self._part = part_length(len(self._rows), batch_size)
+        count = len(self._rows)
+        self.part_sizes = [min(self._part, count - first) for first in range(0, count, self._part)]
         self._columns = [Column(shards.clips, name) for name in ("clip_id", "video_id", "start_second", "stop_second")]
 
     @property
@@ -154,11 +156,6 @@ class ShardClips:
         """The set by its manifest, and which of its clips."""
         which = f"{len(self._rows)} clips, crc32 {zlib.crc32(self._rows.tobytes()):08x}"
         return {"shards": file_sha256(self._shards.path / MANIFEST), "clips": which}
-
-    @property
-    def part_sizes(self) -> Sequence[int]:
-        """All are full but the last."""
-        return [min(self._part, len(self._rows) - first) for first in range(0, len(self._rows), self._part)]
 
     def passes(self, parts: Sequence[int]) -> Iterator[LabelPass]:
         """Read by the loader that evaluations use."""
@@ -234,6 +231,7 @@ class VideoWindows:
             for place, count in enumerate(counts)
             for first in range(0, count, length)
         ]
+        self.part_sizes = [stop - first for _, first, stop in self._parts]
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -241,11 +239,6 @@ class VideoWindows:
         text = repr([(video.video_id, video.spans, video.every, video.length) for video in self._videos])
         which = f"{sum(self.part_sizes)} windows, crc32 {zlib.crc32(text.encode()):08x}"
         return {"videos": len(self._videos), "clips": which}
-
-    @property
-    def part_sizes(self) -> Sequence[int]:
-        """A part is of one video; the last one of a video may be short."""
-        return [stop - first for _, first, stop in self._parts]
 
     def passes(self, parts: Sequence[int]) -> Iterator[LabelPass]:
         """Decoded by a thread while the model works. Parts that follow each other are read in one go."""

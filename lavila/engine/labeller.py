@@ -85,19 +85,20 @@ def label(source: LabelSource, narrator: OpenNarrator, options: LabelOptions) ->
             clip could be labelled.
     """
     parts = _Parts(options)
-    if parts.begin({**source.facts, **narrator.facts, "batch_size": options.batch_size, "format": options.format}):
+    parts.begin({**source.facts, **narrator.facts, "batch_size": options.batch_size, "format": options.format})
+    if parts.are_joined():
         log.info("%s is whole already, made with the same settings; nothing to do", options.out)
         parts.clear()
-        return Labels(**json.loads(parts.summary.read_text()))
+        return parts.joined()
     sizes = source.part_sizes
     index, of = options.share
     mine = [part for part in range(index, len(sizes), of) if not parts.path(part).exists()]
     _make(source, mine, narrator, parts, options)
     missing = [part for part in range(len(sizes)) if not parts.path(part).exists()]
-    if missing:
+    if missing and not parts.are_joined():
         log.info("%d of %d parts are missing; the process that finishes last joins them", len(missing), len(sizes))
         return None
-    return parts.join(len(sizes), source.unreadable)
+    return parts.joined() if missing else parts.join(len(sizes), source.unreadable)
 
 
 def share_of(process: Process, environ: Mapping[str, str]) -> tuple[int, int]:
@@ -184,13 +185,13 @@ class _Parts:
     def __init__(self, options: LabelOptions) -> None:
         self._options, self._out = options, options.out
         self._folder = options.out.with_name(f"{options.out.name}.parts")
-        self.summary = self._folder / "summary.json"
+        self._summary = self._folder / "summary.json"
 
     def path(self, part: int) -> Path:
         return self._folder / f"part-{part:06d}.parquet"
 
-    def begin(self, settings: Mapping[str, Any]) -> bool:
-        """Make the folder, or check that it belongs to the same labels. True where these are whole already."""
+    def begin(self, settings: Mapping[str, Any]) -> None:
+        """Make the folder, or check that it belongs to the same labels."""
         file = self._folder / SETTINGS
         wanted = json.loads(json.dumps(settings))
         with self._writing(self._out):
@@ -210,7 +211,14 @@ class _Parts:
                 f"--out {self._out}: was begun for other clips or with other settings ({'; '.join(changes)}); give "
                 f"those again, or another --out; or remove {self._folder} and what was made"
             )
-        return self._out.exists() and self.summary.is_file()
+
+    def are_joined(self) -> bool:
+        """Whether the output is whole."""
+        return self._out.exists() and self._summary.is_file()
+
+    def joined(self) -> Labels:
+        """What the output holds, once it is whole."""
+        return Labels(**json.loads(self._summary.read_text()))
 
     def write(self, part: int, rows: list[dict[str, Any]]) -> None:
         with self._writing(self.path(part)), whole_path(self.path(part)) as temporary:
@@ -230,16 +238,16 @@ class _Parts:
                 else:
                     _write_pickle(self._out, (_entry(row) for row in rows))
         except FileNotFoundError:  # another process has joined and removed them
-            if not self.summary.is_file():
+            if not self.are_joined():
                 raise
-            return Labels(**json.loads(self.summary.read_text()))
+            return self.joined()
         if not found.clips:
             self._out.unlink()
             mapped_path(self._out).unlink(missing_ok=True)
             raise LabelError(f"{self._out}: not one clip has words; {failures} says why")
         if not found.bad:
             failures.unlink()
-        with whole_file(self.summary) as opened:
+        with whole_file(self._summary) as opened:
             opened.write(json.dumps(vars(found)).encode())
         self.clear()
         return found
