@@ -44,7 +44,8 @@ def _other_kind(head: bytes) -> str | None:
 
 def _early_end(file: BinaryIO, size: int) -> str | None:
     """Whether an mp4 (mov) lacks its end, or the table of its frames, by the boxes that it consists of."""
-    at, kinds = 0, []
+    at = 0
+    kinds: list[bytes] = []
     while at + BOX_HEADER <= size:
         file.seek(at)
         header = file.read(2 * BOX_HEADER)
