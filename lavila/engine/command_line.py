@@ -99,8 +99,8 @@ def _config_of_predictions(folder: Path, overrides: list[str]) -> RunConfig:
     return replace(load_config(folder / "config.yaml", overrides), predictions=str(folder))
 
 
-def run(work: Callable[[RunConfig], object], config: RunConfig) -> None:
-    """Do the work of a command; errors that a user can cause end it with one line and status 2."""
+def start_log() -> None:
+    """Print what the package logs: all of the main rank, warnings of the others with the rank's number."""
     rank = int(os.environ.get("RANK", 0))
     logging.basicConfig(
         level=logging.INFO if rank == 0 else logging.WARNING,
@@ -108,6 +108,11 @@ def run(work: Callable[[RunConfig], object], config: RunConfig) -> None:
         datefmt="%H:%M:%S",
         stream=sys.stdout,
     )
+
+
+def run(work: Callable[[RunConfig], object], config: RunConfig) -> None:
+    """Do the work of a command; errors that a user can cause end it with one line and status 2."""
+    start_log()
     try:
         work(config)
     except UserError as error:

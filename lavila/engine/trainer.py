@@ -338,7 +338,9 @@ class Trainer:
         if metric not in named:
             raise TrainingError(f"keep_best={metric}: no such metric; the evaluation has {', '.join(named)}")
         assert self.newest is not None
-        best = Best(checkpoint=self.newest.name, metric=metric, value=named[metric].value)
+        found = named[metric]
+        lower = found.lower_is_better
+        best = Best(checkpoint=self.newest.name, metric=metric, value=found.value, lower_is_better=lower)
         note_if_best(self.run_dir / checkpoint.FOLDER, best)
 
     def _save(self) -> None:

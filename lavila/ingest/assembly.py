@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
+from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -25,6 +26,7 @@ import numpy as np
 from lavila.annotations.base import AnnotationSet
 from lavila.files import whole_file
 from lavila.ingest.jobs import ChunkNeeds, Failure, ShardResult, read_result, words
+from lavila.ingest.notes import ESTIMATED, Notes
 from lavila.records import Clip, Ints, SpanRule
 from lavila.shards.chunks import ChunkError, ChunkIndex, Place
 from lavila.shards.format import (
@@ -231,8 +233,12 @@ class ChunkAssembly:
             chunk, first_frame, num_frames, frames_after = self._places[number].tolist()
             clip, row = self._clips[number], self._rows[chunk]
             place = Place(chunk=chunk, first_frame=first_frame, num_frames=num_frames, frames_after=frames_after)
-            stop = clip.start_second + num_frames / row["fps"] if clip.stop_second is None else clip.stop_second
-            yield {**words(clip), **asdict(place), **{name: row[name] for name in (*same, *sizes)}, "stop_second": stop}
+            yield {
+                **words(clip, num_frames=num_frames, fps=row["fps"]),
+                **asdict(place),
+                **{name: row[name] for name in (*same, *sizes)},
+                ESTIMATED: row.get(ESTIMATED, False),
+            }
 
     def _storage_order(self, places: Ints) -> Ints:
         shard = np.array([row["shard"] for row in self._rows], np.int64)[places[:, 0]]
@@ -250,12 +256,13 @@ def assemble(
 ) -> dict[str, Any]:
     """Write tables and manifest of a folder whose tars are all whole. Returns the manifest."""
     write_failures(stored.out, failures)
+    notes = Notes(stored.out)
     contents = SetContents(
         classes=annotations.classes,
         class_texts=annotations.class_texts,
         tables=annotations.tables,
-        facts={**facts, "failures": len(failures)},
+        facts=ChainMap({**facts, "failures": len(failures)}, notes.counts),  # the counts are not known yet
     )
-    manifest = write_manifest(stored.out, rows=rows, shards=stored.files(), contents=contents)
+    manifest = write_manifest(stored.out, rows=notes.each(rows), shards=stored.files(), contents=contents)
     shutil.rmtree(stored.out / WORK)
     return manifest

@@ -89,6 +89,7 @@ class EncodedClip:
     height: int  # pixels, upright
     width: int
     source_fps: float  # the video's own average
+    fps_stated: bool  # whether the video states it; else it is estimated from the times of the frames
     start_frame: int  # 0-based number of the interval's first frame in the video, at source_fps
     first_frame: int  # frames stored before the interval
     frames_after: int  # frames stored after the interval
@@ -112,6 +113,7 @@ class EncodedChunk:
     height: int  # pixels, upright
     width: int
     source_fps: float  # the video's own average
+    fps_stated: bool  # whether the video states it; else it is estimated from the times of the frames
     source_height: int  # pixels of the video, upright and square
     source_width: int
     scaled_height: int  # pixels after resizing; cropped or padded to height and width
@@ -327,6 +329,7 @@ def _picture(coded: _Coded, source: SourceVideo, fps: Fraction) -> dict[str, Any
     return {
         "fps": float(fps),
         "source_fps": float(source.fps),
+        "fps_stated": source.fps_stated,
         **dict(zip(("height", "width"), sizes.stored, strict=True)),
         **dict(zip(("source_height", "source_width"), sizes.source, strict=True)),
         **dict(zip(("scaled_height", "scaled_width"), sizes.scaled, strict=True)),

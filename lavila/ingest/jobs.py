@@ -24,6 +24,7 @@ from lavila.files import whole_file
 from lavila.ingest.encode import (
     ENCODERS,
     Chooser,
+    EncodedChunk,
     EncodedClip,
     EncodeError,
     EncodeSettings,
@@ -34,6 +35,7 @@ from lavila.ingest.encode import (
     encoder_versions,
     probe_video,
 )
+from lavila.ingest.notes import ESTIMATED, stored_stop
 from lavila.plan.frames import FrameChoice, chosen_frames
 from lavila.records import Clip, SpanRule
 from lavila.shards.chunks import chunk_numbers
@@ -223,10 +225,10 @@ class ShardJob:
         if isinstance(item, Chunk):
             seconds = self.settings.chunk_seconds
             chunk = encode_chunk(path, number=item.number, seconds=seconds, settings=settings, limits=self.limits)
-            row = {name: value for name, value in vars(chunk).items() if name != "data"}
+            row = {name: value for name, value in vars(chunk).items() if name not in ("data", "fps_stated")}
             header = hashlib.sha256(chunk.data[: chunk.header_size]).hexdigest()
             ids = {"chunk_id": item.chunk_id, "video_id": item.video_id}
-            return chunk.data, {**ids, **row, "header_sha256": header}
+            return chunk.data, {**ids, **row, **_estimated(chunk), "header_sha256": header}
         assert isinstance(item, Clip)
         interval = Interval(start_second=item.start_second, stop_second=item.stop_second, rule=self.span_rule)
         choose = self._chooser(item) if self.settings.frames_for else None
@@ -337,28 +339,33 @@ def needed_chunks(clips: Sequence[Clip], settings: SetSettings, videos: Path) ->
 
 def clip_row(clip: Clip, encoded: EncodedClip) -> dict[str, Any]:
     """A clip's row of clips.parquet, without its place."""
-    stop = clip.stop_second
     picture = ("fps", "height", "width", "source_fps", "source_height", "source_width", "scaled_height", "scaled_width")
     return {
-        **words(clip),
+        **words(clip, num_frames=encoded.num_frames, fps=encoded.fps),
         **{name: getattr(encoded, name) for name in ("first_frame", "num_frames", "frames_after", *picture)},
+        **_estimated(encoded),
         "chunk": None,
-        "stop_second": clip.start_second + encoded.num_frames / encoded.fps if stop is None else stop,
     }
 
 
-def words(clip: Clip) -> dict[str, Any]:
-    """The columns of clips.parquet that are not about pixels."""
+def _estimated(encoded: EncodedClip | EncodedChunk) -> dict[str, bool]:
+    return {} if encoded.fps_stated else {ESTIMATED: True}
+
+
+def words(clip: Clip, *, num_frames: int, fps: float) -> dict[str, Any]:
+    """The columns of clips.parquet that are not about pixels. `num_frames`, `fps`: stored of the interval."""
+    start, stop = clip.start_second, clip.stop_second
     return {
         "clip_id": clip.clip_id,
         "video_id": clip.video_id,
-        "start_second": clip.start_second,
+        "start_second": start,
+        "stop_second": start + num_frames / fps if stop is None else stop,
         "narrations": list(clip.narrations),
         "verb": clip.verb,
         "noun": clip.noun,
         "action": clip.action,
         "labels": list(clip.labels),
-        "extra": dict(clip.extra),
+        "extra": {**clip.extra, **({} if stop is None else stored_stop(start, stop, num_frames=num_frames, fps=fps))},
     }
 
 

@@ -30,6 +30,7 @@ from lavila.ingest.jobs import (
     read_result,
 )
 from lavila.ingest.mending import FAILED_CHUNKS, read_failures, reopen
+from lavila.ingest.notes import note_lines
 from lavila.ingest.places import FoundVideos, candidates, find_videos
 from lavila.records import Clip
 from lavila.shards.format import FAILURES, MANIFEST
@@ -267,6 +268,7 @@ def summary(run: Run, manifest: dict[str, Any], *, began: float) -> str:
     if run.machines.cluster == "none" and peak:
         rows.append(("memory", f"{peak / 1024:.0f} MiB in the largest worker"))
     text = [f"  {name:8}{value}" for name, value in rows]
+    text += [f"note: {line}" for line in note_lines(manifest)]
     if manifest["failures"]:
         text.append(f"failures are listed in {run.out / FAILURES}")
     text.append(f"shard set: {run.out}")

@@ -499,3 +499,16 @@ def test_a_damaged_table_gives_captions_or_a_caption_error(vp9_shards: ShardSet,
             errors += 1
             assert str(error).startswith(str(path)) and "\n" not in str(error)
     assert errors > 100
+
+
+def test_which_clips_have_words_is_known_without_looking_at_each(vp9_shards: ShardSet, many_words: Captions) -> None:
+    expected = [bool(many_words.of(row)[0]) for row in range(len(vp9_shards))]
+    assert many_words.worded_rows().tolist() == expected
+
+
+def test_a_table_of_some_clips_gives_words_to_these(vp9_shards: ShardSet, tmp_path: Path) -> None:
+    ids = vp9_shards.clips.column("clip_id").to_pylist()
+    some = table(tmp_path, {ids[2]: ["a cup"], ids[0]: [], "elsewhere": ["a door"]}, source="machine")
+    assert np.flatnonzero(Captions(vp9_shards, [some]).worded_rows()).tolist() == [2]
+    both = Captions(vp9_shards, ["own", some])
+    assert both.worded_rows().tolist() == [bool(both.of(row)[0]) for row in range(len(vp9_shards))]
