@@ -226,7 +226,9 @@ class SourceVideo:
         except DAMAGE as error:
             raise EncodeError(f"{part.name}: damaged after {float(second):.2f} s ({reason(error)})") from error
         times = self._times[part]
-        if times.stop is not None and (times.last_dts is None or times.last_dts == self._reader.last_dts):
+        if times.hold is not None and times.last_dts == self._reader.last_dts:
+            self._stop = max(self._stop, self.end + times.hold)
+        elif times.stop is not None:
             self._stop = max(self._stop, part.start + times.stop)
 
     def _decoded_from(self, part: Part, first_pts: int, target: int) -> Iterator[Decoded]:
