@@ -80,7 +80,7 @@ class FrameReader:
                     continue
             if self.by_order:
                 self._dts.append(time if time is not None else self._dts[-1] + 1 if self._dts else 0)
-            # In a transport stream a flag says that something is missing in the next packet, which the decoder finds, or
+            # In a transport stream a flag says that something lacks in the next packet, which the decoder finds, or
             # behind it. There it may be frames, or nothing where files were joined, which begin with a keyframe.
             if number in lossy and packet.size and not packet.is_keyframe:
                 self._damaged = [*self._damaged[-REMEMBERED:], number]

@@ -169,6 +169,9 @@ class SourceVideo:
             raise truncated(part, self.end - part.start, declared)
 
     def _is_cut_short(self, part: Part) -> bool:
+        last_dts = self._times[part].last_dts
+        if last_dts is not None and last_dts == self._reader.last_dts:  # the last packet of the table was there
+            return False
         container, stream = self._opened(part)
         self._at_start = False
         return is_cut_short(part, container, stream, self.deadline)

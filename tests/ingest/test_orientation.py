@@ -1,4 +1,4 @@
-"""Turned and mirrored pictures: each of the eight orientations is stored as a player shows it, in three kinds of file."""
+"""Turned and mirrored pictures: each of the eight orientations is stored as a player shows it, in three containers."""
 
 from __future__ import annotations
 

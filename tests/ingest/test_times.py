@@ -64,9 +64,9 @@ def joined(path: Path, parts: Sequence[Path]) -> Path:
 
 def assert_refused(video: Path) -> None:
     """Every clip is refused with the reason, those before the jump, too: which of both clocks was meant?"""
+    with pytest.raises(EncodeError, match="clock jumps"):
+        probe_video(video)
     for start in (0.2, 1.0, 1.9, 2.4, 3.5):
-        with pytest.raises(EncodeError, match="clock jumps"):
-            probe_video(video)
         with pytest.raises(EncodeError, match="clock jumps"):
             cut(video, start, start + 0.2)
 
