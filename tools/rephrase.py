@@ -25,6 +25,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -72,12 +73,17 @@ def _captions(args: argparse.Namespace) -> tuple[pa.Table, Path]:
 
 def _settings(args: argparse.Namespace) -> Rephrasing:
     if args.sample:
-        changes = {"num_beams": 1, "num_beam_groups": 1, "diversity_penalty": 0.0, "num_return_sequences": args.number}
+        changes: dict[str, Any] = {
+            "num_beams": 1,
+            "num_beam_groups": 1,
+            "diversity_penalty": 0.0,
+            "num_return_sequences": args.number,
+        }
         changes |= {"temperature": args.temperature, "top_p": args.top_p}
     else:
         changes = dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences"), args.number)
     try:
-        choice = replace(PUBLISHED, **changes)
+        choice = replace(PUBLISHED, max_length=args.max_length, **changes)
     except ValueError as error:  # such as --temperature 0
         raise CaptionError(str(error)) from None
     return Rephrasing(choice=choice, keep=args.keep, punctuation=args.punctuation, seed=args.seed)
@@ -109,6 +115,8 @@ def parser() -> argparse.ArgumentParser:
         help=f"paraphrases to make of each caption ({PUBLISHED.num_beams})")  # fmt: skip
     p.add_argument("--keep", type=lambda text: at_least(1, text), default=Rephrasing().keep, metavar="N",
         help=f"paraphrases to keep of each caption ({Rephrasing().keep})")  # fmt: skip
+    p.add_argument("--max-length", type=lambda text: at_least(2, text), default=PUBLISHED.max_length, metavar="N",
+        help=f"tokens of a paraphrase, the first one included ({PUBLISHED.max_length})")  # fmt: skip
     p.add_argument("--punctuation", action="store_true", help="keep the punctuation of paraphrases")
     p.add_argument("--sample", action="store_true", help="draw paraphrases at random instead of searching")
     p.add_argument("--temperature", type=float, default=1.0, help="of --sample (1.0)")

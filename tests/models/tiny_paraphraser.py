@@ -10,7 +10,7 @@ from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer
 
 
 def save_paraphraser(folder: Path) -> Path:
-    """Write the folder. Some of its texts end early."""
+    """Write the folder."""
     pieces = ["▁", *string.ascii_letters, *string.digits, "#", ".", ",", ":", "'", "-"]
     vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((piece, -2.0) for piece in pieces)]
     tokenizer = T5Tokenizer(vocab=vocabulary, extra_ids=0)
@@ -23,6 +23,5 @@ def save_paraphraser(folder: Path) -> Path:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-        model.lm_head.weight[1] *= 2.5  # the end token's scores spread, so that some texts end
     model.save_pretrained(folder)
     return folder
