@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import builtins
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -148,24 +148,20 @@ def test_a_sentencepiece_vocabulary(folder: Path, tmp_path: Path, monkeypatch: p
         load_paraphraser(tmp_path)
     (tmp_path / "text").write_text("the man picks a cup\nc opens the door\n" * 20)
     trainer.train(
-        input=str(tmp_path / "text"), model_prefix=str(tmp_path / "spiece"), vocab_size=22, character_coverage=1.0,
+        input=str(tmp_path / "text"), model_prefix=str(tmp_path / "spiece"), vocab_size=21, character_coverage=1.0,
         pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
     )  # fmt: skip
     (tmp_path / "tokenizer_config.json").write_text('{"extra_ids": 0, "tokenizer_class": "T5Tokenizer"}')
     assert load_paraphraser(tmp_path).tokenizer("the man")["input_ids"][-1] == 1
-
-    whole = builtins.__import__
-    monkeypatch.setattr(
-        builtins, "__import__",
-        lambda name, *args, **kwargs: (_ for _ in ()).throw(ImportError(name)) if name == "sentencepiece"
-        else whole(name, *args, **kwargs),
-    )  # fmt: skip
-    monkeypatch.setattr("transformers.utils.import_utils.is_sentencepiece_available", lambda: False)
-    monkeypatch.setattr(
-        "transformers.AutoTokenizer.from_pretrained", lambda *_: (_ for _ in ()).throw(ValueError("needs tiktoken"))
-    )
+    # As without the package.
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", refuse)
     with pytest.raises(ParaphraserError, match=r"lavila\[rephrase\]"):
         load_paraphraser(tmp_path)
+
+
+def refuse(*_: object) -> None:
+    raise ValueError("`tiktoken` is required to read a `tiktoken` file")
 
 
 def test_without_a_paraphraser_the_way_to_one_is_said(tmp_path: Path) -> None:
