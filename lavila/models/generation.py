@@ -260,6 +260,17 @@ class Drawn:
         return cls(token_N, total_N.log() - shifted_NV.gather(1, token_N[:, None])[:, 0], entropy_N)
 
 
+def decoder_type(device: torch.device | str) -> torch.dtype:
+    """bfloat16 where a device multiplies it in hardware, otherwise float32.
+
+    In bfloat16 a decoder reads half as many bytes for each token, and its texts differ from those of float32.
+    """
+    if torch.device(device).type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    found = torch.cpu.get_capabilities()
+    return torch.bfloat16 if found.get("amx_bf16") or found.get("avx512_bf16") else torch.float32
+
+
 def choose(logits_NV: Tensor, config: GenerationConfig, uniform_N: Tensor) -> Drawn:
     """`Drawn.from_logits`, on a CPU for few rows at a time, whose arrays stay in the processor's cache."""
     if logits_NV.device.type != "cpu":
@@ -274,8 +285,9 @@ def choose(logits_NV: Tensor, config: GenerationConfig, uniform_N: Tensor) -> Dr
 def sample(writer: Writer, config: GenerationConfig, *, generator: Generators = None) -> Narrations:
     """Sample texts; the result says how likely and how uncertain each is.
 
-    generator: one for all clips, or one for each, so that a clip's texts do not depend on the other clips. Random
-    numbers are drawn on its device.
+    generator: one for all clips, or one for each, so that a clip's random numbers do not depend on the other clips.
+    They are drawn on its device. With one for each, a clip has the same texts in any batch, but for this: products of
+    other sizes differ in their last bits, which decide a draw that falls on the border of two tokens.
     """
     sequences, steps = writer.clips * config.num_return_sequences, config.max_length - 1
     uniform_BRL = _uniform(writer.clips, (config.num_return_sequences, steps), generator)

@@ -17,6 +17,7 @@ from lavila.models.generation import (
     GenerationConfig,
     beam_search,
     clip_generators,
+    decoder_type,
     draw,
     filter_logits,
     keep_nucleus,
@@ -163,7 +164,7 @@ def test_a_step_computes_one_token_and_a_clip_is_looked_at_once() -> None:
 
 
 def test_texts_leave_the_batch_when_they_end_and_are_the_same_in_any_batch() -> None:
-    """With these sizes no draw is so close that the last bits of other products change it; see `Narrations`."""
+    """No draw here is so close to a border that the last bits of products decide it; see `sample`."""
     decoder, visual, ids = decoder_of(end_bias=1.5), torch.randn(16, 3, 16), [f"clip {number}" for number in range(16)]
     config = GenerationConfig(max_length=30, num_return_sequences=5, temperature=0.9, top_p=0.95)
     rows: list[int] = []
@@ -198,6 +199,12 @@ def test_cached_generation_equals_the_prefix_read_anew() -> None:
             torch.testing.assert_close(writer.step(texts[:, place]), logits, rtol=0, atol=1e-4)
     for row, text in zip(texts.tolist(), found.ids(), strict=True):
         assert text[0] == row[1 : row.index(END, 1) if END in row[1:] else None]
+
+
+def test_bfloat16_only_where_the_device_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for has, wanted in (({"amx_bf16": True}, torch.bfloat16), ({"avx512_f": True}, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: has)
+        assert decoder_type("cpu") == wanted
 
 
 def test_bfloat16_weights_write_texts_and_scores_of_full_precision() -> None:
