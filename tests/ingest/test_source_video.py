@@ -15,7 +15,8 @@ import av
 import numpy as np
 import pytest
 
-from lavila.ingest import source_video, video_files
+from lavila.ingest import video_files
+from lavila.ingest.decoded import Decoded, FrameReader
 from lavila.ingest.encode import (
     EncodedClip,
     EncodeError,
@@ -56,14 +57,15 @@ def write_numbered(path: Path, numbers: range) -> Path:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Timestamps of all frames that are decoded, those of fruitless seeks included."""
     pts: list[int] = []
-    original = source_video._decode
+    original = FrameReader.frames
 
-    def counting(container: Any, stream: Any, deadline: Any) -> Iterator[Any]:
-        for frame in original(container, stream, deadline):
-            pts.append(frame.pts)
-            yield frame
+    def counting(reader: FrameReader) -> Iterator[Decoded]:
+        for one in original(reader):
+            if one.pts is not None:
+                pts.append(one.pts)
+            yield one
 
-    monkeypatch.setattr(source_video, "_decode", counting)
+    monkeypatch.setattr(FrameReader, "frames", counting)
     return pts
 
 

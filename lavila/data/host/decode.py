@@ -21,7 +21,7 @@ from av.video.reformatter import Interpolation
 
 from lavila.data.host.colour import Planes, rgb_picture
 from lavila.errors import UserError
-from lavila.libav import reason
+from lavila.libav import reason, strictness
 from lavila.shards.packets import UNREADABLE, packet_problem
 
 SPARE_BYTES = 64 << 20  # a process that cannot allocate so many bytes is short of memory
@@ -59,9 +59,13 @@ def decode_planes(
 ) -> Iterator[Planes]:
     """The same frames one after another, before conversion to RGB. Raises as `decode_frames` does."""
     for frame in _wanted_frames(data, frames):
-        picture = frame if frame.format.name == "yuv420p" else _to_yuv420p(frame)
-        lines = [np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size) for plane in picture.planes]
-        yield Planes(lines[0], lines[1], lines[2], frame.width)
+        yield planes_of(frame if frame.format.name == "yuv420p" else _to_yuv420p(frame))
+
+
+def planes_of(frame: av.VideoFrame) -> Planes:
+    """The planes of a yuv420p frame. They lie in the frame's memory, so keep the frame as long as them."""
+    lines = [np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size) for plane in frame.planes]
+    return Planes(lines[0], lines[1], lines[2], frame.width)
 
 
 def _to_yuv420p(frame: av.VideoFrame) -> av.VideoFrame:
@@ -126,6 +130,7 @@ def _stream(container: Any) -> Any:
         raise DecodeError("its codec is not known, or its header is damaged")
     # One thread a clip. The loader decodes several clips at once, so more threads for one clip gain nothing.
     stream.codec_context.thread_count = 1
+    stream.codec_context.options = strictness(stream.codec_context.name)
     return stream
 
 
@@ -142,12 +147,13 @@ def _wanted_frames(
         if wanted[-1] >= len(times):
             raise DecodeError(f"frame {wanted[-1]} is wanted, but the clip has only {len(times)} frames")
         at = [times[number] for number in wanted]
+        # All of the needed packets are decoded: the last wanted frame may refer to one that is shown after it.
         for frame in _decoded(stream.codec_context, _needed(packets, set(at), stream)):
-            if frame.pts == at[found]:
+            if found < len(at) and frame.pts == at[found]:
                 yield frame
                 found += 1
-                if found == len(at):
-                    return
+    if found == len(at):
+        return
     raise_if_short_of_memory()
     raise DecodeError(f"frame {wanted[found]} is wanted, and could not be decoded")
 
@@ -162,8 +168,15 @@ def _packets(container: Any, stream: Any) -> tuple[list[Any], list[int]]:
 
 
 def _decoded(context: Any, packets: Sequence[Any]) -> Iterator[av.VideoFrame]:
+    """The frames of some packets. DecodeError for one that FFmpeg flags: it makes up what is damaged or missing.
+
+    Frames that refer to such a frame have no flag. So one damaged frame costs the clip.
+    """
     for packet in (*packets, None):  # None makes the decoder return the frames that it still holds
-        yield from context.decode(packet)
+        for frame in context.decode(packet):
+            if frame.is_corrupt:
+                raise DecodeError("a frame is damaged, or refers to one that is missing")
+            yield frame
 
 
 def _needed(packets: Sequence[Any], at: set[int], stream: Any) -> list[Any]:
