@@ -1,9 +1,10 @@
 """Shows that training works: from random weights, on the sample dataset, on a CPU. `make learn` runs it.
 
 It runs the quickstart's steps, and then pre-trains a dual encoder on the same clips and their sentences. The dual
-encoder is evaluated as published ones are: zero-shot classification, multi-instance retrieval, multiple choice. A table
-shows every score beside its bar; the exit status is 1 where a score is below. Every step is a command that is shown
-before it runs. What is there already is kept, trained models too.
+encoder is evaluated as published ones are: zero-shot classification, multi-instance retrieval, multiple choice. A
+narrator learns to say the sentences over the dual encoder's frozen tower, and writes about clips that it has not seen.
+A table shows every score beside its bar; the exit status is 1 where a score is below. Every step is a command that is
+shown before it runs. What is there already is kept, trained models too.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 import quickstart
 from quickstart import FOOTAGE, ROOT, SHARDS, Step, run_steps, shard
 
+from lavila.files import user_path
 from lavila.report.files import write_json_atomic
 
 SOURCE, SETS, RUNS = Path("data/learn/source"), Path("data/learn/shards"), Path("runs/learn")
@@ -26,11 +28,12 @@ CONTROL = "views.single_frame_control=true"
 
 
 class Bar(NamedTuple):
-    """The least that a score may be, in percent."""
+    """The least that a score may be."""
 
     task: str  # name of the folder below a seed's, in which the evaluation's report lies
     metric: str
     least: float
+    digits: int = 0  # behind the point, where it is shown: 0 of a percentage, 1 of a fraction; of a score, one more
 
 
 # The scene alone is worth a good deal in some of these tasks: docs/LEARNING.md says how much. Each bar is above that.
@@ -42,16 +45,18 @@ BARS = (
     Bar("retrieval", "ndcg", 85.0),
     Bar("multiple_choice", "inter_accuracy", 75.0),
     Bar("multiple_choice", "intra_accuracy", 75.0),
+    Bar("narration", "cider", 2.0, digits=1),
+    Bar("narration", "meteor", 0.4, digits=1),
 )
 
 
 class Outcome(NamedTuple):
-    """A score and what it is compared with, in percent."""
+    """A score and what it is compared with."""
 
     bar: Bar
     seed: int
     score: float
-    chance: float
+    chance: float  # of a narrator: the most frequent sentence for every clip
     one_frame: float  # with the middle frame of a view in the place of all its frames: what the scene alone is worth
 
     @property
@@ -69,7 +74,7 @@ def data_steps() -> list[Step]:
     common = [step for step in quickstart.steps() if step.output]
     # More videos of validation, so that a question can have its choices from five.
     sample = ["tools/make_sample_dataset.py", "--footage", FOOTAGE, "--out", str(SOURCE), "--form", "egomcq"]
-    sample += ["--height", "112", "--train-clips", "12", "--val-clips", "108"]
+    sample += ["--height", "80", "--train-clips", "12", "--val-clips", "108"]
     ego4d = SOURCE / "ego4d"
     return [
         *common,
@@ -94,10 +99,11 @@ def reword(source: Path, target: Path) -> None:
 
 
 def seed_steps(seed: int) -> list[Step]:
-    """Training and evaluation of the classifier and of the dual encoder."""
+    """Training and evaluation of the classifier, of the dual encoder and of the narrator."""
     classifier = ["--config", "quickstart", f"seed={seed}", f"run_dir={folder(seed, 'classification')}"]
     dual = ["--config", "learn_dual", f"seed={seed}"]
     trained = folder(seed, "pretraining")
+    narrator = ["--config", "learn_narrator", f"seed={seed}", f"run_dir={folder(seed, 'narration')}"]
     evaluate = ["evaluate.py", *dual, f"checkpoint={trained}/checkpoints", CONTROL]
     sets = {"zero_shot": SHARDS / "val", "retrieval": SETS / "ek100_mir/val", "multiple_choice": SETS / "egomcq/val"}
     return [
@@ -118,6 +124,8 @@ def seed_steps(seed: int) -> list[Step]:
             )
             for task, val in sets.items()
         ),
+        Step("train_narrator", None, ["train.py", *narrator, f"model.init={trained}/checkpoints"]),
+        Step("narration", None, ["evaluate.py", *narrator, CONTROL]),
     ]
 
 
@@ -127,7 +135,8 @@ def outcomes(seed: int) -> list[Outcome]:
     found = []
     for bar in BARS:
         metrics, controls = (reports[bar.task][part] for part in ("metrics", "controls"))
-        chance = controls.get(f"chance_{bar.metric}", controls.get("chance"))
+        names = (f"chance_{bar.metric}", f"most_frequent_{bar.metric}", "chance")
+        chance = next(controls[name] for name in names if name in controls)
         found.append(
             Outcome(
                 bar=bar,
@@ -151,14 +160,16 @@ def read_report(run_dir: Path) -> dict[str, Any]:
 def table(found: list[Outcome]) -> str:
     """A row for each bar and a column for each seed, as Markdown. Scores below the bar are marked."""
     seeds = sorted({one.seed for one in found})
-    head = ["task", "score, %", "bar", "chance", "middle frame alone", *(f"seed {seed}" for seed in seeds)]
+    head = ["task", "score", "bar", "chance", "middle frame alone", *(f"seed {seed}" for seed in seeds)]
     lines = [head, ["---"] * len(head)]
     for bar in BARS:
         row = [one for seed in seeds for one in found if one.bar == bar and one.seed == seed]
-        alone = sorted(f"{one.one_frame:.0f}" for one in row)
-        cells = [f"{one.score:.1f}" if one.reached else f"**{one.score:.1f} (below)**" for one in row]
+        alone = sorted(f"{one.one_frame:.{bar.digits}f}" for one in row)
+        scores = [f"{one.score:.{bar.digits + 1}f}" for one in row]
+        cells = [score if one.reached else f"**{score} (below)**" for one, score in zip(row, scores, strict=True)]
         frames = alone[0] if alone[0] == alone[-1] else f"{alone[0]} to {alone[-1]}"
-        lines.append([bar.task, bar.metric, f"{bar.least:.0f}", f"{row[0].chance:.0f}", frames, *cells])
+        least, chance = (f"{value:.{bar.digits}f}" for value in (bar.least, row[0].chance))
+        lines.append([bar.task, bar.metric, least, chance, frames, *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -167,7 +178,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="default 0")
     parser.add_argument(
         "--reword",
-        type=Path,
+        type=user_path,
         nargs=2,
         metavar=("FROM", "TO"),
         help="one of the steps: only write EgoMCQ's questions anew",

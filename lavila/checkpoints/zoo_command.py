@@ -16,7 +16,6 @@ from pathlib import Path
 from lavila.checkpoints.errors import CheckpointError
 from lavila.checkpoints.zoo import ZOO, Score, ZooModel, fetch
 
-NOT_BUILT = "task not built yet"
 ZERO_SHOT = {"egovlp": "egovlp", "lavila_tsf_b": "tsf_b", "lavila_tsf_l": "tsf_l"}  # name begins so -> recipe ends so
 FRAMES = {"ek100_mir": 4, "egomcq": 4, "egtea": 16, "charades_ego": 16}  # frames of a zero-shot recipe
 
@@ -44,9 +43,9 @@ def _result(score: Score) -> str:
 
 
 def commands() -> dict[tuple[str, str, int], tuple[str, ...]]:
-    """(checkpoint, task, frames) of each published score -> recipe that repeats it, and settings; narrators have none.
+    """(checkpoint, task, frames) of each published score -> recipe that repeats it, and settings.
 
-    A fine-tuned checkpoint has a recipe with its name.
+    A fine-tuned checkpoint and a narrator have a recipe with their name.
     """
     found: dict[tuple[str, str, int], tuple[str, ...]] = {}
     for model in ZOO.values():
@@ -55,15 +54,13 @@ def commands() -> dict[tuple[str, str, int], tuple[str, ...]]:
                 ending = next(ending for start, ending in ZERO_SHOT.items() if model.name.startswith(start))
                 frames = (f"data.frames={score.frames}",) if score.frames != FRAMES[score.task] else ()
                 found[model.name, score.task, score.frames] = (f"{score.task}_zeroshot_{ending}", *frames)
-            elif score.how == "fine-tuned":
+            else:
                 found[model.name, score.task, score.frames] = (model.name, f"checkpoint={model.name}")
     return found
 
 
 def _command(model: ZooModel, score: Score) -> str:
-    parts = commands().get((model.name, score.task, score.frames))
-    if parts is None:
-        return f'{NOT_BUILT}; `load_model("{model.name}", num_frames={score.frames})`'
+    parts = commands()[model.name, score.task, score.frames]
     return f"`torchrun --nproc-per-node 8 evaluate.py --config {' '.join(parts)}`"
 
 

@@ -62,6 +62,7 @@ PictureType = Literal["float32", "float16"]
 Activation = Literal["quick_gelu", "gelu"]
 TextKind = Literal["auto", "clip", "distilbert"]
 Projection = Literal["matrices", "frozen_in_time"]
+CaptionAverage = Literal["positions", "tokens"]
 Optimizer = Literal["adamw", "sgd"]
 Schedule = Literal["cosine", "constant"]
 MultiplierScope = Literal["all", "backbone"]
@@ -76,7 +77,9 @@ class DataConfig:
     val: str = ""  # shard set to evaluate on
     folder: str = "data"  # where the files of lavila/configs/data have their shard sets; train and val say it in full
     dataset: str = ""  # whose shard sets these must be: a name of tools/shard_videos.py --dataset; empty = anyone's
-    captions: tuple[str, ...] = ()  # captions tables (.parquet), and `own` for the shard set's narrations; empty = own
+    quarantine: str = ""  # further clips to leave out: a file of tools/inspect_shards.py --verify --quarantine FILE
+    captions: tuple[str, ...] = ()  # of train: captions tables (.parquet), `own` = the set's narrations; empty = own
+    val_captions: tuple[str, ...] = ()  # likewise for the clips of val; empty = own
     batch_size: Count = 64  # clips per optimiser step over all ranks; the same run on 1 or 8 GPUs sees the same batches
     shuffle_window: Count = 131_072  # training clips mixed with each other; sets up to this size are mixed fully
     read_ahead: bool = False  # read the next window in long stretches, for storage that is slow at many small requests
@@ -127,6 +130,22 @@ class TextConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """The language model of a narrator, and how it sees a clip."""
+
+    width: Count = 768  # channels of a token
+    depth: Count = 12  # transformer blocks
+    heads: Count = 12  # attention heads of a block, and of the pooler of visual tokens
+    cross_attention_every: Count = 1  # blocks 0, k, 2k ... look at the visual tokens
+    gated: bool = True  # learnt gates on that, closed at first
+    dropout: ChanceBelowOne = 0.1  # chance of zeroing a channel; frozen parts have none
+    queries: Count = 256  # visual tokens of a clip
+    context: Annotated[int, Range(least=2)] = 77  # tokens that a text is cut to, both end tokens included
+    vocabulary: str = "gpt2"  # a folder with vocab.json and merges.txt, or a name on the hub
+    init: str = "gpt2"  # weights of a fresh language model: a folder, or a name on the hub; random = none
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """A TimeSformer, and what a task adds to it. Its frame count and picture size come from `data`."""
 
@@ -145,8 +164,21 @@ class ModelConfig:
     init: str = ""  # weights to start from: a folder, a file, a name of the zoo, clip:NAME of OpenAI, or random
     freeze: tuple[str, ...] = ()  # parts that keep their weights: video, text, temperature, ..., or names such as fc_*
     text: TextConfig = field(default_factory=TextConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
     embed_dim: Count = 256  # channels of the space in which a dual encoder's videos and texts meet
     projection: Projection = "matrices"  # into that space, from distilbert; frozen_in_time: as EgoVLP's
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationConfig:
+    """How a narrator writes in an evaluation; the defaults are those of the published scores."""
+
+    num_return_sequences: CountOrNone = 1  # texts drawn for a clip, of which the likeliest counts; 0 = write none
+    max_length: Annotated[int, Range(least=2)] = 77  # tokens of a text, the one that begins it included
+    temperature: Positive = 0.7  # logits are divided by it
+    top_k: CountOrNone = 0  # only the k likeliest tokens; 1 = greedy, 0 = all
+    top_p: Share = 0.95  # only the likeliest tokens that together reach this probability; 1 = all
+    num_beams: Count = 1  # above 1: beam search, which samples where temperature, top_k or top_p ask for it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +197,8 @@ class TaskConfig:
     margin: NotNegative = 0.2  # max-margin: by which a pair should be more similar than others
     keep_diagonal: bool = False  # max-margin: a pair counts among those that it is compared with
     scale_margin: bool = False  # max-margin: the margin is times the relevancy of a pair's sentence
+    caption_average: CaptionAverage = "positions"  # narration: the loss is a mean over all positions, or the tokens
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
     relevancy_above: ChanceBelowOne = 0.1  # retrieval: a clip is paired with any sentence that is more relevant to it
 
 
@@ -177,7 +211,7 @@ class OptimConfig:
     lr: NotNegative = 3e-3  # peak learning rate
     lr_start: NotNegative = 1e-6  # learning rate of the first step of the warm-up
     lr_end: NotNegative = 1e-5  # where the cosine ends
-    warmup_epochs: NotNegative = 1.0  # linear warm-up, its end point included
+    warmup_epochs: NotNegative = 1.0  # linear warm-up, its end point included; a shorter `epochs` shortens it
     schedule: Schedule = "cosine"  # cosine with warm-up, or constant: lr throughout
     lr_multiplier: NotNegative = 0.1  # lr, lr_start and lr_end times this, for those that the next field names
     lr_multiplier_for: MultiplierScope = "all"  # all: heads too, as published; backbone: heads keep lr
@@ -228,7 +262,7 @@ class RunConfig:
     resume: str = "auto"  # auto: newest checkpoint; none: afresh; aside: afresh, older run kept beside; or a path
     checkpoint_every_steps: CountOrNone = 0  # save every n steps; 0 = at the end of each epoch only
     keep_checkpoints: Count = 2  # newest ones kept
-    keep_best: str = ""  # keep the checkpoint with the largest NAME/METRIC of `evals` as well, such as mir/map
+    keep_best: str = ""  # keep the checkpoint with the best NAME/METRIC of `evals` as well, such as mir/map
     log_every_steps: Count = 10  # between two lines of metrics.jsonl
     log: LogConfig = field(default_factory=LogConfig)
     evals: dict[str, EvalConfig] = field(default_factory=dict)  # evaluations during training, by their names

@@ -31,6 +31,7 @@ from lavila.data.sizes import ChosenSizes, shuffle_of
 from lavila.engine.distributed import Process
 from lavila.engine.tables import tables_of
 from lavila.models.dual_encoder import ClipDualEncoder
+from lavila.models.generation import GenerationConfig
 from lavila.models.timesformer import TimeSformer, TimeSformerConfig
 from lavila.plan.crops import CropChoice, ViewChoice
 from lavila.plan.frames import FrameChoice
@@ -40,6 +41,7 @@ from lavila.shards.reader import ShardSet, open_shard_set
 from lavila.tasks import (
     MarginOptions,
     ModelParts,
+    NarrationOptions,
     Task,
     TaskError,
     TaskFacts,
@@ -62,7 +64,7 @@ def shard_set(config: RunConfig, which: str) -> ShardSet:
     path = getattr(config.data, which)
     if not path:
         raise ConfigError(f"data.{which} is empty: give the folder of a shard set made by tools/shard_videos.py")
-    shards = open_shard_set(Path(path))
+    shards = open_shard_set(Path(path), quarantine=config.data.quarantine)
     found, wanted = shards.manifest.get("dataset"), config.data.dataset
     if wanted and found != wanted:
         raise ConfigError(
@@ -82,7 +84,7 @@ def task_kind(config: RunConfig) -> TaskKind:
 
 def task_options(config: RunConfig) -> TaskOptions:
     """The values of a config that tasks use."""
-    task, model, text = config.task, config.model, config.model.text
+    task, model, text, decoder = config.task, config.model, config.model.text, config.model.decoder
     return TaskOptions(
         heads=task.heads,
         head_weights=task.head_weights,
@@ -113,10 +115,43 @@ def task_options(config: RunConfig) -> TaskOptions:
             scaled=task.scale_margin,
             relevancy_above=task.relevancy_above,
         ),
+        narration=NarrationOptions(
+            width=decoder.width,
+            depth=decoder.depth,
+            heads=decoder.heads,
+            cross_attention_every=decoder.cross_attention_every,
+            gated=decoder.gated,
+            dropout=decoder.dropout,
+            queries=decoder.queries,
+            context=decoder.context,
+            vocabulary=decoder.vocabulary,
+            init=decoder.init,
+            average=task.caption_average,
+            writes=generation_of(config),
+            seed=config.seed,
+        ),
         templates=task.templates,
         fusion=config.views.fusion,
         view_batch_size=config.views.view_batch_size,
     )
+
+
+def generation_of(config: RunConfig) -> GenerationConfig | None:
+    """How a narrator writes; None where it shall not. ConfigError for settings that exclude each other."""
+    chosen = config.task.generation
+    if not chosen.num_return_sequences:
+        return None
+    try:
+        return GenerationConfig(
+            num_return_sequences=chosen.num_return_sequences,
+            max_length=min(chosen.max_length, config.model.decoder.context),
+            temperature=chosen.temperature,
+            top_k=chosen.top_k or None,
+            top_p=chosen.top_p if chosen.top_p < 1 else None,
+            num_beams=chosen.num_beams,
+        )
+    except ValueError as error:
+        raise ConfigError(f"task.generation: {error}") from None
 
 
 def task_facts(config: RunConfig, shards: ShardSet) -> TaskFacts:
@@ -126,7 +161,7 @@ def task_facts(config: RunConfig, shards: ShardSet) -> TaskFacts:
 
 def check_words(config: RunConfig, shards: ShardSet, captions: Captions) -> None:
     """Raise ConfigError where a task is trained on words and not one clip of the set has any."""
-    if task_kind(config).needs_words(tables_of(shards)) and not captions.any_words():
+    if task_kind(config).needs_words(tables_of(shards)) and not captions.worded_rows().any():
         raise ConfigError(
             f"data.captions={list(config.data.captions)}: not one clip of {shards.path} has a narration, and "
             f"task.name={config.task.name} is trained on them; name captions tables (tools/make_captions.py), or make "
@@ -221,10 +256,11 @@ def _differ(ours: Sequence[float], theirs: Sequence[float]) -> bool:
 
 
 def training_loader(config: RunConfig, shards: ShardSet, process: Process) -> ClipLoader:
-    """Random crops of every clip, in a new order each epoch."""
+    """Random crops of every clip, in a new order each epoch; where a task trains on words, of every clip with some."""
     config = with_weights(config, None)  # for who builds a loader alone; a run has resolved it before
+    captions = Captions(shards, config.data.captions)
     plan = TrainingPlan(
-        clip_sizes(shards),
+        _sizes_to_train_on(config, shards, captions),
         frames=_frame_choice(config.data),
         crop=CropChoice(
             size=config.data.image_size,
@@ -238,7 +274,19 @@ def training_loader(config: RunConfig, shards: ShardSet, process: Process) -> Cl
         passes=config.optim.accumulate,
         shuffle=shuffle_of(shards, window=config.data.shuffle_window, read_ahead=config.data.read_ahead),
     )
-    return _loader(config, shards, plan, process, Captions(shards, config.data.captions))
+    return _loader(config, shards, plan, process, captions)
+
+
+def _sizes_to_train_on(config: RunConfig, shards: ShardSet, captions: Captions) -> Sizes:
+    """All usable clips; for a task that trains on words those that have some, so that batches are full."""
+    sizes = clip_sizes(shards)
+    if not task_kind(config).needs_words(tables_of(shards)):
+        return sizes
+    worded = np.flatnonzero(captions.worded_rows()[shards.usable_rows()])
+    if len(worded) in (0, len(sizes)):  # where no clip has words, the run stops with an error that says so
+        return sizes
+    log.info("%s: %d of %d clips have narrations; the others are left out", shards.path, len(worded), len(sizes))
+    return ChosenSizes(of=sizes, indices=worded)
 
 
 def view_choice(config: RunConfig) -> ViewChoice:
@@ -266,8 +314,7 @@ def view_loader(
         ranks=Ranks(rank=process.rank, world=process.world),
         portion=max(1, config.views.view_batch_size // views.computed),
     )
-    captions = Captions(shards, config.data.captions, need_every_table=False)  # some may be of training clips only
-    return _loader(config, shards, plan, process, captions)
+    return _loader(config, shards, plan, process, Captions(shards, config.data.val_captions))
 
 
 def fresh_model(config: RunConfig, facts: TaskFacts, *, resumed: bool = False) -> nn.Module:

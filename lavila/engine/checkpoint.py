@@ -194,6 +194,13 @@ class Best:
     checkpoint: str  # name of its folder
     metric: str  # NAME/METRIC, as `keep_best` has it
     value: float
+    lower_is_better: bool = False
+
+    def beats(self, other: Best | None) -> bool:
+        """Whether it takes the other's place; NaN never does, and an equal one stays."""
+        if other is None or math.isnan(self.value):
+            return other is None and not math.isnan(self.value)
+        return self.value < other.value if self.lower_is_better else self.value > other.value
 
 
 def best_of(folder: Path, *, metric: str = "") -> Best | None:
@@ -210,9 +217,8 @@ def best_of(folder: Path, *, metric: str = "") -> Best | None:
 
 
 def note_if_best(folder: Path, best: Best) -> None:
-    """Write `best.json`, whole or not at all, if the value is larger than that of the same metric there."""
-    before = best_of(folder, metric=best.metric)
-    if not best.value > (before.value if before else -math.inf):  # NaN is no best
+    """Write `best.json`, whole or not at all, if the value is better than that of the same metric there."""
+    if not best.beats(best_of(folder, metric=best.metric)):
         return
     with whole_file(folder / BEST) as file:
         file.write(f"{json.dumps(vars(best))}\n".encode())

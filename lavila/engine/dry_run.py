@@ -22,6 +22,8 @@ from lavila.engine.precision import Arithmetic
 from lavila.engine.trainer import Trainer, prepare
 from lavila.errors import UserError
 from lavila.records import VideoBatch
+from lavila.tasks import TaskFacts
+from lavila.tasks.words import CONTEXT
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +46,7 @@ def check_training(config: RunConfig) -> None:
             build.build_task(evaluation.config, trainer.state.model, evaluation.facts, evaluation.shards)
             every, clips = evaluation.every_epochs, len(evaluation.shards)
             log.info("evals.%s, every %d epoch(s): %d clips, a batch: %s", evaluation.name, every, clips, shapes(first))
-        size = _pass_size(batch, clips=trainer.loader.plan.largest_batch)
+        size = _pass_size(batch, trainer.task_facts, clips=trainer.loader.plan.largest_batch)
         state = trainer.state
         memory = training_memory(state.model, state.optimizer, size, trainer.arithmetic, ranks=process.world)
         log.info("memory of a step: %s", memory)
@@ -73,7 +75,7 @@ def check_evaluation(config: RunConfig) -> None:
         batch = _first_batch(loader)
         log.info("a batch on a rank: %s", shapes(batch))
         views = loader.plan.largest_batch * batch.video.shape[1]
-        size = _pass_size(batch, clips=min(config.views.view_batch_size, views))
+        size = _pass_size(batch, ready.facts, clips=min(config.views.view_batch_size, views))
         arithmetic = Arithmetic.of_evaluation(config, process.device)
         log.info("memory of a forward pass: %s", evaluation_memory(ready.task.model, size, arithmetic))
         barrier()
@@ -110,9 +112,10 @@ def _first_batch(loader: ClipLoader) -> VideoBatch:
     return batch
 
 
-def _pass_size(batch: VideoBatch, *, clips: int) -> PassSize:
+def _pass_size(batch: VideoBatch, facts: TaskFacts, *, clips: int) -> PassSize:
     channels, frames, height, width = batch.video.shape[2:]
-    return PassSize(clips=clips, video=(channels, frames, height, width), texts=clips)
+    video = (channels, frames, height, width)
+    return PassSize(clips=clips, video=video, texts=clips, text_tokens=facts.get(CONTEXT, 0))
 
 
 def _check_writable(folder: Path) -> None:

@@ -53,6 +53,7 @@ class PassSize:
     clips: int  # views count as clips
     video: tuple[int, int, int, int]  # [C, T, H, W] of each
     texts: int = 0  # texts of the longest length; 0 = none
+    text_tokens: int = 0  # tokens of the longest text
 
 
 def training_memory(
@@ -93,9 +94,10 @@ def _activations(model: nn.Module, size: PassSize, arithmetic: Arithmetic, *, ba
     device = next(model.parameters()).device
     video = functools.partial(torch.zeros, size.clips, *size.video, device=device)
     total = _peak(model.get_submodule("visual"), video, arithmetic, backward=backward)
-    if size.texts and (longest := getattr(model, "longest_text", 0)):
-        text = functools.partial(torch.zeros, size.texts, longest, dtype=torch.int64, device=device)
-        total += _peak(_Text(model), text, arithmetic, backward=backward)
+    reader = _Text if hasattr(model, "encode_text") else _Decoder if hasattr(model, "text_decoder") else None
+    if reader is not None and size.texts and size.text_tokens:
+        text = functools.partial(torch.zeros, size.texts, size.text_tokens, dtype=torch.int64, device=device)
+        total += _peak(reader(model), text, arithmetic, backward=backward)
     return total
 
 
@@ -108,6 +110,20 @@ class _Text(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         found: Tensor = self.model.encode_text(tokens)  # type: ignore[operator]
+        return found
+
+
+class _Decoder(nn.Module):
+    """The language model of a narrator, given texts and the visual tokens of as many clips."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        decoder: Any = self.model.text_decoder
+        visual: Any = self.model.img_queries
+        found: Tensor = decoder(tokens, decoder.look(visual.expand(len(tokens), -1, -1)))
         return found
 
 

@@ -116,8 +116,7 @@ def freeze(model: nn.Module, names: Sequence[str]) -> None:
     parts: Mapping[str, Sequence[str]] = getattr(model, "parts", {})
     parameters = dict(model.named_parameters())
     for name in names:
-        patterns = parts.get(name, (name,))
-        found = [known for known in parameters if any(fnmatchcase(known, pattern) for pattern in patterns)]
+        found = fitting(parameters, parts.get(name, (name,)))
         if not found:
             groups = sorted({known.split(".")[0] + (".*" if "." in known else "") for known in parameters})
             raise ConfigError(
@@ -128,6 +127,18 @@ def freeze(model: nn.Module, names: Sequence[str]) -> None:
             parameters[known].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in parameters.values()):
         raise ConfigError(f"model.freeze={list(names)}: that is the whole model, nothing is left to train; name less")
+
+
+def fitting(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
+    """The names that fit a pattern, but for those that fit one with a ! before it; * stands for anything."""
+    left_out = [pattern[1:] for pattern in patterns if pattern.startswith("!")]
+    taken = [pattern for pattern in patterns if not pattern.startswith("!")]
+    return [
+        name
+        for name in names
+        if any(fnmatchcase(name, pattern) for pattern in taken)
+        and not any(fnmatchcase(name, pattern) for pattern in left_out)
+    ]
 
 
 def train_mode(model: nn.Module) -> None:

@@ -338,7 +338,9 @@ class Trainer:
         if metric not in named:
             raise TrainingError(f"keep_best={metric}: no such metric; the evaluation has {', '.join(named)}")
         assert self.newest is not None
-        best = Best(checkpoint=self.newest.name, metric=metric, value=named[metric].value)
+        found = named[metric]
+        lower = found.lower_is_better
+        best = Best(checkpoint=self.newest.name, metric=metric, value=found.value, lower_is_better=lower)
         note_if_best(self.run_dir / checkpoint.FOLDER, best)
 
     def _save(self) -> None:
@@ -369,7 +371,7 @@ class Trainer:
         frozen = sum(p.numel() for p in self.state.model.parameters() if not p.requires_grad)
         return (
             f"{self.config.name}: {parameters / 1e6:.1f} M parameters"
-            f"{f' ({frozen / 1e6:.1f} M frozen)' if frozen else ''}, {len(self.loader.shard_set)} clips, "
+            f"{f' ({frozen / 1e6:.1f} M frozen)' if frozen else ''}, {self.state.order['clips']} clips, "
             f"{self.updates_per_epoch} steps of {self.config.data.batch_size} clips an epoch, "
             f"{self.process.world} rank(s) on {self.process.device.type}, {self.arithmetic.precision}, "
             f"decoder {self.loader.decoder}"

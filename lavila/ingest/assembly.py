@@ -6,6 +6,7 @@ Until a set is whole, its folder has .work, with
     settings.json            the settings of the tars; a run with other settings may not continue
     shard-000000.json        rows, failures and hash of a whole tar
     shard-000000.lost.json   items that ended a process, with the reasons; they are not tried again
+    shard-000000.before.json the record of a tar that is made again, with what it holds
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ import numpy as np
 
 from lavila.annotations.base import AnnotationSet
 from lavila.files import whole_file
-from lavila.ingest.jobs import ChunkNeeds, Failure, ShardResult, read_result, words
+from lavila.ingest.jobs import Failure, ShardResult, read_result, words
+from lavila.ingest.needs import ChunkNeeds
 from lavila.ingest.notes import ESTIMATED, Notes
 from lavila.records import Clip, Ints, SpanRule
 from lavila.shards.chunks import ChunkError, ChunkIndex, Place
@@ -46,17 +48,27 @@ LONG = ("gop_offsets", "piece_crc32")  # columns of chunks.parquet with a number
 
 
 @contextmanager
-def work_folder(out: Path, settings: Mapping[str, Any], *, resume: bool) -> Iterator[bool]:
+def work_folder(out: Path, settings: Mapping[str, Any], *, resume: bool, allowed: int | None = None) -> Iterator[bool]:
     """Lock `out` for one run. Yields whether it already is a whole set made with these settings.
 
-    Raises ShardSetError if another run writes there, if the folder holds something else, or if the set in it has other
-    settings.
+    A whole set with more than `allowed` failures (None = any number) is one to add clips to: with `resume` it yields
+    False, and the manifest is still there. Raises ShardSetError if another run writes there, if the folder holds
+    something else, or if the set in it has other settings.
     """
-    if _is_whole(out, settings):
+    manifest = _whole_manifest(out, settings)
+    if manifest is not None and _is_enough(manifest, allowed):
+        _clear(out)
         yield True
         return
+    if manifest is not None and not resume:
+        raise ShardSetError(
+            f"{out}: a whole set without {manifest['failures']} clips that failed, --max-failures is {allowed}; add "
+            "--resume to try them again"
+        )
+    if manifest is not None:
+        _check_same(out, manifest, settings)  # clips of another version of an encoder would make it a mixture
     work = out / WORK
-    if not work.exists() and out.exists() and any(out.iterdir()):
+    if manifest is None and not work.exists() and out.exists() and any(out.iterdir()):
         raise ShardSetError(f"{out}: holds other files; give an empty or new folder as --out")
     work.mkdir(parents=True, exist_ok=True)
     with (work / "lock").open("w") as lock:
@@ -64,11 +76,16 @@ def work_folder(out: Path, settings: Mapping[str, Any], *, resume: bool) -> Iter
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ShardSetError(f"{out}: another run is writing here; wait for it, or give another --out") from None
-        if _is_whole(out, settings):  # the run that held the lock has just ended
+        manifest = _whole_manifest(out, settings)
+        if manifest is not None and _is_enough(manifest, allowed):  # the run that held the lock has just ended
+            _clear(out)
             yield True
             return
         recorded = work / "settings.json"
-        if recorded.exists():
+        if manifest is not None:
+            for leftover in work.glob("*.json"):  # of a run that was killed after it wrote the manifest
+                leftover.unlink()
+        elif recorded.exists():
             if not resume:
                 raise ShardSetError(f"{out}: holds an unfinished set; add --resume to continue, or give another --out")
             begun = json.loads(recorded.read_text(encoding="utf-8"))
@@ -82,12 +99,17 @@ def work_folder(out: Path, settings: Mapping[str, Any], *, resume: bool) -> Iter
             leftover.unlink()
         with whole_file(recorded) as file:
             file.write(json.dumps({"format": FORMAT, **settings}, indent=1).encode())
-        yield False
+        try:
+            yield False
+        finally:
+            if (out / MANIFEST).exists():  # the set is whole; a run that could not add clips left it so
+                _clear(out)
 
 
-def _is_whole(out: Path, settings: Mapping[str, Any]) -> bool:
+def _whole_manifest(out: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The manifest of a whole set made with these settings; None if there is none."""
     if not (out / MANIFEST).exists():
-        return False
+        return None
     shard_set = open_shard_set(out)
     manifest = shard_set.manifest
     # After an update of an encoder a whole set is still good. Only an unfinished one would become a mixture.
@@ -95,9 +117,16 @@ def _is_whole(out: Path, settings: Mapping[str, Any]) -> bool:
     problems = shard_set.verify()  # opening a set does not check the size of every tar
     if problems:
         raise ShardSetError(problems[0])
+    return manifest
+
+
+def _is_enough(manifest: Mapping[str, Any], allowed: int | None) -> bool:
+    return allowed is None or int(manifest.get("failures", 0)) <= allowed
+
+
+def _clear(out: Path) -> None:
     if (out / WORK).exists():  # a run was killed after it wrote the manifest
         shutil.rmtree(out / WORK)
-    return True
 
 
 def _check_same(out: Path, found: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
@@ -109,9 +138,10 @@ def _check_same(out: Path, found: Mapping[str, Any], settings: Mapping[str, Any]
                 (name, value, value),
             )
         if there != value:
+            remedy = "install that version" if name.startswith("versions.") else "use the same settings"
             raise ShardSetError(
-                f"{out}: made with {name} = {json.dumps(there)}, but now it is {json.dumps(value)}; "
-                "use the same settings, or give another --out"
+                f"{out}: made with {name} = {json.dumps(there)}, but now it is {json.dumps(value)}; {remedy}, or give "
+                "another --out"
             )
 
 

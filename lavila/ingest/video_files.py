@@ -16,6 +16,8 @@ from typing import Any
 import av
 
 from lavila.errors import UserError
+from lavila.ingest.downloads import why_unreadable
+from lavila.ingest.places import why_missing
 from lavila.libav import ANY_TAGS, DAMAGE, reason, strictness
 
 MIN_FPS, MAX_FPS = Fraction(1, 100), 1000
@@ -78,7 +80,7 @@ def find_parts(path: Path) -> list[Part]:
         if path.is_file():
             return [Part(path=path, name=str(path), start=Fraction(0), stop=None)]
         if not path.is_dir():
-            raise EncodeError(f"{path}: no such video")
+            raise EncodeError(f"{path}: {why_missing(path)}")
         found = sorted((int(match[1]), file) for file in path.iterdir() if (match := PART_NAME.fullmatch(file.name)))
     except OSError as error:
         raise EncodeError(f"{path}: not readable ({error.strerror})") from error
@@ -120,7 +122,8 @@ def _open_container(part: Part, limits: Limits, deadline: Deadline) -> Any:
     except (av.FFmpegError, OSError, ValueError) as error:
         deadline.check()
         kind = error.__class__.__name__
-        raise EncodeError(f"{part.name}: not a readable video ({kind}); it should be {KINDS}") from error
+        why = why_unreadable(part.path) or f"it should be {KINDS}"
+        raise EncodeError(f"{part.name}: not a readable video ({kind}); {why}") from error
 
 
 def _video_stream(part: Part, container: Any, limits: Limits) -> Any:

@@ -1,6 +1,8 @@
 """Losses: tensors in, a scalar out."""
 
+from lavila.losses.captioning import caption_perplexity as caption_perplexity
 from lavila.losses.captioning import captioning_loss as captioning_loss
+from lavila.losses.captioning import token_accuracy as token_accuracy
 from lavila.losses.classification import classification_loss as classification_loss
 from lavila.losses.contrastive import contrastive_accuracy as contrastive_accuracy
 from lavila.losses.contrastive import contrastive_loss as contrastive_loss

@@ -21,6 +21,7 @@ class Metric:
 
     value: float
     unit: Unit
+    lower_is_better: bool = False  # as a perplexity's
 
     def __str__(self) -> str:
         if self.unit is Unit.percent:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from lavila.errors import listed, one_line
 
 NORM_EPS = 1e-5
 INIT_STD = 0.02
+FIRST_CAPACITY = 20  # tokens of a new cache; most narrations are shorter
 # Causal masks, and the number for masked scores. Older versions of transformers stored them with the weights.
 MASK_BUFFERS = re.compile(r"transformer\.h\.\d+\.(attn|crossattention)\.(bias|masked_bias)$")
 MASKED_BIAS = -1e4
@@ -63,15 +64,99 @@ class GatedGpt2Config:
 
 
 @dataclass
+class Seen:
+    """What sequences see of their clips: keys and values of the visual tokens, which no step computes again."""
+
+    blocks: list[KeyValue | None]  # cross-attention of each block, [B,H,M,E]; None where a block has none
+    places: int = 0  # of each clip in the grid; 0: sequence i sees clip i // (N/B), and there is no grid
+    place_N: Tensor | None = None  # the place of each sequence in the grid [B * places]
+
+    @property
+    def clips(self) -> int:
+        assert self.blocks[0] is not None  # block 0 always attends to the visual tokens
+        return len(self.blocks[0][0])
+
+    def take(self, rows_N: Tensor, sequences: int) -> None:
+        """Let sequence i see the clip of the one at rows_N[i] of `sequences` earlier ones.
+
+        Rows may repeat and be left out. Clips without sequences leave.
+        """
+        if self.place_N is None:
+            self.places = sequences // self.clips
+            self.place_N = torch.arange(sequences, device=rows_N.device)
+        clip_N = self.place_N[rows_N] // self.places
+        count_B = torch.bincount(clip_N, minlength=self.clips)
+        if not bool(count_B.all()):
+            rows_B = survivors(count_B > 0)
+            self.blocks = [pair and (moved(pair[0], rows_B), moved(pair[1], rows_B)) for pair in self.blocks]
+            new_B = torch.zeros_like(count_B)
+            new_B[rows_B] = torch.arange(len(rows_B), device=rows_N.device)
+            clip_N, count_B = new_B[clip_N], count_B[rows_B]
+        # The sequences of a clip take its first places.
+        self.places = int(count_B.max())
+        by_clip_N = clip_N.argsort(stable=True)
+        place_N = torch.arange(len(clip_N), device=rows_N.device) - (count_B.cumsum(0) - count_B)[clip_N[by_clip_N]]
+        self.place_N = torch.empty_like(clip_N)
+        self.place_N[by_clip_N] = clip_N[by_clip_N] * self.places + place_N
+
+    def to_grid(self, x_NLD: Tensor) -> Tensor:
+        """[N,L,D] -> [B, places * L, D]: one row of queries for each clip; zeros where a place has no sequence."""
+        if self.place_N is not None:
+            grid = x_NLD.new_zeros(self.clips * self.places, *x_NLD.shape[1:])
+            x_NLD = grid.index_copy(0, self.place_N, x_NLD)
+        return x_NLD.reshape(self.clips, -1, x_NLD.shape[2])
+
+    def from_grid(self, x_BQD: Tensor, length: int) -> Tensor:
+        """The inverse of `to_grid` for sequences of `length` tokens."""
+        x_NLD = x_BQD.reshape(-1, length, x_BQD.shape[2])
+        return x_NLD if self.place_N is None else x_NLD[self.place_N]
+
+
+@dataclass
 class TokenCache:
     """Keys and values of the tokens that a decoder has seen, so that each step computes only one token."""
 
-    blocks: list[KeyValue] = field(default_factory=list)  # self-attention of each block, [N,H,L,E], L = capacity
+    blocks: list[KeyValue]  # self-attention of each block, [N,H,C,E]; C grows as tokens come
+    limit: int  # the largest C
     length: int = 0  # number of tokens seen
 
-    def reorder(self, rows_N: Tensor) -> None:
-        """Give sequence i the tokens that sequence rows_N[i] has seen."""
-        self.blocks = [(keys[rows_N], values[rows_N]) for keys, values in self.blocks]
+    @property
+    def sequences(self) -> int:
+        return len(self.blocks[0][0])
+
+    def take(self, rows_N: Tensor) -> None:
+        """Let sequence i be the one at rows_N[i]. There may be fewer than before; rows may repeat."""
+        self.blocks = [
+            (moved(keys, rows_N, self.length), moved(values, rows_N, self.length)) for keys, values in self.blocks
+        ]
+
+    def make_room(self, length: int) -> None:
+        """Grow to hold `length` tokens, at least twofold, so that few tokens are copied and short texts stay cheap."""
+        capacity = self.blocks[0][0].shape[2]
+        if length > capacity:
+            capacity = min(self.limit, max(length, 2 * capacity))
+            for index, pair in enumerate(self.blocks):  # one block at a time: the old tensors of a block are freed
+                self.blocks[index] = (self._grown(pair[0], capacity), self._grown(pair[1], capacity))
+
+    def _grown(self, old_NHCE: Tensor, capacity: int) -> Tensor:
+        new = old_NHCE.new_empty(*old_NHCE.shape[:2], capacity, old_NHCE.shape[3])
+        new[:, :, : self.length] = old_NHCE[:, :, : self.length]
+        return new
+
+
+def survivors(kept_N: Tensor) -> Tensor:
+    """The rows to keep, in an order in which as many as possible stay where they are. kept: bool [N]."""
+    count = int(kept_N.sum())
+    rows_N = torch.arange(count, device=kept_N.device)
+    rows_N[~kept_N[:count]] = kept_N[count:].nonzero()[:, 0] + count
+    return rows_N
+
+
+def moved(x: Tensor, rows_N: Tensor, length: int | None = None) -> Tensor:
+    """x[rows_N] in the memory of x, which copies only rows that move. Of dimension 2 only `length` places move."""
+    moving = (rows_N != torch.arange(len(rows_N), device=rows_N.device)).nonzero()[:, 0]
+    x[moving, :, :length] = x[rows_N[moving], :, :length]
+    return x[: len(rows_N)]
 
 
 class Conv1D(nn.Module):
@@ -125,13 +210,12 @@ class CrossAttention(nn.Module):
         k, v = split_heads(self.c_attn(visual_BMD), 2, self.heads)
         return k, v
 
-    def forward(self, x_NLD: Tensor, seen: KeyValue) -> Tensor:
-        """[N,L,D] -> [N,L,D]. seen: the result of `look` for the B clips."""
-        clips = len(seen[0])
+    def forward(self, x_NLD: Tensor, seen: Seen, clip: KeyValue) -> Tensor:
+        """[N,L,D] -> [N,L,D]. clip: the result of `look` for the B clips; seen: which sequence sees which clip."""
         # The sequences of a clip form one row of queries, so that its keys and values are not copied for each.
-        (q,) = split_heads(self.q_attn(x_NLD).view(clips, -1, x_NLD.shape[2]), 1, self.heads)
-        out = scaled_dot_product_attention(q, *seen, dropout_p=self.dropout if self.training else 0.0)
-        out = self.c_proj(out.transpose(1, 2).reshape(x_NLD.shape))
+        (q,) = split_heads(seen.to_grid(self.q_attn(x_NLD)), 1, self.heads)
+        out = scaled_dot_product_attention(q, *clip, dropout_p=self.dropout if self.training else 0.0)
+        out = self.c_proj(seen.from_grid(out.transpose(1, 2).flatten(2), x_NLD.shape[1]))
         return dropout(out, self.dropout, self.training)
 
 
@@ -175,11 +259,13 @@ class GptBlock(nn.Module):
             self.ln_2_crossattention = nn.LayerNorm(config.width, eps=NORM_EPS)
         self.mlp = GptMlp(config)
 
-    def forward(self, x_NLD: Tensor, seen: KeyValue | None, past: KeyValue | None = None, length: int = 0) -> Tensor:
-        """[N,L,D] -> [N,L,D]. seen: the clips' keys and values for cross-attention; past, length: see SelfAttention."""
+    def forward(
+        self, x_NLD: Tensor, seen: Seen, clip: KeyValue | None, past: KeyValue | None = None, length: int = 0
+    ) -> Tensor:
+        """[N,L,D] -> [N,L,D]. seen, clip: see CrossAttention; past, length: see SelfAttention."""
         if self.cross:
-            assert seen is not None
-            x_NLD = x_NLD + gate(self.alpha_cattn, self.crossattention(self.ln_cross_attn(x_NLD), seen))
+            assert clip is not None
+            x_NLD = x_NLD + gate(self.alpha_cattn, self.crossattention(self.ln_cross_attn(x_NLD), seen, clip))
             x_NLD = x_NLD + gate(self.alpha_dense, self.mlp_crossattention(self.ln_2_crossattention(x_NLD)))
         x_NLD = x_NLD + self.attn(self.ln_1(x_NLD), past=past, length=length)
         out_NLD: Tensor = x_NLD + self.mlp(self.ln_2(x_NLD))
@@ -212,23 +298,24 @@ class GatedGpt2(nn.Module):
         self.register_load_state_dict_pre_hook(_refuse_two_embeddings)
         self.register_load_state_dict_post_hook(_tie)
 
-    def look(self, visual_BMD: Tensor) -> list[KeyValue | None]:
-        """Visual tokens [B,M,D] -> keys and values of each block's cross-attention, None where it has none."""
-        return [block.crossattention.look(visual_BMD) if block.cross else None for block in self.blocks]
+    def look(self, visual_BMD: Tensor) -> Seen:
+        """Visual tokens [B,M,D] -> keys and values of each block's cross-attention, in the type of the weights."""
+        visual_BMD = visual_BMD.to(self.lm_head.weight.dtype)
+        return Seen([block.crossattention.look(visual_BMD) if block.cross else None for block in self.blocks])
 
-    def forward(self, tokens_NL: Tensor, seen: list[KeyValue | None], cache: TokenCache | None = None) -> Tensor:
+    def forward(self, tokens_NL: Tensor, seen: Seen, cache: TokenCache | None = None) -> Tensor:
         """Token ids int64 [N,L] -> logits [N,L,V].
 
-        seen: the result of `look` for B clips; N is a multiple of B. cache: earlier tokens of the same sequences. While
-        it is empty, L may be more than 1. ValueError for sequences longer than the decoder or the cache can hold.
+        seen: the result of `look` for B clips; N is a multiple of B unless `seen.take` said which sequences are left.
+        cache: earlier tokens of the same sequences. While it is empty, L may be more than 1. ValueError for sequences
+        longer than the decoder or the cache can hold.
         """
         length = 0 if cache is None else cache.length
-        room = self.config.positions if cache is None else cache.blocks[0][0].shape[2]
-        assert seen[0] is not None  # block 0 always attends to the visual tokens
-        clips = len(seen[0][0])
-        if tokens_NL.ndim != 2 or not 1 <= length + tokens_NL.shape[1] <= room or len(tokens_NL) % clips:
+        room = self.config.positions if cache is None else cache.limit
+        fits = len(tokens_NL) % seen.clips == 0 if seen.place_N is None else len(tokens_NL) == len(seen.place_N)
+        if tokens_NL.ndim != 2 or not 1 <= length + tokens_NL.shape[1] <= room or not fits:
             raise ValueError(
-                f"tokens of shape {tuple(tokens_NL.shape)} after {length} others, for {clips} clips: "
+                f"tokens of shape {tuple(tokens_NL.shape)} after {length} others, for {seen.clips} clips: "
                 f"expected [N, L] with N a multiple of the clips and at most {room} tokens in all"
             )
         wanted = length + tokens_NL.shape[1]
@@ -236,23 +323,26 @@ class GatedGpt2(nn.Module):
         body = self.transformer
         places_L = torch.arange(length, wanted, device=tokens_NL.device)
         x_NLD = dropout(body.wte(tokens_NL) + body.wpe(places_L), self.config.dropout, self.training)
+        if cache is not None:
+            cache.make_room(wanted)
         for index, block in enumerate(body.h):
             if cache is not None:
-                x_NLD = block(x_NLD, seen[index], cache.blocks[index], length)
+                x_NLD = block(x_NLD, seen, seen.blocks[index], cache.blocks[index], length)
             elif self.config.gradient_checkpointing and torch.is_grad_enabled():
-                x_NLD = checkpoint(block, x_NLD, seen[index], use_reentrant=False)
+                x_NLD = checkpoint(block, x_NLD, seen, seen.blocks[index], use_reentrant=False)
             else:
-                x_NLD = block(x_NLD, seen[index])
+                x_NLD = block(x_NLD, seen, seen.blocks[index])
         if cache is not None:
             cache.length = wanted
         logits_NLV: Tensor = self.lm_head(body.ln_f(x_NLD))
         return logits_NLV
 
-    def new_cache(self, sequences: int, capacity: int) -> TokenCache:
-        """An empty cache for `sequences` sequences of up to `capacity` tokens, of the weights' type and device."""
-        config, weight = self.config, self.lm_head.weight
-        shape = (sequences, config.heads, min(capacity, config.positions), config.width // config.heads)
-        return TokenCache(blocks=[(weight.new_empty(shape), weight.new_empty(shape)) for _ in range(config.depth)])
+    def new_cache(self, sequences: int, limit: int) -> TokenCache:
+        """An empty cache for `sequences` sequences of up to `limit` tokens, of the weights' type and device."""
+        config, weight, limit = self.config, self.lm_head.weight, min(limit, self.config.positions)
+        shape = (sequences, config.heads, min(limit, FIRST_CAPACITY), config.width // config.heads)
+        blocks = [(weight.new_empty(shape), weight.new_empty(shape)) for _ in range(config.depth)]
+        return TokenCache(blocks, limit)
 
     @property
     def blocks(self) -> list[GptBlock]:

@@ -1,19 +1,26 @@
-"""Makes texts with a decoder, by sampling or beam search over a token cache, and scores given texts.
+"""Makes texts by sampling or beam search, and scores given texts.
 
-Shape suffixes of names: B clips, R sequences of a clip, N = B*R sequences, L tokens of a sequence (the first is the end
-token, which also begins), V vocabulary, M visual tokens of a clip, D width, G groups of beams, W beams of a group.
+A `Writer` is a decoder at work: it takes the last token of every sequence and gives the scores of the next one. What
+chooses among them is here, and is the same for narrators (`ClipWriter`) and paraphrasers (`lavila.models.paraphraser`).
+
+Shape suffixes of names: B clips (or captions to paraphrase), R texts of a clip, N sequences (those of a clip lie next
+to each other), L tokens of a sequence with the beginning token, V vocabulary, M visual tokens of a clip, D width, G
+groups of beams, W beams of a group.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax, softmax
 
-from lavila.models.gated_gpt2 import GatedGpt2
+from lavila.models.gated_gpt2 import GatedGpt2, TokenCache, survivors
 
 UNSTARTED = -1e9  # the log-probability of beams that do not exist yet
 
@@ -29,12 +36,15 @@ class GenerationConfig:
     temperature: float = 1.0  # logits are divided by this before the filters
     top_k: int | None = None  # only the k likeliest tokens; 1 is greedy
     top_p: float | None = None  # only the likeliest tokens that together reach this probability
-    num_beams: int = 1  # above 1: beam search instead of sampling
+    num_beams: int = 1  # above 1: beam search, which samples where temperature, top_k or top_p is given
     num_beam_groups: int = 1  # number of equal groups of beams; groups do not compete with each other
+    # Takes this off a token's log-probability for each beam of an earlier group that chooses the token in the same
+    # step, so that groups differ. LaViLa's narrator has none, and then all groups find the same texts.
+    diversity_penalty: float = 0.0
     length_penalty: float = 1.0  # beam search divides a text's log-probability by its length to this power
-    early_stopping: bool = (
-        True  # whether sampling stops when every text has ended; tokens after an end token mean nothing
-    )
+    # Sampling stops when every text has ended, and each text leaves the batch when it ends. False: all are written on
+    # to max_length, as in the reference; what follows the end means nothing.
+    early_stopping: bool = True
 
     def __post_init__(self) -> None:
         for name, least in (("num_return_sequences", 1), ("max_length", 2), ("num_beams", 1), ("num_beam_groups", 1)):
@@ -48,32 +58,116 @@ class GenerationConfig:
             raise ValueError(f"top_p={self.top_p}: must be above 0 and at most 1, or None to keep all tokens")
         if self.num_beams % self.num_beam_groups:
             raise ValueError(f"num_beams={self.num_beams} is not a multiple of num_beam_groups={self.num_beam_groups}")
+        if self.diversity_penalty < 0 or (self.diversity_penalty and self.num_beam_groups == 1):
+            raise ValueError(
+                f"diversity_penalty={self.diversity_penalty} with num_beam_groups={self.num_beam_groups}: "
+                "must be at least 0, and 0 unless there are several groups of beams"
+            )
         if self.num_beams == 1:
             return
         if self.num_return_sequences > self.num_beams:
             raise ValueError(
                 f"num_return_sequences={self.num_return_sequences}: {self.num_beams} beams give at most as many texts"
             )
-        if (self.temperature, self.top_k, self.top_p) != (1.0, None, None):
+        if self.samples and self.num_beam_groups > 1:
             raise ValueError(
-                f"num_beams={self.num_beams} with temperature={self.temperature}, top_k={self.top_k}, "
-                f"top_p={self.top_p}: beam search does not sample; leave them out or set num_beams=1"
+                f"num_beam_groups={self.num_beam_groups} with temperature={self.temperature}, top_k={self.top_k}, "
+                f"top_p={self.top_p}: groups of beams do not sample; leave these out or set num_beam_groups=1"
             )
 
+    @property
+    def samples(self) -> bool:
+        """Whether beams are drawn at random."""
+        return (self.temperature, self.top_k, self.top_p) != (1.0, None, None)
 
-@dataclass(frozen=True)
+    @property
+    def sequences(self) -> int:
+        """The number of sequences that are written at once for each clip."""
+        return max(self.num_return_sequences, self.num_beams)
+
+
+class Writer(Protocol):
+    """A decoder that writes sequences of some clips, token by token."""
+
+    clips: int  # B
+    begin: int  # the first token of every sequence
+    end: int  # the token that ends a text
+    pad: int  # fills up what follows a text
+    device: torch.device
+
+    def start(self, sequences: int, max_length: int) -> None:
+        """Get ready for `sequences` sequences, an equal number for each clip, of up to max_length tokens."""
+
+    def step(self, token_N: Tensor) -> Tensor:
+        """The last token of each sequence, int64 [N] -> logits of its next token, float32 or float64 [N,V]."""
+        ...
+
+    def take(self, rows_N: Tensor) -> None:
+        """Let sequence i go on from the one at rows_N[i]. There may be fewer than before; rows may repeat."""
+
+
+class ClipWriter:
+    """A narrator's decoder at work on clips, given by their visual tokens [B,M,D]. See `Writer`."""
+
+    def __init__(self, decoder: GatedGpt2, visual_BMD: Tensor) -> None:
+        self.decoder, self.seen = decoder, decoder.look(visual_BMD)
+        self.clips, self.device = len(visual_BMD), visual_BMD.device
+        self.begin = self.end = decoder.config.end_token
+        self.pad = decoder.config.pad_token
+        self.cache: TokenCache
+
+    def start(self, sequences: int, max_length: int) -> None:
+        self.cache = self.decoder.new_cache(sequences, max_length)
+
+    def step(self, token_N: Tensor) -> Tensor:
+        return exact(self.decoder(token_N[:, None], self.seen, self.cache)[:, -1])
+
+    def take(self, rows_N: Tensor) -> None:
+        self.seen.take(rows_N, self.cache.sequences)
+        self.cache.take(rows_N)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Narrations:
-    """Texts of B clips, R of each.
+    """Texts of B clips, R of each, and how likely they are.
 
-    tokens: int64 [B,R,L]. The beginning token comes first. A text ends before the next end token; ignore what follows.
-    nll: float [B,R], nats per token. The functions that make narrations say what they average. exp(nll) is the
-    perplexity that the reference reports. step_nll: float [B,R,L'], the averaged values, 0 where nothing counts; None
-    from beam search.
+    tokens: int64 [B,R,L]. The beginning token comes first, then the text, then the end token unless the text was cut at
+    max_length; ignore what follows. lengths: int64 [B,R], the number of tokens of each text without beginning and end.
+
+    nll: float64 [B,R], mean nats of a token, the end token included and the beginning token not: minus the
+    log-probability that the decoder gives the text, whatever temperature and filters chose it. exp(nll) is the
+    perplexity of the text. entropy: float64 [B,R], the mean entropy in nats of the distributions of those tokens, from
+    sampling only. exp(entropy) is what the reference reports as the perplexity ("ppl") of a sampled text.
+    beam_score: float64 [B,R], from beam search only, by which it ranks texts: log-probability over
+    length**length_penalty, where the length counts the beginning token and not the end token.
+    step_nll, step_entropy: float64 [B,R,L-1], the values that are averaged, 0 where nothing counts.
     """
 
     tokens: Tensor
+    lengths: Tensor
     nll: Tensor
+    entropy: Tensor | None = None
+    beam_score: Tensor | None = None
     step_nll: Tensor | None = None
+    step_entropy: Tensor | None = None
+
+    def ids(self) -> list[list[list[int]]]:
+        """Token ids of each text of each clip, without beginning and end token: ready for a tokenizer's `decode`."""
+        return [
+            [row[1 : 1 + length] for row, length in zip(rows, lengths, strict=True)]
+            for rows, lengths in zip(self.tokens.tolist(), self.lengths.tolist(), strict=True)
+        ]
+
+
+def clip_generators(seed: int, clip_ids: Sequence[str]) -> list[torch.Generator]:
+    """A generator of random numbers for each clip, which depends on the seed and the clip's id alone.
+
+    With them a clip's texts depend neither on the other clips of the batch nor on rank or order.
+    """
+    # PyTorch's generator on the CPU uses 32 bits of a seed. Two of many clips may share their numbers, which does no
+    # harm: they choose among different distributions.
+    digests = [hashlib.blake2b(f"{seed}/{clip_id}".encode(), digest_size=4).digest() for clip_id in clip_ids]
+    return [torch.Generator().manual_seed(int.from_bytes(digest)) for digest in digests]
 
 
 def keep_top_k(logits_NV: Tensor, k: int, *, at_least: int = 1) -> Tensor:
@@ -86,68 +180,112 @@ def keep_top_k(logits_NV: Tensor, k: int, *, at_least: int = 1) -> Tensor:
 
 
 def keep_nucleus(logits_NV: Tensor, p: float, *, at_least: int = 1) -> Tensor:
-    """Set all but the fewest likeliest tokens that together exceed the probability p to -inf."""
-    sorted_NV, order_NV = logits_NV.sort(descending=True, stable=True)
-    probability_NV = softmax(sorted_NV, dim=-1)
+    """Set all but the fewest likeliest tokens that together exceed the probability p to -inf.
+
+    Of equal logits the first ones stay.
+    """
+    sorted_NV = _descending(logits_NV)
     # A token is dropped if the likelier tokens before it are enough.
-    gone_NV = probability_NV.cumsum(-1).roll(1, -1) > p
-    gone_NV[..., :at_least] = False
-    return logits_NV.masked_fill(torch.empty_like(gone_NV).scatter_(-1, order_NV, gone_NV), -torch.inf)
+    before_NV = softmax(sorted_NV, dim=-1).cumsum(-1)[:, :-1]
+    kept_N1 = (1 + (before_NV <= p).sum(-1, keepdim=True)).clamp(min=at_least)
+    least_N1 = sorted_NV.gather(-1, kept_N1 - 1)
+    gone_NV = logits_NV < least_N1
+    if bool(((~gone_NV).sum(-1, keepdim=True) > kept_N1).any()):
+        equal_NV = logits_NV == least_N1
+        wanted_N1 = kept_N1 - (logits_NV > least_N1).sum(-1, keepdim=True)
+        gone_NV |= equal_NV & (equal_NV.cumsum(-1) > wanted_N1)
+    return logits_NV.masked_fill(gone_NV, -torch.inf)
 
 
-def filter_logits(logits_NV: Tensor, config: GenerationConfig) -> Tensor:
-    """Temperature, then top-k, then nucleus."""
+def _descending(x_NV: Tensor) -> Tensor:
+    """The values of each row, the largest first."""
+    if x_NV.device.type != "cpu":
+        return x_NV.sort(descending=True).values
+    # On a CPU numpy sorts with vector instructions: 25 times as fast as PyTorch for 10 rows of GPT-2's vocabulary,
+    # where PyTorch's sort takes a third of the time of a whole step.
+    return torch.from_numpy(np.sort(x_NV.numpy(), axis=-1)).flip(-1)
+
+
+def filter_logits(logits_NV: Tensor, config: GenerationConfig, *, at_least: int = 1) -> Tensor:
+    """Temperature, then top-k, then nucleus. The filters keep at_least tokens."""
     logits_NV = logits_NV / config.temperature
     if config.top_k is not None:
-        logits_NV = keep_top_k(logits_NV, config.top_k)
+        logits_NV = keep_top_k(logits_NV, config.top_k, at_least=at_least)
     if config.top_p is not None:
-        logits_NV = keep_nucleus(logits_NV, config.top_p)
+        logits_NV = keep_nucleus(logits_NV, config.top_p, at_least=at_least)
     return logits_NV
 
 
 def draw(probability_NV: Tensor, uniform_N: Tensor) -> Tensor:
     """Draw a token id for each row: the first one whose running sum of probabilities exceeds the number in [0, 1)."""
-    running_NV = probability_NV.double().cumsum(-1)
+    running_NV = probability_NV.cumsum(-1, dtype=torch.float64)
     return torch.searchsorted(running_NV, uniform_N.double()[:, None] * running_NV[:, -1:], right=True)[:, 0]
 
 
-def sample(
-    decoder: GatedGpt2, visual_BMD: Tensor, config: GenerationConfig, *, generator: Generators = None
-) -> Narrations:
-    """Sample texts. nll: mean entropy of the unfiltered distributions, up to the one that gave the end token.
+def sample(writer: Writer, config: GenerationConfig, *, generator: Generators = None) -> Narrations:
+    """Sample texts; the result says how likely and how uncertain each is.
 
     generator: one for all clips, or one for each, so that a clip's texts do not depend on the other clips. Random
     numbers are drawn on its device.
     """
-    sequences, steps = len(visual_BMD) * config.num_return_sequences, config.max_length - 1
-    uniform_NL = _uniform(len(visual_BMD), config.num_return_sequences, steps, generator).to(visual_BMD.device)
-    tokens_NL = visual_BMD.new_full((sequences, config.max_length), decoder.config.end_token, dtype=torch.long)
-    seen, cache = decoder.look(visual_BMD), decoder.new_cache(sequences, config.max_length)
-    ended_N = torch.zeros_like(tokens_NL[:, 0], dtype=torch.bool)
-    entropies: list[Tensor] = []
-    counted: list[Tensor] = []
-    length = config.max_length
+    sequences, steps = writer.clips * config.num_return_sequences, config.max_length - 1
+    uniform_BRL = _uniform(writer.clips, (config.num_return_sequences, steps), generator)
+    uniform_NL = uniform_BRL.flatten(0, 1).to(writer.device)
+    tokens_NL = torch.full((sequences, config.max_length), writer.end, device=writer.device)
+    tokens_NL[:, 0] = writer.begin
+    nll_NL = torch.zeros((sequences, steps), dtype=torch.float64, device=writer.device)
+    entropy_NL = torch.zeros_like(nll_NL)
+    writer.start(sequences, config.max_length)
+    row_N = torch.arange(sequences, device=writer.device)  # of the sequences that are being written
+    token_N = tokens_NL[:, 0]
     for step in range(steps):
-        logits_NV = _exact(decoder(tokens_NL[:, step : step + 1], seen, cache)[:, -1])
-        entropies.append(torch.special.entr(softmax(logits_NV, dim=-1)).sum(-1) * ~ended_N)
-        counted.append(~ended_N)
-        token_N = draw(softmax(filter_logits(logits_NV, config), dim=-1), uniform_NL[:, step])
-        ended_N = ended_N | (token_N == decoder.config.end_token)
-        if config.early_stopping and bool(ended_N.all()):
-            length = step + 1  # like the reference, leave out the tokens that ended the last texts
+        logits_NV = writer.step(token_N)
+        token_N = draw(softmax(filter_logits(logits_NV, config), dim=-1), uniform_NL[row_N, step])
+        log_NV = log_softmax(logits_NV, dim=-1)
+        tokens_NL[row_N, step + 1] = token_N
+        nll_NL[row_N, step] = -log_NV.gather(1, token_N[:, None])[:, 0].double()
+        entropy_NL[row_N, step] = torch.special.entr(log_NV.exp()).sum(-1).double()
+        going_N = token_N != writer.end
+        if not config.early_stopping or bool(going_N.all()):
+            continue
+        rows_N = survivors(going_N)
+        if not len(rows_N):
+            tokens_NL = tokens_NL[:, : step + 2]
             break
-        tokens_NL[:, step + 1] = token_N
-    return _narrations(tokens_NL[:, :length], torch.stack(entropies, 1), torch.stack(counted, 1), len(visual_BMD))
+        writer.take(rows_N)
+        row_N, token_N = row_N[rows_N], token_N[rows_N]
+    return _sampled(writer, tokens_NL, nll_NL, entropy_NL)
+
+
+def _sampled(writer: Writer, tokens_NL: Tensor, nll_NL: Tensor, entropy_NL: Tensor) -> Narrations:
+    """The narrations of sampled sequences: every value counts up to the one of the end token."""
+    steps = tokens_NL.shape[1] - 1
+    lengths_N = text_lengths(tokens_NL, writer.end)
+    counted_NL = torch.arange(steps, device=writer.device) <= lengths_N[:, None]
+    nll_NL, entropy_NL = nll_NL[:, :steps] * counted_NL, entropy_NL[:, :steps] * counted_NL
+    nll_N, entropy_N = (x_NL.sum(1) / counted_NL.sum(1) for x_NL in (nll_NL, entropy_NL))
+    tokens, lengths, nll, entropy, step_nll, step_entropy = (
+        torch.unflatten(x, 0, (writer.clips, -1)) for x in (tokens_NL, lengths_N, nll_N, entropy_N, nll_NL, entropy_NL)
+    )
+    return Narrations(
+        tokens=tokens, lengths=lengths, nll=nll, entropy=entropy, step_nll=step_nll, step_entropy=step_entropy
+    )
+
+
+def text_lengths(tokens_NL: Tensor, end: int) -> Tensor:
+    """The number of tokens between the beginning token and the next end token, or the last place. int64 [N]."""
+    return (tokens_NL[:, 1:] == end).long().cummax(1).values.logical_not().sum(1)
 
 
 def score(decoder: GatedGpt2, visual_BMD: Tensor, target_BL: Tensor, *, teacher_forcing: bool) -> Narrations:
     """Score one text of each clip, and give the decoder's likeliest tokens. R is 1.
 
     target: int64 [B,L], padded with the pad token. teacher_forcing: True: the decoder reads the target; False: its
-    own tokens. nll: mean of minus the log-probability over the target's tokens, without pad tokens.
+    own tokens. nll: mean of minus the log-probability over the target's tokens, without pad tokens. tokens and lengths
+    are those of the decoder.
     """
-    seen = decoder.look(visual_BMD)
-    top1_BL = torch.full_like(target_BL, decoder.config.end_token)
+    seen, end = decoder.look(visual_BMD), decoder.config.end_token
+    top1_BL = torch.full_like(target_BL, end)
     if teacher_forcing:
         logits_BLV = decoder(target_BL[:, :-1], seen)
         top1_BL[:, 1:] = logits_BLV.argmax(-1)
@@ -158,38 +296,130 @@ def score(decoder: GatedGpt2, visual_BMD: Tensor, target_BL: Tensor, *, teacher_
             top1_BL[:, step + 1] = steps[-1][:, -1].argmax(-1)
         logits_BLV = torch.cat(steps, dim=1)
     labels_BL, pad = target_BL[:, 1:], decoder.config.pad_token
-    nll_BL = cross_entropy(_exact(logits_BLV).transpose(1, 2), labels_BL, ignore_index=pad, reduction="none")
-    return _narrations(top1_BL, nll_BL, labels_BL != pad, len(visual_BMD))
+    nll_BL = cross_entropy(exact(logits_BLV).transpose(1, 2), labels_BL, ignore_index=pad, reduction="none").double()
+    nll_B = nll_BL.sum(1) / (labels_BL != pad).sum(1).clamp(min=1)  # 0 for a text without tokens
+    lengths_B = text_lengths(top1_BL, end)
+    return Narrations(tokens=top1_BL[:, None], lengths=lengths_B[:, None], nll=nll_B[:, None], step_nll=nll_BL[:, None])
 
 
-def beam_search(decoder: GatedGpt2, visual_BMD: Tensor, config: GenerationConfig) -> Narrations:
-    """The likeliest texts that beam search finds, best first. nll: minus log-probability over length**length_penalty.
+def beam_search(writer: Writer, config: GenerationConfig, *, generator: Generators = None) -> Narrations:
+    """The likeliest texts that beam search finds, best first by `beam_score`.
 
-    Length counts the beginning token but not the end token. Each group searches alone, and all groups share one pool.
-    As in the reference there is no penalty on likeness, so the groups find the same texts.
+    Each group of beams searches alone, and all groups share one pool of texts. With a diversity penalty the groups
+    differ (Vijayakumar et al. 2018, "Diverse Beam Search"); `beam_score` then has the penalties in it, and `nll` has
+    not. With a temperature, top_k or top_p, beams are drawn at random (see `_drawn`). generator: as in `sample`.
     """
-    clips, groups, width = len(visual_BMD), config.num_beam_groups, config.num_beams // config.num_beam_groups
-    tokens_NL = visual_BMD.new_full((clips * config.num_beams, 1), decoder.config.end_token, dtype=torch.long)
-    seen, cache = decoder.look(visual_BMD), decoder.new_cache(len(tokens_NL), config.max_length)
-    score_BGW = torch.full((clips, groups, width), UNSTARTED, dtype=torch.float64, device=visual_BMD.device)
-    score_BGW[:, :, 0] = 0.0
+    clips, groups, width = writer.clips, config.num_beam_groups, config.num_beams // config.num_beam_groups
+    writer.start(clips * config.num_beams, config.max_length)
+    beams = _Beams.at_start(writer, groups, width)
     pools = [_Pool(config) for _ in range(clips)]
-    first_row_BG1 = torch.arange(clips * groups, device=visual_BMD.device).view(clips, groups, 1) * width
-    while tokens_NL.shape[1] < config.max_length and not all(pool.done for pool in pools):
-        logits_NV = _exact(decoder(tokens_NL[:, -1:], seen, cache)[:, -1])
-        total_BGWV = score_BGW[..., None] + torch.unflatten(log_softmax(logits_NV, dim=-1), 0, (clips, groups, width))
-        # Twice as many candidates as beams: enough are left even if the best token of every beam ends it.
-        best_BGX, index_BGX = total_BGWV.flatten(2).topk(2 * width)
-        row_BGX = first_row_BG1 + index_BGX // total_BGWV.shape[-1]
-        token_BGX = index_BGX % total_BGWV.shape[-1]
-        ends_BGX = token_BGX == decoder.config.end_token
-        _collect(pools, tokens_NL, ends_BGX, best_BGX, row_BGX)
-        going_BGW = ends_BGX.int().argsort(dim=-1, stable=True)[..., :width]
-        score_BGW = best_BGX.gather(-1, going_BGW)
-        rows_N, token_N = (x_BGX.gather(-1, going_BGW).flatten() for x_BGX in (row_BGX, token_BGX))
-        tokens_NL = torch.cat([tokens_NL[rows_N], token_N[:, None]], dim=1)
-        cache.reorder(rows_N)
-    return _best(pools, torch.unflatten(tokens_NL, 0, (clips, -1)), score_BGW.flatten(1), decoder)
+    searching = list(range(clips))
+    while searching and beams.tokens_NL.shape[1] < config.max_length:
+        logits_NV = writer.step(beams.tokens_NL[:, -1])
+        if config.samples:
+            found = _drawn(beams, logits_NV, config, _of(generator, searching))
+        else:
+            found = _likeliest(beams, logits_NV, config.diversity_penalty)
+        ended_BGX = found.token_BGX == writer.end
+        _collect([pools[clip] for clip in searching], beams, found, ended_BGX)
+        # Clips whose pools are done leave the batch.
+        left = [place for place, clip in enumerate(searching) if not pools[clip].done]
+        searching = [searching[place] for place in left]
+        going_BGW = ended_BGX.int().argsort(dim=-1, stable=True)[..., :width]
+        rows_N, beams = beams.grown(found, going_BGW, torch.tensor(left, dtype=torch.long, device=writer.device))
+        if searching:
+            writer.take(rows_N)
+    texts = beams.tokens_NL.unflatten(0, (len(searching), -1)).tolist() if searching else []
+    scores, logs = beams.score_BGW.flatten(1).tolist(), beams.log_BGW.flatten(1).tolist()
+    for clip, rows, *values in zip(searching, texts, scores, logs, strict=True):
+        for text, score, log in zip(rows, *values, strict=True):
+            pools[clip].add(text, score, log)
+    return _best(pools, writer)
+
+
+@dataclass(frozen=True)
+class _Beams:
+    """The unfinished texts of the clips that are being searched."""
+
+    tokens_NL: Tensor  # N = B * G * W
+    score_BGW: Tensor  # running log-probability with the penalties, float64
+    log_BGW: Tensor  # running log-probability, float64
+
+    @classmethod
+    def at_start(cls, writer: Writer, groups: int, width: int) -> _Beams:
+        tokens_NL = torch.full((writer.clips * groups * width, 1), writer.begin, device=writer.device)
+        score_BGW = torch.full((writer.clips, groups, width), UNSTARTED, dtype=torch.float64, device=writer.device)
+        score_BGW[:, :, 0] = 0.0  # all beams of a group are equal: only one of them begins
+        return cls(tokens_NL, score_BGW, score_BGW)
+
+    def grown(self, found: _Found, going_BGW: Tensor, left_B: Tensor) -> tuple[Tensor, _Beams]:
+        """The beams with one token more, and the rows from which they come. going: places among the candidates."""
+        rows_N, token_N, score_BGW, log_BGW = (
+            x_BGX.gather(-1, going_BGW)[left_B]
+            for x_BGX in (found.row_BGX, found.token_BGX, found.score_BGX, found.log_BGX)
+        )
+        rows_N, token_N = rows_N.flatten(), token_N.flatten()
+        return rows_N, _Beams(torch.cat([self.tokens_NL[rows_N], token_N[:, None]], dim=1), score_BGW, log_BGW)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The candidates with which each group goes on, best first: X = 2 * W of them.
+
+    So enough are left even if the best token of every beam ends it.
+    """
+
+    score_BGX: Tensor
+    log_BGX: Tensor
+    row_BGX: Tensor  # the beam that the candidate extends, among all sequences
+    token_BGX: Tensor
+
+    @classmethod
+    def of(cls, score_BGX: Tensor, index_BGX: Tensor, log_BGWV: Tensor) -> _Found:
+        """index: beam * V + token, in a group."""
+        clips, groups, width, tokens = log_BGWV.shape
+        first_BG1 = torch.arange(clips * groups, device=index_BGX.device).view(clips, groups, 1) * width
+        log_BGX = log_BGWV.flatten(2).gather(-1, index_BGX)
+        return cls(score_BGX, log_BGX, first_BG1 + index_BGX // tokens, index_BGX % tokens)
+
+
+def _likeliest(beams: _Beams, logits_NV: Tensor, penalty: float) -> _Found:
+    """The candidates of the highest score, with a penalty for tokens that earlier groups choose in this step."""
+    clips, groups, width = beams.score_BGW.shape
+    step_BGWV = log_softmax(logits_NV, dim=-1).unflatten(0, (clips, groups, width))
+    log_BGWV, score_BGWV = beams.log_BGW[..., None] + step_BGWV, beams.score_BGW[..., None] + step_BGWV
+    if not penalty:
+        return _Found.of(*score_BGWV.flatten(2).topk(2 * width), log_BGWV)
+    taken_BV = torch.zeros(clips, logits_NV.shape[1], dtype=torch.float64, device=logits_NV.device)
+    found = []
+    for group in range(groups):
+        score_BWV = score_BGWV[:, group] - penalty * taken_BV[:, None]
+        found.append(score_BWV.flatten(1).topk(2 * width))
+        # As Vijayakumar et al. do, count the tokens of the beams of this group that would go on.
+        tokens_BW = found[-1].indices[:, :width] % logits_NV.shape[1]
+        taken_BV.scatter_add_(1, tokens_BW, torch.ones_like(tokens_BW, dtype=torch.float64))
+    return _Found.of(
+        torch.stack([best.values for best in found], 1), torch.stack([best.indices for best in found], 1), log_BGWV
+    )
+
+
+def _drawn(beams: _Beams, logits_NV: Tensor, config: GenerationConfig, generator: Generators) -> _Found:
+    """Candidates drawn without replacement, then sorted by their score.
+
+    Their probabilities are in proportion to exp(running log-probability / temperature), among the tokens that the
+    filters keep. The largest sums of that exponent and Gumbel noise are such a draw (Kool et al. 2019, "Stochastic
+    Beams and Where to Find Them"). The reference divides the running total by the temperature again at each step, so
+    that it compounds, and its scores are no log-probabilities.
+    """
+    clips, groups, width = beams.score_BGW.shape
+    log_BGWV = beams.log_BGW[..., None] + log_softmax(logits_NV, dim=-1).unflatten(0, (clips, groups, width))
+    # Two tokens of each beam stay, so that there are always as many candidates as needed.
+    gone_NV = filter_logits(logits_NV, config, at_least=2).isneginf()
+    uniform_BGWV = _uniform(clips, tuple(log_BGWV.shape[1:]), generator).to(log_BGWV.device)
+    key_BGWV = log_BGWV / config.temperature - (-uniform_BGWV.clamp(min=1e-300).log()).log()
+    index_BGX = key_BGWV.masked_fill(gone_NV.view_as(key_BGWV), -torch.inf).flatten(2).topk(2 * width).indices
+    score_BGX, order_BGX = log_BGWV.flatten(2).gather(-1, index_BGX).sort(dim=-1, descending=True, stable=True)
+    return _Found.of(score_BGX, index_BGX.gather(-1, order_BGX), log_BGWV)
 
 
 class _Pool:
@@ -197,65 +427,76 @@ class _Pool:
 
     def __init__(self, config: GenerationConfig) -> None:
         self.config = config
-        self.texts: list[tuple[float, list[int]]] = []
+        # Score over length ** length_penalty, log-probability, tokens with the beginning and without the end token.
+        self.texts: list[tuple[float, float, list[int]]] = []
         self.done = False
 
-    def add(self, text: list[int], log_probability: float) -> None:
-        self.texts.append((log_probability / len(text) ** self.config.length_penalty, text))
+    def add(self, text: list[int], score: float, log_probability: float) -> None:
+        self.texts.append((self._by_length(score, len(text)), log_probability, text))
         self.texts = sorted(self.texts, key=lambda entry: -entry[0])[: self.config.num_beams]
 
-    def close(self, best_log_probability: float, length: int) -> None:
+    def close(self, best_score: float, length: int) -> None:
         """The clip is done when its best unfinished text, at its present length, is no better than the pool's worst."""
         full = len(self.texts) == self.config.num_beams
-        self.done = full and self.texts[-1][0] >= best_log_probability / length**self.config.length_penalty
+        self.done = full and self.texts[-1][0] >= self._by_length(best_score, length)
+
+    def _by_length(self, score: float, length: int) -> float:
+        return float(score / length**self.config.length_penalty)
 
 
-def _collect(pools: list[_Pool], tokens_NL: Tensor, ends_BGX: Tensor, best_BGX: Tensor, row_BGX: Tensor) -> None:
+def _collect(pools: list[_Pool], beams: _Beams, found: _Found, ended_BGX: Tensor) -> None:
     """Put ended texts into their clips' pools. Only texts among the best `width` of their group count."""
-    width = ends_BGX.shape[2] // 2
-    tokens, ends, best, rows = (x.tolist() for x in (tokens_NL, ends_BGX[..., :width], best_BGX, row_BGX))
+    width, length = ended_BGX.shape[2] // 2, beams.tokens_NL.shape[1]
+    clip_E, group_E, place_E = ended_BGX[..., :width].nonzero(as_tuple=True)
+    columns = [x_BGX[clip_E, group_E, place_E].tolist() for x_BGX in (found.score_BGX, found.log_BGX)]
+    texts = beams.tokens_NL[found.row_BGX[clip_E, group_E, place_E]].tolist()
+    ended: dict[tuple[int, int], list[tuple[list[int], float, float]]] = {}
+    for clip, group, text, score, log in zip(clip_E.tolist(), group_E.tolist(), texts, *columns, strict=True):
+        ended.setdefault((clip, group), []).append((text, score, log))
+    best = found.score_BGX[..., 0].tolist()
     for clip, pool in enumerate(pools):
-        for group in range(ends_BGX.shape[1]):
+        for group in range(ended_BGX.shape[1]):
             if pool.done:
                 break
-            for place, ended in enumerate(ends[clip][group]):
-                if ended:
-                    pool.add(tokens[rows[clip][group][place]], best[clip][group][place])
-            pool.close(best[clip][group][0], tokens_NL.shape[1] + 1)  # the length to which these scores belong
+            for text, score, log in ended.get((clip, group), []):
+                pool.add(text, score, log)
+            pool.close(best[clip][group], length + 1)  # the length to which these scores belong
 
 
-def _best(pools: list[_Pool], tokens_BNL: Tensor, score_BN: Tensor, decoder: GatedGpt2) -> Narrations:
+def _best(pools: list[_Pool], writer: Writer) -> Narrations:
     """The best texts of every pool, unfinished ones included, each followed by an end token and pad tokens."""
     config = pools[0].config
-    for pool, texts, scores in zip(pools, tokens_BNL.tolist(), score_BN.tolist(), strict=True):
-        if not pool.done:
-            for text, log_probability in zip(texts, scores, strict=True):
-                pool.add(text, log_probability)
     chosen = [pool.texts[: config.num_return_sequences] for pool in pools]
-    length = min(config.max_length, 1 + max(len(text) for texts in chosen for _, text in texts))
-    end, pad = decoder.config.end_token, decoder.config.pad_token
-    rows = [[(text + [end] + [pad] * length)[:length] for _, text in texts] for texts in chosen]
-    nll = [[-value for value, _ in texts] for texts in chosen]
-    return Narrations(tokens_BNL.new_tensor(rows), torch.tensor(nll, device=tokens_BNL.device))
+    length = min(config.max_length, 1 + max(len(text) for texts in chosen for *_, text in texts))
+    rows = [[(text + [writer.end] + [writer.pad] * length)[:length] for *_, text in texts] for texts in chosen]
+    # Tokens that count: the beginning does not, the end does if it is there.
+    nll = [[-log / (len(text) - (len(text) == config.max_length)) for _, log, text in texts] for texts in chosen]
+    score = [[score for score, *_ in texts] for texts in chosen]
+    return Narrations(
+        tokens=torch.tensor(rows, device=writer.device),
+        lengths=torch.tensor([[len(text) - 1 for *_, text in texts] for texts in chosen], device=writer.device),
+        nll=torch.tensor(nll, dtype=torch.float64, device=writer.device),
+        beam_score=torch.tensor(score, dtype=torch.float64, device=writer.device),
+    )
 
 
-def _narrations(tokens_NL: Tensor, nll_NL: Tensor, counted_NL: Tensor, clips: int) -> Narrations:
-    """Average over the counted values. A text without any has an nll of 0."""
-    nll_N = nll_NL.sum(1) / counted_NL.sum(1).clamp(min=1)
-    tokens_BRL, nll_BR, step_BRL = (torch.unflatten(x, 0, (clips, -1)) for x in (tokens_NL, nll_N, nll_NL))
-    return Narrations(tokens_BRL, nll_BR, step_BRL)
-
-
-def _uniform(clips: int, sequences: int, steps: int, generator: Generators) -> Tensor:
-    """Random numbers in [0, 1), float32 [clips * sequences, steps]."""
+def _uniform(clips: int, shape: tuple[int, ...], generator: Generators) -> Tensor:
+    """Random numbers in [0, 1), float64 [clips, *shape]."""
     if generator is None or isinstance(generator, torch.Generator):
         device = generator.device if generator is not None else "cpu"
-        return torch.rand(clips * sequences, steps, generator=generator, device=device)
+        return torch.rand(clips, *shape, generator=generator, device=device, dtype=torch.float64)
     if len(generator) != clips:
         raise ValueError(f"{len(generator)} generators for {clips} clips: give one for each, or one for all")
-    return torch.cat([torch.rand(sequences, steps, generator=one, device=one.device) for one in generator])
+    return torch.stack([torch.rand(shape, generator=one, device=one.device, dtype=torch.float64) for one in generator])
 
 
-def _exact(logits: Tensor) -> Tensor:
+def _of(generator: Generators, clips: list[int]) -> Generators:
+    """The generators of some of the clips."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return generator
+    return [generator[clip] for clip in clips]
+
+
+def exact(logits: Tensor) -> Tensor:
     """The logits in float32 or better, since sums over the vocabulary lose too much in half precision."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

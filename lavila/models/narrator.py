@@ -12,21 +12,21 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, scaled_dot_product_attention
 
 from lavila.models import generation
-from lavila.models.gated_gpt2 import GatedGpt2, GatedGpt2Config
-from lavila.models.generation import GenerationConfig, Generators, Narrations
+from lavila.models.gated_gpt2 import CROSS_ATTENTION, GatedGpt2, GatedGpt2Config
+from lavila.models.generation import ClipWriter, GenerationConfig, Generators, Narrations
 from lavila.models.timesformer import TimeSformer
 
 # Constants that published narrators hold and this one lacks. They are dropped when one is loaded, and added when one is
 # written for the reference (`Narrator.constant_buffers`). The zeros of the pooler's norms (beta) stay.
 CONSTANT_BUFFERS = re.compile(r"^text_decoder\.transformer\.h\.\d+\.(attn|crossattention)\.(bias|masked_bias)$")
-TEMPORAL = ("temporal_embed", "timeattn", "norm3")
+VIDEO_TIME = ("visual.temporal_embed", "visual.*.timeattn.*", "visual.*.norm3.*")  # patterns of parameters' names
 
 
 class ScaleNorm(nn.Module):
@@ -74,6 +74,13 @@ class Narrator(nn.Module):
     pooler_head_width: sizes of the pooler's attention. ValueError for sizes below 1.
     """
 
+    parts: ClassVar[Mapping[str, tuple[str, ...]]] = {  # see DualEncoder
+        "video": ("visual.*",),
+        "video_space": ("visual.*", *(f"!{pattern}" for pattern in VIDEO_TIME)),
+        "video_time": VIDEO_TIME,
+        "language_model": ("text_decoder.*", *(f"!text_decoder.*{part}*" for part in CROSS_ATTENTION)),
+    }
+
     def __init__(
         self,
         tower: TimeSformer,
@@ -113,33 +120,22 @@ class Narrator(nn.Module):
     def generate(self, video: Tensor, *, generator: Generators = None, **options: Any) -> Narrations:
         """Texts of normalised clips [B,3,T,Y,X], or of visual tokens [B,M,D] that `encode_video` made of them.
 
-        options: fields of GenerationConfig. generator, nll: see `generation.sample`, or `generation.beam_search` for
-        num_beams above 1. ValueError for options that do not fit and in training mode.
+        options: fields of GenerationConfig. generator: see `generation.sample`, or `generation.beam_search` for
+        num_beams above 1. The decoder works in the type of its weights, which may be bfloat16 while the tower's are
+        float32. ValueError for options that do not fit and in training mode.
         """
         config = GenerationConfig(**options)
         if config.max_length > (room := self.text_decoder.config.positions):
             raise ValueError(f"max_length={config.max_length}: this narrator's texts have at most {room} tokens")
-        visual_BMD = self._visual_tokens(video)
-        if config.num_beams > 1:
-            return generation.beam_search(self.text_decoder, visual_BMD, config)
-        return generation.sample(self.text_decoder, visual_BMD, config, generator=generator)
+        writer = ClipWriter(self.text_decoder, self._visual_tokens(video))
+        choose = generation.beam_search if config.num_beams > 1 else generation.sample
+        return choose(writer, config, generator=generator)
 
     @torch.no_grad()
     def score(self, video: Tensor, target_BL: Tensor, *, teacher_forcing: bool = True) -> Narrations:
         """The likelihood of given texts, for evaluation. video: as in `generate`; the rest: see `generation.score`."""
         visual_BMD = self._visual_tokens(video)
         return generation.score(self.text_decoder, visual_BMD, target_BL, teacher_forcing=teacher_forcing)
-
-    def freeze(self, *, language_model: bool = True, space: bool = True, time: bool = True) -> None:
-        """Stop training pretrained parts: the language model without cross-attention, the tower's spatial parts, its
-        temporal parts. The queries, the pooler and the cross-attention always train.
-        """
-        for name, parameter in self.text_decoder.named_parameters():
-            if language_model and not self.text_decoder.is_cross_attention(name):
-                parameter.requires_grad = False
-        for name, parameter in self.visual.named_parameters():
-            if time if any(part in TEMPORAL for part in name.split(".")) else space:
-                parameter.requires_grad = False
 
     def architecture(self) -> dict[str, Any]:
         """The input of `build_model` for this narrator, as plain JSON types."""

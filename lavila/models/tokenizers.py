@@ -10,7 +10,8 @@ import gzip
 import html
 import importlib.util
 import itertools
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from lavila.errors import UserError, one_line
+from lavila.files import user_path
 
 CONTEXT = 77  # number of tokens of a text in all published models
 CLIP_MERGES = 49152 - 256 - 2
@@ -167,6 +169,29 @@ class Gpt2Tokenizer:
         return text
 
 
+def learn_vocabulary(texts: Iterable[str], folder: Path, *, size: int) -> int:
+    """Learn byte pairs from texts and write vocab.json and merges.txt, which `Gpt2Tokenizer` reads, into a folder.
+
+    For a narrator that starts at random, where GPT-2's vocabulary is not to be had. size: ids at most, 257 or more:
+    each byte and the end token have one. Returns the number of ids, which few texts make smaller. The same texts give
+    the same files. ValueError for a smaller size.
+    """
+    from tokenizers import ByteLevelBPETokenizer
+
+    least = len(_byte_letters()) + 1
+    if size < least:
+        raise ValueError(f"size={size}: each byte and the end token have an id; give {least} or more")
+    tokenizer: Any = ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator(texts, size - 1, min_frequency=2, show_progress=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_model(str(folder))
+    # The end token comes last, as in GPT-2's: id 0 fills up texts.
+    ids = {**tokenizer.get_vocab(), CLIP_END: tokenizer.get_vocab_size()}
+    ordered = {piece: ids[piece] for piece in sorted(ids, key=ids.__getitem__)}
+    (folder / "vocab.json").write_text(json.dumps(ordered, ensure_ascii=False), encoding="utf-8")
+    return len(ids)
+
+
 def _padded(rows: Sequence[Sequence[int]], context: int) -> Tokens:
     ids = torch.zeros(len(rows), context, dtype=torch.int64)
     mask = torch.zeros(len(rows), context, dtype=torch.bool)
@@ -216,7 +241,7 @@ def _vocabulary_folder(source: str | Path, files: tuple[str, ...]) -> Path:
     This checks it, since transformers may make a vocabulary of the special tokens alone if it finds none.
     """
     wanted = f"{' and '.join(files)}, or tokenizer.json"
-    folder = Path(source)
+    folder = user_path(source)
     if folder.is_dir():
         if (folder / "tokenizer.json").is_file() or all((folder / name).is_file() for name in files):
             return folder

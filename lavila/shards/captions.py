@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -31,7 +32,7 @@ import pyarrow.types as kinds
 from lavila.errors import UserError, one_line
 from lavila.records import HUMAN
 from lavila.shards.format import ShardSetError
-from lavila.shards.mapped import Column, current_mapped, mapped_path, read_rows, sorted_rows, write_mapped
+from lavila.shards.mapped import Column, current_mapped, filled, mapped_path, read_rows, sorted_rows, write_mapped
 from lavila.shards.reader import ShardSet
 from lavila.shards.writer import write_table
 
@@ -224,7 +225,8 @@ def choose(count: int, caption: float) -> int:
 class _Layer:
     """The narrations of one table."""
 
-    narrations: Column  # lists of strings
+    table: pa.Table
+    narrations: Column  # its column, lists of strings
     source: Column | str  # the source of each row, or of all
     ids: Column | None = None  # sorted clip ids; None: a row for each clip of the set, in the same order
 
@@ -234,6 +236,14 @@ class _Layer:
             return clip
         row = bisect_left(self.ids, clip_id)
         return row if row < len(self.ids) and self.ids[row] == clip_id else -1
+
+    def worded(self, clip_ids: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
+        """Whether the table has words for each of these clips, those of the set in their order."""
+        own = filled(self.table, "narrations")
+        if self.ids is None:
+            return own
+        rows = pc.fill_null(pc.index_in(clip_ids, self.table.column("clip_id").cast(clip_ids.type)), -1).to_numpy()
+        return (rows >= 0) & (own[rows] if len(own) else False)
 
     def of(self, clip: int, clip_id: str) -> tuple[list[str], str]:
         row = self.row(clip, clip_id)
@@ -249,25 +259,23 @@ class Captions:
         shard_set: the set of the clips.
         tables: paths of captions tables, and "own" for the set's own narrations. Empty = ("own",). A clip's narrations
             come in this order.
-        need_every_table: whether a table without clips of the set is an error. If not, it gives a warning, since a
-            training run may list tables of training clips only. It is an error in any case if no clip has narrations.
 
     Raises:
         CaptionError: a table that cannot be read, comes twice or has no clip of the set.
     """
 
-    def __init__(self, shard_set: ShardSet, tables: Sequence[Path | str] = (), *, need_every_table: bool = True):
+    def __init__(self, shard_set: ShardSet, tables: Sequence[Path | str] = ()):
         names = [str(table) for table in tables] or [OWN]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise CaptionError(f"data.captions names {twice} twice; every table gives its narrations once")
         self._path, self._ids = shard_set.path, shard_set.clips.column("clip_id")
         source = str(shard_set.manifest.get("narrations_source", HUMAN))
-        own = _Layer(narrations=Column(shard_set.clips, "narrations", null=[]), source=source)
+        own = _Layer(table=shard_set.clips, narrations=Column(shard_set.clips, "narrations", null=[]), source=source)
         layers = {name: own if name == OWN else _read_layer(name) for name in names}
         self._layers = list(layers.values())
         if names != [OWN]:
-            self._check_use(layers, need_every_table=need_every_table)
+            self._check_use(layers)
 
     def of(self, row: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """The narrations of the clip in a row of the set, and the source of each one."""
@@ -280,18 +288,18 @@ class Captions:
             sources += [source] * len(words)
         return tuple(narrations), tuple(sources)
 
-    def any_words(self) -> bool:
-        """Whether any clip has a narration. Looks through all clips where none has."""
-        return any(self.of(row)[0] for row in range(len(self._ids)))
+    def worded_rows(self) -> npt.NDArray[np.bool_]:
+        """Whether each clip of the set has a narration, [rows] bool."""
+        found = np.zeros(len(self._ids), np.bool_)
+        for layer in self._layers:
+            found |= layer.worded(self._ids)
+        return found
 
-    def _check_use(self, layers: Mapping[str, _Layer], *, need_every_table: bool) -> None:
-        """Refuse a table without clips of the set, or warn of it; see `need_every_table`."""
+    def _check_use(self, layers: Mapping[str, _Layer]) -> None:
+        """Refuse a table without clips of the set."""
         for name, layer in layers.items():
-            if any(layer.row(row, clip_id.as_py()) >= 0 for row, clip_id in enumerate(self._ids)):
-                continue
-            if need_every_table or not self.any_words():
+            if not any(layer.row(row, clip_id.as_py()) >= 0 for row, clip_id in enumerate(self._ids)):
                 raise CaptionError(self._no_common_clip(name))
-            log.warning("%s: none of its clips is in %s; its narrations are not used here", name, self._path)
 
     def _no_common_clip(self, name: str) -> str:
         """The message for a table without clips of the set, with an example of both kinds of clip ids."""
@@ -300,12 +308,15 @@ class Captions:
         like = some or "holds no rows: none of its clips is"
         return (
             f"{name}: {like} in {self._path}, whose clips are named like {self._ids[0].as_py()!r}; "
-            f"give a table for the clips of this set, or list {OWN!r} in data.captions for the set's own narrations"
+            f"give a table for the clips of this set, or list {OWN!r} in its place for the set's own narrations"
         )
 
 
 def _read_layer(name: str) -> _Layer:
     table = read_captions(name)
     return _Layer(
-        narrations=Column(table, "narrations", null=[]), source=Column(table, "source"), ids=Column(table, "clip_id")
+        table=table,
+        narrations=Column(table, "narrations", null=[]),
+        source=Column(table, "source"),
+        ids=Column(table, "clip_id"),
     )

@@ -9,6 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -40,6 +42,12 @@ class Column:
     def __getitem__(self, row: int) -> Any:
         value = self._values[row].as_py()
         return self._null if value is None else value
+
+
+def filled(table: pa.Table, name: str) -> npt.NDArray[np.bool_]:
+    """Whether each row's list in a column has entries, [rows] bool. Looks at the lengths alone."""
+    lengths = pc.fill_null(pc.list_value_length(table.column(name)), 0)
+    return np.asarray(pc.greater(lengths, 0).to_numpy())
 
 
 def mapped_path(table: Path) -> Path:

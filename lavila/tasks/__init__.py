@@ -19,6 +19,7 @@ from lavila.metrics.classification import FusionRule
 from lavila.metrics.epic_submissions import SupervisionLevels
 from lavila.metrics.units import Metrics, Unit
 from lavila.models.dual_encoder import Projection
+from lavila.models.generation import GenerationConfig
 from lavila.records import VideoBatch
 from lavila.tasks.tables import Tables
 
@@ -27,6 +28,9 @@ TaskFacts = dict[str, Any]
 
 TextKind = Literal["clip", "distilbert"]
 """Text towers: CLIP's transformer with CLIP's tokenizer, or a DistilBERT with BERT's."""
+
+CaptionAverage = Literal["positions", "tokens"]
+"""What a captioning loss is averaged over; see `lavila.losses.captioning_loss`."""
 
 TextFeatures = dict[str, npt.NDArray[Any]]
 """What a model says of the texts that clips are compared with, by name; see `Task.know_texts`."""
@@ -74,6 +78,25 @@ class MarginOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NarrationOptions:
+    """The language model of a narrator, how it is trained, and how an evaluation has it write."""
+
+    width: int = 768  # channels of a token; as depth and heads of a fresh narrator
+    depth: int = 12  # blocks
+    heads: int = 12  # attention heads of a block, and of the pooler
+    cross_attention_every: int = 1  # blocks 0, k, 2k ... look at the video
+    gated: bool = True  # learnt gates on that, closed at first
+    dropout: float = 0.1  # chance of zeroing a channel while training
+    queries: int = 256  # visual tokens of a clip
+    context: int = 77  # tokens that a text is cut to, both end tokens included
+    vocabulary: str = "gpt2"  # a folder, or a name on the hub
+    init: str = "gpt2"  # weights of a fresh language model: a folder, or a name on the hub; "random" = none
+    average: CaptionAverage = "positions"  # what the loss is averaged over
+    writes: GenerationConfig | None = None  # how texts are written in an evaluation; None = none are
+    seed: int = 0  # of what is drawn then
+
+
+@dataclass(frozen=True, kw_only=True)
 class TaskOptions:
     """The plain values of a config that tasks use. A task ignores those that mean nothing to it."""
 
@@ -87,6 +110,7 @@ class TaskOptions:
     projection: Projection = "matrices"  # into that space, with a DistilBERT
     temperature: Temperature = field(default_factory=Temperature)
     margin: MarginOptions = field(default_factory=MarginOptions)
+    narration: NarrationOptions = field(default_factory=NarrationOptions)
     templates: tuple[str, ...] = ("{}",)  # into which each text of a class is put
     fusion: FusionRule = "mean_logits"  # how the views of a clip become one answer
     view_batch_size: int = 16  # views of a forward pass

@@ -27,11 +27,11 @@ from lavila.records import VideoBatch
 from lavila.tasks import ModelParts, NoModel, Predictions, TaskError, TaskFacts, TaskOptions, TextFeatures, TextOptions
 from lavila.tasks.tables import Tables
 from lavila.tasks.views import over_views
+from lavila.tasks.words import CONTEXT, RANDOM, TOKENIZER, check_same_tokens, described
 
 # Names of the parameters of both towers begin with these; the projections and the temperatures are not of a tower.
 TOWERS = ("visual.", "textual.", "transformer.", "token_embedding.", "positional_embedding", "ln_final.")
 TOKENIZERS = {"clip": "clip", "distilbert": "bert"}  # kind of text tower -> the tokenizer it was made with
-RANDOM = "random"
 _clip_tokenizer = cache(ClipTokenizer)  # a run makes several, of a large vocabulary
 MLP_RATIO = 4  # hidden width of a DistilBERT's layer over its width
 LARGEST_SCALE = math.log(100)  # learned factors are between 1 and 100, as in CLIP and LaViLa; stored as logarithms
@@ -57,7 +57,7 @@ class DualEncoderKind:
 
     def facts(self, options: TaskOptions, tables: Tables) -> TaskFacts:
         """How words become tokens."""
-        return {"tokenizer": TOKENIZERS[options.text.kind], "context_length": options.text.context}
+        return {TOKENIZER: TOKENIZERS[options.text.kind], CONTEXT: options.text.context}
 
     def needs_words(self, tables: Tables) -> bool:
         """Unless the dataset describes its classes, as Charades-Ego does."""
@@ -65,17 +65,12 @@ class DualEncoderKind:
 
     def check(self, found: TaskFacts, wanted: TaskFacts, *, of: object, wanted_by: object) -> None:
         """Raise TaskError unless words become the same tokens."""
-        for name, option in (("tokenizer", "model.text.kind"), ("context_length", "model.text.context")):
-            theirs = wanted.get(name, found[name])
-            if found[name] != theirs:
-                raise TaskError(
-                    f"{of}: its words would be read with {name} {found[name]}, but {wanted_by} has {name} {theirs}; "
-                    f"set {option} to that of the model"
-                )
+        settings = {TOKENIZER: "model.text.kind", CONTEXT: "model.text.context"}
+        check_same_tokens(found, wanted, of=of, wanted_by=wanted_by, options=settings)
 
     def describe(self, facts: TaskFacts) -> str:
         """The tokenizer, and the longest text."""
-        return f"tokenizer {facts['tokenizer']}, texts of up to {facts['context_length']} tokens"
+        return described(facts)
 
     def model(self, parts: ModelParts, facts: TaskFacts, options: TaskOptions) -> DualEncoder:
         """The model to start from if that is a dual encoder, else the tower and a fresh text tower."""

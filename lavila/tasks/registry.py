@@ -6,6 +6,7 @@ from lavila.tasks import TaskError, TaskKind
 from lavila.tasks.classification import Classification
 from lavila.tasks.contrastive import Contrastive
 from lavila.tasks.multiple_choice import MultipleChoice
+from lavila.tasks.narration import Narration
 from lavila.tasks.retrieval import Retrieval
 from lavila.tasks.zero_shot import ZeroShot
 
@@ -15,6 +16,7 @@ KINDS: dict[str, TaskKind] = {
     "retrieval": Retrieval(),
     "multiple_choice": MultipleChoice(),
     "zero_shot": ZeroShot(),
+    "narration": Narration(),
 }
 
 

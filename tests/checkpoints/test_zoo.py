@@ -24,7 +24,7 @@ from lavila.checkpoints.layouts import architecture_of
 from lavila.checkpoints.published import PUBLISHED, pictures
 from lavila.checkpoints.store import load_model
 from lavila.checkpoints.zoo import ZOO, fetch, zoo_name
-from lavila.checkpoints.zoo_command import NOT_BUILT, commands, main, markdown, table
+from lavila.checkpoints.zoo_command import commands, main, markdown, table
 from tests.checkpoints.published_files import layouts, published_state, tiny, write
 from tests.golden_files import golden_json
 
@@ -411,8 +411,6 @@ def test_the_documents_table_is_the_one_of_the_data() -> None:
     assert markdown() in text
     for name in ZOO:
         assert f"| `{name}` |" in markdown()
-    narrators = [score for model in ZOO.values() for score in model.scores if score.how == "captions"]
-    assert markdown().count(NOT_BUILT) == len(narrators)
     for recipe, *_ in commands().values():
         assert (REPOSITORY / "lavila/configs" / f"{recipe}.yaml").is_file()
         assert f"--config {recipe}" in markdown()

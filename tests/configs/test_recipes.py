@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from lavila.checkpoints.zoo import ZOO
 from lavila.config.load import CONFIG_DIR, flatten, to_dict
 from lavila.config.load import load_config as load
 from lavila.engine import build
+from lavila.models.narrator import CONSTANT_BUFFERS
 from lavila.models.text_tower import DISTILBERT_CONSTANTS
 from lavila.tasks.dual_encoders import LARGEST_SCALE
 from tests.checkpoints.published_files import layouts
@@ -24,6 +26,8 @@ PUBLISHED = {
     "pretrain_dual_tsf_b": "pretrain.dual_encoder_baseline.TSF-B",
     "pretrain_dual_tsf_l_336": "pretrain.dual_encoder_baseline.TSF-L@HR",
     "pretrain_lavila_tsf_b": "pretrain.lavila_dual_encoder.TSF-B",
+    "narrator_tsf_b_gpt2": "pretrain.narrator.TSF-B+GPT2",
+    "narrator_tsf_l_336_gpt2_xl": "pretrain.narrator.TSF-L@HR+GPT2-XL",
     "ek100_mir_tsf_b": "finetune.ek100_mir.TSF-B",
     "ek100_mir_tsf_l": "finetune.ek100_mir.TSF-L",
     "charades_ego_tsf_b": "finetune.charades_ego.TSF-B",
@@ -66,6 +70,8 @@ SAME_NAMES = {
     "project_embed_dim": "model.embed_dim",
 }
 RECIPES = [*PUBLISHED, *LIKE]
+NARRATORS = [name for name in PUBLISHED if name.startswith("narrator")]
+BEGINNING = ("pretrain", "narrator")  # of recipes that start from other models than the zoo's fine-tuning ones
 
 load_config = functools.cache(load)
 
@@ -86,6 +92,9 @@ def test_numbers_are_the_published_ones(name: str) -> None:
         "optim.optimizer": "sgd" if options.get("use_sgd") else "adamw",
         "optim.clip_grad_norm": options["clip_grad_value"] or 0.0,
     }
+    assert options.get("clip_grad_type", "norm") == "norm"  # which the published commands do not change
+    if options.get("disable_amp"):
+        expected |= {"optim.precision": "fp32"}
     if not options["fix_lr"]:
         expected |= {"optim.lr_start": options["lr_start"], "optim.lr_end": options["lr_end"]}
     if options.get("use_sgd"):
@@ -110,7 +119,7 @@ def test_evaluations_while_training_are_as_often(name: str) -> None:
 
 
 def test_temperatures_and_margin_are_the_published_ones() -> None:
-    for name in PUBLISHED:
+    for name in sorted(PUBLISHED.keys() - set(NARRATORS)):
         task = load_config(name).task
         options = GOLDEN["recipes"][PUBLISHED[name]]["resolved"]
         if "temperature_init" in options:
@@ -132,7 +141,7 @@ def test_recipes_without_a_published_command_are_like_another(name: str) -> None
     assert {key for key in ours if ours[key] != theirs[key]} == but
 
 
-@pytest.mark.parametrize("name", [n for n in RECIPES if not n.startswith("pretrain")])
+@pytest.mark.parametrize("name", [n for n in RECIPES if not n.startswith(BEGINNING)])
 def test_fine_tuning_starts_from_the_checkpoint_that_the_zoo_names(name: str) -> None:
     config = load_config(name)
     assert config.model.init == GOLDEN["pretrain"][name] == ZOO[name].start
@@ -156,6 +165,27 @@ def test_pre_training_starts_from_the_clip_of_its_size(name: str, clip: str, siz
     )
 
 
+@pytest.mark.parametrize("name", NARRATORS)
+def test_narrators_are_trained_and_write_as_published(name: str) -> None:
+    config, recipes, fixed = load_config(name), GOLDEN["recipes"], GOLDEN["fixed_values"]
+    trained, written = recipes[PUBLISHED[name]]["resolved"], recipes["evaluate.narrator"]["resolved"]
+    decoder, ours = config.model.decoder, build.task_options(config).narration
+    assert config.model.init == {"b": "baseline_tsf_b", "l": "baseline_tsf_l_336"}[name.split("_")[2]]
+    frozen = {"video": trained["freeze_visual_vclm"], "language_model": trained["freeze_lm_vclm"]}
+    assert set(config.model.freeze) == {part for part, is_frozen in frozen.items() if is_frozen}
+    assert trained["freeze_visual_vclm"] == trained["freeze_visual_vclm_temporal"]
+    assert decoder.gated == trained["gated_xattn"] and decoder.context == fixed["text_length"]
+    assert decoder.cross_attention_every == fixed["narrator_gpt2_cross_attention_every"][trained["model"]]
+    assert decoder.queries == fixed["narrator_pooler"]["num_img_queries"]
+    assert decoder.heads == fixed["narrator_pooler"]["heads"][decoder.init]
+    assert ours.average == "positions" and ours.writes is not None
+    assert (ours.writes.top_p, ours.writes.top_k, ours.writes.temperature, ours.writes.max_length) == (
+        written["caption_top_p"], written["caption_top_k"], written["caption_temperature"], written["caption_max_len"],
+    )  # fmt: skip
+    assert ours.writes.num_return_sequences == written["caption_num_return_sequences"]
+    assert (config.views.clips, config.views.crops) == (written["num_clips"], "center")
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_header_names_the_published_score(name: str) -> None:
     head = (CONFIG_DIR / f"{name}.yaml").read_text().partition("\nbase:")[0]
@@ -163,6 +193,8 @@ def test_the_header_names_the_published_score(name: str) -> None:
     if name.startswith("pretrain_lavila"):
         row = GOLDEN["zero_shot"][name.removeprefix("pretrain_")]
         scores = {key: str(value).rpartition("/")[2] for key, value in row.items()}
+    if name in NARRATORS:
+        scores = GOLDEN["narrators"][name]
     numbers = set(re.findall(r"\d+\.\d+", head))
     assert {str(score) for score in scores.values()} <= numbers
     assert scores or "none published" in head
@@ -184,6 +216,8 @@ LAYOUTS = {
     "ek100_cls_tsf_b_single": "VideoClassifier.TSF-B.3806.f16",
     "ek100_cls_tsf_l": "VideoClassifierMultiHead.TSF-L.97_300_3806.f16",
     "egtea_tsf_b": "VideoClassifier.TSF-B.106.f16",
+    "narrator_tsf_b_gpt2": "VCLM_OPENAI_TIMESFORMER_BASE_GPT2.f4.gated",
+    "narrator_tsf_l_336_gpt2_xl": "VCLM_OPENAI_TIMESFORMER_LARGE_336PX_GPT2_XL.f4.gated",
 }
 
 
@@ -192,12 +226,19 @@ def test_the_model_has_the_names_and_shapes_of_the_published_one(name: str, tmp_
     (tmp_path / "vocab.txt").write_text(
         "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(str, range(30517))])
     )
-    words = [f"model.text.vocabulary={tmp_path}", "model.text.init=random"]
+    pieces = [*map(str, range(50256)), "<|endoftext|>"]
+    (tmp_path / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(pieces)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    words = [f"model.{part}.{key}" for part in ("text", "decoder") for key in (f"vocabulary={tmp_path}", "init=random")]
     config = load(name, ["model.init=random", *words])
     classes = dict(zip(config.task.heads, GOLDEN["num_classes"].get(name, []), strict=False))
     facts = {"classes": {head: [str(k) for k in range(count)] for head, count in classes.items()}}
     with torch.device("meta"):
         model = build.fresh_model(config, facts)
     constants = {f"textual.{key}" for key in DISTILBERT_CONSTANTS}
-    published = {key: list(shape) for key, shape in layouts()[LAYOUTS[name]]["tensors"].items() if key not in constants}
+    published = {
+        key: list(shape)
+        for key, shape in layouts()[LAYOUTS[name]]["tensors"].items()
+        if key not in constants and not CONSTANT_BUFFERS.search(key)
+    }
     assert {key: list(tensor.shape) for key, tensor in model.state_dict().items()} == published

@@ -19,7 +19,7 @@ import torch
 from lavila.checkpoints.errors import CheckpointError
 from lavila.checkpoints.store import load_model
 from lavila.engine import checkpoint
-from lavila.engine.checkpoint import Beside, Progress, TrainState
+from lavila.engine.checkpoint import FACTS, Beside, Best, Progress, TrainState, best_of, note_if_best
 from lavila.engine.distributed import Process
 from lavila.engine.run_folder import start_from, subject_of
 from lavila.models.classifier import VideoClassifier
@@ -238,3 +238,23 @@ def test_the_loss_scale_is_kept_where_the_precision_is(tmp_path: Path) -> None:
         checkpoint.load(tmp_path / name / "checkpoints" / "step-00000001", state, process=PROCESS)
         loads[name, enabled] = state.scaler.get_scale()
     assert loads == {("fp16", True): 8.0, ("fp16", False): 1.0, ("bf16", True): 65536.0}
+
+
+@pytest.mark.parametrize(
+    ("lower", "values", "kept"),
+    [(False, [1.0, 3.0, 2.0, float("nan")], 3.0), (True, [3.0, 1.0, float("nan"), 2.0], 1.0)],
+)
+def test_the_best_by_a_metric_of_which_less_may_be_better(
+    lower: bool, values: list[float], kept: float, tmp_path: Path
+) -> None:
+    for number, value in enumerate(values):
+        (folder := tmp_path / f"step-{number}").mkdir()
+        (folder / FACTS).touch()
+        note_if_best(tmp_path, Best(checkpoint=folder.name, metric="val/x", value=value, lower_is_better=lower))
+    best = best_of(tmp_path)
+    assert best is not None and best.value == kept
+
+
+def test_a_first_value_that_is_no_number_is_not_the_best(tmp_path: Path) -> None:
+    note_if_best(tmp_path, Best(checkpoint="step-0", metric="val/x", value=float("nan")))
+    assert best_of(tmp_path) is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,6 +12,8 @@ from lavila.engine.memory import PassSize, _InUse, evaluation_memory, training_m
 from lavila.engine.optim import build_optimizer, freeze
 from lavila.engine.precision import Arithmetic
 from lavila.models.classifier import VideoClassifier
+from lavila.models.gated_gpt2 import GatedGpt2Config
+from lavila.models.narrator import Narrator
 from lavila.models.timesformer import TimeSformer, TimeSformerConfig
 
 SIZE = PassSize(clips=5, video=(3, 4, 32, 32))
@@ -22,6 +26,10 @@ def model(*, gradient_checkpointing: bool = False) -> VideoClassifier:
         gradient_checkpointing=gradient_checkpointing,
     )  # fmt: skip
     return VideoClassifier(TimeSformer(tower), num_classes=(3,), dropout=0.0)
+
+
+def adamw_of(of: torch.nn.Module) -> torch.optim.Optimizer:
+    return build_optimizer(of, OptimConfig(optimizer="adamw"), in_backbone=lambda _: True)
 
 
 def optimizer(of: VideoClassifier, **settings: object) -> torch.optim.Optimizer:
@@ -44,6 +52,20 @@ def test_activations_are_those_of_a_real_pass(arithmetic: Arithmetic, checkpoint
     forward = evaluation_memory(made, SIZE, arithmetic)
     assert forward.activations == pytest.approx(use.most, rel=0.02)
     assert forward.activations < estimate.activations and forward.gradients == forward.optimizer == 0
+
+
+def test_a_narrators_language_model_is_counted() -> None:
+    decoder = GatedGpt2Config(vocab_size=90, positions=32, width=16, depth=2, heads=2, end_token=89, dropout=0.0)
+    made = Narrator(model().visual, decoder, queries=3, pooler_heads=2)
+    freeze(made, ["video", "language_model"])
+    size = replace(SIZE, texts=5, text_tokens=12)
+    whole, tower = (training_memory(made, adamw_of(made), one, FP32, ranks=1).activations for one in (size, SIZE))
+    with _InUse() as use:
+        tokens = torch.zeros(5, 12, dtype=torch.int64)
+        visual = made.img_queries.expand(5, -1, -1)
+        out = made.text_decoder(tokens, made.text_decoder.look(visual))
+        torch.autograd.grad(out.sum(), made.text_decoder.transformer.h[0].alpha_cattn)
+    assert whole - tower == pytest.approx(use.most, rel=0.05)
 
 
 def test_gradient_checkpointing_and_half_precision_save_activations() -> None:

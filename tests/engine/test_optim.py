@@ -19,6 +19,7 @@ from lavila.engine.optim import (
     blank_state,
     build_optimizer,
     cosine_schedule,
+    fitting,
     freeze,
     parameter_groups,
     train_mode,
@@ -224,3 +225,9 @@ def test_the_state_of_an_optimizer_is_known_before_it_has_any() -> None:
             assert {name: (t.shape, t.dtype, t.device) for name, t in kept.items()} == {
                 name: (t.shape, t.dtype, t.device) for name, t in blank.items()
             }
+
+
+def test_names_fit_patterns_but_for_those_that_are_left_out() -> None:
+    names = ["a.x", "a.y", "b.x"]
+    assert fitting(names, ["a.*", "!*.y"]) == ["a.x"]
+    assert fitting(names, ["*.x", "!c.*"]) == ["a.x", "b.x"] and fitting(names, ["!a.*"]) == []

@@ -121,7 +121,7 @@ def test_cache_reordered_goes_on_from_other_sequences() -> None:
     with torch.no_grad():
         cache = decoder.new_cache(4, 8)
         decoder(tokens[:, :7], seen, cache)
-        cache.reorder(rows)
+        cache.take(rows)
         step = decoder(tokens[rows, 7:], seen, cache)
         torch.testing.assert_close(step[:, 0], decoder(tokens[rows], seen)[:, -1], rtol=1e-5, atol=1e-5)
 

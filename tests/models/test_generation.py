@@ -12,8 +12,10 @@ from torch.nn.functional import log_softmax, softmax
 
 from lavila.models.gated_gpt2 import GatedGpt2, GatedGpt2Config
 from lavila.models.generation import (
+    ClipWriter,
     GenerationConfig,
     beam_search,
+    clip_generators,
     draw,
     filter_logits,
     keep_nucleus,
@@ -77,7 +79,7 @@ def test_sampled_tokens_follow_the_decoder() -> None:
     decoder, visual = decoder_of(), torch.randn(1, 3, 16)
     config = GenerationConfig(max_length=2, num_return_sequences=4000, temperature=0.7, top_p=0.9, early_stopping=False)
     with torch.no_grad():
-        found = sample(decoder, visual, config, generator=torch.Generator().manual_seed(0))
+        found = sample(ClipWriter(decoder, visual), config, generator=torch.Generator().manual_seed(0))
         logits = decoder(torch.tensor([[END]]), decoder.look(visual))[:, 0]
     wanted = softmax(filter_logits(logits, config), -1)[0]
     assert 2 < (wanted > 0).sum() < VOCABULARY
@@ -85,7 +87,10 @@ def test_sampled_tokens_follow_the_decoder() -> None:
     torch.testing.assert_close(shares, wanted, rtol=0, atol=0.03)
     assert not shares[wanted == 0].any()
     entropy = -(softmax(logits, -1) * log_softmax(logits, -1)).sum()
-    torch.testing.assert_close(found.nll, entropy.expand(1, 4000))
+    assert found.entropy is not None
+    torch.testing.assert_close(found.entropy, entropy.double().expand(1, 4000), rtol=1e-5, atol=1e-6)
+    surprise = -log_softmax(logits, -1).double()[0, found.tokens[0, :, 1]]
+    torch.testing.assert_close(found.nll[0], surprise, rtol=1e-5, atol=1e-6)
 
 
 def test_a_seed_gives_the_same_texts_and_one_for_each_clip_frees_them_of_their_neighbours() -> None:
@@ -96,7 +101,7 @@ def test_a_seed_gives_the_same_texts_and_one_for_each_clip_frees_them_of_their_n
         one = torch.Generator
         generator = one().manual_seed(seeds) if isinstance(seeds, int) else [one().manual_seed(seed) for seed in seeds]
         with torch.no_grad():
-            return sample(decoder, visual[clips], config, generator=generator).tokens
+            return sample(ClipWriter(decoder, visual[clips]), config, generator=generator).tokens
 
     assert torch.equal(texts([0, 1, 2], 5), texts([0, 1, 2], 5))
     assert not torch.equal(texts([0, 1, 2], 5), texts([0, 1, 2], 6))
@@ -112,17 +117,29 @@ def test_early_stopping_leaves_the_texts_and_scores_as_they_were() -> None:
     with torch.no_grad():
         long, short = (
             sample(
-                decoder,
-                visual,
+                ClipWriter(decoder, visual),
                 GenerationConfig(max_length=32, num_return_sequences=3, early_stopping=stop),
                 generator=torch.Generator().manual_seed(1),
             )
             for stop in (False, True)
         )
-    length = short.tokens.shape[2]
-    assert long.tokens.shape[2] == 32 > length
-    assert torch.equal(long.tokens[..., :length], short.tokens)
+    longest = int(short.lengths.max())
+    assert long.tokens.shape[2] == 32 > short.tokens.shape[2] == longest + 2
+    assert short.lengths.min() < longest
+    assert long.ids() == short.ids()
+    # The last token is there: every text is followed by its end token.
+    assert (short.tokens.gather(2, short.lengths[..., None] + 1) == END).all()
     torch.testing.assert_close(long.nll, short.nll)
+    torch.testing.assert_close(long.entropy, short.entropy)
+
+
+def test_a_clip_has_generators_by_its_id_and_the_seed_alone() -> None:
+    def numbers(seed: int, ids: list[str]) -> list[list[float]]:
+        return [torch.rand(3, generator=one).tolist() for one in clip_generators(seed, ids)]
+
+    first = numbers(1, ["a", "b", "c"])
+    assert numbers(1, ["c", "a"]) == [first[2], first[0]]
+    assert len({tuple(row) for row in first + numbers(2, ["a", "b", "c"])}) == 6
 
 
 def test_a_step_computes_one_token_and_a_clip_is_looked_at_once() -> None:
@@ -133,12 +150,14 @@ def test_a_step_computes_one_token_and_a_clip_is_looked_at_once() -> None:
     for block in decoder.blocks:
         block.crossattention.c_attn.register_forward_hook(lambda _, inputs, __: looks.append(tuple(inputs[0].shape)))
     with torch.no_grad():
-        sample(decoder, visual, GenerationConfig(max_length=9, num_return_sequences=5, early_stopping=False))
+        sample(
+            ClipWriter(decoder, visual), GenerationConfig(max_length=9, num_return_sequences=5, early_stopping=False)
+        )
         assert steps == [(10, 1)] * 8
         assert looks == [(2, 3, 16)] * 2
         steps.clear(), looks.clear()
-        beam_search(decoder, visual, GenerationConfig(max_length=9, num_beams=4))
-        assert set(steps) == {(8, 1)}
+        beam_search(ClipWriter(decoder, visual), GenerationConfig(max_length=9, num_beams=4))
+        assert {(8, 1)} <= set(steps) <= {(8, 1), (4, 1)}  # a clip leaves when its search is done
         assert looks == [(2, 3, 16)] * 2
 
 
@@ -149,14 +168,21 @@ def test_wide_enough_beams_find_the_likeliest_text() -> None:
     with torch.no_grad():
         nll = score_all(decoder, visual, texts)
         config = GenerationConfig(max_length=4, num_beams=VOCABULARY**2, num_return_sequences=2, length_penalty=0.0)
-        found = beam_search(decoder, visual, config)
+        found = beam_search(ClipWriter(decoder, visual), config)
+    assert found.beam_score is not None
+    surprise = -found.beam_score[0]
     ended = found.tokens[0] == END
-    for tokens, ends, value in zip(found.tokens[0], ended, found.nll[0], strict=True):
+    for tokens, ends, value in zip(found.tokens[0], ended, surprise, strict=True):
         if ends.sum() == 1:  # a text of full length
             row = (texts == tokens).all(1).nonzero().item()
             assert value.item() == pytest.approx(nll[int(row)].item(), rel=1e-5)
-    assert found.nll[0, 0] <= found.nll[0, 1]
-    assert found.nll[0, 0] <= nll.min() + 1e-5
+    assert surprise[0] <= surprise[1]
+    assert surprise[0] <= nll.min() + 1e-5
+    with torch.no_grad():  # the mean over a text's tokens and its end token
+        for text, mean, value in zip(found.ids()[0], found.nll[0], surprise, strict=True):
+            tokens = torch.tensor([[END, *text, END]])[:, :4]
+            assert mean.item() == pytest.approx(value.item() / (tokens.shape[1] - 1), rel=1e-5)
+            assert value.item() == pytest.approx(score_all(decoder, visual, tokens).item(), rel=1e-5)
 
 
 def score_all(decoder: GatedGpt2, visual: Tensor, texts: Tensor) -> Tensor:
@@ -174,7 +200,7 @@ def test_padding_is_left_out_of_scores() -> None:
     assert found.step_nll is not None
     assert found.step_nll[0, 0, 3:].tolist() == [0, 0]
     torch.testing.assert_close(found.nll[:1], alone.nll)
-    torch.testing.assert_close(alone.nll[0, 0] * 3, score_all(decoder, visual[:1], target[:1, :4])[0])
+    assert alone.nll[0, 0].item() * 3 == pytest.approx(score_all(decoder, visual[:1], target[:1, :4]).item(), rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +213,7 @@ def test_padding_is_left_out_of_scores() -> None:
         ({"num_return_sequences": 0}, "num_return_sequences=0"),
         ({"num_beams": 4, "num_beam_groups": 3}, "num_beams=4.*num_beam_groups=3"),
         ({"num_beams": 2, "num_return_sequences": 3}, "2 beams"),
-        ({"num_beams": 2, "top_p": 0.9}, "top_p|sample"),
+        ({"num_beams": 4, "num_beam_groups": 2, "top_p": 0.9}, "num_beam_groups=2.*top_p=0.9"),
     ],
 )
 def test_options_that_exclude_one_another_are_told(options: dict[str, Any], message: str) -> None:

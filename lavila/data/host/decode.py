@@ -59,9 +59,13 @@ def decode_planes(
 ) -> Iterator[Planes]:
     """The same frames one after another, before conversion to RGB. Raises as `decode_frames` does."""
     for frame in _wanted_frames(data, frames):
-        picture = frame if frame.format.name == "yuv420p" else _to_yuv420p(frame)
-        lines = [np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size) for plane in picture.planes]
-        yield Planes(lines[0], lines[1], lines[2], frame.width)
+        yield planes_of(frame if frame.format.name == "yuv420p" else _to_yuv420p(frame))
+
+
+def planes_of(frame: av.VideoFrame) -> Planes:
+    """The planes of a yuv420p frame. They lie in the frame's memory, so keep the frame as long as them."""
+    lines = [np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size) for plane in frame.planes]
+    return Planes(lines[0], lines[1], lines[2], frame.width)
 
 
 def _to_yuv420p(frame: av.VideoFrame) -> av.VideoFrame:
