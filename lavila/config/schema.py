@@ -78,7 +78,8 @@ class DataConfig:
     folder: str = "data"  # where the files of lavila/configs/data have their shard sets; train and val say it in full
     dataset: str = ""  # whose shard sets these must be: a name of tools/shard_videos.py --dataset; empty = anyone's
     quarantine: str = ""  # further clips to leave out: a file of tools/inspect_shards.py --verify --quarantine FILE
-    captions: tuple[str, ...] = ()  # captions tables (.parquet), and `own` for the shard set's narrations; empty = own
+    captions: tuple[str, ...] = ()  # of train: captions tables (.parquet), `own` = the set's narrations; empty = own
+    val_captions: tuple[str, ...] = ()  # likewise for the clips of val; empty = own
     batch_size: Count = 64  # clips per optimiser step over all ranks; the same run on 1 or 8 GPUs sees the same batches
     shuffle_window: Count = 131_072  # training clips mixed with each other; sets up to this size are mixed fully
     read_ahead: bool = False  # read the next window in long stretches, for storage that is slow at many small requests

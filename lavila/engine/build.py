@@ -37,7 +37,7 @@ from lavila.plan.crops import CropChoice, ViewChoice
 from lavila.plan.frames import FrameChoice
 from lavila.plan.plans import Ranks, Sizes, TrainingPlan, ViewPlan
 from lavila.shards.captions import Captions
-from lavila.shards.reader import ShardSet, open_shard_set, read_quarantine
+from lavila.shards.reader import ShardSet, open_shard_set
 from lavila.tasks import (
     MarginOptions,
     ModelParts,
@@ -64,12 +64,7 @@ def shard_set(config: RunConfig, which: str) -> ShardSet:
     path = getattr(config.data, which)
     if not path:
         raise ConfigError(f"data.{which} is empty: give the folder of a shard set made by tools/shard_videos.py")
-    shards = open_shard_set(Path(path))
-    if config.data.quarantine:
-        further = Path(config.data.quarantine)
-        if not further.is_file():
-            raise ConfigError(f"data.quarantine={further}: no such file; give one of inspect_shards.py --quarantine")
-        shards.quarantine |= read_quarantine(further)
+    shards = open_shard_set(Path(path), quarantine=config.data.quarantine)
     found, wanted = shards.manifest.get("dataset"), config.data.dataset
     if wanted and found != wanted:
         raise ConfigError(
@@ -319,8 +314,7 @@ def view_loader(
         ranks=Ranks(rank=process.rank, world=process.world),
         portion=max(1, config.views.view_batch_size // views.computed),
     )
-    captions = Captions(shards, config.data.captions, need_every_table=False)  # some may be of training clips only
-    return _loader(config, shards, plan, process, captions)
+    return _loader(config, shards, plan, process, Captions(shards, config.data.val_captions))
 
 
 def fresh_model(config: RunConfig, facts: TaskFacts, *, resumed: bool = False) -> nn.Module:

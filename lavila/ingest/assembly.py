@@ -25,7 +25,8 @@ import numpy as np
 
 from lavila.annotations.base import AnnotationSet
 from lavila.files import whole_file
-from lavila.ingest.jobs import ChunkNeeds, Failure, ShardResult, read_result, words
+from lavila.ingest.jobs import Failure, ShardResult, read_result, words
+from lavila.ingest.needs import ChunkNeeds
 from lavila.ingest.notes import ESTIMATED, Notes
 from lavila.records import Clip, Ints, SpanRule
 from lavila.shards.chunks import ChunkError, ChunkIndex, Place

@@ -69,7 +69,8 @@ class FrameReader:
         context = self.stream.codec_context
         context.copy_opaque = True  # a frame carries the tag of its packet
         self.from_start |= not context.has_b_frames
-        number, lossy = 0, False
+        number = 0
+        lossy: set[int] = set()  # packets in front of which something may be missing
         for packet in self.container.demux(self.stream):
             self.deadline.check()
             time = packet.pts if packet.dts is None else packet.dts
@@ -79,11 +80,11 @@ class FrameReader:
                     continue
             if self.by_order:
                 self._dts.append(time if time is not None else self._dts[-1] + 1 if self._dts else 0)
-            # A transport stream flags the packet at whose end something was lost: frames, a part of that packet (which
-            # the decoder finds), or nothing, where files were joined.
-            if lossy and packet.size and not packet.is_keyframe:
+            # In a transport stream a flag says that something lacks in the next packet, which the decoder finds, or
+            # behind it. There it may be frames, or nothing where files were joined, which begin with a keyframe.
+            if number in lossy and packet.size and not packet.is_keyframe:
                 self._damaged = [*self._damaged[-REMEMBERED:], number]
-            lossy = packet.is_corrupt
+            lossy = {number + 2, *(later for later in lossy if later > number)} if packet.is_corrupt else lossy
             packet.opaque = _Tag(number)
             self._unseen.add(number)
             number += 1

@@ -32,7 +32,8 @@ def why_unreadable(path: Path) -> str | None:
 def _other_kind(head: bytes) -> str | None:
     """What the first bytes show, if it is no video."""
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<error")):
+    page = text.startswith((b"<!doctype html", b"<html", b"<head"))
+    if page or (text.startswith(b"<") and (b"<html" in text or b"<error" in text)):  # a server's errors are XML
         return f"is a web page, not a video; {AGAIN}, and look whether the site asks for a login"
     if text.startswith(b"version https://git-lfs"):
         return "is a pointer of Git LFS, not the video; run git lfs pull"
@@ -44,7 +45,8 @@ def _other_kind(head: bytes) -> str | None:
 
 def _early_end(file: BinaryIO, size: int) -> str | None:
     """Whether an mp4 (mov) lacks its end, or the table of its frames, by the boxes that it consists of."""
-    at, kinds = 0, []
+    at = 0
+    kinds: list[bytes] = []
     while at + BOX_HEADER <= size:
         file.seek(at)
         header = file.read(2 * BOX_HEADER)

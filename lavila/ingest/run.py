@@ -20,16 +20,15 @@ from lavila.errors import UserError, listed
 from lavila.ingest.assembly import ChunkAssembly, Stored, assemble, clip_failures, write_failures
 from lavila.ingest.encode import Limits
 from lavila.ingest.jobs import (
-    ChunkNeeds,
     Failure,
     SetSettings,
     ShardJob,
     assign,
     item_key,
-    needed_chunks,
     read_result,
 )
 from lavila.ingest.mending import FAILED_CHUNKS, read_failures, reopen
+from lavila.ingest.needs import ChunkNeeds, needed_chunks
 from lavila.ingest.notes import note_lines
 from lavila.ingest.places import FoundVideos, candidates, find_videos
 from lavila.records import Clip

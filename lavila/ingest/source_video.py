@@ -169,6 +169,9 @@ class SourceVideo:
             raise truncated(part, self.end - part.start, declared)
 
     def _is_cut_short(self, part: Part) -> bool:
+        last_dts = self._times[part].last_dts
+        if last_dts is not None and last_dts == self._reader.last_dts:  # the last packet of the table was there
+            return False
         container, stream = self._opened(part)
         self._at_start = False
         return is_cut_short(part, container, stream, self.deadline)
@@ -226,7 +229,9 @@ class SourceVideo:
         except DAMAGE as error:
             raise EncodeError(f"{part.name}: damaged after {float(second):.2f} s ({reason(error)})") from error
         times = self._times[part]
-        if times.stop is not None and (times.last_dts is None or times.last_dts == self._reader.last_dts):
+        if times.hold is not None and times.last_dts == self._reader.last_dts:
+            self._stop = max(self._stop, self.end + times.hold)
+        elif times.stop is not None:
             self._stop = max(self._stop, part.start + times.stop)
 
     def _decoded_from(self, part: Part, first_pts: int, target: int) -> Iterator[Decoded]:

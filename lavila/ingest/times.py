@@ -7,7 +7,7 @@ without decoding: pieces that were joined end to end, and streams without any ta
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -51,8 +51,9 @@ class FileTimes:
     stated: bool = True  # whether the header states `fps`; else it is estimated from the times of the frames
     by_order: bool = False  # whether the frames have no times of presentation, only an order
     keyframes: tuple[int, ...] = ()  # decoding times of the keyframes, for `by_order`
-    last_dts: int | None = None  # decoding time of the last packet, if it is known
-    stop: Fraction | None = None  # when the last frame ends, in seconds from the first, if the video stream states it
+    last_dts: int | None = None  # decoding time of the last packet, if a table lists it
+    hold: Fraction | None = None  # the seconds for which the last frame is shown, by that table
+    stop: Fraction | None = None  # when the last frame ends, in seconds from the first, if there is no such table
 
 
 _known: dict[tuple[str, int, int], FileTimes | EncodeError] = {}
@@ -114,18 +115,19 @@ class _Reading:
         base = stream.base_rate
         times = FileTimes(fps=stated)
         if len(entries):
-            stop = None if stream.duration is None else Fraction(stream.duration * tick)
-            times = FileTimes(fps=stated, last_dts=entries[-1].timestamp, stop=stop)
+            last = entries[-1].timestamp
+            ticks = 0 if stream.duration is None else entries[0].timestamp + stream.duration - last
+            times = FileTimes(fps=stated, last_dts=last, hold=Fraction(ticks * tick))
         if len(entries) > 1 and not (base and abs(stated / base - 1) <= EXACT_RATE):
             stamps = np.array([entry.timestamp for entry in entries], np.int64)
-            film, pause = film_rate(stamps, tick, last=(times.stop or 0) / tick + stamps[0] - stamps[-1])
+            film, pause = film_rate(stamps, tick, last=ticks)
             if pause and film is not None:
-                times = FileTimes(fps=film, stated=False, last_dts=times.last_dts, stop=times.stop)
+                times = replace(times, fps=film, stated=False)
         # With times of presentation, the first frame of a stream with B-frames is decoded before its time.
         if stream.codec_context.has_b_frames and len(entries) and entries[0].timestamp == (stream.start_time or 0):
             head = self._packets(HEAD_PACKETS)
             if head.by_order or (head.shown == head.dts).all():
-                times = FileTimes(**{**vars(times), "by_order": True, "keyframes": _keyframes(entries)})
+                times = replace(times, by_order=True, keyframes=_keyframes(entries))
         return times
 
     def _of_avi(self) -> FileTimes:
@@ -196,7 +198,7 @@ def _keyframes(entries: Sequence[Any]) -> tuple[int, ...]:
     return tuple(entry.timestamp for entry in entries if entry.is_keyframe)
 
 
-def film_rate(stamps: Ints, tick: Fraction, *, last: Fraction | None = None) -> tuple[Fraction | None, bool]:
+def film_rate(stamps: Ints, tick: Fraction, *, last: int | None = None) -> tuple[Fraction | None, bool]:
     """The frames per second of the film between its pauses, and whether there is a pause.
 
     `stamps`: the times of all frames in ticks of `tick` seconds; `last`: how long the last one is shown, in ticks.

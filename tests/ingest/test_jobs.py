@@ -15,7 +15,8 @@ import pytest
 from lavila.annotations.base import AnnotationError
 from lavila.cluster.workers import run_jobs
 from lavila.ingest.encode import EncodeSettings, Limits
-from lavila.ingest.jobs import Chunk, SetSettings, ShardJob, assign, needed_chunks, read_result
+from lavila.ingest.jobs import Chunk, SetSettings, ShardJob, assign, read_result
+from lavila.ingest.needs import needed_chunks
 from lavila.records import Clip
 from tests.footage import write_numbered_video
 
