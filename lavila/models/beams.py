@@ -104,7 +104,8 @@ def _likeliest(beams: _Beams, logits_NV: Tensor, penalty: float) -> _Found:
     step_BGWV = log_softmax(logits_NV, dim=-1).unflatten(0, (clips, groups, width))
     log_BGWV, score_BGWV = beams.log_BGW[..., None] + step_BGWV, beams.score_BGW[..., None] + step_BGWV
     if not penalty:
-        return _Found.of(*score_BGWV.flatten(2).topk(2 * width), log_BGWV)
+        best = score_BGWV.flatten(2).topk(2 * width)
+        return _Found.of(best.values, best.indices, log_BGWV)
     taken_BV = torch.zeros(clips, logits_NV.shape[1], dtype=torch.float64, device=logits_NV.device)
     found = []
     for group in range(groups):

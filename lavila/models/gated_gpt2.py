@@ -89,7 +89,8 @@ def product(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tenso
     # as columns, the matrix library reads them a quarter faster.
     x_IN = x.reshape(rows, -1).t()
     out_ON = torch.mm(weight_OI, x_IN) if bias_O is None else torch.addmm(bias_O[:, None], weight_OI, x_IN)
-    return out_ON.t().unflatten(0, x.shape[:-1])
+    out: Tensor = out_ON.t().unflatten(0, x.shape[:-1])
+    return out
 
 
 class SelfAttention(nn.Module):
