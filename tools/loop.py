@@ -74,7 +74,7 @@ TOY = Scale(
 def steps(scale: Scale) -> list[Step]:
     """All commands, in order. Those that make a table name it."""
     human, machine = (scale.out / f"{name}.parquet" for name in ("human", "machine"))
-    tables = {"human": [human], "both": [human, machine], "all_human": ["own"]}
+    tables: dict[str, list[Path | str]] = {"human": [human], "both": [human, machine], "all_human": ["own"]}
     trained = {name: scale.runs / name for name in (*LEARNERS, "narrator")}
     data = [f"data.train={scale.train}", f"data.val={scale.val}"]
     dual, narrator = ([*named(configs), *data] for configs in (scale.dual, scale.narrator))

@@ -161,7 +161,11 @@ def _label(wanted: Wanted, narrator: OpenNarrator, process: Process, environ: Ma
         max_bad_clips=wanted.max_bad_clips,
         share=share_of(process, environ),
     )
-    found = label(_source(wanted, narrator, process, options.batch_size), narrator, options)
+    source = _source(wanted, narrator, process, options.batch_size)
+    texts = narrator.captioner.options.num_return_sequences
+    say(f"{sum(source.part_sizes):,} clips in {len(source.part_sizes):,} parts, {texts} texts of each clip")
+    say(f"narrator {narrator.name} on {process.device.type}; process {options.share[0] + 1} of {options.share[1]}")
+    found = label(source, narrator, options)
     if found is None:
         return DONE
     say(f"{options.out}: {found.texts} texts of {found.clips} clips")

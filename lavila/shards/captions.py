@@ -243,7 +243,9 @@ class _Layer:
         if self.ids is None:
             return own
         rows = pc.fill_null(pc.index_in(clip_ids, self.table.column("clip_id").cast(clip_ids.type)), -1).to_numpy()
-        return (rows >= 0) & (own[rows] if len(own) else False)
+        found: npt.NDArray[np.bool_] = np.zeros(len(rows), np.bool_)
+        found[rows >= 0] = own[rows[rows >= 0]]
+        return found
 
     def of(self, clip: int, clip_id: str) -> tuple[list[str], str]:
         row = self.row(clip, clip_id)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -166,8 +166,8 @@ class NarrationTask:
     @property
     def _narrator(self) -> Narrator:
         """The model without its wrapper."""
-        narrator: Narrator = getattr(self.model, "module", self.model)
-        return narrator
+        narrator: Any = getattr(self.model, "module", self.model)
+        return cast(Narrator, narrator)
 
     @property
     def _padding(self) -> int:

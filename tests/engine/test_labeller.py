@@ -10,6 +10,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -145,6 +146,46 @@ def test_after_a_kill_in_any_part_the_same_command_continues(
                 label(clips_of(vp9_shards, narrator), narrator, options(out, share=(0, 1)))
     assert len(asked) == 6 and sorted(itertools.chain(*asked)) == sorted(vp9_shards.clips["clip_id"].to_pylist())
     assert table(out) == table(whole)
+
+
+def test_a_kill_at_any_file_costs_one_part_at_most(
+    whole: Path, vp9_shards: ShardSet, narrator: OpenNarrator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, written, stop_at = tmp_path / "captions.parquet", [], [0]
+    before, asked = {"whole_path": labeller.whole_path, "whole_file": labeller.whole_file}, []
+    say = type(narrator.captioner).say
+
+    def listening(self: Any, video: Any, ids: Any) -> Any:
+        asked.append(list(ids))
+        return say(self, video, ids)
+
+    def killed(name: str) -> Any:
+        @contextmanager
+        def writing(path: Path) -> Iterator[Any]:
+            with before[name](path) as opened:
+                yield opened
+                written.append(path.name)
+                if len(written) == stop_at[-1]:
+                    raise KeyboardInterrupt  # its content is there, but not its name
+
+        return writing
+
+    monkeypatch.setattr(type(narrator.captioner), "say", listening)
+    for name in before:
+        monkeypatch.setattr(labeller, name, killed(name))
+    ends: list[str] = []
+    for operation in (1, 2, 3, 4, 2, 2):  # the settings; parts 0, 2 and 5; the list of bad clips; the summary
+        written.clear()
+        stop_at.append(operation)
+        with pytest.raises(KeyboardInterrupt):
+            label(clips_of(vp9_shards, narrator), narrator, options(out))
+        ends.append(written[-1])
+    parts = [f"part-00000{number}.parquet" for number in (0, 2, 5)]
+    assert ends == ["settings.json", *parts, "captions.failures.jsonl", "summary.json"]
+    stop_at.append(0)
+    found = label(clips_of(vp9_shards, narrator), narrator, options(out))
+    assert found is not None and found.clips == 12 and table(out) == table(whole)
+    assert len(asked) == 6 + 3  # the three parts that were cut short were made twice
 
 
 def test_a_kill_while_parts_are_joined_costs_only_the_joining(

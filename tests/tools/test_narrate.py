@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import signal
@@ -15,11 +16,13 @@ import narrate
 import pytest
 import yaml
 
+from lavila.checkpoints.store import save_model
 from lavila.engine.narrating import vocabulary_of
 from lavila.shards.captions import read_captions
 from lavila.shards.reader import ShardSet
 from tests.footage import Coding, write_numbered_video
-from tests.narrators import save_tiny_narrator
+from tests.narrators import PICTURES, save_tiny_narrator
+from tests.tasks.dual import tiny_model
 
 ROOT = Path(__file__).parents[2]
 SLOW = Coding(fps=Fraction(10), gop=10)
@@ -45,6 +48,16 @@ def test_ones_own_video(video: Path, model: list[str], capsys: pytest.CaptureFix
     assert out.index("3 windows") < out.index("0:00 - ")  # what it will take is said before
     assert narrate.main(["--video", str(video), *model, "--still", "0"]) == 0
     assert "0:00 - 0:02" not in capsys.readouterr().out  # all of it is there
+
+
+def test_a_dual_encoder_finds_the_best_text(video: Path, model: list[str], tmp_path: Path) -> None:
+    facts = {"pictures": json.dumps(PICTURES), "context_length": "16"}
+    save_model(tiny_model(), tmp_path / "dual.safetensors", extra=facts)
+    dual = ["--dual-encoder", str(tmp_path / "dual.safetensors"), "--still", "0"]
+    assert narrate.main(["--video", str(video), *model, *dual]) == 0
+    settings, *windows = (tmp_path / "my.mp4.narration" / "windows.jsonl").read_text().splitlines()
+    assert len(json.loads(settings)["dual_encoder"]) == 64
+    assert [json.loads(line)["best"] in (0, 1) for line in windows] == [True] * 3
 
 
 def test_a_folder_with_a_broken_video(video: Path, model: list[str], capsys: pytest.CaptureFixture[str]) -> None:
