@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, scaled_dot_product_attention
 
-from lavila.models import generation
+from lavila.models import beams, generation
 from lavila.models.gated_gpt2 import CROSS_ATTENTION, GatedGpt2, GatedGpt2Config
 from lavila.models.generation import ClipWriter, GenerationConfig, Generators, Narrations
 from lavila.models.timesformer import TimeSformer
@@ -120,7 +120,7 @@ class Narrator(nn.Module):
     def generate(self, video: Tensor, *, generator: Generators = None, **options: Any) -> Narrations:
         """Texts of normalised clips [B,3,T,Y,X], or of visual tokens [B,M,D] that `encode_video` made of them.
 
-        options: fields of GenerationConfig. generator: see `generation.sample`, or `generation.beam_search` for
+        options: fields of GenerationConfig. generator: see `generation.sample`, or `beams.beam_search` for
         num_beams above 1. The decoder works in the type of its weights, which may be bfloat16 while the tower's are
         float32. ValueError for options that do not fit and in training mode.
         """
@@ -128,7 +128,7 @@ class Narrator(nn.Module):
         if config.max_length > (room := self.text_decoder.config.positions):
             raise ValueError(f"max_length={config.max_length}: this narrator's texts have at most {room} tokens")
         writer = ClipWriter(self.text_decoder, self._visual_tokens(video))
-        choose = generation.beam_search if config.num_beams > 1 else generation.sample
+        choose = beams.beam_search if config.num_beams > 1 else generation.sample
         return choose(writer, config, generator=generator)
 
     @torch.no_grad()

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from lavila.errors import UserError, listed, one_line
-from lavila.models.generation import GenerationConfig, Generators, Narrations, beam_search, exact, sample
+from lavila.models.beams import beam_search
+from lavila.models.generation import GenerationConfig, Generators, Narrations, exact, sample
 from lavila.models.tokenizers import vocabulary_folder
 
 PARAPHRASER = "ramsrigouthamg/t5-large-paraphraser-diverse-high-quality"

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from lavila.models.gated_gpt2 import GatedGpt2, GatedGpt2Config, load_gpt2, product, survivors
+from lavila.models.gated_gpt2 import GatedGpt2, GatedGpt2Config, load_gpt2, product
 
 TINY = GatedGpt2Config(
     vocab_size=50, positions=16, width=24, depth=3, heads=2, cross_attention_every=2, end_token=49, dropout=0.0
@@ -124,41 +124,6 @@ def test_cache_reordered_goes_on_from_other_sequences() -> None:
         cache.take(rows)
         step = decoder(tokens[rows, 7:], seen, cache)
         torch.testing.assert_close(step[:, 0], decoder(tokens[rows], seen)[:, -1], rtol=1e-5, atol=1e-5)
-
-
-def test_sequences_that_leave_change_nothing_for_the_others() -> None:
-    decoder, tokens = decoder_of(), some_tokens(9, 16)
-    visual = torch.randn(3, 5, 24)
-    rows = torch.arange(9)
-    with torch.no_grad():
-        whole = decoder(tokens, decoder.look(visual))
-        seen, cache = decoder.look(visual), decoder.new_cache(9, 16)
-        seen.pack()
-        # One sequence leaves; then all of the clip in the middle; then all but two.
-        leaving = {3: [1], 7: [3, 4, 5], 11: [0, 6, 8]}
-        for place in range(16):
-            if place in leaving:
-                kept = survivors(~torch.isin(rows, torch.tensor(leaving[place])))
-                seen.take(kept, len(rows))
-                cache.take(kept)
-                rows = rows[kept]
-            step = decoder(tokens[rows, place : place + 1], seen, cache)
-            torch.testing.assert_close(step[:, 0], whole[rows, place], rtol=1e-5, atol=1e-5)
-    assert sorted(rows.tolist()) == [2, 7]
-    assert seen.clips == 2 and seen.places == 1
-    assert cache.blocks[0][0].shape[2] == 16
-
-
-def test_a_cache_grows_with_its_texts() -> None:
-    config = dataclasses.replace(TINY, positions=100)
-    decoder, tokens = decoder_of(config), some_tokens(2, 50)
-    with torch.no_grad():
-        seen, cache, room = decoder.look(torch.randn(1, 5, 24)), decoder.new_cache(2, 50), []
-        for place in range(50):
-            step = decoder(tokens[:, place : place + 1], seen, cache)
-            room.append(cache.blocks[0][0].shape[2])
-        torch.testing.assert_close(step, decoder(tokens, seen)[:, -1:], rtol=1e-5, atol=1e-5)
-    assert sorted(set(room)) == [20, 40, 50]
 
 
 def test_few_rows_are_multiplied_as_many_are() -> None:

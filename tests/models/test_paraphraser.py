@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from lavila.models.generation import GenerationConfig, beam_search, clip_generators, sample
+from lavila.models.beams import beam_search
+from lavila.models.generation import GenerationConfig, clip_generators, sample
 from lavila.models.paraphraser import PARAPHRASER, CaptionWriter, Paraphraser, ParaphraserError, load_paraphraser
 from lavila.models.tokenizers import TokenizerError
 from tests.models.tiny_paraphraser import save_paraphraser
