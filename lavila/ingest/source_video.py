@@ -172,6 +172,7 @@ class SourceVideo:
         last_dts = self._times[part].last_dts
         if last_dts is not None and last_dts == self._reader.last_dts:  # the last packet of the table was there
             return False
+        self.close()  # to read it from the start
         container, stream = self._opened(part)
         self._at_start = False
         return is_cut_short(part, container, stream, self.deadline)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from lavila.models.generation import (
     GenerationConfig,
     beam_search,
     clip_generators,
+    decoder_type,
     draw,
     filter_logits,
     keep_nucleus,
@@ -161,6 +163,115 @@ def test_a_step_computes_one_token_and_a_clip_is_looked_at_once() -> None:
         assert looks == [(2, 3, 16)] * 2
 
 
+def test_texts_leave_the_batch_when_they_end_and_are_the_same_in_any_batch() -> None:
+    """No draw here is so close to a border that the last bits of products decide it; see `sample`."""
+    decoder, visual, ids = decoder_of(end_bias=1.5), torch.randn(16, 3, 16), [f"clip {number}" for number in range(16)]
+    config = GenerationConfig(max_length=30, num_return_sequences=5, temperature=0.9, top_p=0.95)
+    rows: list[int] = []
+    decoder.transformer.wte.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
+
+    def texts(clips: list[int]) -> list[list[list[int]]]:
+        generator = clip_generators(3, [ids[clip] for clip in clips])
+        with torch.no_grad():
+            return sample(ClipWriter(decoder, visual[clips]), config, generator=generator).ids()
+
+    together = texts(list(range(16)))
+    lengths = [len(text) for clip in together for text in clip]
+    # A text of n tokens takes n + 1 steps, for its end token, unless it is cut.
+    assert rows == [sum(length >= step for length in lengths) for step in range(len(rows))]
+    assert rows[0] == 80 and rows[-1] < 8 and len(set(rows)) > 8
+    assert [texts([clip])[0] for clip in range(16)] == together
+    assert texts([9, 2, 13]) == [together[clip] for clip in (9, 2, 13)]
+
+
+def test_cached_generation_equals_the_prefix_read_anew() -> None:
+    decoder, visual = decoder_of(end_bias=1.0), torch.randn(4, 3, 16)
+    with torch.no_grad():
+        found = sample(ClipWriter(decoder, visual), GenerationConfig(max_length=20, top_k=1))
+        steps: list[Tensor] = []
+        texts = torch.full((4, 1), END)
+        for _ in range(19):
+            steps.append(decoder(texts, decoder.look(visual))[:, -1])
+            texts = torch.cat([texts, steps[-1].argmax(-1, keepdim=True)], 1)
+        writer = ClipWriter(decoder, visual)
+        writer.start(4, 20)
+        for place, logits in enumerate(steps):
+            torch.testing.assert_close(writer.step(texts[:, place]), logits, rtol=0, atol=1e-4)
+    for row, text in zip(texts.tolist(), found.ids(), strict=True):
+        assert text[0] == row[1 : row.index(END, 1) if END in row[1:] else None]
+
+
+def test_bfloat16_only_where_the_device_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for has, wanted in (({"amx_bf16": True}, torch.bfloat16), ({"avx512_f": True}, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: has)
+        assert decoder_type("cpu") == wanted
+
+
+def test_bfloat16_weights_write_texts_and_scores_of_full_precision() -> None:
+    decoder, visual = decoder_of(end_bias=1.0).to(torch.bfloat16), torch.randn(2, 3, 16)
+    with torch.no_grad():
+        found = sample(ClipWriter(decoder, visual), GenerationConfig(max_length=9, num_return_sequences=3))
+    assert found.nll.dtype == torch.float64 and found.nll.isfinite().all()
+
+
+def test_drawn_beams_follow_the_decoder() -> None:
+    """One step of two beams from one start: the pair of tokens is drawn without replacement."""
+    decoder, visual = decoder_of(), torch.randn(1, 3, 16)
+    config = GenerationConfig(max_length=2, num_beams=2, num_return_sequences=2, temperature=0.7, top_p=0.8)
+    clips = 3000
+    with torch.no_grad():
+        many = visual.expand(clips, -1, -1)
+        found = beam_search(ClipWriter(decoder, many), config, generator=torch.Generator().manual_seed(0))
+        logits = decoder(torch.tensor([[END]]), decoder.look(visual))[:, 0]
+    kept = softmax(filter_logits(logits, config, at_least=2), -1)[0]
+    assert 4 <= (kept > 0).sum() < VOCABULARY
+    # Four candidates are drawn, and the two likeliest go on. So count the sets of four by their likeliest pair.
+    shares = torch.zeros(VOCABULARY)
+    names = kept.nonzero()[:, 0].tolist()
+    for drawn in itertools.permutations(names, 4):
+        chance, left = 1.0, 1.0
+        for token in drawn:
+            chance, left = chance * float(kept[token]) / left, left - float(kept[token])
+        for token in sorted((token for token in drawn), key=lambda token: -float(kept[token]))[:2]:
+            shares[token] += chance
+    first = found.tokens[..., 1].flatten()
+    torch.testing.assert_close(torch.bincount(first, minlength=VOCABULARY) / clips, shares, rtol=0, atol=0.04)
+
+
+def test_drawn_beams_depend_on_the_clip_and_seed_alone() -> None:
+    decoder, visual, ids = decoder_of(end_bias=1.0), torch.randn(5, 3, 16), ["a", "b", "c", "d", "e"]
+    config = GenerationConfig(max_length=12, num_beams=3, num_return_sequences=2, temperature=0.8, top_k=6)
+
+    def texts(clips: list[int], seed: int = 0) -> list[list[list[int]]]:
+        generator = clip_generators(seed, [ids[clip] for clip in clips])
+        with torch.no_grad():
+            return beam_search(ClipWriter(decoder, visual[clips]), config, generator=generator).ids()
+
+    together = texts([0, 1, 2, 3, 4])
+    assert texts([3, 0]) == [together[3], together[0]]
+    assert texts([0, 1, 2, 3, 4], seed=1) != together
+    with torch.no_grad():
+        found = beam_search(ClipWriter(decoder, visual), config, generator=clip_generators(0, ids))
+        for clip in range(5):
+            for text, value in zip(found.ids()[clip], found.nll[clip].tolist(), strict=True):
+                whole = torch.tensor([[END, *text, END]])[:, :12]
+                wanted = score_all(decoder, visual[clip : clip + 1], whole).item() / (whole.shape[1] - 1)
+                assert value == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_penalty_makes_the_groups_of_beams_differ() -> None:
+    decoder, visual = decoder_of(end_bias=-5.0), torch.randn(2, 3, 16)
+    same = {"num_beams": 6, "num_beam_groups": 3, "num_return_sequences": 6, "max_length": 5}
+
+    def first_tokens(penalty: float) -> int:
+        with torch.no_grad():
+            found = beam_search(ClipWriter(decoder, visual), GenerationConfig(**same, diversity_penalty=penalty))
+        return len({text[0] for text in found.ids()[0]})
+
+    assert first_tokens(0.0) < first_tokens(50.0)
+    assert first_tokens(50.0) >= 3
+
+
 def test_wide_enough_beams_find_the_likeliest_text() -> None:
     decoder, visual = decoder_of(end_bias=1.0), torch.randn(1, 3, 16)
     words = torch.arange(VOCABULARY - 1)
@@ -213,6 +324,7 @@ def test_padding_is_left_out_of_scores() -> None:
         ({"num_return_sequences": 0}, "num_return_sequences=0"),
         ({"num_beams": 4, "num_beam_groups": 3}, "num_beams=4.*num_beam_groups=3"),
         ({"num_beams": 2, "num_return_sequences": 3}, "2 beams"),
+        ({"num_beams": 2, "diversity_penalty": 0.5}, "diversity_penalty=0.5.*num_beam_groups=1"),
         ({"num_beams": 4, "num_beam_groups": 2, "top_p": 0.9}, "num_beam_groups=2.*top_p=0.9"),
     ],
 )
