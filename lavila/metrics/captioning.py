@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +180,9 @@ def _meteor() -> Iterator[Any]:
     try:
         yield meteor
     finally:
-        meteor.meteor_p.kill()
-        meteor.meteor_p.wait()
-        for pipe in (meteor.meteor_p.stdout, meteor.meteor_p.stderr):
-            pipe.close()
+        process = meteor.meteor_p
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            with suppress(BrokenPipeError):  # what was not sent yet
+                pipe.close()

@@ -149,8 +149,8 @@ def test_a_sentencepiece_vocabulary(folder: Path, tmp_path: Path, monkeypatch: p
         load_paraphraser(tmp_path)
     (tmp_path / "text").write_text("the man picks a cup\nc opens the door\n" * 20)
     trainer.train(
-        input=str(tmp_path / "text"), model_prefix=str(tmp_path / "spiece"), vocab_size=21, character_coverage=1.0,
-        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
+        input=str(tmp_path / "text"), model_prefix=str(tmp_path / "spiece"), vocab_size=60, hard_vocab_limit=False,
+        character_coverage=1.0, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
     )  # fmt: skip
     (tmp_path / "tokenizer_config.json").write_text('{"extra_ids": 0, "tokenizer_class": "T5Tokenizer"}')
     assert load_paraphraser(tmp_path).tokenizer("the man")["input_ids"][-1] == 1

@@ -10,6 +10,7 @@ import rephrase
 
 from lavila.models.paraphraser import Paraphraser
 from lavila.shards.captions import read_captions, write_captions
+from lavila.shards.reader import ShardSet
 from tests.models.tiny_paraphraser import save_paraphraser
 
 FEW = ("--number", "3", "--keep", "2", "--batch-size", "2", "--max-length", "8")
@@ -60,6 +61,15 @@ def test_an_interrupted_run_goes_on(
     assert len(calls) == 3 + 3
     assert read_captions(out).equals(wanted)
     assert sorted(path.name for path in tmp_path.glob("out.parquet*journal*")) == []
+
+
+def test_a_shard_sets_own_narrations(vp9_shards: ShardSet, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.parquet"
+    given = ["--shards", str(vp9_shards.path), "--model", str(model), "--out", str(out)]
+    assert rephrase.main([*given, *FEW]) == 0
+    narrated = [row["clip_id"] for row in vp9_shards.clips.to_pylist() if any(row["narrations"])]
+    assert narrated
+    assert read_captions(out).column("clip_id").to_pylist() == sorted(narrated)
 
 
 @pytest.mark.parametrize(
