@@ -463,7 +463,7 @@ def test_a_file_that_is_cut_short_is_refused_with_sound_too(tmp_path: Path, name
     video.write_bytes(data)
     assert read_numbers(cut(video, 1.0, 1.19).data) == list(range(25, 30))
     for start, stop in [(2.0, 7.0), (6.0, 7.0), (0.0, None)]:
-        with pytest.raises(EncodeError, match="fetch the file again|damaged"):
+        with pytest.raises(EncodeError, match=r"fetch the file again|damaged"):
             cut(video, start, stop)
 
 
