@@ -51,9 +51,10 @@ _FILTERS: dict[tuple[Direction, Direction], Filters] = {
 
 def orientation_of(frame: Any) -> Orientation:
     """The orientation of a decoded frame. Raises EncodeError for one that is not a multiple of 90 degrees."""
-    data = frame.side_data.get(SIDE_DATA)
-    if data is None:
+    side_data = frame.side_data
+    if not len(side_data) or SIDE_DATA not in side_data:
         return UPRIGHT
+    data = side_data[SIDE_DATA]
     return matrix_orientation(struct.unpack("9i", bytes(data)[:36]))
 
 

@@ -196,11 +196,14 @@ class SourceVideo:
             raise EncodeError(f"{self.path}: 0{self._parts[0].path.suffix} is missing")
         for part in self._parts[first:]:
             self.end = self._stop = part.start
+            any_frame = False
             for shown in self._decoded(part, max(start, part.start)):
                 if part.stop is not None and shown.second >= part.stop:
                     break
-                self.end, self._stop = shown.second, max(self._stop, shown.second + 1 / self.fps)
+                any_frame, self.end = True, shown.second
                 yield shown.second, shown
+            if any_frame:
+                self._stop = max(self._stop, self.end + 1 / self.fps)
             yield self._stop - 1 / (2 * self.fps), None
             if part.stop is not None and part.stop - self._stop > TRUNCATED_SECONDS:
                 raise self._gap(part, self._stop)
@@ -217,18 +220,21 @@ class SourceVideo:
         """The frames of a file from a keyframe at or before `start` on. Knows in the end when the last one ends."""
         stream = self._opened(part)[1]
         first_pts, tick = stream.start_time or 0, stream.time_base
-        second = Fraction(0)
+        pts: int | None = None
         try:
             for one in self._decoded_from(part, first_pts, first_pts + math.floor((start - part.start) / tick)):
-                before, second = second, (one.pts - first_pts) * tick
-                if second < before:
+                if pts is not None and one.pts < pts:
+                    before, after = (float((time - first_pts) * tick) for time in (pts, one.pts))
                     raise EncodeError(
-                        f"{part.name}: the time goes back from {float(before):.2f} s to {float(second):.2f} s; remux "
-                        "it, for example to mp4"
+                        f"{part.name}: the time goes back from {before:.2f} s to {after:.2f} s; remux it, for example "
+                        "to mp4"
                     )
-                yield _Shown(second=part.start + second, frame=one.frame, damaged=one.damaged)
+                pts = one.pts
+                second = part.start + (one.pts - first_pts) * tick
+                yield _Shown(second=second, frame=one.frame, damaged=one.damaged)
         except DAMAGE as error:
-            raise EncodeError(f"{part.name}: damaged after {float(second):.2f} s ({reason(error)})") from error
+            second = float(((first_pts if pts is None else pts) - first_pts) * tick)
+            raise EncodeError(f"{part.name}: damaged after {second:.2f} s ({reason(error)})") from error
         times = self._times[part]
         if times.hold is not None and times.last_dts == self._reader.last_dts:
             self._stop = max(self._stop, self.end + times.hold)

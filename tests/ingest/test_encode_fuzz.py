@@ -5,6 +5,7 @@ LAVILA_FUZZ=2000 sets how many videos are mutated. The mutations are seeded: num
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import re
@@ -30,7 +31,7 @@ from lavila.ingest.encode import (
     encode_clip,
     probe_video,
 )
-from tests.footage import Coding, write_numbered_video
+from tests.footage import Coding, read_numbers, write_numbered_video
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNT = int(os.environ.get("LAVILA_FUZZ", "300"))
@@ -146,25 +147,37 @@ def write_mutant(folder: Path, number: int) -> Path:
     return path
 
 
-def store(path: Path, number: int) -> str:
-    """What becomes of a video: one line. Anything but an EncodeError goes through."""
+@functools.cache
+def true_numbers(seed: Path, kind: int) -> list[int]:
+    """The numbers on the stored frames of a sound video. `kind`: the clip, as number % 4 of a mutant chooses it."""
+    return read_numbers(cut(seed, kind).data)
+
+
+def cut(path: Path, number: int) -> EncodedChunk | EncodedClip:
     settings = EncodeSettings(codec="h264", short_side=48, speed="ultrafast", fit="pad" if number % 2 else "crop")
     limits = Limits(seconds=LIMIT_SECONDS, pixels=1 << 22)
+    if number % 4 == 3:
+        probe_video(path, limits)
+        return encode_chunk(path, number=0, seconds=1.0, settings=settings, limits=limits)
+    start, stop = [(0.0, None), (0.4, 1.0), (1.2, 3.0), (0.0, None)][number % 4]
+    interval = Interval(start_second=start, stop_second=stop)
+    return encode_clip(path, interval=interval, settings=settings, limits=limits)
+
+
+def store(path: Path, number: int) -> str:
+    """What becomes of a video: one line. Anything but an EncodeError goes through.
+
+    "exactly": the stored frames are those of the sound video, or fewer at the end.
+    """
     try:
-        if number % 4 == 3:
-            probe_video(path, limits)
-            made: EncodedChunk | EncodedClip = encode_chunk(
-                path, number=0, seconds=1.0, settings=settings, limits=limits
-            )
-        else:
-            start, stop = [(0.0, None), (0.4, 1.0), (1.2, 3.0), (0.0, None)][number % 4]
-            interval = Interval(start_second=start, stop_second=stop)
-            made = encode_clip(path, interval=interval, settings=settings, limits=limits)
+        made = cut(path, number)
     except EncodeError as error:
         assert "\n" not in str(error), error
         return f"refused {error}"
     assert made.data and made.num_frames > 0
-    return "stored"
+    numbers, seed = read_numbers(made.data), path.parent / random.Random(number).choice(sorted(SEEDS))
+    exact = numbers == true_numbers(seed, number % 4)[: len(numbers)]
+    return "stored exactly" if exact else f"stored otherwise, {seed.name}: {' '.join(map(str, numbers))}"
 
 
 def child(folder: Path, first: int) -> None:
@@ -230,6 +243,11 @@ def test_every_damaged_video_is_stored_or_refused(tmp_path: Path, capsys: pytest
         print(
             f"\n{COUNT} mutated videos: {dict(kinds)}, slowest {slowest:.1f} s, {time.monotonic() - began:.0f} s in all"
         )
+    # A lie in a header may be a valid other video, and VP9 notices no damage in its pictures.
+    otherwise = [outcome for _, _, outcome in results if outcome.startswith("stored otherwise")]
+    with capsys.disabled():
+        print(f"{len(otherwise)} were stored with other frames", *otherwise[:20], sep="\n  ")
+    assert len(otherwise) < kinds["stored"] / 5
     wrong = [
         (number, seconds, outcome)
         for number, seconds, outcome in results
