@@ -36,7 +36,7 @@ TOP = {b"ftyp", b"free", b"moov", b"moof", b"mdat"}
 EXTRADATA = {"h264", "hevc", "av1"}  # codecs whose decoder box FFmpeg's decoders take; VP9 needs none
 
 # Places of fields from the start of a box of version 0, with its header.
-MVHD_TIMESCALE, MVHD_DURATION, TKHD_DURATION, MDHD_TIMESCALE, MDHD_DURATION = 20, 24, 28, 20, 24
+TIMESCALE, MVHD_DURATION, TKHD_DURATION, MDHD_DURATION = 20, 24, 28, 24  # TIMESCALE: of mvhd and mdhd
 # The flags of tfhd and trun say which fields are there (8.8.7 and 8.8.8).
 TFHD_BASE_DATA_OFFSET, TFHD_DESCRIPTION, TFHD_DURATION, TFHD_SIZE, TFHD_FLAGS = 0x1, 0x2, 0x8, 0x10, 0x20
 DEFAULT_BASE_IS_MOOF = 0x20000
@@ -187,6 +187,8 @@ class _Header:
             raise OtherForm("not a video track")
         if any(kept[name][BOX_HEADER] != 0 for name in (b"mvhd", b"tkhd", b"mdhd")):
             raise OtherForm("times of 64 bits")
+        if not all(struct.unpack_from(">I", kept[name], TIMESCALE)[0] for name in (b"mvhd", b"mdhd")):
+            raise TableError("the header of the mp4 has no unit of time")
         entry = kept[b"stsd"][BOX_HEADER + 8 :]
         count = struct.unpack_from(">I", kept[b"stsd"], BOX_HEADER + 4)[0]
         if count != 1 or entry[4:8] not in CODECS or len(entry) != struct.unpack_from(">I", entry)[0]:
@@ -221,9 +223,7 @@ def _edit(data: bytes, trak: dict[bytes, Span], kept: dict[bytes, bytes]) -> tup
     count, length, begin, rate = struct.unpack_from(">IIiI", data, start + 12)
     if count != 1 or begin < 0 or rate != 1 << 16:
         raise OtherForm("an edit list that delays or slows the video")
-    whole, own = (struct.unpack_from(">I", kept[box], MVHD_TIMESCALE)[0] for box in (b"mvhd", b"mdhd"))
-    if not whole:
-        raise TableError("the header of the mp4 has no unit of time")
+    whole, own = (struct.unpack_from(">I", kept[box], TIMESCALE)[0] for box in (b"mvhd", b"mdhd"))
     return -(-length * own // whole), begin
 
 
@@ -347,7 +347,7 @@ def _run(data: bytes, trun: Span, moof: int, *, first: int, defaults: tuple[int,
     if flags & TRUN_FIRST_FLAGS:
         first_mode, at = struct.unpack_from(">I", data, at)[0], at + 4
     fields = [flag for flag in (TRUN_DURATION, TRUN_SIZE, TRUN_FLAGS, TRUN_COMPOSITION) if flags & flag]
-    if not count or trun[1] - at != 4 * count * len(fields):
+    if not 0 < count <= len(data) or trun[1] - at != 4 * count * len(fields):
         raise TableError("the table trun of the mp4 has another length than it says")
     values = struct.unpack_from(f">{count * len(fields)}I", data, at)
     columns = {flag: list(values[place :: len(fields)]) for place, flag in enumerate(fields)}
@@ -414,7 +414,7 @@ def write_mp4(source: Mp4, kept: Sequence[int]) -> bytes:
     shown = shown_order([packets.numbers[place] for place in kept])
     sizes = [packets.sizes[place] for place in kept]
     sync = [number for number, place in enumerate(kept, start=1) if packets.keys[place]]
-    scale, own = (struct.unpack_from(">I", boxes[name], MVHD_TIMESCALE)[0] for name in (b"mvhd", b"mdhd"))
+    scale, own = (struct.unpack_from(">I", boxes[name], TIMESCALE)[0] for name in (b"mvhd", b"mdhd"))
     media, movie = count * delta, -(-count * delta * scale // own)  # durations, in units of the track and of the movie
     stbl = _box(
         b"stbl",

@@ -9,15 +9,20 @@ the shards. `benchmarks/streams.py` shows what that takes.
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from threading import Lock
 
 import numpy as np
 
 from lavila.data.streams.headers import reader_of
 from lavila.data.streams.mp4 import OtherForm, Packets, TableError, read_mp4, write_mp4
 from lavila.records import Frames
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +32,32 @@ class Stream:
     data: bytes  # an mp4, or the video as it was given
     frames: Frames  # [U] the wanted frames, as ascending numbers in `data`
     whole: str = ""  # why the video is as it was given, where its form is not that of our encoder
+
+
+class WholeVideos:
+    """Counts the videos that are passed on whole, by reason. Safe to use from many threads."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._counts: Counter[str] = Counter()
+
+    def count(self, reason: str) -> None:
+        """Count one. The first with a reason is logged."""
+        with self._lock:
+            self._counts[reason] += 1
+            first = self._counts[reason] == 1
+        if first:
+            log.warning("a clip is not as our encoder writes it (%s), so a decoder is given all of it", reason)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Reason -> number of videos so far."""
+        with self._lock:
+            return dict(self._counts)
+
+
+WHOLE = WholeVideos()
+"""The count of this process, for all decoders."""
 
 
 def reduced(data: bytes, frames: Sequence[int] | Frames) -> Stream:
@@ -43,6 +74,7 @@ def reduced(data: bytes, frames: Sequence[int] | Frames) -> Stream:
     try:
         source = read_mp4(data)
     except OtherForm as other:
+        WHOLE.count(str(other))
         return Stream(data, np.array(wanted, np.int32), whole=str(other))
     numbers = source.packets.numbers
     kept = needed(source.packets, wanted)
