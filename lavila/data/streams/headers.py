@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
-from lavila.data.streams.av1 import Av1Reader
+from lavila.data.streams.av1 import Av1Reader, av1_pictures
 from lavila.data.streams.mp4 import Packets
 
 
@@ -36,6 +36,16 @@ def reader_of(packets: Packets) -> Reader:
     """The reader for a video."""
     make = _READERS.get(packets.codec)
     return _Everything() if make is None else make(packets.config)
+
+
+def pictures_in(packets: Packets) -> int:
+    """The number of frames that a decoder decodes for the packets, with those that are never shown (VP9, AV1)."""
+    every = map(packets.packet, range(len(packets.sizes)))
+    if packets.codec == "av1":
+        return sum(map(av1_pictures, every))
+    if packets.codec == "vp9":
+        return sum(max(vp9_superframe(packet), 1) for packet in every)
+    return len(packets.sizes)
 
 
 class _Everything:
