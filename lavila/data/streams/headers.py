@@ -130,7 +130,8 @@ class NalReader:
 
     def _units(self, packet: bytes) -> list[int]:
         """The first byte of each unit; -1, which no unit begins with, for what is not a row of units."""
-        found, at = [], 0
+        found: list[int] = []
+        at = 0
         while at < len(packet):
             stop = at + self.length_size + int.from_bytes(packet[at : at + self.length_size], "big")
             if not at + self.length_size < stop <= len(packet):

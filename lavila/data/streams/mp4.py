@@ -1,8 +1,8 @@
-"""Reads the packets of an mp4 as our encoder writes it, and writes an mp4 with some of them. Nothing is decoded.
+"""Reads the packets of an mp4 as our encoder writes it. Nothing is decoded.
 
 Names and layouts of boxes are those of ISO/IEC 14496-12. Two forms are read: a plain mp4 (layout "clips"), and a header
 with any of the fragments that follow it (layout "chunks"). Each has one video track, and all of its media data is
-packets of that track. The plain form is written in both cases.
+packets of that track.
 
 A file of another form is not wrong: `OtherForm` says what is not as expected. A file whose tables do not fit its bytes
 is damaged, whoever wrote it: `TableError`. Decoders make pictures of such a file without an error.
@@ -13,7 +13,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain, groupby, pairwise
+from itertools import accumulate, chain, pairwise
 from operator import add
 from typing import Any
 
@@ -31,14 +31,12 @@ CODECS = {  # sample entry -> codec, and the box that sets up its decoder
     b"vp09": ("vp9", b"vpcC"),
     b"av01": ("av1", b"av1C"),
 }
-FTYP = struct.pack(">I4s4sI", 28, b"ftyp", b"isom", 0x200) + b"isomiso2mp41"  # as FFmpeg begins an mp4
 TOP = {b"ftyp", b"free", b"moov", b"moof", b"mdat"}
 EXTRADATA = {"h264", "hevc", "av1"}  # codecs whose decoder box FFmpeg's decoders take; VP9 needs none
 
-# Places of fields from the start of a box of version 0, with its header.
-TIMESCALE, MVHD_DURATION, TKHD_DURATION, MDHD_DURATION = 20, 24, 28, 24  # TIMESCALE: of mvhd and mdhd
+TIMESCALE = 20  # place of this field in mvhd and mdhd of version 0, from the start of the box
 # The flags of tfhd and trun say which fields are there (8.8.7 and 8.8.8).
-TFHD_BASE_DATA_OFFSET, TFHD_DESCRIPTION, TFHD_DURATION, TFHD_SIZE, TFHD_FLAGS = 0x1, 0x2, 0x8, 0x10, 0x20
+TFHD_DURATION, TFHD_SIZE, TFHD_FLAGS = 0x8, 0x10, 0x20
 DEFAULT_BASE_IS_MOOF = 0x20000
 TRUN_DATA_OFFSET, TRUN_FIRST_FLAGS = 0x1, 0x4
 TRUN_DURATION, TRUN_SIZE, TRUN_FLAGS, TRUN_COMPOSITION = 0x100, 0x200, 0x400, 0x800
@@ -322,8 +320,7 @@ def _fragment(data: bytes, start: int, defaults: tuple[int, int, int]) -> _Table
     known = TFHD_DURATION | TFHD_SIZE | TFHD_FLAGS | DEFAULT_BASE_IS_MOOF
     if flags & ~known or not flags & DEFAULT_BASE_IS_MOOF:
         raise OtherForm("fragments whose places do not count from their own start")
-    at += 8
-    duration, size, mode = defaults
+    duration, size, mode, at = *defaults, at + 8
     if flags & TFHD_DURATION:
         duration, at = struct.unpack_from(">I", data, at)[0], at + 4
     if flags & TFHD_SIZE:
@@ -339,8 +336,7 @@ def _run(data: bytes, trun: Span, moof: int, *, first: int, defaults: tuple[int,
     """The packets of a trun. `first`: the decoding time of its first packet."""
     at = trun[0] + BOX_HEADER
     flags, count = struct.unpack_from(">II", data, at)
-    at, version = at + 8, flags >> 24
-    offset, first_mode = 0, None
+    at, version, first_mode = at + 8, flags >> 24, None
     if not flags & TRUN_DATA_OFFSET:
         raise OtherForm("fragments that do not say where their packets lie")
     offset, at = struct.unpack_from(">i", data, at)[0], at + 4
@@ -366,8 +362,7 @@ def _run(data: bytes, trun: Span, moof: int, *, first: int, defaults: tuple[int,
         times = list(map(add, times, map(_signed, shifts) if version else shifts))
     _check_times(times, delta)
     ends = list(accumulate(sizes, initial=moof + offset))
-    keys = [not mode & NON_SYNC for mode in modes]
-    return _Table([(ends[0], ends[-1])], ends[:-1], sizes, times, keys, delta)
+    return _Table([(ends[0], ends[-1])], ends[:-1], sizes, times, [not mode & NON_SYNC for mode in modes], delta)
 
 
 def _check_times(times: Sequence[int], delta: int) -> None:
@@ -403,67 +398,3 @@ def _check_places(table: _Table, media: Sequence[Span]) -> None:
         spans.append((start, stop))
     if spans != media or min(table.sizes) < 1:
         raise TableError("the packets in its header are not those in its media data")
-
-
-def write_mp4(source: Mp4, kept: Sequence[int]) -> bytes:
-    """An mp4 with some packets of another one. The distance of frames is as before, and the first comes at time 0.
-
-    `kept`: places of packets in decoding order, ascending. A decoder must be able to decode them without the others.
-    """
-    packets, boxes, delta, count = source.packets, source.boxes, source.delta, len(kept)
-    shown = shown_order([packets.numbers[place] for place in kept])
-    sizes = [packets.sizes[place] for place in kept]
-    sync = [number for number, place in enumerate(kept, start=1) if packets.keys[place]]
-    scale, own = (struct.unpack_from(">I", boxes[name], TIMESCALE)[0] for name in (b"mvhd", b"mdhd"))
-    media, movie = count * delta, -(-count * delta * scale // own)  # durations, in units of the track and of the movie
-    stbl = _box(
-        b"stbl",
-        boxes[b"stsd"],
-        _table(b"stts", [count, delta], entries=1),
-        _table(b"stss", sync, entries=len(sync)),
-        _composition([delta * (number - place) for place, number in enumerate(shown)]),
-        _table(b"stsc", [1, count, 1], entries=1),
-        _table(b"stsz", [count, *sizes], entries=0),  # where others count their entries, it has the size of all packets
-        _table(b"stco", [len(FTYP) + BOX_HEADER], entries=1),
-    )
-    minf = _box(b"minf", boxes[b"vmhd"], boxes[b"dinf"], stbl)
-    mdia = _box(b"mdia", _timed(boxes[b"mdhd"], MDHD_DURATION, media), boxes[b"hdlr"], minf)
-    trak = _box(b"trak", _timed(boxes[b"tkhd"], TKHD_DURATION, movie), mdia)
-    moov = _box(b"moov", _timed(boxes[b"mvhd"], MVHD_DURATION, movie), trak)
-    return b"".join([FTYP, struct.pack(">I4s", BOX_HEADER + sum(sizes), b"mdat"), *_pieces(packets, kept), moov])
-
-
-def _timed(box: bytes, at: int, duration: int) -> bytes:
-    """A box with another duration."""
-    return box[:at] + struct.pack(">I", duration) + box[at + 4 :]
-
-
-def _composition(shifts: Sequence[int]) -> bytes:
-    """The table ctts (version 1, signed) in runs of equal values; nothing if frames are shown as they are decoded."""
-    if not any(shifts):
-        return b""
-    runs: list[int] = []
-    for shift, same in groupby(shifts):
-        runs += [sum(1 for _ in same), shift]
-    return _box(b"ctts", struct.pack(f">II{len(runs)}i", 1 << 24, len(runs) // 2, *runs))
-
-
-def _pieces(packets: Packets, kept: Sequence[int]) -> list[bytes]:
-    """The bytes of the packets; those that follow each other in one piece."""
-    pieces: list[bytes] = []
-    start = stop = -1
-    for place in kept:
-        if packets.starts[place] != stop:
-            pieces.append(packets.data[max(start, 0) : max(stop, 0)])
-            start = packets.starts[place]
-        stop = packets.starts[place] + packets.sizes[place]
-    return [*pieces, packets.data[start:stop]]
-
-
-def _box(kind: bytes, *content: bytes) -> bytes:
-    return b"".join([struct.pack(">I4s", BOX_HEADER + sum(map(len, content)), kind), *content])
-
-
-def _table(kind: bytes, numbers: Sequence[int], *, entries: int) -> bytes:
-    """A box of version 0 with a number of entries and the numbers in them."""
-    return _box(kind, struct.pack(f">II{len(numbers)}I", 0, entries, *numbers))

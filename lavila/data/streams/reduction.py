@@ -19,7 +19,8 @@ from threading import Lock
 import numpy as np
 
 from lavila.data.streams.headers import reader_of
-from lavila.data.streams.mp4 import OtherForm, Packets, TableError, read_mp4, write_mp4
+from lavila.data.streams.mp4 import OtherForm, Packets, TableError, read_mp4
+from lavila.data.streams.writing import write_mp4
 from lavila.records import Frames
 
 log = logging.getLogger(__name__)
