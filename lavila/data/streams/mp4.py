@@ -47,7 +47,7 @@ class TableError(UserError):
     """A video whose tables do not fit its bytes, with the reason in one line."""
 
 
-class OtherForm(Exception):
+class OtherForm(UserError):
     """A video of another form than our encoder's. The message says what is not as expected."""
 
 
