@@ -11,6 +11,6 @@ from pathlib import Path
 
 project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
 extras = project["optional-dependencies"]
-for requirement in (*project["dependencies"], *extras["slurm"], *extras["tensorboard"]):
+for requirement in (*project["dependencies"], *extras["slurm"], *extras["tensorboard"], *extras["rephrase"]):
     name, lowest = re.match(r"([\w.-]+)>=([\w.]+)", requirement).groups()
     sys.stdout.write(f"{name}=={lowest}\n")

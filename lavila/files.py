@@ -1,4 +1,4 @@
-"""Files that are whole or absent, also after a crash or a power cut."""
+"""Files that are whole or absent, also after a crash or a power cut; and paths as a user writes them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+
+def user_path(text: str | Path) -> Path:
+    """A path that a user wrote. `~` and `~name` at its start are home folders, since a shell does not always say so.
+
+    A shell leaves `--out=~/x` and `run_dir=~/x` as they are. `~name` of nobody stays: it may be a file.
+    """
+    path = Path(text)
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path
 
 
 def sync(path: Path) -> None:

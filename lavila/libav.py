@@ -13,6 +13,14 @@ DAMAGE = (av.FFmpegError, IndexError, OverflowError)
 ANY_TAGS: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
+def strictness(codec: str) -> dict[str, str]:
+    """Options of a decoder so that it reports damage. Most flag the frame; FFmpeg's HEVC decoder only raises, if asked.
+
+    Otherwise it skips what it cannot decode, and returns the picture without a flag.
+    """
+    return {"err_detect": "explode"} if codec == "hevc" else {}
+
+
 def reason(error: BaseException) -> str:
     """FFmpeg's own description of an error."""
     return getattr(error, "strerror", None) or str(error)

@@ -79,6 +79,14 @@ def make_shard_set(folder: Path, videos: Path, *, codec: str, clips: int = len(F
     return open_shard_set(folder)
 
 
+@pytest.fixture(scope="session")
+def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the datasets that `--config toy` reads; made once for all processes."""
+    from tests.toy import make_toy_datasets  # imports the commands, which few tests need
+
+    return made_once(tmp_path_factory, "toy", make_toy_datasets)
+
+
 @pytest.fixture(autouse=True)
 def no_realtime_is_left() -> Iterator[None]:
     """Every later test inherits the priority of this process, and its busy children would then stop the machine."""

@@ -26,24 +26,27 @@ import torch
 from torch import nn
 
 from lavila.checkpoints.convert import to_lavila, to_ours
-from lavila.checkpoints.published import PREFIX, published_name, read_published
+from lavila.checkpoints.published import published_name, read_published
 from lavila.checkpoints.store import WEIGHTS, find_model, load_model
+from lavila.checkpoints.wrappers import taken_off, unwrapped
 from lavila.errors import UserError, listed
-from lavila.pickles.tensors import SUFFIXES
+from lavila.files import user_path
+from lavila.pickles.tensors import is_pickled
 
 
 def report(file: Path, model: nn.Module) -> list[str]:
     """Lines about the tensors: how many there are, and those whose name or type has changed."""
     ours = model.state_dict()
     lines = [f"{file}: {architecture_line(model)}", f"{len(ours)} tensors"]
-    if file.suffix not in SUFFIXES:
+    if not is_pickled(file):
         return lines
     published = read_published(file)
-    prefixed = sum(name.startswith(PREFIX) for name in published.file_names.values())
-    renamed = [f"{old} -> {new}" for new, old in published.file_names.items() if old.removeprefix(PREFIX) != new]
+    shortened = unwrapped(published.file_names.values())
+    prefixed = sum(old != short for old, short in shortened.items())
+    renamed = [f"{old} -> {new}" for new, old in published.file_names.items() if shortened[old] != new]
     dropped = [name for name in published.stored if name not in ours]
     halved = [name for name, one in published.stored.items() if one.storage.dtype in (torch.float16, torch.bfloat16)]
-    lines += [f'{prefixed} names lose the prefix "{PREFIX}"'] if prefixed else []
+    lines += [f'{prefixed} names lose the prefix "{"".join(taken_off(shortened))}"'] if prefixed else []
     for what, names in (
         ("renamed", renamed),
         ("constant, dropped", dropped),
@@ -67,7 +70,9 @@ def parser() -> argparse.ArgumentParser:
         description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     p.add_argument("checkpoint", metavar="CHECKPOINT", help="a file, a folder, or a name of the zoo")
-    p.add_argument("--out", type=Path, required=True, metavar="PATH", help="a folder; with --to lavila a .pth file")
+    p.add_argument(
+        "--out", type=user_path, required=True, metavar="PATH", help="a folder; with --to lavila a .pth file"
+    )
     p.add_argument("--to", choices=("ours", "lavila"), default="ours", help="the form to write (ours)")
     return p
 
@@ -79,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     target = args.out if args.to == "lavila" else args.out / WEIGHTS
     if args.to == "lavila" and args.out.suffix != ".pth":
         p.error(f"--out {args.out}: LaViLa's form is a file; give a name that ends in .pth")
-    if args.to == "ours" and args.out.suffix in {*SUFFIXES, ".safetensors"}:
+    if args.to == "ours" and (is_pickled(args.out) or args.out.suffix == ".safetensors"):
         p.error(f"--out {args.out}: our form is a folder; give a name without {args.out.suffix}")
     if target.exists():
         p.error(f"--out {args.out}: {target} is there already; remove it or give another name")

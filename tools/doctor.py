@@ -30,6 +30,7 @@ from pathlib import Path
 
 from lavila.doctor.examine import examine
 from lavila.doctor.findings import Finding, Machine, as_json, exit_status, report
+from lavila.files import user_path
 
 NEEDED = ("lavila", "omegaconf", "tqdm", "yaml")  # the packages that the checks need to start
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -42,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
         description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = p.add_argument
-    add("--shards", type=Path, metavar="DIR", help="a shard set made by tools/shard_videos.py")
+    add("--shards", type=user_path, metavar="DIR", help="a shard set made by tools/shard_videos.py")
     add("--config", metavar="NAME", help="a file of lavila/configs/ without .yaml, or a path; measures a training step")
     add("overrides", nargs="*", metavar="key=value", help="settings of the config, such as data.batch_size=8")
     add("--quick", action="store_true", help="look, but measure nothing: no encoding, decoding, reading or training")

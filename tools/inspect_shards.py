@@ -10,7 +10,8 @@ Without options the command reads the tables only.
 --verify reads every byte (checksums, tar members, indexes, tables) and decodes every frame of every clip, with the
 decoder that training uses on this machine. It writes clips that do not decode to quarantine.jsonl; training and
 evaluation leave those out. It replaces an earlier quarantine.jsonl, or removes it when every clip is sound. A worker
-needs about 200 MiB, whatever the length of a clip.
+needs about 200 MiB, whatever the length of a clip. A set on a read-only disk is verified, too: the command prints the
+bad clips, and --quarantine FILE writes them to another place, for data.quarantine=FILE of train.py and evaluate.py.
 
 --add-mapped adds the tables that are read in place (clips.arrow) to a set without them. Opening the set then takes a
 moment and no memory, however many clips it has. Of the other files only shard_set.json changes.
@@ -29,12 +30,12 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from tqdm import tqdm
 
 from lavila.cluster.workers import WorkerDied
 from lavila.errors import UserError
+from lavila.files import user_path
 from lavila.inspection.facts import describe, shard_set_facts
 from lavila.inspection.verdict import verdict_text, verify
 from lavila.shards.checksums import add_checksums
@@ -57,11 +58,12 @@ def parser() -> argparse.ArgumentParser:
         description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = p.add_argument
-    add("folder", type=Path, metavar="DIR", help="a shard set made by tools/shard_videos.py")
+    add("folder", type=user_path, metavar="DIR", help="a shard set made by tools/shard_videos.py")
     add("--verify", action="store_true", help="check every byte and decode every clip; write quarantine.jsonl")
+    add("--quarantine", type=user_path, metavar="FILE", help="write the bad clips there; for a set on a read-only disk")
     add("--workers", default=0, type=int, metavar="N", help="processes that check; 0 = one for each core (0)")
     add("--preview", type=parse_count, metavar="N", help="draw a contact sheet of N clips; needs --out")
-    add("--out", type=Path, metavar="PNG", help="the picture that --preview makes")
+    add("--out", type=user_path, metavar="PNG", help="the picture that --preview makes")
     add(
         "--add-mapped",
         action="store_true",
@@ -80,6 +82,12 @@ def check_arguments(p: argparse.ArgumentParser, args: argparse.Namespace) -> Non
         p.error(f"--out {args.out}: the picture is a PNG; give a name that ends in .png")
     if args.out is not None and not args.out.absolute().parent.is_dir():
         p.error(f"--out {args.out}: no such folder {args.out.absolute().parent}; make it first")
+    if args.quarantine is not None:
+        folder = args.quarantine.absolute().parent
+        if not args.verify:
+            p.error("--quarantine FILE says where --verify writes the bad clips: add --verify")
+        if not folder.is_dir() or args.quarantine.is_dir() or not os.access(folder, os.W_OK):
+            p.error(f"--quarantine {args.quarantine}: no file can be written there; give another name")
     if args.workers < 0:
         p.error(f"--workers {args.workers}: give 0 or more")
 
@@ -103,7 +111,12 @@ def work(args: argparse.Namespace) -> int:
         print(describe(facts, plain=plain), flush=True)
     sound = True
     if args.verify:
-        found = verify(shard_set, workers=args.workers)
+        if args.quarantine is None and not os.access(args.folder, os.W_OK):
+            print(
+                f"{args.folder}: cannot be written; what is bad is printed, and --quarantine FILE keeps it",
+                file=sys.stderr,
+            )
+        found = verify(shard_set, workers=args.workers, quarantine=args.quarantine)
         sound = not found["problems"] and not found["quarantine"]
         facts |= {"verified": found, "quarantine": len(found["quarantine"])}
         if not args.json:
@@ -132,7 +145,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return work(args)
     except KeyboardInterrupt:
         before = (
-            f": {QUARANTINE} is as it was before, and no clip is left out because of this run" if args.verify else ""
+            f": {args.quarantine or QUARANTINE} is as it was before, and no clip is left out because of this run"
+            if args.verify
+            else ""
         )
         print(f"\ninspect_shards: interrupted{before}", file=sys.stderr)
         return 130

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import quickstart
 from quickstart import FOOTAGE, ROOT, SHARDS, Step, run_steps, shard
 
+from lavila.files import user_path
 from lavila.report.files import write_json_atomic
 
 SOURCE, SETS, RUNS = Path("data/learn/source"), Path("data/learn/shards"), Path("runs/learn")
@@ -44,7 +45,7 @@ BARS = (
     Bar("retrieval", "ndcg", 85.0),
     Bar("multiple_choice", "inter_accuracy", 75.0),
     Bar("multiple_choice", "intra_accuracy", 75.0),
-    Bar("narration", "cider", 2.0, digits=1),
+    Bar("narration", "cider", 4.0, digits=1),
     Bar("narration", "meteor", 0.4, digits=1),
 )
 
@@ -56,7 +57,7 @@ class Outcome(NamedTuple):
     seed: int
     score: float
     chance: float  # of a narrator: the most frequent sentence for every clip
-    one_frame: float  # with the middle frame of a view in the place of all its frames: what the scene alone is worth
+    one_frame: float | None  # with the middle frame of a view in the place of all its frames: what the scene is worth
 
     @property
     def reached(self) -> bool:
@@ -142,7 +143,7 @@ def outcomes(seed: int) -> list[Outcome]:
                 seed=seed,
                 score=metrics[bar.metric],
                 chance=chance,
-                one_frame=controls[f"single_frame_{bar.metric}"],
+                one_frame=controls.get(f"single_frame_{bar.metric}"),  # of headlines alone
             )
         )
     return found
@@ -163,7 +164,7 @@ def table(found: list[Outcome]) -> str:
     lines = [head, ["---"] * len(head)]
     for bar in BARS:
         row = [one for seed in seeds for one in found if one.bar == bar and one.seed == seed]
-        alone = sorted(f"{one.one_frame:.{bar.digits}f}" for one in row)
+        alone = sorted("" if one.one_frame is None else f"{one.one_frame:.{bar.digits}f}" for one in row)
         scores = [f"{one.score:.{bar.digits + 1}f}" for one in row]
         cells = [score if one.reached else f"**{score} (below)**" for one, score in zip(row, scores, strict=True)]
         frames = alone[0] if alone[0] == alone[-1] else f"{alone[0]} to {alone[-1]}"
@@ -177,7 +178,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="default 0")
     parser.add_argument(
         "--reword",
-        type=Path,
+        type=user_path,
         nargs=2,
         metavar=("FROM", "TO"),
         help="one of the steps: only write EgoMCQ's questions anew",

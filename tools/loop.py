@@ -21,10 +21,11 @@ import quickstart
 from learn import read_report
 from quickstart import ROOT, Step, run_steps
 
-from lavila.shards.captions import read_captions, write_captions
+from lavila.files import user_path
+from lavila.shards.captions import write_captions
 from lavila.shards.reader import open_shard_set
 
-KEEPS = 4  # every 4th clip keeps the captions that people wrote
+KEEPS = 4  # one clip in four keeps the captions that people wrote
 LEARNERS = {
     "human": "human captions of a quarter of the clips",
     "both": "these, and the narrator's for the rest",
@@ -32,7 +33,6 @@ LEARNERS = {
 }
 SCORES = ("verb_top1", "noun_top1", "action_top1")
 ASKED = ["task.name=zero_shot", "task.heads=[action]"]  # of each dual encoder, about the validation clips
-VOCABULARY = "assets/toy_vocabulary"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +73,8 @@ TOY = Scale(
 
 def steps(scale: Scale) -> list[Step]:
     """All commands, in order. Those that make a table name it."""
-    human, narrated, machine = (scale.out / f"{name}.parquet" for name in ("human", "narrated", "machine"))
-    tables = {"human": [human], "both": [human, machine], "all_human": ["own"]}
+    human, machine = (scale.out / f"{name}.parquet" for name in ("human", "machine"))
+    tables: dict[str, list[Path | str]] = {"human": [human], "both": [human, machine], "all_human": ["own"]}
     trained = {name: scale.runs / name for name in (*LEARNERS, "narrator")}
     data = [f"data.train={scale.train}", f"data.val={scale.val}"]
     dual, narrator = ([*named(configs), *data] for configs in (scale.dual, scale.narrator))
@@ -96,8 +96,7 @@ def steps(scale: Scale) -> list[Step]:
         pretrain("human"),
         Step("train_narrator", None, ["train.py", *narrator, *learned]),
         Step("evaluate_narrator", None, ["evaluate.py", *narrator]),
-        Step("label", narrated, [*label, "--vocabulary", VOCABULARY, "--out", str(narrated)]),
-        Step("rest", machine, ["tools/loop.py", "--rest", str(narrated), str(human), str(machine)]),
+        Step("label", machine, [*label, "--except", str(human), "--out", str(machine)]),
         pretrain("both"),
         pretrain("all_human"),
         *(evaluate(name) for name in LEARNERS),
@@ -112,23 +111,12 @@ def named(configs: Sequence[str]) -> list[str]:
 def split(shards: Path, table: Path) -> None:
     """Write the captions that a quarter of the clips keep; which clips these are follows from their ids alone."""
     clips = open_shard_set(ROOT / shards).clips
-    kept = [
-        (clip_id, narrations, None)
-        for clip_id, narrations in zip(clips["clip_id"].to_pylist(), clips["narrations"].to_pylist(), strict=True)
-        if zlib.crc32(clip_id.encode()) % KEEPS == 0
-    ]
+    words = dict(zip(clips["clip_id"].to_pylist(), clips["narrations"].to_pylist(), strict=True))
+    mixed = sorted(words, key=lambda clip_id: (zlib.crc32(clip_id.encode()), clip_id))
+    kept = [(clip_id, words[clip_id], None) for clip_id in mixed[: len(mixed) // KEEPS]]
     table.parent.mkdir(parents=True, exist_ok=True)
     write_captions(table, kept, source="human")
     print(f"{table}: captions of {len(kept)} of {len(clips)} clips")
-
-
-def rest(narrated: Path, human: Path, table: Path) -> None:
-    """Write the narrator's captions of the clips that have none by people."""
-    known = set(read_captions(human)["clip_id"].to_pylist())
-    rows = read_captions(narrated).select(["clip_id", "narrations", "scores"]).to_pylist()
-    left = [tuple(row.values()) for row in rows if row["clip_id"] not in known]
-    write_captions(table, left, source="machine")
-    print(f"{table}: the narrator's captions of {len(left)} clips")
 
 
 def table_of(scale: Scale) -> str:
@@ -145,14 +133,10 @@ def table_of(scale: Scale) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--toy", action="store_true", help="the datasets of tools/make_toy_data.py, in seconds")
-    parser.add_argument("--split", type=Path, nargs=2, metavar=("SHARDS", "TABLE"), help="one of the steps alone")
-    parser.add_argument("--rest", type=Path, nargs=3, metavar=("FROM", "HUMAN", "TABLE"), help="one of the steps alone")
+    parser.add_argument("--split", type=user_path, nargs=2, metavar=("SHARDS", "TABLE"), help="one of the steps alone")
     asked = parser.parse_args(arguments)
     if asked.split:
         split(*asked.split)
-        return 0
-    if asked.rest:
-        rest(*asked.rest)
         return 0
     scale = TOY if asked.toy else SAMPLE
     data = [] if asked.toy else [step for step in quickstart.steps() if step.output]

@@ -23,12 +23,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from tqdm import tqdm
 
 from lavila.annotations.ego4d import read_narrations
 from lavila.errors import UserError
+from lavila.files import user_path
 from lavila.ingest.caption_tables import coverage, gather, read_table
 from lavila.shards.captions import CaptionError, Words, write_captions
 from lavila.shards.reader import open_shard_set
@@ -76,12 +76,18 @@ def parser() -> argparse.ArgumentParser:
         description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     given = p.add_mutually_exclusive_group(required=True)
-    given.add_argument("--ego4d", type=Path, metavar="FILE", help="a pickle of LaViLa's rephraser or narrator")
-    given.add_argument("--csv", type=Path, metavar="FILE", help="a csv file with columns clip_id, narration[, score]")
+    given.add_argument("--ego4d", type=user_path, metavar="FILE", help="a pickle of LaViLa's rephraser or narrator")
+    given.add_argument(
+        "--csv", type=user_path, metavar="FILE", help="a csv file with columns clip_id, narration[, score]"
+    )
     p.add_argument("--source", required=True, type=parse_source, metavar="human|rephrased|machine|...",
         help="who or what wrote the words")  # fmt: skip
-    p.add_argument("--out", required=True, type=Path, metavar="FILE", help="the captions table to write (.parquet)")
-    p.add_argument("--shards", type=Path, metavar="DIR", help="count the clips of this shard set that have captions")
+    p.add_argument(
+        "--out", required=True, type=user_path, metavar="FILE", help="the captions table to write (.parquet)"
+    )
+    p.add_argument(
+        "--shards", type=user_path, metavar="DIR", help="count the clips of this shard set that have captions"
+    )
     return p
 
 

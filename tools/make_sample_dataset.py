@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lavila.errors import UserError
+from lavila.files import user_path
 from lavila.sample.camera import SampleError, Video, read_source
 from lavila.sample.forms import FORMS, commands, with_needed
 from lavila.sample.make import CHUNK_SECONDS, already_there, describe, make, plan_videos
@@ -46,8 +47,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=whole, epilog=usage, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--footage", type=Path, nargs="+", required=True, metavar="FILE", help="videos to move the camera over")
-    add("--out", type=Path, required=True, metavar="DIR", help="new folder; it appears when it is complete")
+    add("--footage", type=user_path, nargs="+", required=True, metavar="FILE", help="videos to move the camera over")
+    add("--out", type=user_path, required=True, metavar="DIR", help="new folder; it appears when it is complete")
     add("--train-clips", type=_positive, default=450, metavar="N", help="training clips (default %(default)s)")
     add("--val-clips", type=_positive, default=108, metavar="N", help="validation clips (default %(default)s)")
     add("--videos", type=_positive, default=8, metavar="N", help="videos in both splits together (default %(default)s)")

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lavila.files import user_path
 from lavila.sample import ego4d
 from lavila.sample.forms import FORMS
 
@@ -46,7 +47,7 @@ def commands(out: Path) -> list[tuple[Path, list[str]]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("data/toy"), metavar="DIR", help="default %(default)s")
+    parser.add_argument("--out", type=user_path, default=Path("data/toy"), metavar="DIR", help="default %(default)s")
     out = parser.parse_args(arguments).out
     for target, command in commands(out):
         if target.exists():

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lavila.errors import UserError
+from lavila.files import user_path
 from lavila.models.tokenizers import learn_vocabulary
 from lavila.shards.captions import OWN, Captions
 from lavila.shards.reader import open_shard_set
@@ -29,12 +30,14 @@ def narrations(shards: Path, tables: Sequence[str]) -> Iterator[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shards", type=Path, required=True, metavar="DIR", help="shard set with narrations")
+    parser.add_argument("--shards", type=user_path, required=True, metavar="DIR", help="shard set with narrations")
     parser.add_argument(
         "--captions", nargs="+", default=[OWN], metavar="TABLE", help=f"captions tables, as in data.captions ({OWN})"
     )
     parser.add_argument("--size", type=int, default=8000, help="ids at most (%(default)s)")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for vocab.json and merges.txt")
+    parser.add_argument(
+        "--out", type=user_path, required=True, metavar="DIR", help="folder for vocab.json and merges.txt"
+    )
     asked = parser.parse_args(arguments)
     try:
         ids = learn_vocabulary(narrations(asked.shards, asked.captions), asked.out, size=asked.size)

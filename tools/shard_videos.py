@@ -10,6 +10,9 @@ A clip that cannot be stored becomes a line of failures.jsonl. Reasons are a mis
 row, or a video that crashes or stalls the decoder. With more than --max-failures of them the set stays incomplete:
 repair the videos, or raise the number, and run again with --resume.
 
+Videos may lie as the dataset's own download has them; docs/DATASETS.md lists the layouts. If videos come late, --resume
+--max-failures 0 adds their clips to a whole set, and copies the others.
+
 --layout chunks stores each video once, in chunks of --chunk-seconds with short groups of pictures. Clips point into the
 chunks. Use it where annotated clips overlap or lie close together (Ego4D). --frames-for CONFIG stores only the frames
 that an evaluation with that config asks for.
@@ -26,7 +29,6 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from lavila.annotations import DATASETS, read_annotations
@@ -34,11 +36,13 @@ from lavila.cluster.arrays import ClusterOptions
 from lavila.config.load import load_config
 from lavila.config.schema import FRAMES
 from lavila.errors import UserError
+from lavila.files import user_path
 from lavila.ingest.assembly import work_folder
 from lavila.ingest.encode import ENCODERS, EncodeSettings, Limits, check_encoder
 from lavila.ingest.jobs import EvaluationFrames, SetSettings
 from lavila.ingest.run import Machines, Run, Stop, make_set, summary
 from lavila.plan.frames import FrameChoice
+from lavila.shards.format import FAILURES, read_manifest
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 DEFAULT_MAX_FAILURES = 100
@@ -85,9 +89,15 @@ def parser() -> argparse.ArgumentParser:
     )
     add = p.add_argument
     add("--dataset", required=True, choices=sorted(DATASETS), help="whose annotation files these are")
-    add("--annotations", required=True, type=Path, metavar="PATH", help="folder or file, as published")
-    add("--videos", required=True, type=Path, metavar="DIR", help="folder that video paths start from")
-    add("--out", required=True, type=Path, metavar="DIR", help="new or empty folder for the shard set")
+    add("--annotations", required=True, type=user_path, metavar="PATH", help="folder or file, as published")
+    add(
+        "--videos",
+        required=True,
+        type=user_path,
+        metavar="DIR",
+        help="folder of the videos, as the annotations or the dataset's download have them",
+    )
+    add("--out", required=True, type=user_path, metavar="DIR", help="new or empty folder for the shard set")
     add("--split", default="train", choices=["train", "val"], help="train is shuffled, val keeps its order (train)")
     add("--resume", action="store_true", help="continue an unfinished set in --out")
     add("--limit", type=parse_count, metavar="N", help="store only the first N clips of the annotations")
@@ -235,9 +245,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run = read_run(args, settings)
         facts = settings.as_json(run.annotations)
-        with work_folder(run.out, facts, resume=args.resume) as whole:
+        with work_folder(run.out, facts, resume=args.resume, allowed=args.max_failures) as whole:
             if whole:
                 print(f"{args.out} is already whole, made with the same settings; nothing to do")
+                failed = read_manifest(run.out).get("failures", 0)
+                if failed:
+                    print(f"{failed} clips failed, see {args.out / FAILURES}; to try them: --resume --max-failures 0")
                 return 0
             manifest = make_set(run, facts, resume=args.resume)
         print(summary(run, manifest, began=began))

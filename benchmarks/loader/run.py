@@ -18,7 +18,6 @@ import argparse
 import fnmatch
 import os
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +29,7 @@ from benchmarks.loader.gpu import dry_run, gpu_job, gpu_rows, measure_gpu
 from benchmarks.loader.report import FORM, RESULTS, machine, row_text, write_results
 from benchmarks.loader.rows import core_rows, full_rows, job_of
 from benchmarks.loader.sides import PEERS, measure
+from lavila.files import user_path
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -42,8 +42,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--full", action="store_true", help="the whole grid instead of the rows with goals; many hours on two cores")
     add("--dry-run", action="store_true", help="make every row with tiny footage, GPU graphs included; time nothing")
     add("--tiny", action="store_true", help="measure with tiny footage, to try the script out; needs --out")
-    add("--material", type=Path, metavar="DIR", help="where the footage is kept (data/benchmark/loader)")
-    add("--out", type=Path, metavar="DIR", help="write loader.json and the tables there instead")
+    add("--material", type=user_path, metavar="DIR", help="where the footage is kept (data/benchmark/loader)")
+    add("--out", type=user_path, metavar="DIR", help="write loader.json and the tables there instead")
     args = parser.parse_args(argv)
     if args.rounds < 1 or args.workers < 1:
         parser.error(f"--rounds {args.rounds} --workers {args.workers}: give 1 or more of each")

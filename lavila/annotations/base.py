@@ -29,3 +29,6 @@ class AnnotationSet:
     span_rule: SpanRule = "edges"  # how the dataset's authors turn seconds into frames
     class_texts: dict[str, list[list[str]]] = field(default_factory=dict)  # kind -> descriptions of each class
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # name -> rows that are not about one clip
+    # Where else the dataset's downloads have a video of path "folder/name": "{folder}/videos/{name}". First one first.
+    layouts: tuple[str, ...] = ()
+    whole: tuple[str, ...] = ()  # likewise the whole recordings, where the clips' videos are trimmed pieces of them

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from lavila.annotations.base import AnnotationError, AnnotationSet, Failure
 from lavila.annotations.checks import ClipNames, clip_id_problem, interval_problem, locate, video_path_problem
@@ -20,6 +21,7 @@ from lavila.records import Clip
 TABLES = {"train": "CharadesEgo_v1_train_only1st.csv", "val": "CharadesEgo_v1_test_only1st.csv"}
 PICKLES = {"train": "metadata_filtered_train.pkl", "val": "metadata_filtered_val.pkl"}
 CLASSES = "Charades_v1_classes.txt"
+LAYOUTS = tuple(f"{folder}/{{name}}" for folder in ("CharadesEgo_v1_480", "CharadesEgo_v1", "Charades_v1_480"))
 USED_COLUMNS = ("id", "actions", "length")
 _CODE_LENGTH = 4  # "c019"
 
@@ -30,7 +32,7 @@ def read_clips(path: Path, split: str) -> AnnotationSet:
     `path` is a csv with Charades_v1_classes.txt beside it, a pickle, or the folder of these. In a folder, train is the
     pickle if there is one, else the csv; val is the csv. The text of a class ends at its first comma, as in LaViLa's
     published texts. Raises AnnotationError, which names file, line and column, or entry. `failures` gets each row whose
-    video lies outside the video root or is not egocentric, and each interval without length.
+    video lies outside the video root or is not egocentric, and each interval without length or with malformed times.
     """
     file = locate(path, split, TABLES)
     if path.is_dir() and split == "train" and (path / PICKLES["train"]).exists():
@@ -50,12 +52,13 @@ def read_clips(path: Path, split: str) -> AnnotationSet:
         class_texts={"labels": [[text] for text in codes.values()]},
         files=[file, file.parent / CLASSES],
         failures=failures + more_failures,
+        layouts=LAYOUTS,
         span_rule="fractional" if split == "val" else "edges",
     )
 
 
 def _read_pickle(file: Path) -> AnnotationSet:
-    found = read_narrated(file)
+    found = replace(read_narrated(file), layouts=LAYOUTS)
     class_file = file.parent / CLASSES
     if not class_file.exists():  # training on narrations needs no classes
         return found
@@ -115,10 +118,15 @@ def _whole_videos(rows: list[Row], places: Mapping[str, int]) -> tuple[list[Clip
     clips: list[Clip] = []
     failures: list[Failure] = []
     for row in rows:
-        name, length = row.cells["id"], row.seconds("length")
-        labels = tuple(dict.fromkeys(label for label, _, _ in _actions(row, places)))
-        problem = interval_problem(0.0, length)
-        if problem:
+        name, length = row.cells["id"], decimal_seconds(row.cells["length"])
+        actions = _actions(row, places)
+        labels = tuple(dict.fromkeys(action.label for action in actions))
+        problem = next((action.problem for action in actions if action.problem), "")
+        if length is None:
+            problem = f"length {shown(row.cells['length'])} is not a number of seconds"
+        if problem or length is None:
+            failures.append(_failure(row, name, f"{problem}; correct the row"))
+        elif problem := interval_problem(0.0, length):
             failures.append(_failure(row, name, f"{problem}; correct length"))
         else:
             clips.append(_clip(row, name, (0.0, length), labels))
@@ -132,29 +140,37 @@ def _intervals(rows: list[Row], places: Mapping[str, int]) -> tuple[list[Clip], 
     names = ClipNames()
     codes = list(places)
     for row in rows:
-        for label, start, stop in _actions(row, places):
-            clip_id = names.make(f"{row.cells['id']}_{codes[label]}", start, stop)
-            problem = interval_problem(start, stop)
+        for action in _actions(row, places):
+            clip_id = names.make(f"{row.cells['id']}_{codes[action.label]}", action.start, action.stop)
+            problem = action.problem or interval_problem(action.start, action.stop)
             if problem:
                 failures.append(_failure(row, clip_id, f"{problem}; correct actions"))
             else:
-                clips.append(_clip(row, clip_id, (start, stop), (label,)))
+                clips.append(_clip(row, clip_id, (action.start, action.stop), (action.label,)))
     return clips, failures
 
 
-def _actions(row: Row, places: Mapping[str, int]) -> list[tuple[int, float, float]]:
-    """Class index, start and stop second of each action in "c019 11.90 21.20;c092 0.00 5.00"."""
+class _Action(NamedTuple):
+    label: int  # class index
+    start: float  # seconds; 0 if malformed
+    stop: float
+    problem: str  # what is wrong with its times; empty if nothing is
+
+
+def _actions(row: Row, places: Mapping[str, int]) -> list[_Action]:
+    """The actions in "c019 11.90 21.20;c092 0.00 5.00". AnnotationError for a class that is not in the list."""
     actions = []
     for text in row.cells["actions"].split(";"):
         words = text.split()
         if not words:
             continue
-        times = [decimal_seconds(word) for word in words[1:]]
-        if len(times) != 2 or times[0] is None or times[1] is None:
-            raise row.error("actions", f"{shown(text)} is not an action; it should look like c019 11.90 21.20")
         if words[0] not in places:
             raise row.error("actions", f"class {shown(words[0])} is not in {CLASSES}; correct the one or the other")
-        actions.append((places[words[0]], times[0], times[1]))
+        times = [decimal_seconds(word) for word in words[1:]]
+        known = [0.0 if time is None else time for time in (*times, None, None)[:2]]
+        wrong = len(times) != 2 or None in times
+        problem = f"{shown(text)} is not an action; it should look like c019 11.90 21.20" if wrong else ""
+        actions.append(_Action(places[words[0]], known[0], known[1], problem))
     return actions
 
 

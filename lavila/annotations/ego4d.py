@@ -7,6 +7,7 @@ A pickle is a list of (video_uid, start_second, end_second, narration or narrati
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,11 @@ from lavila.errors import shown
 from lavila.records import Clip
 
 SPLITS = {"train": "ego4d_train.pkl", "val": "ego4d_val.pkl"}
+LAYOUTS = (  # of LaViLa's preparation, and of the dataset's downloader: the smaller pictures first
+    "video_5min_chunks_288px/{name}",
+    "video_288px/{name}",
+    *(f"{version}{kind}/{{name}}" for kind in ("video_540ss", "full_scale") for version in ("", "v2_1/", "v2/", "v1/")),
+)
 _FORM = "(video, start second, end second, narration or list of narrations), or these and a list of as many scores"
 
 
@@ -39,10 +45,10 @@ def read_clips(path: Path, split: str) -> AnnotationSet:
     """The clips of one split. `path` is the pickle, or a folder where it has its usual name.
 
     Raises AnnotationError for a file that is not a list of such entries. It names the first bad entry, counted from 0.
-    `failures` gets each entry whose stop is not after its start, that starts before its video, or whose video lies
-    outside the video root.
+    `failures` gets each entry whose times are no numbers, whose stop is not after its start, that starts before its
+    video, or whose video lies outside the video root.
     """
-    return read_narrated(locate(path, split, SPLITS))
+    return replace(read_narrated(locate(path, split, SPLITS)), layouts=LAYOUTS)
 
 
 def read_narrated(file: Path) -> AnnotationSet:
@@ -85,16 +91,20 @@ def _entries(file: Path) -> Iterator[Narrated]:
             what = f"{len(entry)} values" if isinstance(entry, list | tuple) else shown(entry)
             raise AnnotationError(f"{file}, entry {number}: {what}; needed are {_FORM}")
         name, start, stop = as_text(entry[0]), as_seconds(entry[1]), as_seconds(entry[2])
-        if name is None or start is None or stop is None:
-            place = (name, start, stop).index(None)
-            kind = ("a video's name", "a start second", "an end second")[place]
-            raise AnnotationError(f"{file}, entry {number}: {shown(entry[place])} is not {kind}; needed are {_FORM}")
+        if name is None:
+            raise AnnotationError(
+                f"{file}, entry {number}: {shown(entry[0])} is not a video's name; needed are {_FORM}"
+            )
         if name not in videos:  # checked once, so that all clips of a video share its strings
             video_path = f"{name}.mp4"
             problem = video_path_problem(video_path)
             videos[name] = name, video_path, f"{problem}; correct the video's name" if problem else ""
         video, video_path, problem = videos[name]
-        if not problem and (problem := interval_problem(start, stop)):
+        if start is None or stop is None:
+            place, kind = (1, "a start second") if start is None else (2, "an end second")
+            problem = problem or f"{shown(entry[place])} is not {kind}; correct it"
+            start, stop = start or 0.0, stop or 0.0
+        elif not problem and (problem := interval_problem(start, stop)):
             problem = f"{problem}; correct the times"
         try:
             narrations, scores = _words(entry[3], entry[4] if len(entry) == 5 else None)

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from lavila.annotations.base import AnnotationError, AnnotationSet, Failure
-from lavila.annotations.checks import ClipNames, as_seconds, as_text, interval_problem, locate, video_path_problem
+from lavila.annotations.checks import (
+    MAX_SECONDS,
+    ClipNames,
+    as_seconds,
+    as_text,
+    interval_problem,
+    locate,
+    video_path_problem,
+)
+from lavila.annotations.ego4d import LAYOUTS
 from lavila.annotations.tables import decimal_seconds, read_text, whole_number
 from lavila.errors import listed, shown
 from lavila.records import Clip
@@ -17,6 +26,7 @@ from lavila.records import Clip
 SPLITS = {"val": "egomcq.json"}
 KINDS = {1: "inter", 2: "intra"}  # the authors' names: choices from many videos (easy) or from one (hard)
 CHOICES = 5
+NO_TIME = -2 * MAX_SECONDS  # stands for a time that is no number; no file can hold it
 
 Interval = tuple[str, float, float]
 """Video, start second, stop second."""
@@ -67,12 +77,13 @@ def read_questions(path: Path, split: str) -> AnnotationSet:
         unusable = [
             (place, interval, reason)
             for place, (interval, _) in enumerate(choices)
-            if (reason := video_path_problem(f"{interval[0]}.mp4") or interval_problem(*interval[1:]))
+            if (reason := video_path_problem(f"{interval[0]}.mp4") or _time_problem(interval))
         ]
         if unusable:
             for place, interval, reason in unusable:
                 failure = f"{file.name}, question {key}, choice {place}: {reason}; the question is left out, correct it"
-                failures.append((ClipNames().make(*interval), f"{interval[0]}.mp4", failure))
+                video, start, stop = interval
+                failures.append((ClipNames().make(video, max(start, 0.0), max(stop, 0.0)), f"{video}.mp4", failure))
             continue
         ids = [clips.add(interval, said) for interval, said in choices]
         questions.append(
@@ -95,6 +106,7 @@ def read_questions(path: Path, split: str) -> AnnotationSet:
         failures=failures,
         span_rule="duration",
         tables={"questions": questions},
+        layouts=LAYOUTS,
     )
 
 
@@ -135,7 +147,7 @@ def _choices(found: dict[str, Any], where: str) -> list[tuple[Interval, str]]:
         if not isinstance(choice, dict):
             raise AnnotationError(f"{there}: {shown(choice)}; needed is an object with video_uid, clip_start, clip_end")
         video = _member(choice, "video_uid", str, there)
-        start, stop = (_seconds(choice, name, there) for name in ("clip_start", "clip_end"))
+        start, stop = (_seconds(choice, name) for name in ("clip_start", "clip_end"))
         text = _member(choice, "clip_text", str, there) if "clip_text" in choice else ""
         choices.append(((video, start, stop), text))
     return choices
@@ -150,10 +162,15 @@ def _member(found: dict[str, Any], name: str, kind: type, where: str) -> Any:
     return value
 
 
-def _seconds(choice: dict[str, Any], name: str, where: str) -> float:
-    """Seconds, written as a number or as text."""
+def _seconds(choice: dict[str, Any], name: str) -> float:
+    """Seconds, written as a number or as text; NO_TIME for anything else."""
     value = choice.get(name)
     seconds = decimal_seconds(value) if isinstance(value, str) else as_seconds(value)
-    if seconds is None:
-        raise AnnotationError(f"{where}: {name} is {shown(value)}; needed is a number of seconds")
-    return seconds
+    return NO_TIME if seconds is None else seconds
+
+
+def _time_problem(interval: Interval) -> str:
+    """Why the times of a choice cannot bound a clip; empty when they can."""
+    if NO_TIME in interval[1:]:
+        return f"{'clip_start' if interval[1] == NO_TIME else 'clip_end'} is not a number of seconds"
+    return interval_problem(*interval[1:])

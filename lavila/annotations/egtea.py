@@ -12,6 +12,14 @@ from lavila.records import Clip
 
 SPLITS = {"train": "train_split1.txt", "val": "test_split1.txt"}
 ACTIONS = "action_idx.txt"
+LAYOUTS = (
+    "cropped_clips/{folder}/{name}",
+    "cropped_clips/cropped_clips/{folder}/{name}",
+    "videos/cropped_clips/{folder}/{name}",
+    "{name}",
+    "cropped_clips/{name}",
+)
+WHOLE = ("{folder}.mp4", "{folder}.avi", "videos/{folder}.mp4", "Videos/{folder}.mp4")
 _SESSION_FIELDS = 3  # the fields of a clip's name that name its folder: person, recording, recipe
 
 
@@ -59,6 +67,8 @@ def read_clips(path: Path, split: str) -> AnnotationSet:
         class_texts={"action": [[text] for text in texts]},
         files=[file, file.parent / ACTIONS],
         failures=failures,
+        layouts=LAYOUTS,
+        whole=WHOLE,
     )
 
 

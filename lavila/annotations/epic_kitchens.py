@@ -24,6 +24,14 @@ GROUPS = (  # file, its column, name of the group
     ("EPIC_100_tail_verbs.csv", "verb", "tail_verbs"),
     ("EPIC_100_tail_nouns.csv", "noun", "tail_nouns"),
 )
+LAYOUTS = (  # of the downloader, of EPIC-KITCHENS-55's archive, and of flat copies
+    "{folder}/videos/{name}",
+    "EPIC-KITCHENS/{folder}/videos/{name}",
+    "EPIC-KITCHENS/{folder}/{name}",
+    "videos/train/{folder}/{name}",
+    "videos/test/{folder}/{name}",
+    "{name}",
+)
 USED_COLUMNS = (
     "narration_id",
     "participant_id",
@@ -54,8 +62,8 @@ def read_classification(path: Path, split: str) -> AnnotationSet:
     published classifier's outputs are in this order. An action's texts are all its narrations in both splits.
     Where the lists of unseen participants and of tail classes lie there, `tables["groups"]` of split val has them:
     group str ("unseen_participants", "tail_verbs", "tail_nouns"), entry str (a participant, or a class's number).
-    Raises AnnotationError, which names file, line and column. `failures` gets each row whose stop is not after its
-    start, or whose video lies outside the video root.
+    Raises AnnotationError, which names file, line and column. `failures` gets each row whose times are malformed, whose
+    stop is not after its start, or whose video lies outside the video root.
     """
     annotated = locate(path, split, SPLITS)
     folder = annotated.parent
@@ -90,6 +98,7 @@ def read_classification(path: Path, split: str) -> AnnotationSet:
         files=[*dict.fromkeys([annotated, *tables]), folder / VERB_CLASSES, folder / NOUN_CLASSES, *group_files],
         failures=failures,
         tables={"groups": groups} if groups else {},
+        layouts=LAYOUTS,
     )
 
 
@@ -124,12 +133,12 @@ def read_clips(
     for row in rows:
         clip_id = _clip_id(row, first_line)
         video_path = f"{row.cells['participant_id']}/{row.cells['video_id']}.MP4"
-        start, stop = _timestamp(row, "start_timestamp"), _timestamp(row, "stop_timestamp")
         verb, noun = row.class_index("verb_class", verbs), row.class_index("noun_class", nouns)
         fields = more(row, verb, noun)
-        reason = _why_not_a_clip(video_path, start, stop)
-        if reason:
-            failures.append((clip_id, video_path, f"{row.file.name}, line {row.line}: {reason}"))
+        try:
+            start, stop = _interval(row, video_path)
+        except AnnotationError as error:
+            failures.append((clip_id, video_path, f"{row.file.name}, line {row.line}: {error}"))
             continue
         clips.append(
             Clip(
@@ -166,13 +175,6 @@ def _narrations(row: Row) -> tuple[str, ...]:
     return (row.cells["narration"],) if row.cells["narration"].strip() else ()
 
 
-def _timestamp(row: Row, column: str) -> float:
-    try:
-        return parse_timestamp(row.cells[column])
-    except AnnotationError as error:
-        raise row.error(column, str(error)) from None
-
-
 def _clip_id(row: Row, first_line: dict[str, int]) -> str:
     """A row's narration_id, which names it in the shard set."""
     clip_id = row.cells["narration_id"]
@@ -185,10 +187,18 @@ def _clip_id(row: Row, first_line: dict[str, int]) -> str:
     return clip_id
 
 
-def _why_not_a_clip(video_path: str, start: float, stop: float) -> str:
-    """The reason why a row cannot be a clip; empty when it can."""
+def _interval(row: Row, video_path: str) -> tuple[float, float]:
+    """Start and stop second of a row. AnnotationError gives the reason why it cannot be a clip."""
     problem = video_path_problem(video_path)
     if problem:
-        return f"{problem}; correct participant_id or video_id"
-    problem = interval_problem(start, stop)
-    return f"{problem}; correct stop_timestamp" if problem else ""
+        raise AnnotationError(f"{problem}; correct participant_id or video_id")
+    seconds = []
+    for column in ("start_timestamp", "stop_timestamp"):
+        try:
+            seconds.append(parse_timestamp(row.cells[column]))
+        except AnnotationError as error:
+            raise AnnotationError(f"{column} {error}") from None
+    problem = interval_problem(seconds[0], seconds[1])
+    if problem:
+        raise AnnotationError(f"{problem}; correct stop_timestamp")
+    return seconds[0], seconds[1]

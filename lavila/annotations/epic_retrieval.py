@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from lavila.annotations.base import AnnotationError, AnnotationSet
 from lavila.annotations.checks import locate
-from lavila.annotations.epic_kitchens import NOUN_CLASSES, VERB_CLASSES, read_clips, read_keys
+from lavila.annotations.epic_kitchens import LAYOUTS, NOUN_CLASSES, VERB_CLASSES, read_clips, read_keys
 from lavila.annotations.epic_kitchens import USED_COLUMNS as CLASSIFICATION_COLUMNS
 from lavila.annotations.tables import Row, read_csv, read_plain_pickle, whole_number
 from lavila.errors import shown
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 SPLITS = {"train": "EPIC_100_retrieval_train.csv", "val": "EPIC_100_retrieval_test.csv"}
 SENTENCES = {"train": "EPIC_100_retrieval_train_sentence.csv", "val": "EPIC_100_retrieval_test_sentence.csv"}
+OWN_FOLDER = "retrieval_annotations"  # in the authors' repository
 RELEVANCY = "relevancy/caption_relevancy_EPIC_100_retrieval_test.pkl"
 USED_COLUMNS = (*CLASSIFICATION_COLUMNS, "all_noun_classes")
 _NUMBERS = re.compile(r"\[([0-9, ]*)\]")
@@ -40,16 +41,24 @@ Meaning = tuple[int, Sequence[int]]
 def read_retrieval(path: Path, split: str) -> AnnotationSet:
     """The clips of one split, and the sentences of the search in both directions.
 
-    `path` is the folder of the csv files, or the csv of the split with the others beside it. A clip's `labels` are its
+    `path` is the folder of the csv files, the authors' repository with their folder, or the csv of the split with the
+    others beside it. The csv files of the classes may lie one folder above the others. A clip's `labels` are its
     noun classes, sorted. `tables["sentences"]`, in the order of their file: sentence_id str, narration str, verb int,
     nouns list of int. If split val has a relevancy pickle that differs from the csvs, `tables["relevancy"]` holds it:
     clip_id str, relevancy [sentences] float32. The pickle of training is never read; `relevancy` computes any part.
-    Raises AnnotationError, which names file, line and column. `failures` gets each row whose stop is not after its
-    start, or whose video lies outside the video root.
+    Raises AnnotationError, which names file, line and column. `failures` gets each row whose times are malformed, whose
+    stop is not after its start, or whose video lies outside the video root.
     """
     file = locate(path, split, SPLITS)
+    if path.is_dir() and not file.exists() and (path / OWN_FOLDER / file.name).exists():
+        file = path / OWN_FOLDER / file.name
     folder = file.parent
-    verb_keys, noun_keys = read_keys(folder / VERB_CLASSES), read_keys(folder / NOUN_CLASSES)
+    # The authors' repository has the classes one folder above the csv files of retrieval.
+    above = (
+        folder.parent if not (folder / VERB_CLASSES).exists() and (folder.parent / VERB_CLASSES).exists() else folder
+    )
+    class_files = [above / VERB_CLASSES, above / NOUN_CLASSES]
+    verb_keys, noun_keys = map(read_keys, class_files)
     rows = read_csv(file, USED_COLUMNS)
     meanings: dict[str, tuple[int, list[int]]] = {}
 
@@ -65,7 +74,7 @@ def read_retrieval(path: Path, split: str) -> AnnotationSet:
         for row in read_csv(sentences_file, ("narration_id", "narration"))
     ]
     tables = {"sentences": sentences}
-    files = [file, sentences_file, folder / VERB_CLASSES, folder / NOUN_CLASSES]
+    files = [file, sentences_file, *class_files]
     if file.name == SPLITS["val"] and (folder / RELEVANCY).exists():
         published = _where_published_differs(folder / RELEVANCY, meanings, sentences)
         tables |= {"relevancy": published} if published else {}
@@ -77,6 +86,7 @@ def read_retrieval(path: Path, split: str) -> AnnotationSet:
         files=files,
         failures=failures,
         tables=tables,
+        layouts=LAYOUTS,
     )
 
 

@@ -37,13 +37,6 @@ class Row:
             raise self.error(column, f"{text} is not a class; allowed are whole numbers from 0 to {count - 1}")
         return index
 
-    def seconds(self, column: str) -> float:
-        """A cell that holds a number of seconds."""
-        seconds = decimal_seconds(self.cells[column])
-        if seconds is None:
-            raise self.error(column, f"{shown(self.cells[column])} is not a number of seconds; write it like 31.25")
-        return seconds
-
 
 def whole_number(text: str) -> int | None:
     """A whole number >= 0 in plain digits, or None."""

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lavila.errors import UserError, listed, one_line
+from lavila.files import user_path
 from lavila.models.dual_encoder import ClipDualEncoder
 from lavila.models.timesformer import TimeSformer, TimeSformerConfig
 from lavila.pickles.errors import PickleError
@@ -53,7 +54,7 @@ def read_clip_weights(source: str | Path) -> dict[str, Tensor]:
     is executed); or open_clip's name of a model, such as ViT-B-16, whose weights open_clip fetches once.
     ClipWeightsError if the source is none of these.
     """
-    path = Path(source)
+    path = user_path(source)
     state = _read_file(path) if path.is_file() else _from_open_clip(str(source))
     return {name: tensor.float() for name, tensor in state.items() if name not in NOT_WEIGHTS}
 

@@ -17,7 +17,7 @@ from lavila.checkpoints.published import PREFIX, published_name, read_published
 from lavila.checkpoints.store import WEIGHTS, read_extra, save_model
 from lavila.checkpoints.zoo import zoo_name
 from lavila.files import whole_path
-from lavila.pickles.tensors import SUFFIXES
+from lavila.pickles.tensors import is_pickled
 
 # The parts of an architecture that tensors do not show. They matter in training only and do not change a loaded model.
 TRAINING_ONLY = {"drop_path", "dropout", "attention_dropout", "gradient_checkpointing", "zero_time_attention"}
@@ -26,7 +26,7 @@ TRAINING_ONLY = {"drop_path", "dropout", "attention_dropout", "gradient_checkpoi
 def to_ours(file: Path, model: nn.Module, out: Path) -> list[Path]:
     """Write model.safetensors and config.yaml into the folder `out`."""
     extra = read_extra(file)
-    if file.suffix in SUFFIXES:
+    if is_pickled(file):
         published = read_published(file)
         extra |= {"epoch": json.dumps(published.epoch), "args": json.dumps(published.arguments)}
         extra |= {"zoo": zoo_name(file)} if zoo_name(file) else {}
@@ -50,7 +50,7 @@ def to_lavila(file: Path, model: nn.Module, out: Path) -> list[Path]:
     check_readable(model, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
     architecture, extra = model.architecture(), read_extra(file)  # type: ignore[operator]
     kept = json.loads(extra.get("args", "{}"))
-    if file.suffix in SUFFIXES:
+    if is_pickled(file):
         kept = read_published(file).arguments
     content = {
         "epoch": json.loads(extra.get("epoch", "0")) or 0,

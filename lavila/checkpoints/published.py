@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lavila.checkpoints.errors import CheckpointError
 from lavila.checkpoints.layouts import HEAD_WIDTH, architecture_of
+from lavila.checkpoints.wrappers import state_of, taken_off, unwrapped
 from lavila.checkpoints.zoo import CLIP_PICTURES, IMAGENET_PICTURES
 from lavila.errors import listed, one_line
 from lavila.models.gated_gpt2 import GatedGpt2Config
@@ -108,9 +109,9 @@ def read_published(path: Path) -> Published:
     if file.records:
         log.info("%s: left unread, not needed: %s", path, ", ".join(file.records))
     try:
-        names = _names(file.content)
+        state = state_of(file.content)
+        names = _names(state)
         content = file.content if isinstance(file.content, dict) else {}
-        state = content.get("state_dict", file.content)
         stored = {ours: state[theirs] for ours, theirs in names.items()}
         arguments = _arguments(content.get("args"))
         architecture = architecture_of({name: tensor.shape for name, tensor in stored.items()})
@@ -182,21 +183,23 @@ def constants_of(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def _names(content: Any) -> dict[str, str]:
+def _names(state: Any) -> dict[str, str]:
     """Our name -> the file's name, for every entry of its state dict."""
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not state:
         raise ValueError("holds no state_dict; expected a checkpoint of LaViLa or EgoVLP")
     if strangers := [str(name) for name, value in state.items() if not isinstance(value, StoredTensor)]:
         raise ValueError(f"its state_dict holds more than tensors: {listed(strangers)}")
     names: dict[str, str] = {}
-    for name in state:
-        ours = str(name).removeprefix(PREFIX)
+    originals = {str(name): name for name in state}
+    shortened = unwrapped(originals)
+    if wrappers := [part for part in taken_off(shortened) if part != PREFIX]:
+        log.info("names lose what wrappers added to them: %s", " ".join(wrappers))
+    for name, ours in shortened.items():
         theirs = next((old for old in EGOVLP_NAMES if ours.startswith(old)), "")
         ours = EGOVLP_NAMES.get(theirs, "") + ours.removeprefix(theirs)
         if ours in names:
             raise ValueError(f"holds {ours} twice, as {names[ours]} and as {name}")
-        names[ours] = name
+        names[ours] = originals[name]
     return names
 
 

@@ -25,10 +25,11 @@ from torch.nn.functional import interpolate
 
 from lavila.checkpoints.errors import CheckpointError
 from lavila.checkpoints.published import constants_of, read_published
+from lavila.checkpoints.wrappers import taken_off, unwrapped
 from lavila.checkpoints.zoo import ZOO, fetch
 from lavila.errors import listed, one_line
-from lavila.files import whole_path
-from lavila.pickles.tensors import SUFFIXES
+from lavila.files import user_path, whole_path
+from lavila.pickles.tensors import is_pickled
 
 __all__ = [
     "LATEST",
@@ -104,10 +105,11 @@ def build_model(architecture: Mapping[str, Any]) -> nn.Module:
 def save_model(model: nn.Module, path: str | Path, *, extra: Mapping[str, str] | None = None) -> None:
     """Write weights and architecture to `path` (.safetensors), whole or not at all.
 
-    model: has `architecture()`; unwrap DistributedDataParallel and torch.compile first. extra: strings to store with
-    the weights (see `read_extra`). ValueError for a model without `architecture()` and for reserved names in `extra`.
+    model: has `architecture()`; unwrap DistributedDataParallel first. What torch.compile and activation checkpointing
+    add to the names of tensors is taken off. extra: strings to store with the weights (see `read_extra`). ValueError
+    for a model without `architecture()` and for reserved names in `extra`.
     """
-    path = Path(path)
+    path = user_path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"{path}: a model file's name ends in .safetensors")
     describe = getattr(model, "architecture", None)
@@ -122,7 +124,8 @@ def save_model(model: nn.Module, path: str | Path, *, extra: Mapping[str, str] |
         f"{RESERVED}architecture": json.dumps(describe()),
     }
     tied = _tied(model)  # a tensor with several names is stored once
-    tensors = {n: tensor.detach().cpu().contiguous() for n, tensor in model.state_dict().items() if n not in tied}
+    state = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+    tensors = {ours: state[name].detach().cpu().contiguous() for name, ours in unwrapped(state).items()}
     with whole_path(path) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode  # as the umask says; safetensors makes files that only their owner can read
@@ -180,7 +183,7 @@ def read_extra(path: str | Path) -> dict[str, str]:
     A published file gives `pictures`: JSON of mean and std of 0..255 RGB and of the frames of a clip.
     """
     file = find_model(path)
-    if file.suffix in SUFFIXES:
+    if is_pickled(file):
         return {"pictures": json.dumps(read_published(file).pictures())}
     return {name: value for name, value in _read_metadata(file).items() if not name.startswith(RESERVED)}
 
@@ -204,7 +207,7 @@ def trained_on(path: str | Path) -> TrainedOn:
     CheckpointError as in `load_model`, and for facts of another form.
     """
     file = find_model(path)
-    if file.suffix in SUFFIXES:
+    if is_pickled(file):
         published = read_published(file)
         architecture, pictures = published.architecture, published.pictures()
         metadata: dict[str, str] = {}
@@ -286,9 +289,9 @@ def resize_pos_embed(embed: Tensor, positions: int) -> Tensor:
 
 def find_model(path: str | Path) -> Path:
     """The file that a path or a name of the zoo means, downloaded if necessary. CheckpointError if there is none."""
-    path = Path(path)
+    path = user_path(path)
     if path.is_file():
-        if path.suffix == ".safetensors" or path.suffix in SUFFIXES:
+        if path.suffix == ".safetensors" or is_pickled(path):
             return path
         raise CheckpointError(f"{path}: not a model file; can be read: {READABLE}")
     if (path / WEIGHTS).is_file():
@@ -314,17 +317,21 @@ def find_model(path: str | Path) -> Path:
 
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The architecture and the tensors, with all floats as float32."""
-    if file.suffix in SUFFIXES:
+    if is_pickled(file):
         published = read_published(file)
         architecture, state = published.architecture, published.state()
     else:
         text = _read_metadata(file)[f"{RESERVED}architecture"]
         try:
-            architecture, state = json.loads(text), load_file(file)
+            architecture, stored = json.loads(text), load_file(file)
         except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{file}: its architecture is not JSON ({error})") from error
         if not isinstance(architecture, dict):
             raise CheckpointError(f"{file}: holds no architecture (it is not a table)")
+        names = unwrapped(stored)
+        if wrappers := taken_off(names):
+            log.info("%s: names lose what wrappers added to them: %s", file, " ".join(wrappers))
+        state = {ours: stored[name] for name, ours in names.items()}
     return architecture, {n: tensor.float() if tensor.is_floating_point() else tensor for n, tensor in state.items()}
 
 

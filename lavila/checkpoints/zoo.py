@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lavila.checkpoints.download import Progress, download
 from lavila.checkpoints.errors import CheckpointError
+from lavila.files import user_path
 
 BASE_URL = "https://dl.fbaipublicfiles.com/lavila/checkpoints/"
 
@@ -311,7 +312,7 @@ ZOO = {model.name: model for model in _MODELS}
 
 def home() -> Path:
     """The folder for downloads: $LAVILA_HOME, or ~/.cache/lavila."""
-    return Path(os.environ.get("LAVILA_HOME") or Path.home() / ".cache" / "lavila")
+    return user_path(os.environ.get("LAVILA_HOME") or "~/.cache/lavila")
 
 
 def fetch(model: ZooModel, *, on_progress: Progress | None = None) -> Path:

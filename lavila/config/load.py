@@ -4,12 +4,15 @@ A config file is YAML that sets fields of `RunConfig`. `base: [data/ek100_cls, m
 that come first (depth first, a later one wins). Several configs can be named, too: what a later one sets replaces what
 an earlier one sets, so that `toy` makes any recipe small. Nothing else composes. Every layer is merged onto the schema
 on its own before it joins the others, so that an error names the file or the argument it came from.
+
+A value that begins with `~/` or `~name/` is a path in a home folder. No shell expands it in a file or a `key=value`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import logging
 import typing
 from collections.abc import Sequence
 from functools import cache
@@ -21,6 +24,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lavila.config.schema import ConfigError, RunConfig, check
+from lavila.files import user_path
+
+log = logging.getLogger(__name__)
 
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 
@@ -40,7 +46,8 @@ def load_config(name: str | Path | Sequence[str | Path], overrides: Sequence[str
     paths = [_find(str(one), wanted_by=None) for one in names]
     merged = _schema()
     layers = [layer for path in paths for layer in _file_layers(path, chain=())]
-    for source, values in layers + [_override_layer(text) for text in overrides]:
+    given = [_override_layer(text) for text in overrides]
+    for source, values in layers + given:
         merged = _merge(merged, values, source)
     shown = " and ".join(map(_shown, paths)) + (f" with {' '.join(overrides)}" if overrides else "")
     try:
@@ -50,6 +57,7 @@ def load_config(name: str | Path | Sequence[str | Path], overrides: Sequence[str
     assert isinstance(config, RunConfig)
     run_name = config.name or "-".join(path.stem for path in paths)
     config = dataclasses.replace(config, name=run_name, run_dir=config.run_dir or f"runs/{run_name}")
+    config = _with_fitting_warmup(config, [*([values] for _, values in layers), [values for _, values in given]])
     try:
         check(config)
         for evaluation in config.evals:
@@ -57,6 +65,24 @@ def load_config(name: str | Path | Sequence[str | Path], overrides: Sequence[str
     except ConfigError as error:
         raise ConfigError(f"{shown}: {error}") from None
     return config
+
+
+def _with_fitting_warmup(config: RunConfig, layers: Sequence[Sequence[dict[str, Any]]]) -> RunConfig:
+    """The config with a warm-up of at most the run's length, if a later layer than the warm-up's made the run short.
+
+    layers: what each sets; all arguments are one layer. A warm-up that was set with the length stays, for `check`.
+    """
+
+    def last(key: str) -> int:
+        return max(
+            (place for place, sets in enumerate(layers) if any(key in one.get("optim", {}) for one in sets)), default=-1
+        )
+
+    epochs, warmup = config.optim.epochs, config.optim.warmup_epochs
+    if warmup <= epochs or last("epochs") <= last("warmup_epochs"):
+        return config
+    log.warning("optim.epochs=%d: the warm-up of %g epochs is shortened to that", epochs, warmup)
+    return dataclasses.replace(config, optim=dataclasses.replace(config.optim, warmup_epochs=float(epochs)))
 
 
 def evaluation_config(config: RunConfig, name: str) -> RunConfig:
@@ -124,7 +150,7 @@ def _shown(path: Path) -> str:
 
 def _find(name: str, *, wanted_by: Path | None) -> Path:
     if name.endswith((".yaml", ".yml")):
-        path = Path(name) if wanted_by is None else wanted_by.parent / name
+        path = (Path() if wanted_by is None else wanted_by.parent) / user_path(name)
         if path.is_file():
             return path.resolve()
     elif (CONFIG_DIR / f"{name}.yaml").is_file():
@@ -156,7 +182,7 @@ def _file_layers(path: Path, *, chain: tuple[Path, ...]) -> list[tuple[str, dict
     layers: list[tuple[str, dict[str, Any]]] = []
     for base in bases:
         layers += _file_layers(_find(base, wanted_by=path), chain=(*chain, path))
-    return [*layers, (_shown(path), values)]
+    return [*layers, (_shown(path), _at_home(values))]
 
 
 def _override_layer(text: str) -> tuple[str, dict[str, Any]]:
@@ -168,10 +194,19 @@ def _override_layer(text: str) -> tuple[str, dict[str, Any]]:
         parsed = yaml.safe_load(value) if value else ""
     except yaml.YAMLError:
         parsed = value
-    values: Any = parsed
+    values: Any = _at_home(parsed)
     for part in reversed(key.split(".")):
         values = {part: values}
     return source, values
+
+
+def _at_home(value: Any) -> Any:
+    """A value of YAML, whose texts that begin with `~` and hold a slash are paths in a home folder."""
+    if isinstance(value, dict):
+        return {key: _at_home(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_at_home(entry) for entry in value]
+    return str(user_path(value)) if isinstance(value, str) and value.startswith("~") and "/" in value else value
 
 
 def _merge(merged: Any, values: dict[str, Any], source: str) -> Any:

@@ -77,7 +77,9 @@ class DataConfig:
     val: str = ""  # shard set to evaluate on
     folder: str = "data"  # where the files of lavila/configs/data have their shard sets; train and val say it in full
     dataset: str = ""  # whose shard sets these must be: a name of tools/shard_videos.py --dataset; empty = anyone's
-    captions: tuple[str, ...] = ()  # captions tables (.parquet), and `own` for the shard set's narrations; empty = own
+    quarantine: str = ""  # further clips to leave out: a file of tools/inspect_shards.py --verify --quarantine FILE
+    captions: tuple[str, ...] = ()  # of train: captions tables (.parquet), `own` = the set's narrations; empty = own
+    val_captions: tuple[str, ...] = ()  # likewise for the clips of val; empty = own
     batch_size: Count = 64  # clips per optimiser step over all ranks; the same run on 1 or 8 GPUs sees the same batches
     shuffle_window: Count = 131_072  # training clips mixed with each other; sets up to this size are mixed fully
     read_ahead: bool = False  # read the next window in long stretches, for storage that is slow at many small requests
@@ -209,7 +211,7 @@ class OptimConfig:
     lr: NotNegative = 3e-3  # peak learning rate
     lr_start: NotNegative = 1e-6  # learning rate of the first step of the warm-up
     lr_end: NotNegative = 1e-5  # where the cosine ends
-    warmup_epochs: NotNegative = 1.0  # linear warm-up, its end point included
+    warmup_epochs: NotNegative = 1.0  # linear warm-up, its end point included; a shorter `epochs` shortens it
     schedule: Schedule = "cosine"  # cosine with warm-up, or constant: lr throughout
     lr_multiplier: NotNegative = 0.1  # lr, lr_start and lr_end times this, for those that the next field names
     lr_multiplier_for: MultiplierScope = "all"  # all: heads too, as published; backbone: heads keep lr

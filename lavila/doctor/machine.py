@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from lavila.doctor.findings import Finding, Machine
+from lavila.files import user_path
 
 GIB = 1 << 30
 BUSY = 1.5  # runnable processes for each CPU of a machine that counts as busy
@@ -195,7 +196,7 @@ def check_vocabularies(machine: Machine) -> Finding:
 def check_cache(machine: Machine) -> Finding:
     """Check the folder of downloaded checkpoints."""
     given = machine.environ.get("LAVILA_HOME")
-    home = Path(given or Path(machine.environ.get("HOME", "~")).expanduser() / ".cache" / "lavila")
+    home = user_path(given or f"{machine.environ.get('HOME', '~')}/.cache/lavila")
     there = next(folder for folder in (home, *home.parents) if folder.exists())
     free, held = shutil.disk_usage(there).free, list((home / "checkpoints").glob("*")) if home.is_dir() else []
     summary = f"{home}{' (LAVILA_HOME)' if given else ''}: {len(held)} checkpoint(s), {free / GIB:.0f} GiB free"

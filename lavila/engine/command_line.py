@@ -14,6 +14,7 @@ from typing import NoReturn
 from lavila.config.load import known_names, load_config, to_yaml
 from lavila.config.schema import ConfigError, RunConfig
 from lavila.errors import UserError
+from lavila.files import user_path
 
 USER_ERROR = 2  # exit status
 
@@ -55,7 +56,7 @@ def parse(
     given = parser.parse_intermixed_args(arguments)
     try:
         if given.config is None:
-            config = _config_of_predictions(Path(given.predictions), given.overrides)
+            config = _config_of_predictions(user_path(given.predictions), given.overrides)
         else:
             config = load_config(given.config, given.overrides)
     except ConfigError as error:
@@ -98,8 +99,8 @@ def _config_of_predictions(folder: Path, overrides: list[str]) -> RunConfig:
     return replace(load_config(folder / "config.yaml", overrides), predictions=str(folder))
 
 
-def run(work: Callable[[RunConfig], object], config: RunConfig) -> None:
-    """Do the work of a command; errors that a user can cause end it with one line and status 2."""
+def start_log() -> None:
+    """Print what the package logs: all of the main rank, warnings of the others with the rank's number."""
     rank = int(os.environ.get("RANK", 0))
     logging.basicConfig(
         level=logging.INFO if rank == 0 else logging.WARNING,
@@ -107,6 +108,11 @@ def run(work: Callable[[RunConfig], object], config: RunConfig) -> None:
         datefmt="%H:%M:%S",
         stream=sys.stdout,
     )
+
+
+def run(work: Callable[[RunConfig], object], config: RunConfig) -> None:
+    """Do the work of a command; errors that a user can cause end it with one line and status 2."""
+    start_log()
     try:
         work(config)
     except UserError as error:

@@ -371,7 +371,7 @@ class Trainer:
         frozen = sum(p.numel() for p in self.state.model.parameters() if not p.requires_grad)
         return (
             f"{self.config.name}: {parameters / 1e6:.1f} M parameters"
-            f"{f' ({frozen / 1e6:.1f} M frozen)' if frozen else ''}, {len(self.loader.shard_set)} clips, "
+            f"{f' ({frozen / 1e6:.1f} M frozen)' if frozen else ''}, {self.state.order['clips']} clips, "
             f"{self.updates_per_epoch} steps of {self.config.data.batch_size} clips an epoch, "
             f"{self.process.world} rank(s) on {self.process.device.type}, {self.arithmetic.precision}, "
             f"decoder {self.loader.decoder}"

@@ -6,6 +6,7 @@ Until a set is whole, its folder has .work, with
     settings.json            the settings of the tars; a run with other settings may not continue
     shard-000000.json        rows, failures and hash of a whole tar
     shard-000000.lost.json   items that ended a process, with the reasons; they are not tried again
+    shard-000000.before.json the record of a tar that is made again, with what it holds
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
+from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -23,7 +25,9 @@ import numpy as np
 
 from lavila.annotations.base import AnnotationSet
 from lavila.files import whole_file
-from lavila.ingest.jobs import ChunkNeeds, Failure, ShardResult, read_result, words
+from lavila.ingest.jobs import Failure, ShardResult, read_result, words
+from lavila.ingest.needs import ChunkNeeds
+from lavila.ingest.notes import ESTIMATED, Notes
 from lavila.records import Clip, Ints, SpanRule
 from lavila.shards.chunks import ChunkError, ChunkIndex, Place
 from lavila.shards.format import (
@@ -44,17 +48,27 @@ LONG = ("gop_offsets", "piece_crc32")  # columns of chunks.parquet with a number
 
 
 @contextmanager
-def work_folder(out: Path, settings: Mapping[str, Any], *, resume: bool) -> Iterator[bool]:
+def work_folder(out: Path, settings: Mapping[str, Any], *, resume: bool, allowed: int | None = None) -> Iterator[bool]:
     """Lock `out` for one run. Yields whether it already is a whole set made with these settings.
 
-    Raises ShardSetError if another run writes there, if the folder holds something else, or if the set in it has other
-    settings.
+    A whole set with more than `allowed` failures (None = any number) is one to add clips to: with `resume` it yields
+    False, and the manifest is still there. Raises ShardSetError if another run writes there, if the folder holds
+    something else, or if the set in it has other settings.
     """
-    if _is_whole(out, settings):
+    manifest = _whole_manifest(out, settings)
+    if manifest is not None and _is_enough(manifest, allowed):
+        _clear(out)
         yield True
         return
+    if manifest is not None and not resume:
+        raise ShardSetError(
+            f"{out}: a whole set without {manifest['failures']} clips that failed, --max-failures is {allowed}; add "
+            "--resume to try them again"
+        )
+    if manifest is not None:
+        _check_same(out, manifest, settings)  # clips of another version of an encoder would make it a mixture
     work = out / WORK
-    if not work.exists() and out.exists() and any(out.iterdir()):
+    if manifest is None and not work.exists() and out.exists() and any(out.iterdir()):
         raise ShardSetError(f"{out}: holds other files; give an empty or new folder as --out")
     work.mkdir(parents=True, exist_ok=True)
     with (work / "lock").open("w") as lock:
@@ -62,11 +76,16 @@ def work_folder(out: Path, settings: Mapping[str, Any], *, resume: bool) -> Iter
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ShardSetError(f"{out}: another run is writing here; wait for it, or give another --out") from None
-        if _is_whole(out, settings):  # the run that held the lock has just ended
+        manifest = _whole_manifest(out, settings)
+        if manifest is not None and _is_enough(manifest, allowed):  # the run that held the lock has just ended
+            _clear(out)
             yield True
             return
         recorded = work / "settings.json"
-        if recorded.exists():
+        if manifest is not None:
+            for leftover in work.glob("*.json"):  # of a run that was killed after it wrote the manifest
+                leftover.unlink()
+        elif recorded.exists():
             if not resume:
                 raise ShardSetError(f"{out}: holds an unfinished set; add --resume to continue, or give another --out")
             begun = json.loads(recorded.read_text(encoding="utf-8"))
@@ -80,12 +99,17 @@ def work_folder(out: Path, settings: Mapping[str, Any], *, resume: bool) -> Iter
             leftover.unlink()
         with whole_file(recorded) as file:
             file.write(json.dumps({"format": FORMAT, **settings}, indent=1).encode())
-        yield False
+        try:
+            yield False
+        finally:
+            if (out / MANIFEST).exists():  # the set is whole; a run that could not add clips left it so
+                _clear(out)
 
 
-def _is_whole(out: Path, settings: Mapping[str, Any]) -> bool:
+def _whole_manifest(out: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The manifest of a whole set made with these settings; None if there is none."""
     if not (out / MANIFEST).exists():
-        return False
+        return None
     shard_set = open_shard_set(out)
     manifest = shard_set.manifest
     # After an update of an encoder a whole set is still good. Only an unfinished one would become a mixture.
@@ -93,9 +117,16 @@ def _is_whole(out: Path, settings: Mapping[str, Any]) -> bool:
     problems = shard_set.verify()  # opening a set does not check the size of every tar
     if problems:
         raise ShardSetError(problems[0])
+    return manifest
+
+
+def _is_enough(manifest: Mapping[str, Any], allowed: int | None) -> bool:
+    return allowed is None or int(manifest.get("failures", 0)) <= allowed
+
+
+def _clear(out: Path) -> None:
     if (out / WORK).exists():  # a run was killed after it wrote the manifest
         shutil.rmtree(out / WORK)
-    return True
 
 
 def _check_same(out: Path, found: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
@@ -107,9 +138,10 @@ def _check_same(out: Path, found: Mapping[str, Any], settings: Mapping[str, Any]
                 (name, value, value),
             )
         if there != value:
+            remedy = "install that version" if name.startswith("versions.") else "use the same settings"
             raise ShardSetError(
-                f"{out}: made with {name} = {json.dumps(there)}, but now it is {json.dumps(value)}; "
-                "use the same settings, or give another --out"
+                f"{out}: made with {name} = {json.dumps(there)}, but now it is {json.dumps(value)}; {remedy}, or give "
+                "another --out"
             )
 
 
@@ -202,8 +234,12 @@ class ChunkAssembly:
             chunk, first_frame, num_frames, frames_after = self._places[number].tolist()
             clip, row = self._clips[number], self._rows[chunk]
             place = Place(chunk=chunk, first_frame=first_frame, num_frames=num_frames, frames_after=frames_after)
-            stop = clip.start_second + num_frames / row["fps"] if clip.stop_second is None else clip.stop_second
-            yield {**words(clip), **asdict(place), **{name: row[name] for name in (*same, *sizes)}, "stop_second": stop}
+            yield {
+                **words(clip, num_frames=num_frames, fps=row["fps"]),
+                **asdict(place),
+                **{name: row[name] for name in (*same, *sizes)},
+                ESTIMATED: row.get(ESTIMATED, False),
+            }
 
     def _storage_order(self, places: Ints) -> Ints:
         shard = np.array([row["shard"] for row in self._rows], np.int64)[places[:, 0]]
@@ -221,12 +257,13 @@ def assemble(
 ) -> dict[str, Any]:
     """Write tables and manifest of a folder whose tars are all whole. Returns the manifest."""
     write_failures(stored.out, failures)
+    notes = Notes(stored.out)
     contents = SetContents(
         classes=annotations.classes,
         class_texts=annotations.class_texts,
         tables=annotations.tables,
-        facts={**facts, "failures": len(failures)},
+        facts=ChainMap({**facts, "failures": len(failures)}, notes.counts),  # the counts are not known yet
     )
-    manifest = write_manifest(stored.out, rows=rows, shards=stored.files(), contents=contents)
+    manifest = write_manifest(stored.out, rows=notes.each(rows), shards=stored.files(), contents=contents)
     shutil.rmtree(stored.out / WORK)
     return manifest

@@ -10,6 +10,7 @@ from typing import Any
 import av
 import av.filter
 
+from lavila.ingest.orientation import Orientation, orientation_of
 from lavila.ingest.source_video import PictureHeader
 from lavila.ingest.video_files import EncodeError
 
@@ -32,6 +33,8 @@ UNSPECIFIED_RANGE, FULL_RANGE = 0, 2  # FFmpeg's AVCOL_RANGE
 
 Size = tuple[int, int]
 """Height and width in pixels."""
+Shape = tuple[int, int, Orientation]
+"""Width and height in pixels as coded, and how the picture is turned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +75,7 @@ def stored_size(height: int, width: int, *, short_side: int, fit: str = "crop") 
 def _upright_size(frame: Any, pixel_aspect: Fraction | None) -> Size:
     """Height and width in square pixels, after the rotation that the file states."""
     width = round(frame.width * pixel_aspect) if pixel_aspect else frame.width
-    return (frame.height, width) if frame.rotation % 180 == 0 else (width, frame.height)
+    return (width, frame.height) if orientation_of(frame).swaps_sides else (frame.height, width)
 
 
 class Converter:
@@ -106,8 +109,8 @@ class Converter:
 
     def _build(self, frame: Any) -> tuple[Any, Any, Any]:
         """The filter graph, its source and its sink."""
-        turned = frame.rotation % 180 != 0
-        height, width = reversed(self.sizes.scaled) if turned else self.sizes.scaled
+        orientation = orientation_of(frame)
+        height, width = reversed(self.sizes.scaled) if orientation.swaps_sides else self.sizes.scaled
         # If the frame does not specify its colours, the container may.
         matrix = self._header.colorspace if frame.colorspace == UNSPECIFIED_MATRIX else frame.colorspace
         color_range = self._header.color_range if frame.color_range == UNSPECIFIED_RANGE else frame.color_range
@@ -124,12 +127,7 @@ class Converter:
         }
         if matrix in COLOR_MATRICES:  # RGB has no matrix
             scale["in_color_matrix"] = COLOR_MATRICES[matrix]
-        # FFmpeg counts rotation counter-clockwise.
-        turn = {0: [], 90: [("transpose", {"dir": "cclock"})], 270: [("transpose", {"dir": "clock"})]}
-        turn[180] = [("hflip", {}), ("vflip", {})]
-        if frame.rotation % 360 not in turn:
-            raise EncodeError(f"rotation by {frame.rotation} degrees; only multiples of 90 are understood")
-        steps = [("scale", scale), ("format", {"pix_fmts": "yuv420p"}), *turn[frame.rotation % 360]]
+        steps = [("scale", scale), ("format", {"pix_fmts": "yuv420p"}), *orientation.filters]
         steps += [*self._fit(), ("setsar", {"sar": "1"})]
         graph: Any = av.filter.Graph()
         graph.threads = 1
@@ -151,10 +149,11 @@ class Converter:
         return [("crop", sides)]
 
 
-def _shape(frame: Any) -> tuple[int, int, int]:
-    return frame.width, frame.height, frame.rotation
+def _shape(frame: Any) -> Shape:
+    return frame.width, frame.height, orientation_of(frame)
 
 
-def _shape_text(shape: tuple[int, int, int]) -> str:
-    width, height, rotation = shape
-    return f"{width}x{height}" + (f" (turned by {rotation} degrees)" if rotation else "")
+def _shape_text(shape: Shape) -> str:
+    width, height, orientation = shape
+    steps = ["-".join([name, *options.values()]) for name, options in orientation.filters]
+    return f"{width}x{height}" + (f" (shown after {' and '.join(steps)})" if steps else "")

@@ -12,7 +12,7 @@ import io
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,7 @@ class EncodedClip:
     height: int  # pixels, upright
     width: int
     source_fps: float  # the video's own average
+    fps_stated: bool  # whether the video states it; else it is estimated from the times of the frames
     start_frame: int  # 0-based number of the interval's first frame in the video, at source_fps
     first_frame: int  # frames stored before the interval
     frames_after: int  # frames stored after the interval
@@ -111,6 +112,7 @@ class EncodedChunk:
     height: int  # pixels, upright
     width: int
     source_fps: float  # the video's own average
+    fps_stated: bool  # whether the video states it; else it is estimated from the times of the frames
     source_height: int  # pixels of the video, upright and square
     source_width: int
     scaled_height: int  # pixels after resizing; cropped or padded to height and width
@@ -182,30 +184,42 @@ def encode_clip(
     """
     with SourceVideo(video_path, limits) as source:
         cut = _cut(source, interval, settings)
-        frames = _all_frames(source, cut)
-        if choose is None:
-            coded = _code(
-                frames, source, settings, fps=cut.fps, gop=settings.gop or cut.group(settings.coder.long_group)
-            )
-            num_frames, frames_after = _split(source, cut, coded.num_frames)
-            before = cut.before
-        else:
-            num_frames, frames_after = _split(source, cut, sum(1 for _ in frames))
-            before = 0
-            chosen = [int(index) for index in choose(num_frames, frames_after, float(cut.fps))]
-            assert chosen and chosen == sorted(set(chosen)), chosen
-            assert chosen[0] >= 0 and chosen[-1] < num_frames + frames_after, (chosen, num_frames, frames_after)
-            frames = source.frames_at(cut.second(index) for index in chosen)
-            coded = _code(frames, source, settings, fps=cut.fps, gop=settings.gop or WHOLE_CLIP)
-            assert coded.num_frames == len(chosen), (coded.num_frames, chosen)
-        return EncodedClip(
-            data=coded.data,
-            num_frames=num_frames,
-            start_frame=cut.start_frame,
-            first_frame=before,
-            frames_after=frames_after,
-            **_picture(coded, source, cut.fps),
-        )
+        try:
+            return _encoded(source, cut, settings, choose)
+        except EncodeError as error:
+            shown = Fraction(interval.start_second) < source.end + 1 / source.fps
+            if not error.after_end or not shown or not cut.start_frame:
+                raise
+        # The start lies in the last half frame of the video, and was rounded up past the last frame.
+        start = cut.start_frame - 1
+        before = min(cut.before, math.floor(start / source.fps * cut.fps))
+        return _encoded(source, replace(cut, start_frame=start, before=before), settings, choose)
+
+
+def _encoded(source: SourceVideo, cut: _Cut, settings: EncodeSettings, choose: Chooser | None) -> EncodedClip:
+    frames = _all_frames(source, cut)
+    if choose is None:
+        gop = settings.gop or cut.group(settings.coder.long_group)
+        coded = _code(frames, source, settings, fps=cut.fps, gop=gop)
+        num_frames, frames_after = _split(source, cut, coded.num_frames)
+        before = cut.before
+    else:
+        num_frames, frames_after = _split(source, cut, sum(1 for _ in frames))
+        before = 0
+        chosen = [int(index) for index in choose(num_frames, frames_after, float(cut.fps))]
+        assert chosen and chosen == sorted(set(chosen)), chosen
+        assert chosen[0] >= 0 and chosen[-1] < num_frames + frames_after, (chosen, num_frames, frames_after)
+        frames = source.frames_at(cut.second(index) for index in chosen)
+        coded = _code(frames, source, settings, fps=cut.fps, gop=settings.gop or WHOLE_CLIP)
+        assert coded.num_frames == len(chosen), (coded.num_frames, chosen)
+    return EncodedClip(
+        data=coded.data,
+        num_frames=num_frames,
+        start_frame=cut.start_frame,
+        first_frame=before,
+        frames_after=frames_after,
+        **_picture(coded, source, cut.fps),
+    )
 
 
 def encode_chunk(
@@ -315,6 +329,7 @@ def _picture(coded: _Coded, source: SourceVideo, fps: Fraction) -> dict[str, Any
     return {
         "fps": float(fps),
         "source_fps": float(source.fps),
+        "fps_stated": source.fps_stated,
         **dict(zip(("height", "width"), sizes.stored, strict=True)),
         **dict(zip(("source_height", "source_width"), sizes.source, strict=True)),
         **dict(zip(("scaled_height", "scaled_width"), sizes.scaled, strict=True)),

@@ -7,22 +7,24 @@ the settings. So any number of workers gives the same set, on any machines, in a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-from lavila.annotations.base import AnnotationError, AnnotationSet
+from lavila.annotations.base import AnnotationSet
 from lavila.cluster.workers import ItemEvent
 from lavila.files import whole_file
 from lavila.ingest.encode import (
     ENCODERS,
     Chooser,
+    EncodedChunk,
     EncodedClip,
     EncodeError,
     EncodeSettings,
@@ -31,12 +33,11 @@ from lavila.ingest.encode import (
     encode_chunk,
     encode_clip,
     encoder_versions,
-    probe_video,
 )
+from lavila.ingest.notes import ESTIMATED, stored_stop
 from lavila.plan.frames import FrameChoice, chosen_frames
 from lavila.records import Clip, SpanRule
-from lavila.shards.chunks import chunk_numbers
-from lavila.shards.format import KEY, WORK, ShardFile, ShardSetError, file_sha256, shard_name, verify_shard
+from lavila.shards.format import WORK, ShardFile, ShardSetError, file_sha256, shard_name, verify_shard
 from lavila.shards.writer import ShardWriter
 from lavila.version import __version__
 
@@ -144,20 +145,26 @@ class ShardJob:
         """Store every item and write the tar, its index and its record in .work.
 
         `report` is called when an item is begun, stored or failed. An item that cannot be stored becomes a failure. Any
-        other error ends the job and leaves nothing behind. `lost`: items that ended a process -> the reason.
+        other error ends the job and leaves nothing behind. `lost`: items that ended a process -> the reason. Items that
+        the tar held before `forget` are copied, so that only the others are encoded.
         """
         lost = {**self._remembered(), **lost}
+        before = self._stored_before()
         rows: list[dict[str, Any]] = []
         failures: dict[str, str] = {}
         after_end: list[str] = []
-        with ShardWriter(self.out, self.number) as writer:
+        with ShardWriter(self.out, self.number) as writer, contextlib.ExitStack() as stack:
+            old = stack.enter_context(writer.path.open("rb")) if before else None
             for place, item in enumerate(self.items):
                 report(place, ItemEvent.BEGUN)
-                key = item.clip_id if isinstance(item, Clip) else item.chunk_id
+                key = item_key(item)
                 try:
                     if place in lost:
                         raise EncodeError(lost[place])
-                    data, row = self._encode(item)
+                    if old is not None and key in before:
+                        data, row = _copy(old, before[key]), before[key]
+                    else:
+                        data, row = self._encode(item)
                 except EncodeError as error:
                     if error.after_end and isinstance(item, Chunk):
                         after_end.append(key)
@@ -171,8 +178,14 @@ class ShardJob:
         if not rows:
             writer.path.unlink()
             writer.path.with_suffix(".idx").unlink()
-        file = asdict(writer.file) if rows else None
-        record = {"file": file, "rows": rows, "failures": failures, "after_end": after_end}
+        file = writer.file if rows else None
+        self.record(ShardResult(file=file, rows=rows, failures=failures, after_end=after_end))
+        self._before_path().unlink(missing_ok=True)
+
+    def record(self, result: ShardResult) -> None:
+        """Write the record of the tar in .work, by which a later run knows that it is done."""
+        file = None if result.file is None else asdict(result.file)
+        record = {"file": file, "rows": result.rows, "failures": result.failures, "after_end": result.after_end}
         with whole_file(_record_path(self.out, self.number)) as stream:
             stream.write(json.dumps(record, ensure_ascii=False).encode())
 
@@ -182,8 +195,10 @@ class ShardJob:
             file.write(json.dumps({**self._remembered(), item: reason}).encode())
 
     def forget(self, *, lost: bool) -> None:
-        """Forget the tar, so that it is made again. `lost`: try the items that ended a process, too."""
-        _record_path(self.out, self.number).unlink(missing_ok=True)
+        """Have the tar made again, with what it holds. `lost`: try the items that ended a process, too."""
+        record = _record_path(self.out, self.number)
+        if record.exists():
+            record.replace(self._before_path())
         if lost:
             self._loss_path().unlink(missing_ok=True)
 
@@ -194,16 +209,24 @@ class ShardJob:
     def _loss_path(self) -> Path:
         return _record_path(self.out, self.number).with_suffix(".lost.json")
 
+    def _before_path(self) -> Path:
+        return _record_path(self.out, self.number).with_suffix(".before.json")
+
+    def _stored_before(self) -> dict[str, dict[str, Any]]:
+        """The rows of the tar as it was before `forget`, by key. None of them if a byte of it has changed since."""
+        result = _read_record(self.out, self._before_path(), full=True)
+        return {} if result is None else {row_key(row): row for row in result.rows}
+
     def _encode(self, item: Clip | Chunk) -> tuple[bytes, dict[str, Any]]:
         """The mp4 of a clip or chunk, and its row without its place."""
         path, settings = self.videos / item.video_path, self.settings.encoder
         if isinstance(item, Chunk):
             seconds = self.settings.chunk_seconds
             chunk = encode_chunk(path, number=item.number, seconds=seconds, settings=settings, limits=self.limits)
-            row = {name: value for name, value in vars(chunk).items() if name != "data"}
+            row = {name: value for name, value in vars(chunk).items() if name not in ("data", "fps_stated")}
             header = hashlib.sha256(chunk.data[: chunk.header_size]).hexdigest()
             ids = {"chunk_id": item.chunk_id, "video_id": item.video_id}
-            return chunk.data, {**ids, **row, "header_sha256": header}
+            return chunk.data, {**ids, **row, **_estimated(chunk), "header_sha256": header}
         assert isinstance(item, Clip)
         interval = Interval(start_second=item.start_second, stop_second=item.stop_second, rule=self.span_rule)
         choose = self._chooser(item) if self.settings.frames_for else None
@@ -254,93 +277,35 @@ def _seconds(item: Clip | Chunk, settings: SetSettings) -> float:
     return item.stop_second - item.start_second + 2 * settings.encoder.margin
 
 
-@dataclass(frozen=True, kw_only=True)
-class ChunkNeeds:
-    """The chunks that each clip needs."""
-
-    chunks: list[Chunk]  # each once: the chunks of a video in order, videos in the order of their first clip
-    by_clip: list[tuple[str, range]]  # the video of each clip, and the numbers of its chunks
-    failures: list[Failure]  # the clips whose video cannot be opened
-
-    def ids(self, place: int) -> list[str]:
-        """The ids of the chunks that clip number `place` needs, in order."""
-        video, numbers = self.by_clip[place]
-        return [chunk_id(video, number) for number in numbers]
-
-
-def chunk_id(video_id: str, number: int) -> str:
-    """The name of a chunk. It names a tar member, so it has no dots or spaces of the video's name."""
-    return f"{'-'.join(video_id.replace('.', '-').split())}_{number:05d}"
-
-
-def needed_chunks(clips: Sequence[Clip], settings: SetSettings, videos: Path) -> ChunkNeeds:
-    """The chunks that some clip needs. Videos are opened only for clips that last to the end."""
-    numbers: dict[str, set[int]] = {}
-    first: dict[str, Clip] = {}
-    durations: dict[str, float] = {}
-    by_clip: list[tuple[str, range]] = []
-    failures: list[Failure] = []
-    for clip in clips:
-        duration = None
-        if clip.stop_second is None:
-            try:
-                if clip.video_path not in durations:
-                    durations[clip.video_path] = probe_video(videos / clip.video_path).seconds
-                duration = durations[clip.video_path]
-            except EncodeError as error:
-                reason = str(error).removeprefix(f"{videos / clip.video_path}: ")
-                failures.append({"clip_id": clip.clip_id, "video": clip.video_path, "reason": reason})
-                by_clip.append((clip.video_id, range(0)))
-                continue
-        margin = settings.encoder.margin
-        wanted = chunk_numbers(clip, seconds=settings.chunk_seconds, margin=margin, duration=duration)
-        by_clip.append((clip.video_id, wanted))
-        if first.setdefault(clip.video_id, clip).video_path != clip.video_path:
-            other = first[clip.video_id].video_path
-            raise AnnotationError(
-                f"video id {clip.video_id!r} names both {other} and {clip.video_path}; use --layout clips"
-            )
-        numbers.setdefault(clip.video_id, set()).update(wanted)
-    chunks = [
-        Chunk(chunk_id=chunk_id(video, n), video_id=video, video_path=first[video].video_path, number=n)
-        for video, wanted_of_video in numbers.items()
-        for n in sorted(wanted_of_video)
-    ]
-    for chunk in chunks:
-        if not KEY.fullmatch(chunk.chunk_id):
-            raise AnnotationError(f"video id {chunk.video_id!r} cannot name a tar member; slashes are not allowed")
-    return ChunkNeeds(chunks=chunks, by_clip=by_clip, failures=failures)
-
-
-def missing_videos(clips: Sequence[Clip], videos: Path) -> set[str]:
-    """The videos (files, or folders of files) that are missing, as paths below `videos`."""
-    return {path for path in {clip.video_path for clip in clips} if not (videos / path).exists()}
-
-
 def clip_row(clip: Clip, encoded: EncodedClip) -> dict[str, Any]:
     """A clip's row of clips.parquet, without its place."""
-    stop = clip.stop_second
     picture = ("fps", "height", "width", "source_fps", "source_height", "source_width", "scaled_height", "scaled_width")
     return {
-        **words(clip),
+        **words(clip, num_frames=encoded.num_frames, fps=encoded.fps),
         **{name: getattr(encoded, name) for name in ("first_frame", "num_frames", "frames_after", *picture)},
+        **_estimated(encoded),
         "chunk": None,
-        "stop_second": clip.start_second + encoded.num_frames / encoded.fps if stop is None else stop,
     }
 
 
-def words(clip: Clip) -> dict[str, Any]:
-    """The columns of clips.parquet that are not about pixels."""
+def _estimated(encoded: EncodedClip | EncodedChunk) -> dict[str, bool]:
+    return {} if encoded.fps_stated else {ESTIMATED: True}
+
+
+def words(clip: Clip, *, num_frames: int, fps: float) -> dict[str, Any]:
+    """The columns of clips.parquet that are not about pixels. `num_frames`, `fps`: stored of the interval."""
+    start, stop = clip.start_second, clip.stop_second
     return {
         "clip_id": clip.clip_id,
         "video_id": clip.video_id,
-        "start_second": clip.start_second,
+        "start_second": start,
+        "stop_second": start + num_frames / fps if stop is None else stop,
         "narrations": list(clip.narrations),
         "verb": clip.verb,
         "noun": clip.noun,
         "action": clip.action,
         "labels": list(clip.labels),
-        "extra": dict(clip.extra),
+        "extra": {**clip.extra, **({} if stop is None else stored_stop(start, stop, num_frames=num_frames, fps=fps))},
     }
 
 
@@ -348,9 +313,28 @@ def _record_path(out: Path, number: int) -> Path:
     return out / WORK / f"{Path(shard_name(number)).stem}.json"
 
 
+def item_key(item: Clip | Chunk) -> str:
+    """The id that names an item's tar member."""
+    return item.clip_id if isinstance(item, Clip) else item.chunk_id
+
+
+def row_key(row: Mapping[str, Any]) -> str:
+    """The id that names the tar member of a row of clips.parquet or chunks.parquet."""
+    return str(row["chunk_id"] if "chunk_id" in row else row["clip_id"])
+
+
+def _copy(tar: BinaryIO, row: Mapping[str, Any]) -> bytes:
+    """The mp4 of a row."""
+    tar.seek(row["offset"])
+    return tar.read(row["size"])
+
+
 def read_result(out: Path, number: int, *, full: bool = True) -> ShardResult | None:
     """The tar that an earlier job made, checked (`full`: byte by byte). None = it has to be made."""
-    path = _record_path(out, number)
+    return _read_record(out, _record_path(out, number), full=full)
+
+
+def _read_record(out: Path, path: Path, *, full: bool) -> ShardResult | None:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):

@@ -6,8 +6,8 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,21 +16,23 @@ from tqdm import tqdm
 from lavila.annotations.base import AnnotationSet
 from lavila.cluster.arrays import MEMORY, ClusterOptions, run_on_cluster
 from lavila.cluster.workers import Progress, run_jobs
-from lavila.errors import UserError
+from lavila.errors import UserError, listed
 from lavila.ingest.assembly import ChunkAssembly, Stored, assemble, clip_failures, write_failures
 from lavila.ingest.encode import Limits
 from lavila.ingest.jobs import (
-    ChunkNeeds,
     Failure,
     SetSettings,
     ShardJob,
     assign,
-    missing_videos,
-    needed_chunks,
+    item_key,
     read_result,
 )
+from lavila.ingest.mending import FAILED_CHUNKS, read_failures, reopen
+from lavila.ingest.needs import ChunkNeeds, needed_chunks
+from lavila.ingest.notes import note_lines
+from lavila.ingest.places import FoundVideos, candidates, find_videos
 from lavila.records import Clip
-from lavila.shards.format import FAILURES
+from lavila.shards.format import FAILURES, MANIFEST
 
 
 class Stop(UserError):
@@ -68,17 +70,21 @@ class Run:
 def make_set(run: Run, facts: dict[str, Any], *, resume: bool) -> dict[str, Any]:
     """Make the missing tars and complete the set. Returns the manifest. Raises Stop for too many failures.
 
+    A set that is whole already gets the clips that failed and whose videos are there now. It is completed in any case.
     `facts`: `SetSettings.as_json`, for the manifest.
     """
+    mends = (run.out / MANIFEST).exists()
+    found = find_videos(run.annotations, run.clips, run.videos)
+    run = replace(run, annotations=replace(run.annotations, clips=found.place(run.clips)))
+    _say_where(found)
     clips = run.clips
     failures: list[Failure] = [
         {"clip_id": clip_id, "video": video, "reason": reason} for clip_id, video, reason in run.annotations.failures
     ]
-    missing = missing_videos(clips, run.videos)
-    lost = {clip.clip_id: "no such video" for clip in clips if clip.video_path in missing}
-    if len(failures) + len(lost) > run.max_failures:
-        # The first clip is not encoded yet, so this saves hours.
-        _stop(run, [*failures, *clip_failures(clips, lost)])
+    if mends:
+        _check_hope(run, found.missing)
+    else:
+        _check_enough(run, failures, found.missing)
     needs = needed_chunks(clips, run.settings, run.videos) if run.settings.layout == "chunks" else None
     groups = assign(needs.chunks if needs else clips, run.settings)
     jobs = [
@@ -93,33 +99,77 @@ def make_set(run: Run, facts: dict[str, Any], *, resume: bool) -> dict[str, Any]
         )
         for number, group in enumerate(groups)
     ]
-    to_make = _to_make(run, jobs, needs, allowed=run.max_failures - len(failures)) if resume else jobs
+    to_make = jobs
+    if mends:
+        reopen(run.out, jobs, missing=found.missing)
+        to_make = _to_make(run, jobs, needs, missing=found.missing, allowed=-1, full=False)
+    elif resume:
+        to_make = _to_make(run, jobs, needs, missing=found.missing, allowed=run.max_failures - len(failures))
     if to_make:
         _make(run, to_make, done=sum(job.num_items for job in jobs) - sum(job.num_items for job in to_make))
     stored = Stored(out=run.out, shards=len(jobs))
-    return _complete(run, stored, needs, facts=facts, failures=failures)
+    return _complete(run, stored, needs, facts=facts, failures=failures, mends=mends)
 
 
-def _to_make(run: Run, jobs: Sequence[ShardJob], needs: ChunkNeeds | None, *, allowed: int) -> list[ShardJob]:
-    """The jobs whose tars are missing or damaged. If more than `allowed` clips failed, also the jobs with failures."""
+def _say_where(found: FoundVideos) -> None:
+    """Name the layouts in which videos were found, since several copies of a dataset may lie below one folder."""
+    for layout, paths in found.layouts.items():
+        shown = layout.format(folder="FOLDER", name="NAME")
+        sys.stdout.write(f"{len(paths)} videos are found as {shown}, such as {paths[0]}\n")
+
+
+def _check_enough(run: Run, failures: Sequence[Failure], missing: Mapping[str, str]) -> None:
+    """Raise Stop if too many videos are missing. No clip is encoded yet, so this saves hours."""
+    lost = {clip.clip_id: missing[clip.video_path] for clip in run.clips if clip.video_path in missing}
+    known = [*failures, *clip_failures(run.clips, lost)]
+    if len(known) > run.max_failures or len(known) == len(run.clips) + len(failures):
+        _stop(run, known)
+
+
+def _check_hope(run: Run, missing: Mapping[str, str]) -> None:
+    """Raise Stop if no clip that failed has its video now. The set stays as it is."""
+    failed = read_failures(run.out)
+    if not any(clip.clip_id in failed and clip.video_path not in missing for clip in run.clips):
+        first = next(iter(failed.items()), ("", "failures.jsonl is gone"))
+        raise Stop(
+            f"{run.out}: whole, and none of its {len(failed)} failures can be mended: their videos are still missing, "
+            f"or their annotations are wrong; the first is {first[0]}: {first[1]}"
+        )
+
+
+def _to_make(
+    run: Run,
+    jobs: Sequence[ShardJob],
+    needs: ChunkNeeds | None,
+    *,
+    missing: Mapping[str, str],
+    allowed: int,
+    full: bool = True,
+) -> list[ShardJob]:
+    """The jobs whose tars are missing or damaged (`full`: compare every byte).
+
+    If more than `allowed` clips failed, also those with a failed item whose video is not among the missing ones.
+    """
     # A chunk that failed counts as many times as there are clips that need it.
     clips = None if needs is None else Counter(key for place in range(len(needs.by_clip)) for key in needs.ids(place))
     failed: dict[int, int] = {}
-    missing = []
+    hopeful = []
+    unmade = []
     for job in tqdm(jobs, desc="checking what is there", unit="tar", dynamic_ncols=True, disable=len(jobs) < 16):
-        result = read_result(run.out, job.number)
+        result = read_result(run.out, job.number, full=full)
         if result is None:
-            missing.append(job)
+            unmade.append(job)
             job.forget(lost=False)  # so that a damaged tar does not count as done
         elif result.failures:
             failed[job.number] = sum(1 if clips is None else clips[key] for key in result.failures)
-    sys.stdout.write(f"{len(jobs) - len(missing)} of {len(jobs)} shards are whole already\n")
+            if any(item_key(item) in result.failures and item.video_path not in missing for item in job.items):
+                hopeful.append(job)
+    sys.stdout.write(f"{len(jobs) - len(unmade)} of {len(jobs)} shards are whole already\n")
     if sum(failed.values()) <= allowed:
-        return missing
-    again = [job for job in jobs if job.number in failed]
-    for job in again:  # items that ended a process are tried again, too, since their videos may have been mended
+        return unmade
+    for job in hopeful:  # items that ended a process are tried again, too, since their videos may have been mended
         job.forget(lost=True)
-    return sorted([*missing, *again], key=lambda job: job.number)
+    return sorted([*unmade, *hopeful], key=lambda job: job.number)
 
 
 def _make(run: Run, jobs: Sequence[ShardJob], *, done: int) -> None:
@@ -148,32 +198,56 @@ def _make(run: Run, jobs: Sequence[ShardJob], *, done: int) -> None:
 
 
 def _complete(
-    run: Run, stored: Stored, needs: ChunkNeeds | None, *, facts: dict[str, Any], failures: list[Failure]
+    run: Run,
+    stored: Stored,
+    needs: ChunkNeeds | None,
+    *,
+    facts: dict[str, Any],
+    failures: list[Failure],
+    mends: bool,
 ) -> dict[str, Any]:
     clips = run.clips
     if needs is None:
         failures = [*failures, *clip_failures(clips, stored.failures())]
         rows = stored.rows()
     else:
+        facts = {**facts, FAILED_CHUNKS: stored.failures()}
         assembly = ChunkAssembly(stored, clips=clips, needs=needs, rule=run.annotations.span_rule)
         failures = [*failures, *assembly.failures]
         rows = assembly.rows(in_storage_order=run.settings.split == "train")
-    if len(failures) > run.max_failures or len(failures) == len(clips) + len(run.annotations.failures):
+    none = len(failures) == len(clips) + len(run.annotations.failures)
+    if none or (len(failures) > run.max_failures and not mends):
         _stop(run, failures)
     if needs is not None:
         assembly.write_chunks(run.out)
-    return assemble(stored, rows=rows, annotations=run.annotations, facts=facts, failures=failures)
+    manifest = assemble(stored, rows=rows, annotations=run.annotations, facts=facts, failures=failures)
+    if len(failures) > run.max_failures:
+        first = failures[0]
+        raise Stop(
+            f"{run.out}: whole with {manifest['clips']} clips, but {len(failures)} still fail, --max-failures is "
+            f"{run.max_failures}; the first is {first['clip_id']} of {run.videos / first['video']}: {first['reason']}"
+        )
+    return manifest
 
 
 def _stop(run: Run, failures: Sequence[Failure]) -> None:
+    """Raise Stop, with the advice that helps: a larger --max-failures does not where nothing can be stored."""
     write_failures(run.out, failures)
     if not failures:
         raise Stop("the annotations hold no clip of this split; check --annotations and --split")
     first = failures[0]
+    example = f"the first is {first['clip_id']} of {run.videos / first['video']}: {first['reason']}"
+    reasons = f"All are in {run.out / FAILURES}"
+    if len(failures) == len(run.clips) + len(run.annotations.failures):
+        places = dict.fromkeys(path for _, path in candidates(first["video"], run.annotations.layouts))
+        raise Stop(
+            f"no clip can be stored, all {len(failures)} fail; {example}. {reasons}. Videos are looked for below "
+            f"--videos {run.videos}, this one as {listed(list(places)[::2], most=4)}; correct --videos, the videos or "
+            "the annotations, and run again with --resume"
+        )
     raise Stop(
-        f"{len(failures)} clips cannot be stored, --max-failures is {run.max_failures}; the first is "
-        f"{first['clip_id']} of {run.videos / first['video']}: {first['reason']}. All are in {run.out / FAILURES}; "
-        "correct the videos or raise --max-failures, and run again with --resume"
+        f"{len(failures)} clips cannot be stored, --max-failures is {run.max_failures}; {example}. {reasons}; correct "
+        "the videos or raise --max-failures, and run again with --resume"
     )
 
 
@@ -193,6 +267,7 @@ def summary(run: Run, manifest: dict[str, Any], *, began: float) -> str:
     if run.machines.cluster == "none" and peak:
         rows.append(("memory", f"{peak / 1024:.0f} MiB in the largest worker"))
     text = [f"  {name:8}{value}" for name, value in rows]
+    text += [f"note: {line}" for line in note_lines(manifest)]
     if manifest["failures"]:
         text.append(f"failures are listed in {run.out / FAILURES}")
     text.append(f"shard set: {run.out}")

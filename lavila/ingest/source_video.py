@@ -17,6 +17,8 @@ from typing import Any
 
 import av
 
+from lavila.ingest.decoded import Decoded, FrameReader
+from lavila.ingest.times import FileTimes, file_times
 from lavila.ingest.video_files import (
     TRUNCATED_SECONDS,
     Deadline,
@@ -26,7 +28,7 @@ from lavila.ingest.video_files import (
     check_size,
     declared_seconds,
     find_parts,
-    frame_rate,
+    is_cut_short,
     measured_seconds,
     open_video,
     truncated,
@@ -45,6 +47,15 @@ class VideoFacts:
     seconds: float
     height: int  # pixels as coded, before rotation and without square pixels
     width: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Shown:
+    """A frame with the second from which on it is shown."""
+
+    second: Fraction
+    frame: Any
+    damaged: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +77,16 @@ class SourceVideo:
         self.path, self.limits = path, limits
         self.deadline = Deadline(str(path), limits.seconds)
         self.end = Fraction(0)  # the second of the last frame that was read
+        self._stop = Fraction(0)  # the second at which that frame ends
         self._parts = find_parts(path)
         self._open: tuple[Part, Any, Any] | None = None
+        self._times: dict[Part, FileTimes] = {}
+        self._reader: FrameReader
         self._at_start = True  # whether nothing has been read from the open file
         try:
             stream = self._opened(self._parts[0])[1]
-            self.fps = frame_rate(self._parts[0].name, stream)
+            times = self._times[self._parts[0]]
+            self.fps, self.fps_stated = times.fps, times.stated
             context, aspect = stream.codec_context, stream.sample_aspect_ratio
             self.header = PictureHeader(
                 pixel_aspect=Fraction(aspect)
@@ -114,28 +129,28 @@ class SourceVideo:
     def frames_at(self, seconds: Iterable[Fraction]) -> Iterator[Any]:
         """For each of some ascending seconds the nearest decoded frame, up to the end of the video.
 
-        The last frame is the nearest one up to half a frame after it.
+        The last frame is the nearest one up to half a frame after it, or until half a frame before the end of the
+        time for which the file shows it.
         """
         wanted = iter(seconds)
         due = next(wanted, None)
         if due is None:
             return
-        last, last_second = None, Fraction(0)
-        for second, frame in self._timed(due):
-            while due is not None and last is not None:
-                middle = (last_second + second) / 2
-                if due > middle or (frame is None and due == middle):
-                    break
-                yield self._sound(last, last_second)
+        last: _Shown | None = None
+        for second, shown in self._timed(due):
+            # Up to `until` the frame before is the nearest one.
+            until = second if shown is None or last is None else (last.second + second) / 2
+            while due is not None and last is not None and (due < until or (due == until and shown is not None)):
+                yield self._sound(last)
                 due = next(wanted, None)
-            if frame is None:
+            if shown is None:
                 continue
             while due is not None and due <= second:
-                yield self._sound(frame, second)
+                yield self._sound(shown)
                 due = next(wanted, None)
             if due is None:
                 return
-            last, last_second = frame, second
+            last = shown
         if last is None:
             raise EncodeError(f"{self.path}: no frame could be decoded")
 
@@ -150,89 +165,137 @@ class SourceVideo:
         if declared is None:
             return
         expected = declared if stop is None else min(declared, stop - part.start)
-        if self.end + 1 / self.fps - part.start < expected - TRUNCATED_SECONDS:
+        if self._stop - part.start < expected - TRUNCATED_SECONDS and self._is_cut_short(part):
             raise truncated(part, self.end - part.start, declared)
 
-    def _sound(self, frame: Any, second: Fraction) -> Any:
-        self.deadline.check()
-        if frame.is_corrupt:
-            raise EncodeError(f"{self.path}: the frame at {float(second):.2f} s is damaged")
-        check_size(str(self.path), frame.width, frame.height, self.limits)
-        return frame
+    def _is_cut_short(self, part: Part) -> bool:
+        last_dts = self._times[part].last_dts
+        if last_dts is not None and last_dts == self._reader.last_dts:  # the last packet of the table was there
+            return False
+        self.close()  # to read it from the start
+        container, stream = self._opened(part)
+        self._at_start = False
+        return is_cut_short(part, container, stream, self.deadline)
 
-    def _timed(self, start: Fraction) -> Iterator[tuple[Fraction, Any]]:
-        """(second, frame) from a keyframe at or before `start` on. After each file comes (its end, None)."""
+    def _sound(self, shown: _Shown) -> Any:
+        self.deadline.check()
+        if shown.damaged:
+            raise EncodeError(
+                f"{self.path}: the frame at {float(shown.second):.2f} s is damaged, or refers to a damaged one"
+            )
+        check_size(str(self.path), shown.frame.width, shown.frame.height, self.limits)
+        return shown.frame
+
+    def _timed(self, start: Fraction) -> Iterator[tuple[Fraction, _Shown | None]]:
+        """(second, frame) from a keyframe at or before `start` on. After each file: when its last frame ends, and None.
+
+        The last frame ends half a frame early, as the others do where the next one is as near.
+        """
         first = bisect_right(self._parts, start, key=lambda part: part.start) - 1
         if first < 0:
             raise EncodeError(f"{self.path}: 0{self._parts[0].path.suffix} is missing")
         for part in self._parts[first:]:
-            self.end = part.start
-            any_frame = False
-            for second, frame in self._decoded(part, max(start, part.start)):
-                if part.stop is not None and second >= part.stop:
+            self.end = self._stop = part.start
+            for shown in self._decoded(part, max(start, part.start)):
+                if part.stop is not None and shown.second >= part.stop:
                     break
-                any_frame, self.end = True, second
-                yield second, frame
-            end = self.end + 1 / self.fps if any_frame else part.start
-            yield end, None
-            if part.stop is not None and part.stop - end > TRUNCATED_SECONDS:
-                raise self._gap(part, end)
+                self.end, self._stop = shown.second, max(self._stop, shown.second + 1 / self.fps)
+                yield shown.second, shown
+            yield self._stop - 1 / (2 * self.fps), None
+            if part.stop is not None and part.stop - self._stop > TRUNCATED_SECONDS:
+                raise self._gap(part, self._stop)
 
     def _gap(self, part: Part, end: Fraction) -> EncodeError:
         """The error for a gap between the end of a file and the start of the next one."""
         declared = declared_seconds(*self._opened(part))
-        if declared is not None and end - part.start < declared - TRUNCATED_SECONDS:
+        if declared is not None and end - part.start < declared - TRUNCATED_SECONDS and self._is_cut_short(part):
             return truncated(part, end - part.start, declared)
         missing = f"{round(end)}{part.path.suffix}"
         return EncodeError(f"{self.path}: {missing} is missing, which begins at {float(end):.2f} s")
 
-    def _decoded(self, part: Part, start: Fraction) -> Iterator[tuple[Fraction, Any]]:
+    def _decoded(self, part: Part, start: Fraction) -> Iterator[_Shown]:
+        """The frames of a file from a keyframe at or before `start` on. Knows in the end when the last one ends."""
         stream = self._opened(part)[1]
         first_pts, tick = stream.start_time or 0, stream.time_base
         second = Fraction(0)
         try:
-            for frame in self._decoded_from(part, first_pts, first_pts + math.floor((start - part.start) / tick)):
-                second = (frame.pts - first_pts) * tick
-                yield part.start + second, frame
+            for one in self._decoded_from(part, first_pts, first_pts + math.floor((start - part.start) / tick)):
+                before, second = second, (one.pts - first_pts) * tick
+                if second < before:
+                    raise EncodeError(
+                        f"{part.name}: the time goes back from {float(before):.2f} s to {float(second):.2f} s; remux "
+                        "it, for example to mp4"
+                    )
+                yield _Shown(second=part.start + second, frame=one.frame, damaged=one.damaged)
         except DAMAGE as error:
             raise EncodeError(f"{part.name}: damaged after {float(second):.2f} s ({reason(error)})") from error
+        times = self._times[part]
+        if times.hold is not None and times.last_dts == self._reader.last_dts:
+            self._stop = max(self._stop, self.end + times.hold)
+        elif times.stop is not None:
+            self._stop = max(self._stop, part.start + times.stop)
 
-    def _decoded_from(self, part: Part, first_pts: int, target: int) -> Iterator[Any]:
+    def _decoded_from(self, part: Part, first_pts: int, target: int) -> Iterator[Decoded]:
         """Frames in display order, from a keyframe at or before timestamp `target` to the end of the file.
 
         Containers index by decoding time, so a seek may land on a keyframe after the target. Then this seeks further
-        back, twice as far each time. In the end, or if the file has no index, it decodes from the start.
+        back. In the end, or if the file has no index, it decodes from the start.
         """
-        back = 0
-        while (position := target - back) > first_pts:
+        by_order = self._times[part].by_order
+        for position in self._seeks(part, first_pts, target):
             container, stream = self._opened(part)
             self._at_start = False
             try:
                 container.seek(position, stream=stream)
             except av.FFmpegError:  # the index is missing or damaged
                 break
-            frames = _decode(container, stream, self.deadline)
-            frame = next(frames, None)
-            # Frames between the place of a seek and the next keyframe may refer to frames that were skipped.
-            while frame is not None and not frame.key_frame and frame.pts <= target + 1:
-                frame = next(frames, None)
-            if frame is not None and frame.key_frame and frame.pts <= target + 1:
-                yield frame
+            frames = self._frames(container, stream, by_order=by_order)
+            one = next(frames, None)
+            # Frames between the place of a seek and the next keyframe may refer to frames that were skipped. Where the
+            # order gives the times, those have none.
+            placed = by_order and stream.codec_context.has_b_frames
+            while one is not None and not (one.starts or placed) and one.pts <= target + 1:
+                one = next(frames, None)
+            if one is not None and (one.starts or placed) and one.pts <= target + 1:
+                yield one
                 yield from frames
                 return
-            back = max(2 * back, math.ceil(1 / stream.time_base))
         if not self._at_start:  # a seek to the start of a transport stream can miss it
             self.close()
         container, stream = self._opened(part)
         self._at_start = False
-        yield from _decode(container, stream, self.deadline)
+        yield from self._frames(container, stream, by_order=by_order, from_start=True)
+
+    def _seeks(self, part: Part, first_pts: int, target: int) -> Iterator[int]:
+        """The times to seek to, one after another, until a frame at or before `target` comes."""
+        times = self._times[part]
+        if times.by_order:  # if they are reordered, frames have times only from the second keyframe on
+            place = bisect_right(times.keyframes, target) - 1
+            place -= bool(self._opened(part)[1].codec_context.has_b_frames)
+            while place > 0:
+                yield times.keyframes[place]
+                place -= 1
+            return
+        back = 0
+        while (position := target - back) > first_pts:
+            yield position
+            back = max(2 * back, math.ceil(1 / self._opened(part)[1].time_base))
+
+    def _frames(self, container: Any, stream: Any, *, by_order: bool, from_start: bool = False) -> Iterator[Any]:
+        """The frames that have a time. One without a time has no place, and is left out."""
+        self._reader = FrameReader(
+            container=container, stream=stream, deadline=self.deadline, by_order=by_order, from_start=from_start
+        )
+        return (one for one in self._reader.frames() if one.pts is not None)
 
     def _opened(self, part: Part) -> tuple[Any, Any]:
         """The container and the video stream of a file. Only one file is open at a time."""
         if self._open is None or self._open[0] is not part:
             self.close()
-            self._open = (part, *open_video(part, self.limits, self.deadline))
+            container, stream = open_video(part, self.limits, self.deadline)
+            self._open = (part, container, stream)
             self._at_start = True
+            self._times[part] = file_times(part, container, stream, self.limits, self.deadline)
         return self._open[1:]
 
 
@@ -240,12 +303,3 @@ def probe_video(video_path: Path, limits: Limits | None = None) -> VideoFacts:
     """The frame rate, length and size of a video, from its header. Raises EncodeError."""
     with SourceVideo(video_path, limits or Limits()) as source:
         return source.facts()
-
-
-def _decode(container: Any, stream: Any, deadline: Deadline) -> Iterator[Any]:
-    """The frames in display order. A frame without a time has no place, and is left out."""
-    for packet in container.demux(stream):
-        deadline.check()
-        for frame in packet.decode():
-            if frame.pts is not None:
-                yield frame

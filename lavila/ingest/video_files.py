@@ -16,13 +16,19 @@ from typing import Any
 import av
 
 from lavila.errors import UserError
-from lavila.libav import ANY_TAGS, DAMAGE, reason
+from lavila.ingest.downloads import why_unreadable
+from lavila.ingest.places import why_missing
+from lavila.libav import ANY_TAGS, DAMAGE, reason, strictness
 
 MIN_FPS, MAX_FPS = Fraction(1, 100), 1000
 TRUNCATED_SECONDS = 1.0  # a video that ends so much earlier than its header says is damaged
 # FFmpeg's names of demuxers. Demuxers for playlists, scripts and series of pictures are missing: they open other files.
 DEMUXERS = "mov,matroska,webm,avi,mpeg,mpegts,flv,asf,ogg,ivf,m4v"
 KINDS = "mp4, mov, mkv, webm, avi, mpg, ts, flv, wmv, ogg or ivf"
+# Names (8.1, RFC 9559) of the two elements with which a Matroska file begins: EBML and Segment.
+MATROSKA_ELEMENTS = (b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67")
+MATROSKA_HEAD = 4096  # bytes in which both begin
+DURATION_TAG = re.compile(r"([0-9]{1,4}):([0-9]{2}):([0-9]{2}(?:\.[0-9]{1,9})?)")
 PART_NAME = re.compile(r"([0-9]{1,7})\.(mp4|mov|mkv|webm|avi)", re.IGNORECASE)
 
 
@@ -74,7 +80,7 @@ def find_parts(path: Path) -> list[Part]:
         if path.is_file():
             return [Part(path=path, name=str(path), start=Fraction(0), stop=None)]
         if not path.is_dir():
-            raise EncodeError(f"{path}: no such video")
+            raise EncodeError(f"{path}: {why_missing(path)}")
         found = sorted((int(match[1]), file) for file in path.iterdir() if (match := PART_NAME.fullmatch(file.name)))
     except OSError as error:
         raise EncodeError(f"{path}: not readable ({error.strerror})") from error
@@ -116,7 +122,8 @@ def _open_container(part: Part, limits: Limits, deadline: Deadline) -> Any:
     except (av.FFmpegError, OSError, ValueError) as error:
         deadline.check()
         kind = error.__class__.__name__
-        raise EncodeError(f"{part.name}: not a readable video ({kind}); it should be {KINDS}") from error
+        why = why_unreadable(part.path) or f"it should be {KINDS}"
+        raise EncodeError(f"{part.name}: not a readable video ({kind}); {why}") from error
 
 
 def _video_stream(part: Part, container: Any, limits: Limits) -> Any:
@@ -128,7 +135,7 @@ def _video_stream(part: Part, container: Any, limits: Limits) -> Any:
         raise EncodeError(f"{part.name}: its codec is not known, or its header is damaged")
     check_size(part.name, context.width, context.height, limits)
     context.thread_count = 1  # many processes work in parallel, each on one clip
-    context.options = {"max_pixels": _decoder_pixels(limits)}
+    context.options = {"max_pixels": _decoder_pixels(limits), **strictness(context.name)}
     return stream
 
 
@@ -139,10 +146,63 @@ def check_size(name: str, width: int, height: int, limits: Limits) -> None:
 
 
 def declared_seconds(container: Any, stream: Any) -> Fraction | None:
-    """The length of a file in seconds, from its header."""
+    """The length of the video stream in seconds, from the header; if only the whole file's is stated, that."""
     if stream.duration is not None:
         return Fraction(stream.duration * stream.time_base)
+    if (tagged := seconds_of_tag(stream)) is not None:
+        return tagged
     return None if container.duration is None else Fraction(container.duration, av.time_base)
+
+
+def seconds_of_tag(stream: Any) -> Fraction | None:
+    """The length of a stream of a Matroska file, as its muxer noted it ('00:01:02.500000000')."""
+    match = DURATION_TAG.fullmatch(stream.metadata.get("DURATION", ""))
+    if match is None:
+        return None
+    hours, minutes, seconds = match.groups()
+    return 3600 * int(hours) + 60 * int(minutes) + Fraction(seconds)
+
+
+def matroska_end(path: Path) -> int | None:
+    """The byte at which the first segment of a Matroska file ends by its header; None if the header does not say it."""
+    with path.open("rb") as file:
+        head = file.read(MATROSKA_HEAD)
+    at = 0
+    for name in MATROSKA_ELEMENTS:
+        if head[at : at + len(name)] != name or at + len(name) >= len(head):
+            return None
+        at += len(name)
+        length = 9 - head[at].bit_length()  # bytes of the size: one more than the zero bits that lead it
+        size = int.from_bytes(head[at : at + length], "big") - (1 << 7 * length)
+        at += length
+        if length > 8 or size == (1 << 7 * length) - 1:  # all ones: not known
+            return None
+        if name == MATROSKA_ELEMENTS[-1]:
+            return at + size
+        at += size
+    return None
+
+
+def is_cut_short(part: Part, container: Any, stream: Any, deadline: Deadline) -> bool:
+    """Whether a file is not whole, given that its pictures end earlier than its header says. Reads to the file's end.
+
+    A header may state only the length of the whole file, and then its sound may go on after the pictures.
+    """
+    if container.format.name.startswith("matroska") and (end := matroska_end(part.path)) is not None:
+        return part.path.stat().st_size < end
+    declared = declared_seconds(container, stream)
+    if declared is None or stream.duration is not None:
+        return True
+    reached = Fraction(0)
+    try:
+        for packet in container.demux():
+            deadline.check()
+            if packet.pts is not None:
+                end_of_packet = (packet.pts + (packet.duration or 0)) * packet.time_base
+                reached = max(reached, end_of_packet)
+    except DAMAGE:
+        return True
+    return reached < declared - TRUNCATED_SECONDS
 
 
 def _decoder_pixels(limits: Limits) -> str:
@@ -155,9 +215,14 @@ def frame_rate(name: str, stream: Any) -> Fraction:
     rate = stream.average_rate or stream.guessed_rate
     if not rate:
         raise EncodeError(f"{name}: states no frame rate; remux it, for example to mp4")
+    return allowed_rate(name, Fraction(rate))
+
+
+def allowed_rate(name: str, rate: Fraction) -> Fraction:
+    """A frame rate as it is. Raises EncodeError if it is out of bounds."""
     if not MIN_FPS <= rate <= MAX_FPS:
         raise EncodeError(f"{name}: {float(rate):g} frames per second; allowed are {float(MIN_FPS)} to {MAX_FPS}")
-    return Fraction(rate)
+    return rate
 
 
 def truncated(part: Part, seconds: Fraction, declared: Fraction) -> EncodeError:

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lavila.errors import listed
+from lavila.ingest.notes import note_lines
 from lavila.records import Floats
 from lavila.shards.format import CHUNKS, CLIPS, FAILURES, ShardSetError
 from lavila.shards.reader import ShardSet
@@ -62,6 +63,8 @@ def shard_set_facts(shard_set: ShardSet) -> Facts:
         },
         "classes": {kind: len(names) for kind, names in shard_set.classes.items()},
         "tables": {name: pq.read_metadata(shard_set.path / name).num_rows for name in manifest["tables"]},
+        "shortened": manifest.get("shortened", 0),
+        "estimated_rates": manifest.get("estimated_rates", 0),
         "failures": failure_groups(shard_set.path / FAILURES),
         "quarantine": len(shard_set.quarantine),
     }
@@ -178,6 +181,7 @@ def _lines(facts: Facts) -> Iterator[tuple[str, str]]:
     yield "more tables", ", ".join(f"{name} ({rows:,} rows)" for name, rows in further.items()) or "none"
     failed = sum(group["count"] for group in facts["failures"])
     yield "failures", f"{failed:,} clips could not be stored" if failed else "none"
+    yield from (("note", line) for line in note_lines(facts))
     quarantine = f"{facts['quarantine']:,} clips are left out of training and evaluation"
     yield "quarantine", quarantine if facts["quarantine"] else "none"
 

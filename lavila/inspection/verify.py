@@ -261,11 +261,12 @@ def _places(table: pa.Table, keys: set[str], name: str) -> dict[str, int]:
     return dict(zip(column.take(rows).to_pylist(), rows.tolist(), strict=True))
 
 
-def write_quarantine(folder: Path, bad: Sequence[Quarantined]) -> None:
-    """Write these clips to quarantine.jsonl, or remove the file if there are none."""
+def write_quarantine(folder: Path, bad: Sequence[Quarantined], *, file: Path | None = None) -> None:
+    """Write these clips to quarantine.jsonl, or to another file. Remove the file if there are none."""
+    path = file or folder / QUARANTINE
     if bad:
-        with whole_file(folder / QUARANTINE) as file:
-            file.write("".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in bad).encode())
-    else:
-        (folder / QUARANTINE).unlink(missing_ok=True)
-        sync(folder)
+        with whole_file(path) as stream:
+            stream.write("".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in bad).encode())
+    elif path.exists():  # removing what is not there is an error, too, where nothing can be written
+        path.unlink()
+        sync(path.parent)

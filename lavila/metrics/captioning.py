@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,21 +43,36 @@ def caption_scores(candidates: Mapping[str, str], references: Mapping[str, Seque
     METEOR takes seconds to start and about 1 GiB of memory: call this once, in one process. CaptionScoreError for clips
     that are only on one side, a clip without words in its references, and a Java program that fails.
     """
-    _check(candidates, references)
-    cleaned = {clip: [clean_caption(text) for text in texts] for clip, texts in references.items()}
+    return scores_of_sets({"": candidates}, references)[""]
+
+
+def scores_of_sets(
+    sets: Mapping[str, Mapping[str, str]], references: Mapping[str, Sequence[str]]
+) -> dict[str, dict[str, float]]:
+    """`caption_scores` of several sets of captions for the same clips, by the sets' names. Java starts once for all."""
+    for candidates in sets.values():
+        _check(candidates, references)
+    ids = list(references)
+    texts = [candidates[clip] for candidates in sets.values() for clip in ids]
+    texts += [text for clip in ids for text in references[clip]]
     tokenize = _ptb_tokens if _java() else _plain_tokens
-    ids = list(candidates)
-    split = tokenize([clean_caption(candidates[clip]) for clip in ids])
-    theirs = iter(tokenize([text for clip in ids for text in cleaned[clip]]))
-    ours = {clip: [words] for clip, words in zip(ids, split, strict=True)}
-    wanted = {clip: [next(theirs) for _ in cleaned[clip]] for clip in ids}
-    wanted = {clip: [words for words in texts if words] for clip, texts in wanted.items()}
+    words = iter(tokenize([clean_caption(text) for text in texts]))
+    ours = {name: {clip: [next(words)] for clip in ids} for name in sets}
+    split = {clip: [next(words) for _ in references[clip]] for clip in ids}
+    wanted = {clip: [text for text in texts if text] for clip, texts in split.items()}
     if bare := [clip for clip, texts in wanted.items() if not texts]:
         raise CaptionScoreError(
             f"clip {shown(bare[0])}: no reference caption has a word, which is so for {len(bare)} of {len(ids)} clips; "
             "leave such clips out of the scores"
         )
-    return _scores(ours, wanted)
+    found = {name: _scores(captions, wanted) for name, captions in ours.items()}
+    if not _java():
+        return found
+    meteors = _meteor_scores(list(ours.values()), wanted)
+    return {
+        name: {"CIDEr": scores.pop("CIDEr"), "METEOR": meteor, **scores}
+        for (name, scores), meteor in zip(found.items(), meteors, strict=True)
+    }
 
 
 def missing() -> str | None:
@@ -92,14 +107,12 @@ def _check(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]
 
 
 def _scores(ours: dict[str, list[str]], wanted: dict[str, list[str]]) -> dict[str, float]:
-    """The scores of captions whose words are separated by single blanks."""
+    """The scores without METEOR of captions whose words are separated by single blanks."""
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
 
     scores = {"CIDEr": float(Cider().compute_score(wanted, ours)[0])}
-    if _java():
-        scores["METEOR"] = _meteor_score(ours, wanted)
     scores["ROUGE_L"] = float(Rouge().compute_score(wanted, ours)[0])
     bleu, _ = Bleu(4).compute_score(wanted, ours, verbose=0)
     return scores | {f"BLEU_{n}": float(value) for n, value in enumerate(bleu, start=1)}
@@ -143,10 +156,10 @@ def _plain_tokens(captions: list[str]) -> list[str]:
     return found
 
 
-def _meteor_score(ours: dict[str, list[str]], wanted: dict[str, list[str]]) -> float:
+def _meteor_scores(sets: Sequence[dict[str, list[str]]], wanted: dict[str, list[str]]) -> list[float]:
     with _meteor() as meteor:
         try:
-            return float(meteor.compute_score(wanted, ours)[0])
+            return [float(meteor.compute_score(wanted, ours)[0]) for ours in sets]
         except (OSError, ValueError) as error:
             meteor.meteor_p.kill()
             said = one_line(meteor.meteor_p.stderr.read().decode("utf-8", errors="replace")) or one_line(error)
@@ -167,7 +180,9 @@ def _meteor() -> Iterator[Any]:
     try:
         yield meteor
     finally:
-        meteor.meteor_p.kill()
-        meteor.meteor_p.wait()
-        for pipe in (meteor.meteor_p.stdout, meteor.meteor_p.stderr):
-            pipe.close()
+        process = meteor.meteor_p
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            with suppress(BrokenPipeError):  # what was not sent yet
+                pipe.close()

@@ -1,7 +1,10 @@
-"""Makes texts with a decoder, by sampling or beam search over a token cache, and scores given texts.
+"""Makes texts by sampling, and scores given texts; `beams` searches for likely ones.
 
-Shape suffixes of names: B clips, R sequences of a clip, N = B*R sequences, L tokens of a sequence (the first is the end
-token, which also begins), V vocabulary, M visual tokens of a clip, D width, G groups of beams, W beams of a group.
+A `Writer` is a decoder at work: it takes the last token of every sequence and gives the scores of the next one. What
+chooses among them is the same for narrators (`ClipWriter`) and paraphrasers (`lavila.models.paraphraser`).
+
+Shape suffixes of names: B clips (or captions to paraphrase), R texts of a clip, N sequences (those of a clip lie next
+to each other), L tokens of a sequence with the beginning token, V vocabulary, M visual tokens of a clip, D width.
 """
 
 from __future__ import annotations
@@ -9,14 +12,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, log_softmax, softmax
+from torch.nn.functional import cross_entropy
 
-from lavila.models.gated_gpt2 import GatedGpt2, survivors
+from lavila.models.gated_gpt2 import GatedGpt2
+from lavila.models.token_cache import TokenCache, survivors
 
-UNSTARTED = -1e9  # the log-probability of beams that do not exist yet
+ROWS_AT_ONCE = 4  # of float32 [N, 50257]; see `choose`
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
@@ -32,6 +38,9 @@ class GenerationConfig:
     top_p: float | None = None  # only the likeliest tokens that together reach this probability
     num_beams: int = 1  # above 1: beam search, which samples where temperature, top_k or top_p is given
     num_beam_groups: int = 1  # number of equal groups of beams; groups do not compete with each other
+    # Takes this off a token's log-probability for each beam of an earlier group that chooses the token in the same
+    # step, so that groups differ. LaViLa's narrator has none, and then all groups find the same texts.
+    diversity_penalty: float = 0.0
     length_penalty: float = 1.0  # beam search divides a text's log-probability by its length to this power
     # Sampling stops when every text has ended, and each text leaves the batch when it ends. False: all are written on
     # to max_length, as in the reference; what follows the end means nothing.
@@ -49,6 +58,11 @@ class GenerationConfig:
             raise ValueError(f"top_p={self.top_p}: must be above 0 and at most 1, or None to keep all tokens")
         if self.num_beams % self.num_beam_groups:
             raise ValueError(f"num_beams={self.num_beams} is not a multiple of num_beam_groups={self.num_beam_groups}")
+        if self.diversity_penalty < 0 or (self.diversity_penalty and self.num_beam_groups == 1):
+            raise ValueError(
+                f"diversity_penalty={self.diversity_penalty} with num_beam_groups={self.num_beam_groups}: "
+                "must be at least 0, and 0 unless there are several groups of beams"
+            )
         if self.num_beams == 1:
             return
         if self.num_return_sequences > self.num_beams:
@@ -66,6 +80,53 @@ class GenerationConfig:
         """Whether beams are drawn at random."""
         return (self.temperature, self.top_k, self.top_p) != (1.0, None, None)
 
+    @property
+    def sequences(self) -> int:
+        """The number of sequences that are written at once for each clip."""
+        return max(self.num_return_sequences, self.num_beams)
+
+
+class Writer(Protocol):
+    """A decoder that writes sequences of some clips, token by token."""
+
+    clips: int  # B
+    begin: int  # the first token of every sequence
+    end: int  # the token that ends a text
+    pad: int  # fills up what follows a text
+    device: torch.device
+
+    def start(self, sequences: int, max_length: int) -> None:
+        """Get ready for `sequences` sequences, an equal number for each clip, of up to max_length tokens."""
+
+    def step(self, token_N: Tensor) -> Tensor:
+        """The last token of each sequence, int64 [N] -> logits of its next token, float32 or float64 [N,V]."""
+        ...
+
+    def take(self, rows_N: Tensor) -> None:
+        """Let sequence i go on from the one at rows_N[i]. There may be fewer than before; rows may repeat."""
+
+
+class ClipWriter:
+    """A narrator's decoder at work on clips, given by their visual tokens [B,M,D]. See `Writer`."""
+
+    def __init__(self, decoder: GatedGpt2, visual_BMD: Tensor) -> None:
+        self.decoder, self.seen = decoder, decoder.look(visual_BMD)
+        self.clips, self.device = len(visual_BMD), visual_BMD.device
+        self.begin = self.end = decoder.config.end_token
+        self.pad = decoder.config.pad_token
+        self.cache: TokenCache
+        self.seen.pack()
+
+    def start(self, sequences: int, max_length: int) -> None:
+        self.cache = self.decoder.new_cache(sequences, max_length)
+
+    def step(self, token_N: Tensor) -> Tensor:
+        return exact(self.decoder(token_N[:, None], self.seen, self.cache)[:, -1])
+
+    def take(self, rows_N: Tensor) -> None:
+        self.seen.take(rows_N, self.cache.sequences)
+        self.cache.take(rows_N)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Narrations:
@@ -74,13 +135,13 @@ class Narrations:
     tokens: int64 [B,R,L]. The beginning token comes first, then the text, then the end token unless the text was cut at
     max_length; ignore what follows. lengths: int64 [B,R], the number of tokens of each text without beginning and end.
 
-    nll: float [B,R], mean nats of a token, the end token included and the beginning token not: minus the
+    nll: float64 [B,R], mean nats of a token, the end token included and the beginning token not: minus the
     log-probability that the decoder gives the text, whatever temperature and filters chose it. exp(nll) is the
-    perplexity of the text. entropy: float [B,R], the mean entropy in nats of the distributions of those tokens, from
+    perplexity of the text. entropy: float64 [B,R], the mean entropy in nats of the distributions of those tokens, from
     sampling only. exp(entropy) is what the reference reports as the perplexity ("ppl") of a sampled text.
-    beam_score: float [B,R], from beam search only, by which it ranks texts: log-probability over
+    beam_score: float64 [B,R], from beam search only, by which it ranks texts: log-probability over
     length**length_penalty, where the length counts the beginning token and not the end token.
-    step_nll, step_entropy: float [B,R,L-1], the values that are averaged, 0 where nothing counts.
+    step_nll, step_entropy: float64 [B,R,L-1], the values that are averaged, 0 where nothing counts.
     """
 
     tokens: Tensor
@@ -120,13 +181,38 @@ def keep_top_k(logits_NV: Tensor, k: int, *, at_least: int = 1) -> Tensor:
 
 
 def keep_nucleus(logits_NV: Tensor, p: float, *, at_least: int = 1) -> Tensor:
-    """Set all but the fewest likeliest tokens that together exceed the probability p to -inf."""
-    sorted_NV, order_NV = logits_NV.sort(descending=True, stable=True)
-    probability_NV = softmax(sorted_NV, dim=-1)
-    # A token is dropped if the likelier tokens before it are enough.
-    gone_NV = probability_NV.cumsum(-1).roll(1, -1) > p
-    gone_NV[..., :at_least] = False
-    return logits_NV.masked_fill(torch.empty_like(gone_NV).scatter_(-1, order_NV, gone_NV), -torch.inf)
+    """Set all but the fewest likeliest tokens that together exceed the probability p to -inf.
+
+    Of equal logits the first ones stay.
+    """
+    weight_NV = (logits_NV - logits_NV.amax(-1, keepdim=True)).exp()
+    return logits_NV.masked_fill(outside_nucleus(weight_NV, p, at_least=at_least), -torch.inf)
+
+
+def outside_nucleus(weight_NV: Tensor, p: float, *, at_least: int = 1) -> Tensor:
+    """The tokens that `keep_nucleus` drops, bool [N,V]. weight: probabilities times any number for each row."""
+    sorted_NV = _ascending(weight_NV)
+    running_NV = sorted_NV.cumsum(-1, dtype=torch.float64)
+    # A token stays unless the likelier ones are enough: unless it and the less likely ones have less than 1 - p.
+    first_N1 = torch.searchsorted(running_NV, (1 - p) * running_NV[:, -1:])
+    first_N1 = first_N1.clamp(max=weight_NV.shape[1] - at_least)
+    least_N1 = sorted_NV.gather(-1, first_N1)
+    outside_NV = weight_NV < least_N1
+    equal_N1 = (first_N1 > 0) & (sorted_NV.gather(-1, (first_N1 - 1).clamp(min=0)) == least_N1)
+    if bool(equal_N1.any()):
+        room_N1 = weight_NV.shape[1] - first_N1 - (weight_NV > least_N1).sum(-1, keepdim=True)
+        equal_NV = weight_NV == least_N1
+        outside_NV |= equal_NV & (equal_NV.cumsum(-1) > room_N1)
+    return outside_NV
+
+
+def _ascending(x_NV: Tensor) -> Tensor:
+    """The values of each row, the smallest first."""
+    if x_NV.device.type != "cpu":
+        return x_NV.sort().values
+    # On a CPU numpy sorts with vector instructions: 25 times as fast as PyTorch for 10 rows of GPT-2's vocabulary,
+    # where PyTorch's sort takes a third of the time of a whole step.
+    return torch.from_numpy(np.sort(x_NV.detach().numpy(), axis=-1))
 
 
 def filter_logits(logits_NV: Tensor, config: GenerationConfig, *, at_least: int = 1) -> Tensor:
@@ -139,58 +225,105 @@ def filter_logits(logits_NV: Tensor, config: GenerationConfig, *, at_least: int 
     return logits_NV
 
 
-def draw(probability_NV: Tensor, uniform_N: Tensor) -> Tensor:
-    """Draw a token id for each row: the first one whose running sum of probabilities exceeds the number in [0, 1)."""
-    running_NV = probability_NV.double().cumsum(-1)
+def draw(weight_NV: Tensor, uniform_N: Tensor) -> Tensor:
+    """Draw a token id for each row: the first one whose running sum of weights exceeds that share in [0, 1) of all.
+
+    weight: probabilities times any number for each row.
+    """
+    running_NV = weight_NV.cumsum(-1, dtype=torch.float64)
     return torch.searchsorted(running_NV, uniform_N.double()[:, None] * running_NV[:, -1:], right=True)[:, 0]
 
 
-def sample(
-    decoder: GatedGpt2, visual_BMD: Tensor, config: GenerationConfig, *, generator: Generators = None
-) -> Narrations:
+@dataclass(frozen=True)
+class Drawn:
+    """The next token of each sequence, and what the unfiltered distributions say of it."""
+
+    token_N: Tensor
+    nll_N: Tensor  # minus the token's log-probability
+    entropy_N: Tensor
+
+    @classmethod
+    def from_logits(cls, logits_NV: Tensor, config: GenerationConfig, uniform_N: Tensor) -> Drawn:
+        """Apply `filter_logits` and draw. uniform: a number in [0, 1) for each row."""
+        shifted_NV = (logits_NV - logits_NV.amax(-1, keepdim=True)).clamp_(min=-1e4)  # finite: 0 * -inf is no entropy
+        weight_NV = shifted_NV.exp()
+        total_N = weight_NV.sum(-1)
+        entropy_N = total_N.log() - torch.linalg.vecdot(weight_NV, shifted_NV) / total_N
+        if config.temperature != 1.0:
+            weight_NV = (shifted_NV / config.temperature).exp_()
+        if config.top_k is not None:
+            weight_NV = torch.where(keep_top_k(shifted_NV, config.top_k).isneginf(), 0, weight_NV)
+        if config.top_p is not None:
+            weight_NV = torch.where(outside_nucleus(weight_NV, config.top_p), 0, weight_NV)
+        token_N = draw(weight_NV, uniform_N)
+        return cls(token_N, total_N.log() - shifted_NV.gather(1, token_N[:, None])[:, 0], entropy_N)
+
+
+def decoder_type(device: torch.device | str) -> torch.dtype:
+    """bfloat16 where a device multiplies it in hardware, otherwise float32.
+
+    In bfloat16 a decoder reads half as many bytes for each token, and its texts differ from those of float32.
+    """
+    if torch.device(device).type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    found = torch.cpu.get_capabilities()
+    return torch.bfloat16 if found.get("amx_bf16") or found.get("avx512_bf16") else torch.float32
+
+
+def choose(logits_NV: Tensor, config: GenerationConfig, uniform_N: Tensor) -> Drawn:
+    """`Drawn.from_logits`, on a CPU for few rows at a time, whose arrays stay in the processor's cache."""
+    if logits_NV.device.type != "cpu":
+        return Drawn.from_logits(logits_NV, config, uniform_N)
+    parts = zip(logits_NV.split(ROWS_AT_ONCE), uniform_N.split(ROWS_AT_ONCE), strict=True)
+    drawn = [Drawn.from_logits(rows, config, uniform) for rows, uniform in parts]
+    return Drawn(
+        *(torch.cat(column) for column in zip(*((d.token_N, d.nll_N, d.entropy_N) for d in drawn), strict=True))
+    )
+
+
+def sample(writer: Writer, config: GenerationConfig, *, generator: Generators = None) -> Narrations:
     """Sample texts; the result says how likely and how uncertain each is.
 
-    generator: one for all clips, or one for each, so that a clip's texts do not depend on the other clips. Random
-    numbers are drawn on its device.
+    generator: one for all clips, or one for each, so that a clip's random numbers do not depend on the other clips.
+    They are drawn on its device. With one for each, a clip has the same texts in any batch, but for this: products of
+    other sizes differ in their last bits, which decide a draw that falls on the border of two tokens.
     """
-    clips, steps, end = len(visual_BMD), config.max_length - 1, decoder.config.end_token
-    sequences = clips * config.num_return_sequences
-    uniform_NL = _uniform(clips, (config.num_return_sequences, steps), generator).to(visual_BMD.device).flatten(0, 1)
-    seen, cache = decoder.look(visual_BMD), decoder.new_cache(sequences, config.max_length)
-    tokens_NL = visual_BMD.new_full((sequences, config.max_length), end, dtype=torch.long)
-    nll_NL = torch.zeros_like(tokens_NL[:, 1:], dtype=torch.promote_types(cache.blocks[0][0].dtype, torch.float32))
+    sequences, steps = writer.clips * config.num_return_sequences, config.max_length - 1
+    uniform_BRL = uniform(writer.clips, (config.num_return_sequences, steps), generator)
+    uniform_NL = uniform_BRL.flatten(0, 1).to(writer.device)
+    tokens_NL = torch.full((sequences, config.max_length), writer.end, device=writer.device)
+    tokens_NL[:, 0] = writer.begin
+    nll_NL = torch.zeros((sequences, steps), dtype=torch.float64, device=writer.device)
     entropy_NL = torch.zeros_like(nll_NL)
-    row_N = torch.arange(sequences, device=visual_BMD.device)  # of the sequences that are being written
+    writer.start(sequences, config.max_length)
+    row_N = torch.arange(sequences, device=writer.device)  # of the sequences that are being written
     token_N = tokens_NL[:, 0]
     for step in range(steps):
-        logits_NV = _exact(decoder(token_N[:, None], seen, cache)[:, -1])
-        token_N = draw(softmax(filter_logits(logits_NV, config), dim=-1), uniform_NL[row_N, step])
-        log_NV = log_softmax(logits_NV, dim=-1)
-        tokens_NL[row_N, step + 1] = token_N
-        nll_NL[row_N, step] = -log_NV.gather(1, token_N[:, None])[:, 0]
-        entropy_NL[row_N, step] = torch.special.entr(log_NV.exp()).sum(-1)
-        going_N = token_N != end
+        logits_NV = writer.step(token_N)
+        drawn = choose(logits_NV, config, uniform_NL[row_N, step])
+        token_N = tokens_NL[row_N, step + 1] = drawn.token_N
+        nll_NL[row_N, step], entropy_NL[row_N, step] = drawn.nll_N.double(), drawn.entropy_N.double()
+        going_N = token_N != writer.end
         if not config.early_stopping or bool(going_N.all()):
             continue
         rows_N = survivors(going_N)
         if not len(rows_N):
             tokens_NL = tokens_NL[:, : step + 2]
             break
-        seen.take(rows_N, len(row_N))
-        cache.take(rows_N)
+        writer.take(rows_N)
         row_N, token_N = row_N[rows_N], token_N[rows_N]
-    steps = tokens_NL.shape[1] - 1
-    return _sampled(tokens_NL, nll_NL[:, :steps], entropy_NL[:, :steps], clips=clips, end=end)
+    return _sampled(writer, tokens_NL, nll_NL, entropy_NL)
 
 
-def _sampled(tokens_NL: Tensor, nll_NL: Tensor, entropy_NL: Tensor, *, clips: int, end: int) -> Narrations:
+def _sampled(writer: Writer, tokens_NL: Tensor, nll_NL: Tensor, entropy_NL: Tensor) -> Narrations:
     """The narrations of sampled sequences: every value counts up to the one of the end token."""
-    lengths_N = text_lengths(tokens_NL, end)
-    counted_NL = torch.arange(nll_NL.shape[1], device=nll_NL.device) <= lengths_N[:, None]
-    nll_NL, entropy_NL = nll_NL * counted_NL, entropy_NL * counted_NL
+    steps = tokens_NL.shape[1] - 1
+    lengths_N = text_lengths(tokens_NL, writer.end)
+    counted_NL = torch.arange(steps, device=writer.device) <= lengths_N[:, None]
+    nll_NL, entropy_NL = nll_NL[:, :steps] * counted_NL, entropy_NL[:, :steps] * counted_NL
     nll_N, entropy_N = (x_NL.sum(1) / counted_NL.sum(1) for x_NL in (nll_NL, entropy_NL))
     tokens, lengths, nll, entropy, step_nll, step_entropy = (
-        torch.unflatten(x, 0, (clips, -1)) for x in (tokens_NL, lengths_N, nll_N, entropy_N, nll_NL, entropy_NL)
+        torch.unflatten(x, 0, (writer.clips, -1)) for x in (tokens_NL, lengths_N, nll_N, entropy_N, nll_NL, entropy_NL)
     )
     return Narrations(
         tokens=tokens, lengths=lengths, nll=nll, entropy=entropy, step_nll=step_nll, step_entropy=step_entropy
@@ -221,134 +354,13 @@ def score(decoder: GatedGpt2, visual_BMD: Tensor, target_BL: Tensor, *, teacher_
             top1_BL[:, step + 1] = steps[-1][:, -1].argmax(-1)
         logits_BLV = torch.cat(steps, dim=1)
     labels_BL, pad = target_BL[:, 1:], decoder.config.pad_token
-    nll_BL = cross_entropy(_exact(logits_BLV).transpose(1, 2), labels_BL, ignore_index=pad, reduction="none")
+    nll_BL = cross_entropy(exact(logits_BLV).transpose(1, 2), labels_BL, ignore_index=pad, reduction="none").double()
     nll_B = nll_BL.sum(1) / (labels_BL != pad).sum(1).clamp(min=1)  # 0 for a text without tokens
     lengths_B = text_lengths(top1_BL, end)
     return Narrations(tokens=top1_BL[:, None], lengths=lengths_B[:, None], nll=nll_B[:, None], step_nll=nll_BL[:, None])
 
 
-def beam_search(
-    decoder: GatedGpt2, visual_BMD: Tensor, config: GenerationConfig, *, generator: Generators = None
-) -> Narrations:
-    """The likeliest texts that beam search finds, best first by `beam_score`.
-
-    Each group searches alone, and all groups share one pool. As in the reference there is no penalty on likeness, so
-    the groups find the same texts. With a temperature, top_k or top_p, beams are drawn instead (see `_drawn`).
-    generator: as in `sample`.
-    """
-    clips, groups, width = len(visual_BMD), config.num_beam_groups, config.num_beams // config.num_beam_groups
-    end, device = decoder.config.end_token, visual_BMD.device
-    tokens_NL = visual_BMD.new_full((clips * config.num_beams, 1), end, dtype=torch.long)
-    seen, cache = decoder.look(visual_BMD), decoder.new_cache(len(tokens_NL), config.max_length)
-    score_BGW = torch.full((clips, groups, width), UNSTARTED, dtype=torch.float64, device=device)
-    score_BGW[:, :, 0] = 0.0
-    pools = [_Pool(config) for _ in range(clips)]
-    searching = list(range(clips))
-    while searching and tokens_NL.shape[1] < config.max_length:
-        logits_NV = _exact(decoder(tokens_NL[:, -1:], seen, cache)[:, -1])
-        total_BGWV = score_BGW[..., None] + log_softmax(logits_NV, dim=-1).unflatten(0, (-1, groups, width))
-        best_BGX, index_BGX = _candidates(total_BGWV, logits_NV, config, _of(generator, searching))
-        first_row_BG1 = torch.arange(len(searching) * groups, device=device).view(-1, groups, 1) * width
-        row_BGX = first_row_BG1 + index_BGX // total_BGWV.shape[-1]
-        token_BGX = index_BGX % total_BGWV.shape[-1]
-        ends_BGX = token_BGX == end
-        _collect([pools[clip] for clip in searching], tokens_NL, ends_BGX, best_BGX, row_BGX)
-        going_BGW = ends_BGX.int().argsort(dim=-1, stable=True)[..., :width]
-        # Clips whose pools are done leave the batch.
-        left = [place for place, clip in enumerate(searching) if not pools[clip].done]
-        searching = [searching[place] for place in left]
-        left_B = torch.tensor(left, dtype=torch.long, device=device)
-        score_BGW = best_BGX.gather(-1, going_BGW)[left_B]
-        rows_N, token_N = (x_BGX.gather(-1, going_BGW)[left_B].flatten() for x_BGX in (row_BGX, token_BGX))
-        if len(rows_N):
-            seen.take(rows_N, len(tokens_NL))
-            cache.take(rows_N)
-        tokens_NL = torch.cat([tokens_NL[rows_N], token_N[:, None]], dim=1)
-    texts = torch.unflatten(tokens_NL, 0, (len(searching), -1)).tolist() if searching else []
-    for clip, rows, scores in zip(searching, texts, score_BGW.flatten(1).tolist(), strict=True):
-        for text, log_probability in zip(rows, scores, strict=True):
-            pools[clip].add(text, log_probability)
-    return _best(pools, decoder, visual_BMD.device)
-
-
-def _candidates(
-    total_BGWV: Tensor, logits_NV: Tensor, config: GenerationConfig, generator: Generators
-) -> tuple[Tensor, Tensor]:
-    """The log-probabilities and the indices (beam * V + token) of the texts with which each group goes on, best first.
-
-    They are twice as many as beams: enough are left even if the best token of every beam ends it. Where the
-    configuration samples, they are drawn without replacement with probabilities in proportion to
-    exp(total / temperature), among the tokens that the filters keep. The draw takes the largest sums of that and
-    Gumbel noise (Kool et al. 2019, "Stochastic Beams and Where to Find Them"). The reference applies the temperature to
-    the running total again at each step, so that it compounds; here it counts once.
-    """
-    width = total_BGWV.shape[2]
-    if not config.samples:
-        best, index = total_BGWV.flatten(2).topk(2 * width)
-        return best, index
-    # Two tokens of each beam stay, so that 2 * width candidates exist even if one beam is all there is ...
-    kept_NV = filter_logits(logits_NV, config, at_least=2).isfinite()
-    noise = _uniform(len(total_BGWV), tuple(total_BGWV.shape[1:]), generator).to(total_BGWV.device).double()
-    gumbel = -(-noise.clamp(min=1e-12).log()).log()
-    key = (total_BGWV / config.temperature + gumbel).masked_fill(~kept_NV.view(total_BGWV.shape), -torch.inf)
-    index = key.flatten(2).topk(2 * width).indices
-    best, order = total_BGWV.flatten(2).gather(-1, index).sort(dim=-1, descending=True, stable=True)
-    return best, index.gather(-1, order)
-
-
-class _Pool:
-    """The best finished texts of one clip."""
-
-    def __init__(self, config: GenerationConfig) -> None:
-        self.config = config
-        self.texts: list[tuple[float, float, list[int]]] = []  # score, log-probability, tokens without the end token
-        self.done = False
-
-    def add(self, text: list[int], log_probability: float) -> None:
-        self.texts.append((self._score(log_probability, len(text)), log_probability, text))
-        self.texts = sorted(self.texts, key=lambda entry: -entry[0])[: self.config.num_beams]
-
-    def close(self, best_log_probability: float, length: int) -> None:
-        """The clip is done when its best unfinished text, at its present length, is no better than the pool's worst."""
-        full = len(self.texts) == self.config.num_beams
-        self.done = full and self.texts[-1][0] >= self._score(best_log_probability, length)
-
-    def _score(self, log_probability: float, length: int) -> float:
-        return log_probability / length**self.config.length_penalty
-
-
-def _collect(pools: list[_Pool], tokens_NL: Tensor, ends_BGX: Tensor, best_BGX: Tensor, row_BGX: Tensor) -> None:
-    """Put ended texts into their clips' pools. Only texts among the best `width` of their group count."""
-    width = ends_BGX.shape[2] // 2
-    tokens, ends, best, rows = (x.tolist() for x in (tokens_NL, ends_BGX[..., :width], best_BGX, row_BGX))
-    for clip, pool in enumerate(pools):
-        for group in range(ends_BGX.shape[1]):
-            if pool.done:
-                break
-            for place, ended in enumerate(ends[clip][group]):
-                if ended:
-                    pool.add(tokens[rows[clip][group][place]], best[clip][group][place])
-            pool.close(best[clip][group][0], tokens_NL.shape[1] + 1)  # the length to which these scores belong
-
-
-def _best(pools: list[_Pool], decoder: GatedGpt2, device: torch.device) -> Narrations:
-    """The best texts of every pool, unfinished ones included, each followed by an end token and pad tokens."""
-    config = pools[0].config
-    chosen = [pool.texts[: config.num_return_sequences] for pool in pools]
-    length = min(config.max_length, 1 + max(len(text) for texts in chosen for *_, text in texts))
-    end, pad = decoder.config.end_token, decoder.config.pad_token
-    rows = [[(text + [end] + [pad] * length)[:length] for *_, text in texts] for texts in chosen]
-    # Tokens that count: the beginning does not, the end does if it is there.
-    nll = [[-log / (len(text) - (len(text) == config.max_length)) for _, log, text in texts] for texts in chosen]
-    return Narrations(
-        tokens=torch.tensor(rows, device=device),
-        lengths=torch.tensor([[len(text) - 1 for *_, text in texts] for texts in chosen], device=device),
-        nll=torch.tensor(nll, device=device),
-        beam_score=torch.tensor([[score for score, *_ in texts] for texts in chosen], device=device),
-    )
-
-
-def _uniform(clips: int, shape: tuple[int, ...], generator: Generators) -> Tensor:
+def uniform(clips: int, shape: tuple[int, ...], generator: Generators) -> Tensor:
     """Random numbers in [0, 1), float64 [clips, *shape]."""
     if generator is None or isinstance(generator, torch.Generator):
         device = generator.device if generator is not None else "cpu"
@@ -358,13 +370,6 @@ def _uniform(clips: int, shape: tuple[int, ...], generator: Generators) -> Tenso
     return torch.stack([torch.rand(shape, generator=one, device=one.device, dtype=torch.float64) for one in generator])
 
 
-def _of(generator: Generators, clips: list[int]) -> Generators:
-    """The generators of some of the clips."""
-    if generator is None or isinstance(generator, torch.Generator):
-        return generator
-    return [generator[clip] for clip in clips]
-
-
-def _exact(logits: Tensor) -> Tensor:
+def exact(logits: Tensor) -> Tensor:
     """The logits in float32 or better, since sums over the vocabulary lose too much in half precision."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

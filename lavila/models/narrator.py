@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, scaled_dot_product_attention
 
-from lavila.models import generation
+from lavila.models import beams, generation
 from lavila.models.gated_gpt2 import CROSS_ATTENTION, GatedGpt2, GatedGpt2Config
-from lavila.models.generation import GenerationConfig, Generators, Narrations
+from lavila.models.generation import ClipWriter, GenerationConfig, Generators, Narrations
 from lavila.models.timesformer import TimeSformer
 
 # Constants that published narrators hold and this one lacks. They are dropped when one is loaded, and added when one is
@@ -120,17 +120,16 @@ class Narrator(nn.Module):
     def generate(self, video: Tensor, *, generator: Generators = None, **options: Any) -> Narrations:
         """Texts of normalised clips [B,3,T,Y,X], or of visual tokens [B,M,D] that `encode_video` made of them.
 
-        options: fields of GenerationConfig. generator: see `generation.sample`, or `generation.beam_search` for
+        options: fields of GenerationConfig. generator: see `generation.sample`, or `beams.beam_search` for
         num_beams above 1. The decoder works in the type of its weights, which may be bfloat16 while the tower's are
         float32. ValueError for options that do not fit and in training mode.
         """
         config = GenerationConfig(**options)
         if config.max_length > (room := self.text_decoder.config.positions):
             raise ValueError(f"max_length={config.max_length}: this narrator's texts have at most {room} tokens")
-        visual_BMD = self._visual_tokens(video)
-        if config.num_beams > 1:
-            return generation.beam_search(self.text_decoder, visual_BMD, config, generator=generator)
-        return generation.sample(self.text_decoder, visual_BMD, config, generator=generator)
+        writer = ClipWriter(self.text_decoder, self._visual_tokens(video))
+        choose = beams.beam_search if config.num_beams > 1 else generation.sample
+        return choose(writer, config, generator=generator)
 
     @torch.no_grad()
     def score(self, video: Tensor, target_BL: Tensor, *, teacher_forcing: bool = True) -> Narrations:

@@ -20,6 +20,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from lavila.errors import listed, one_line
+from lavila.files import user_path
 
 CLIP_MLP_RATIO = 4
 # A constant buffer, 0, 1, 2, ..., that some versions of transformers saved. The models here do not have it.
@@ -180,7 +181,7 @@ def load_distilbert(textual: nn.Module, source: str | Path) -> None:
     import transformers
 
     try:
-        stored, info = transformers.DistilBertModel.from_pretrained(str(source), output_loading_info=True)
+        stored, info = transformers.DistilBertModel.from_pretrained(str(user_path(source)), output_loading_info=True)
     except OSError as error:
         cause = one_line(error)
         raise ValueError(

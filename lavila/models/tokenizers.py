@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from lavila.errors import UserError, one_line
+from lavila.files import user_path
 
 CONTEXT = 77  # number of tokens of a text in all published models
 CLIP_MERGES = 49152 - 256 - 2
@@ -126,7 +127,7 @@ class BertTokenizer:
         import transformers
 
         self.context = _checked(context)
-        folder = _vocabulary_folder(source, ("vocab.txt",))
+        folder = vocabulary_folder(source, ("vocab.txt",))
         self._tokenizer: Any = transformers.BertTokenizer.from_pretrained(folder)
         self.vocab_size = len(self._tokenizer)
 
@@ -147,7 +148,7 @@ class Gpt2Tokenizer:
         import transformers
 
         self.context = _checked(context)
-        folder = _vocabulary_folder(source, ("vocab.json", "merges.txt"))
+        folder = vocabulary_folder(source, ("vocab.json", "merges.txt"))
         self._tokenizer: Any = transformers.GPT2Tokenizer.from_pretrained(folder)
         self.vocab_size = len(self._tokenizer)
         self.end_id: int = self._tokenizer.eos_token_id  # begins a text as well
@@ -234,13 +235,13 @@ def _clip_merges() -> list[tuple[str, str]]:
     return merges
 
 
-def _vocabulary_folder(source: str | Path, files: tuple[str, ...]) -> Path:
+def vocabulary_folder(source: str | Path, files: tuple[str, ...]) -> Path:
     """The folder of the vocabulary that a path or a hub name means.
 
     This checks it, since transformers may make a vocabulary of the special tokens alone if it finds none.
     """
     wanted = f"{' and '.join(files)}, or tokenizer.json"
-    folder = Path(source)
+    folder = user_path(source)
     if folder.is_dir():
         if (folder / "tokenizer.json").is_file() or all((folder / name).is_file() for name in files):
             return folder

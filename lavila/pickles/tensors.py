@@ -32,7 +32,7 @@ from lavila.errors import UserError, one_line, shown
 from lavila.pickles.errors import PickleError
 from lavila.pickles.unpickler import CheckedUnpickler
 
-SUFFIXES = {".pth", ".pt", ".ckpt", ".bin", ".pkl"}
+SUFFIXES = {".pth", ".pt", ".ckpt", ".bin", ".pkl", ".tar"}  # .tar: of names such as best.pth.tar, by tradition
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_VERSION = 1001
 _FIX = "do not trust it; get the file again from its publisher"
@@ -130,6 +130,11 @@ class PickledFile:
         else:
             with self.path.open("rb") as file:
                 yield lambda key: _stretch(file, self.places or {}, key)
+
+
+def is_pickled(path: Path) -> bool:
+    """Whether a file is named as one that torch.save wrote."""
+    return path.suffix.lower() in SUFFIXES
 
 
 def read_pickled(path: Path) -> PickledFile:

@@ -243,7 +243,9 @@ class _Layer:
         if self.ids is None:
             return own
         rows = pc.fill_null(pc.index_in(clip_ids, self.table.column("clip_id").cast(clip_ids.type)), -1).to_numpy()
-        return (rows >= 0) & (own[rows] if len(own) else False)
+        found: npt.NDArray[np.bool_] = np.zeros(len(rows), np.bool_)
+        found[rows >= 0] = own[rows[rows >= 0]]
+        return found
 
     def of(self, clip: int, clip_id: str) -> tuple[list[str], str]:
         row = self.row(clip, clip_id)
@@ -259,14 +261,12 @@ class Captions:
         shard_set: the set of the clips.
         tables: paths of captions tables, and "own" for the set's own narrations. Empty = ("own",). A clip's narrations
             come in this order.
-        need_every_table: whether a table without clips of the set is an error. If not, it gives a warning, since a
-            training run may list tables of training clips only. It is an error in any case if no clip has narrations.
 
     Raises:
         CaptionError: a table that cannot be read, comes twice or has no clip of the set.
     """
 
-    def __init__(self, shard_set: ShardSet, tables: Sequence[Path | str] = (), *, need_every_table: bool = True):
+    def __init__(self, shard_set: ShardSet, tables: Sequence[Path | str] = ()):
         names = [str(table) for table in tables] or [OWN]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
@@ -277,7 +277,7 @@ class Captions:
         layers = {name: own if name == OWN else _read_layer(name) for name in names}
         self._layers = list(layers.values())
         if names != [OWN]:
-            self._check_use(layers, need_every_table=need_every_table)
+            self._check_use(layers)
 
     def of(self, row: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """The narrations of the clip in a row of the set, and the source of each one."""
@@ -297,14 +297,11 @@ class Captions:
             found |= layer.worded(self._ids)
         return found
 
-    def _check_use(self, layers: Mapping[str, _Layer], *, need_every_table: bool) -> None:
-        """Refuse a table without clips of the set, or warn of it; see `need_every_table`."""
+    def _check_use(self, layers: Mapping[str, _Layer]) -> None:
+        """Refuse a table without clips of the set."""
         for name, layer in layers.items():
-            if any(layer.row(row, clip_id.as_py()) >= 0 for row, clip_id in enumerate(self._ids)):
-                continue
-            if need_every_table or not self.worded_rows().any():
+            if not any(layer.row(row, clip_id.as_py()) >= 0 for row, clip_id in enumerate(self._ids)):
                 raise CaptionError(self._no_common_clip(name))
-            log.warning("%s: none of its clips is in %s; its narrations are not used here", name, self._path)
 
     def _no_common_clip(self, name: str) -> str:
         """The message for a table without clips of the set, with an example of both kinds of clip ids."""
@@ -313,7 +310,7 @@ class Captions:
         like = some or "holds no rows: none of its clips is"
         return (
             f"{name}: {like} in {self._path}, whose clips are named like {self._ids[0].as_py()!r}; "
-            f"give a table for the clips of this set, or list {OWN!r} in data.captions for the set's own narrations"
+            f"give a table for the clips of this set, or list {OWN!r} in its place for the set's own narrations"
         )
 
 

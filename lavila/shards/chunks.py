@@ -160,6 +160,9 @@ class ChunkIndex:
             raise ChunkError(lost[0] if lost else "begins after the last frame of the video")
         fps = self._fps[stored[0]]
         start, stop = _span(clip, fps, rule)
+        end = self._end[stored[-1]]
+        if not lost and start == end and clip.start_second * fps < end:
+            start = end - 1  # in the last half frame of the video, which was rounded up past the last frame
         place = next((place for place in stored if start < self._end[place]), None)
         if lost and (place is None or start < self._first[place] or stop > self._run_end[place]):
             raise ChunkError(lost[0])

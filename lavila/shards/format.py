@@ -9,6 +9,7 @@
     shard-000000.idx   DALI's index v1.2 of that tar
     <table>.parquet    annotations that are not about one clip: sentences, questions
     failures.jsonl     {clip_id, video, reason} for each clip that could not be stored
+    notes.jsonl        what to know of stored clips: shortened by the end of their video, estimated frame rate
     quarantine.jsonl   {clip_id, shard, reason} for each stored clip that tools/inspect_shards.py could not decode
 
 Every file is written under a temporary name, synced and renamed, so a half-written file never looks whole. The headers
@@ -41,7 +42,7 @@ from lavila.errors import UserError
 FORMAT = 3
 WITHOUT_CHECKSUMS = 2  # the format before this one, which can be read, too
 MANIFEST, CLIPS, CHUNKS = "shard_set.json", "clips.parquet", "chunks.parquet"
-FAILURES, QUARANTINE = "failures.jsonl", "quarantine.jsonl"
+FAILURES, QUARANTINE, NOTES = "failures.jsonl", "quarantine.jsonl", "notes.jsonl"
 ROW_GROUP = 10_000  # number of rows of a table that are in memory at a time
 ADDING = ".adding-checksums"  # a file that is there while the tables of a set get columns of checksums
 WORK = ".work"  # the folder from which tools/shard_videos.py resumes; removed when the set is whole

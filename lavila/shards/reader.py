@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from lavila.files import user_path
 from lavila.plan.frames import chosen_frames
 from lavila.records import Frames, Ints
 from lavila.shards.chunks import ByteRange, ChunkTable
@@ -41,7 +42,7 @@ log = logging.getLogger(__name__)
 
 
 class ShardSet:
-    """A whole shard set, opened for reading. Safe to use from many threads. Its pickle holds its path only."""
+    """A whole shard set, opened for reading. Safe to use from many threads. Its pickle holds its paths only."""
 
     path: Path
     manifest: dict[str, Any]
@@ -49,9 +50,17 @@ class ShardSet:
     chunks: pa.Table | None  # columns as in CHUNKS_SCHEMA, one row per chunk; None in layout "clips"
     quarantine: dict[str, str]  # clip_id -> the reason why training and evaluation leave the clip out
 
-    def __init__(self, path: Path, manifest: dict[str, Any], clips: pa.Table, chunks: pa.Table | None) -> None:
+    def __init__(
+        self, path: Path, manifest: dict[str, Any], clips: pa.Table, chunks: pa.Table | None, *, quarantine: str = ""
+    ) -> None:
         self.path, self.manifest, self.clips, self.chunks = path, manifest, clips, chunks
-        self.quarantine = read_quarantine(path)
+        self.quarantine = read_quarantine(path / QUARANTINE)
+        self._further = quarantine
+        if quarantine:
+            file = user_path(quarantine)
+            if not file.is_file():
+                raise ShardSetError(f"quarantine {file}: no such file; give one of inspect_shards.py --quarantine")
+            self.quarantine |= read_quarantine(file)
         self._shard, self._offset, self._size = (Column(clips, name) for name in ("shard", "offset", "size"))
         self._first, self._count = Column(clips, "first_frame"), Column(clips, "num_frames")
         self._after = Column(clips, "frames_after")
@@ -64,8 +73,8 @@ class ShardSet:
     def __len__(self) -> int:
         return int(self.clips.num_rows)
 
-    def __reduce__(self) -> tuple[Callable[[Path], ShardSet], tuple[Path]]:
-        return open_shard_set, (self.path,)
+    def __reduce__(self) -> tuple[Callable[[Path, str], ShardSet], tuple[Path, str]]:
+        return _open_again, (self.path, self._further)
 
     @property
     def codec(self) -> str:
@@ -269,9 +278,8 @@ def stored_of_protocol(row: Mapping[str, Any], manifest: Mapping[str, Any]) -> F
     )
 
 
-def read_quarantine(folder: Path) -> dict[str, str]:
-    """clip_id -> reason, from quarantine.jsonl; empty if there is no such file. ShardSetError names a wrong line."""
-    path = folder / QUARANTINE
+def read_quarantine(path: Path) -> dict[str, str]:
+    """clip_id -> reason, from a quarantine.jsonl; empty if there is no such file. ShardSetError names a wrong line."""
     if not path.is_file():
         return {}
     found: dict[str, str] = {}
@@ -286,14 +294,18 @@ def read_quarantine(folder: Path) -> dict[str, str]:
     return found
 
 
-def open_shard_set(folder: Path | str) -> ShardSet:
-    """Open a folder that tools/shard_videos.py made.
+def _open_again(folder: Path, quarantine: str) -> ShardSet:
+    return open_shard_set(folder, quarantine=quarantine)
+
+
+def open_shard_set(folder: Path | str, *, quarantine: str = "") -> ShardSet:
+    """Open a folder that tools/shard_videos.py made. `quarantine`: a further file of clips to leave out.
 
     It reads the manifest, maps the table of clips without reading it, and checks that every file exists.
     `ShardSet.verify` compares sizes, or all bytes. Raises ShardSetError for anything else than a whole set of a known
     format.
     """
-    path = Path(folder)
+    path = user_path(folder)
     manifest = read_manifest(path)
     there = {entry.name for entry in os.scandir(path)}
     if ADDING in there:
@@ -320,7 +332,7 @@ def open_shard_set(folder: Path | str) -> ShardSet:
             path,
             path,
         )
-    return ShardSet(path, manifest, clips, chunks)
+    return ShardSet(path, manifest, clips, chunks, quarantine=quarantine)
 
 
 def _open_table(folder: Path, name: str, manifest: Mapping[str, Any]) -> pa.Table:

@@ -54,7 +54,7 @@ class ContrastiveTask(DualEncoderTask):
         pairs = int(said.sum())
         if not pairs:
             raise TaskError(
-                f"{self.tables.of}: not one clip has a narration to be found by; name tables in data.captions"
+                f"{self.tables.of}: not one clip has a narration to be found by; name tables in data.val_captions"
             )
         metrics: Metrics = {}
         for direction, (query, gallery) in DIRECTIONS.items():

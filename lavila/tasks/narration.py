@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lavila.losses import caption_perplexity, captioning_loss, token_accuracy
-from lavila.metrics.captioning import caption_scores, clean_caption, missing
+from lavila.metrics.captioning import clean_caption, missing, scores_of_sets
 from lavila.metrics.epic_submissions import SupervisionLevels
 from lavila.metrics.units import Metric, Metrics, Unit
 from lavila.models.gated_gpt2 import GatedGpt2Config, load_gpt2
@@ -101,7 +101,7 @@ class Narration:
             except ValueError as error:
                 raise TaskError(
                     f"model.decoder.init={ours.init}: {error}. Where there is a network, run 'hf download gpt2 "
-                    "--local-dir DIR', copy DIR here and give its path; or set model.decoder.init=random"
+                    "--local-dir DIR' (or gpt2-xl), copy DIR here and give its path; or set model.decoder.init=random"
                 ) from error
         return narrator
 
@@ -166,8 +166,8 @@ class NarrationTask:
     @property
     def _narrator(self) -> Narrator:
         """The model without its wrapper."""
-        narrator: Narrator = getattr(self.model, "module", self.model)
-        return narrator
+        narrator: Any = getattr(self.model, "module", self.model)
+        return cast(Narrator, narrator)
 
     @property
     def _padding(self) -> int:
@@ -251,7 +251,7 @@ class NarrationTask:
         whole = concatenate(parts)
         columns = {name: column[whole.columns["tokens"] > 0] for name, column in whole.columns.items()}
         if not len(columns["nll"]):
-            raise TaskError(f"{self.tables.of}: not one clip has a narration to compare with; name data.captions")
+            raise TaskError(f"{self.tables.of}: no clip has a narration to compare with; name data.val_captions")
         metrics = _likelihoods(columns)
         if "said" not in columns:
             return Scores(metrics=metrics, headlines=(_token_headline(),))
@@ -297,14 +297,16 @@ class NarrationTask:
         said = dict(zip(map(str, whole.rows), map(str, whole.columns["said"]), strict=True))
         if not references:
             return {}, {}, ["No person wrote about these clips, so that there are no scores."]
-        found = caption_scores({row: said[row] for row in references}, references)
         counted = Counter(texts[0] for texts in references.values())
         most_frequent = min(counted, key=lambda text: (-counted[text], text))
-        same = caption_scores(dict.fromkeys(references, most_frequent), references)
-        controls = {f"{MOST_FREQUENT}{name}": metric for name, metric in _fractions(same).items()}
+        found = scores_of_sets(
+            {"said": {row: said[row] for row in references}, "same": dict.fromkeys(references, most_frequent)},
+            references,
+        )
+        controls = {f"{MOST_FREQUENT}{name}": metric for name, metric in _fractions(found["same"]).items()}
         controls["captions"] = Metric(len(references), Unit.count)
         lacking = missing()
-        return _fractions(found), controls, [lacking] if lacking else []
+        return _fractions(found["said"]), controls, [lacking] if lacking else []
 
 
 def tokenizer_of(narrator: Narrator, vocabulary: str | Path, *, context: int) -> Gpt2Tokenizer:

@@ -224,3 +224,17 @@ def test_missing_column_is_named(tmp_path: Path) -> None:
     write_csv(tmp_path / CLIPS["val"], COLUMNS[:-1], [row()[:-1]])
     with pytest.raises(AnnotationError, match=rf"{CLIPS['val']}, line 1.*'all_noun_classes'"):
         read_annotations("ek100_mir", tmp_path, split="val")
+
+
+def test_the_authors_repository_as_it_is_cloned(tmp_path: Path) -> None:
+    """It has the csv files of retrieval in a folder, and those of the classes above it."""
+    plain = read_annotations("ek100_mir", write(tmp_path / "plain"), split="val")
+    root = write(tmp_path / "cloned")
+    own = root / "retrieval_annotations"
+    own.mkdir()
+    for file in [*root.glob("EPIC_100_retrieval_*.csv")]:
+        file.rename(own / file.name)
+    for path in (own, root, own / CLIPS["val"]):
+        found = read_annotations("ek100_mir", path, split="val")
+        assert (found.clips, found.classes, found.tables) == (plain.clips, plain.classes, plain.tables)
+        assert {file.name for file in found.files} == {file.name for file in plain.files}

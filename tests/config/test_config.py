@@ -113,6 +113,24 @@ def test_mistakes_on_the_command_line(overrides: list[str], message: str) -> Non
     assert "\n" not in str(caught.value)
 
 
+def test_a_short_run_shortens_the_warmup_of_its_base(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert load_config("quickstart").optim.warmup_epochs == 1.5
+    for overrides in (["optim.epochs=1"], ["seed=3", "optim.epochs=1"]):
+        caplog.clear()
+        assert load_config("quickstart", overrides).optim.warmup_epochs == 1.0
+        assert "warm-up" in caplog.text  # it is not done in silence
+    (tmp_path / "short.yaml").write_text("base: [quickstart]\noptim: {epochs: 1}\n")
+    assert load_config(tmp_path / "short.yaml").optim.warmup_epochs == 1.0
+    assert load_config(["quickstart", tmp_path / "short.yaml"]).optim.warmup_epochs == 1.0
+    caplog.clear()
+    assert load_config("quickstart", ["optim.epochs=2"]).optim.warmup_epochs == 1.5
+    assert load_config("quickstart", ["optim.epochs=1", "optim.warmup_epochs=0.5"]).optim.warmup_epochs == 0.5
+    assert not caplog.text
+    for overrides in (["optim.epochs=1", "optim.warmup_epochs=2"], ["optim.warmup_epochs=2", "optim.epochs=1"]):
+        with pytest.raises(ConfigError, match=r"optim\.warmup_epochs=2\.0.*optim\.epochs=1"):
+            load_config("quickstart", overrides)
+
+
 def numbers(section: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """(key, type with its range, default) of every field that holds numbers."""
     for name, hint in get_type_hints(section, include_extras=True).items():

@@ -13,7 +13,7 @@ import av
 import numpy as np
 import pytest
 
-from lavila.ingest import source_video
+from lavila.ingest.decoded import Decoded, FrameReader
 from lavila.ingest.encode import ENCODERS, EncodedClip, EncodeError, EncodeSettings, Interval, encode_clip, stored_size
 from lavila.plan.frames import frame_span
 from tests.footage import NTSC_60, Coding, decode, numbered_picture, read_numbers, write_numbered_video, write_video
@@ -43,14 +43,14 @@ def test_a_seek_deep_into_a_video_is_exact_and_decodes_little(
 ) -> None:
     video = write_numbered_video(tmp_path / name, 1500, Coding(fps=NTSC_60, gop=60), height=48, width=64)
     decoded: list[int] = []
-    original = source_video._decode
+    original = FrameReader.frames
 
-    def counting(container: Any, stream: Any, deadline: Any) -> Iterator[Any]:
-        for frame in original(container, stream, deadline):
-            decoded.append(frame.pts)
-            yield frame
+    def counting(reader: FrameReader) -> Iterator[Decoded]:
+        for one in original(reader):
+            decoded.append(one.pts)
+            yield one
 
-    monkeypatch.setattr(source_video, "_decode", counting)
+    monkeypatch.setattr(FrameReader, "frames", counting)
     settings = EncodeSettings(codec="h264", short_side=48, speed="ultrafast")
     first, end = frame_span(22.3, 22.6, float(NTSC_60))
     assert read_numbers(cut(video, 22.3, 22.6, settings).data) == list(range(first, end))

@@ -167,7 +167,7 @@ def test_pixels_of_absurd_shape_are_refused(tmp_path: Path) -> None:
 def test_a_picture_that_changes_its_size_is_refused(tmp_path: Path) -> None:
     later = Coding(milliseconds=tuple(range(400, 800, 40)), b_frames=0)
     parts = [
-        write_numbered_video(tmp_path / "0.ts", 10, height=96, width=128),
+        write_numbered_video(tmp_path / "0.ts", 10, Coding(b_frames=0), height=96, width=128),
         write_numbered_video(tmp_path / "1.ts", 10, later),
     ]
     video = tmp_path / "a.ts"

@@ -15,7 +15,8 @@ import pytest
 from lavila.annotations.base import AnnotationError
 from lavila.cluster.workers import run_jobs
 from lavila.ingest.encode import EncodeSettings, Limits
-from lavila.ingest.jobs import Chunk, SetSettings, ShardJob, assign, needed_chunks, read_result
+from lavila.ingest.jobs import Chunk, SetSettings, ShardJob, assign, read_result
+from lavila.ingest.needs import needed_chunks
 from lavila.records import Clip
 from tests.footage import write_numbered_video
 
@@ -108,6 +109,24 @@ def test_a_loss_can_be_forgotten(videos: Path, tmp_path: Path) -> None:
     assert read_result(tmp_path, 0).failures == {}  # type: ignore[union-attr]
 
 
+def test_a_tar_that_is_made_again_copies_what_it_holds(videos: Path, tmp_path: Path) -> None:
+    job = hostile(tmp_path, videos, "one", "crash", "two")
+    make(job)
+    tar = tmp_path / "shard-000000.tar"
+    before, record = tar.read_bytes(), (tmp_path / ".work/shard-000000.json").read_bytes()
+    job.tried.unlink()
+    job.forget(lost=False)
+    make(job, seconds=60)
+    assert not job.tried.exists()  # nothing was encoded
+    assert (tar.read_bytes(), (tmp_path / ".work/shard-000000.json").read_bytes()) == (before, record)
+    job.forget(lost=False)
+    tar.write_bytes(before[:700] + b"x" + before[701:])  # a copy would keep the damage
+    make(job, seconds=60)
+    assert job.tried.read_text().split() == ["one", "two"]
+    assert tar.read_bytes() == before
+    assert not list((tmp_path / ".work").glob("*.before.json"))
+
+
 def test_a_clip_has_a_time_limit_of_its_own(videos: Path, tmp_path: Path) -> None:
     (tmp_path / ".work").mkdir()
     job = ShardJob(
@@ -165,4 +184,5 @@ def test_failures_are_json_lines_with_the_video(videos: Path, tmp_path: Path) ->
     job = replace(job, items=(replace(job.items[0], video_path="né\n.mp4"),))  # type: ignore[type-var]
     make(job, seconds=60)
     record = json.loads((tmp_path / ".work/shard-000000.json").read_text(encoding="utf-8"))
-    assert record["failures"] == {"one": "no such video"} and record["rows"] == []
+    assert record["failures"].keys() == {"one"} and record["rows"] == []
+    assert record["failures"]["one"].startswith("no such video") and "\n" not in record["failures"]["one"]

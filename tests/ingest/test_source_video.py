@@ -15,7 +15,8 @@ import av
 import numpy as np
 import pytest
 
-from lavila.ingest import source_video, video_files
+from lavila.ingest import video_files
+from lavila.ingest.decoded import Decoded, FrameReader
 from lavila.ingest.encode import (
     EncodedClip,
     EncodeError,
@@ -56,14 +57,15 @@ def write_numbered(path: Path, numbers: range) -> Path:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Timestamps of all frames that are decoded, those of fruitless seeks included."""
     pts: list[int] = []
-    original = source_video._decode
+    original = FrameReader.frames
 
-    def counting(container: Any, stream: Any, deadline: Any) -> Iterator[Any]:
-        for frame in original(container, stream, deadline):
-            pts.append(frame.pts)
-            yield frame
+    def counting(reader: FrameReader) -> Iterator[Decoded]:
+        for one in original(reader):
+            if one.pts is not None:
+                pts.append(one.pts)
+            yield one
 
-    monkeypatch.setattr(source_video, "_decode", counting)
+    monkeypatch.setattr(FrameReader, "frames", counting)
     return pts
 
 
@@ -407,3 +409,73 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
             pytest.skip("root reads every file")
     with pytest.raises(EncodeError):
         cut(path, 0.0, None)
+
+
+# Sound that goes on after the pictures
+
+
+def with_sound(path: Path, frames: int, seconds: float) -> Path:
+    """A numbered video, and silence for `seconds` seconds."""
+    with av.open(str(path), "w") as out:
+        stream: Any = out.add_stream("libx264", rate=25, options={"g": "12", "preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        sound: Any = out.add_stream({".mkv": "pcm_s16le", ".flv": "aac"}.get(path.suffix, "mp2"), rate=44100)
+        sound.layout = "mono"
+        packets = []
+        for number in range(frames):
+            frame: Any = av.VideoFrame.from_ndarray(numbered_picture(number, height=48, width=64), format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            packets += stream.encode(frame)
+        packets += stream.encode(None)
+        samples = sound.codec_context.frame_size or 1024
+        for number in range(int(44100 * seconds / samples)):
+            silence = np.zeros((1, samples), np.float32 if sound.name == "aac" else np.int16)
+            form = "fltp" if sound.name == "aac" else "s16"
+            piece: Any = av.AudioFrame.from_ndarray(silence, format=form, layout="mono")
+            piece.pts, piece.sample_rate, piece.time_base = number * samples, 44100, Fraction(1, 44100)
+            packets += sound.encode(piece)
+        packets += sound.encode(None)
+        for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
+            out.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.flv", "a.avi", "a.ts", "a.mov"])
+def test_sound_that_goes_on_costs_no_clip(tmp_path: Path, name: str) -> None:
+    """Some containers state only the length of the whole file."""
+    video = with_sound(tmp_path / name, 100, 8.0)
+    assert read_numbers(cut(video, 1.0, 1.19).data) == list(range(25, 30))
+    assert read_numbers(cut(video, 3.5, 7.0).data) == list(range(88, 100))
+    assert read_numbers(cut(video, 3.0, None).data) == list(range(75, 100))
+    assert encode_chunk(video, number=0, seconds=60.0, settings=SMALL).num_frames == 100
+    with pytest.raises(EncodeError, match=r"5\.00 s.*3\.96 s"):
+        cut(video, 5.0, 6.0)
+
+
+@pytest.mark.parametrize("sized", [True, False], ids=["sized", "live"])
+@pytest.mark.parametrize("name", ["a.mkv", "a.flv"])
+def test_a_file_that_is_cut_short_is_refused_with_sound_too(tmp_path: Path, name: str, sized: bool) -> None:
+    video = with_sound(tmp_path / name, 200, 8.0)
+    data = bytearray(video.read_bytes()[: video.stat().st_size // 2])
+    if not sized and name == "a.mkv":  # a recorder that wrote as it went does not know the size
+        at = data.index(b"\x18\x53\x80\x67") + 4
+        data[at : at + 8] = b"\x01" + b"\xff" * 7
+    video.write_bytes(data)
+    assert read_numbers(cut(video, 1.0, 1.19).data) == list(range(25, 30))
+    for start, stop in [(2.0, 7.0), (6.0, 7.0), (0.0, None)]:
+        with pytest.raises(EncodeError, match=r"fetch the file again|damaged"):
+            cut(video, start, stop)
+
+
+def test_the_length_that_a_matroska_file_notes_for_its_pictures_counts(tmp_path: Path) -> None:
+    facts = probe_video(with_sound(tmp_path / "a.mkv", 100, 8.0))
+    assert facts.seconds == pytest.approx(4.0, abs=0.05)
+    for hostile in (
+        b"",
+        b"\x1a\x45\xdf\xa3",
+        b"\x1a\x45\xdf\xa3\xff" + b"\xff" * 8,
+        b"\x1a\x45\xdf\xa3\0" * 3,
+        b"x" * 90,
+    ):
+        (tmp_path / "b.mkv").write_bytes(hostile)
+        assert video_files.matroska_end(tmp_path / "b.mkv") is None

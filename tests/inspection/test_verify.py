@@ -29,7 +29,7 @@ from lavila.plan.crops import CropChoice, ViewChoice
 from lavila.plan.frames import FrameChoice
 from lavila.plan.plans import Ranks, TrainingPlan, ViewPlan
 from lavila.shards.format import CHUNKS_SCHEMA, CLIPS_SCHEMA, ShardSetError, file_sha256
-from lavila.shards.reader import ShardSet, open_shard_set
+from lavila.shards.reader import ShardSet, open_shard_set, read_quarantine
 from lavila.shards.writer import SetContents, ShardWriter, add_mapped, write_manifest, write_table
 from tests.footage import Coding, numbered_picture, write_numbered_video
 from tests.inspection.hostile import Hostile
@@ -522,3 +522,13 @@ def test_nvdec_counts_frames_too(encoded: list[bytes], held: int, monkeypatch: p
     assert test.problem(encoded[2], frames=29, **shape) is not None
     assert test.problem(encoded[2], frames=30, height=WIDTH, width=HEIGHT) is not None
     assert test.problem(encoded[2], frames=30, **shape) is None
+
+
+def test_a_quarantine_in_another_file(clips: ShardSet, tmp_path: Path) -> None:
+    one = Quarantined(clip_id="clip_0", shard="shard-000000.tar", reason="bad")
+    file = tmp_path / "elsewhere.jsonl"
+    write_quarantine(clips.path, [one], file=file)
+    assert not (clips.path / "quarantine.jsonl").exists() and "clip_0" in file.read_text()
+    assert read_quarantine(file) == {"clip_0": "bad"}
+    write_quarantine(clips.path, [], file=file)
+    assert not file.exists()

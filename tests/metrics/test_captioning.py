@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lavila.metrics.captioning import CaptionScoreError, caption_scores, clean_caption, missing
+from lavila.metrics.captioning import CaptionScoreError, caption_scores, clean_caption, missing, scores_of_sets
 
 CANDIDATES = {"a": "picks a cup", "b": "puts the knife down.", "c": "opens a door", "d": "the man's dog runs, fast!"}
 REFERENCES = {
@@ -33,10 +33,25 @@ def test_all_scores_are_those_of_pycocoevalcap() -> None:
     assert missing() is None
     # Marks do not count: pycocoevalcap was given the captions without them.
     marked = {clip: f"#C C {text}" for clip, text in CANDIDATES.items()}
-    found = caption_scores(marked, REFERENCES)
+    # The other set comes first: METEOR must not mix the two.
+    sets = scores_of_sets({"same": dict.fromkeys(marked, "opens a door"), "marked": marked}, REFERENCES)
+    found = sets["marked"]
+    assert 0 < sets["same"]["METEOR"] < METEOR
     wanted = {"METEOR": METEOR, "CIDEr": CIDER, "ROUGE_L": ROUGE, "BLEU_1": BLEU[0], "BLEU_2": BLEU[1]}
     assert {name: found[name] for name in wanted} == pytest.approx(wanted, rel=1e-6)
     assert list(found) == ["CIDEr", "METEOR", "ROUGE_L", "BLEU_1", "BLEU_2", "BLEU_3", "BLEU_4"]
+
+
+@pytest.mark.usefixtures("without_java")
+def test_several_sets_are_scored_as_each_alone() -> None:
+    references = {"a": ["opens the door", "a door opens"], "b": ["washes a cup"], "c": ["#C C cuts the bread"]}
+    sets = {
+        "good": {"a": "opens a door", "b": "washes the cup", "c": "cuts bread"},
+        "same": dict.fromkeys(references, "washes a cup"),
+    }
+    found = scores_of_sets(sets, references)
+    assert found == {name: caption_scores(captions, references) for name, captions in sets.items()}
+    assert found["good"]["CIDEr"] > found["same"]["CIDEr"] > 0
 
 
 @pytest.mark.usefixtures("without_java")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from lavila.models.gated_gpt2 import GatedGpt2, GatedGpt2Config, load_gpt2
+from lavila.models.gated_gpt2 import GatedGpt2, GatedGpt2Config, load_gpt2, product
 
 TINY = GatedGpt2Config(
     vocab_size=50, positions=16, width=24, depth=3, heads=2, cross_attention_every=2, end_token=49, dropout=0.0
@@ -124,6 +124,27 @@ def test_cache_reordered_goes_on_from_other_sequences() -> None:
         cache.take(rows)
         step = decoder(tokens[rows, 7:], seen, cache)
         torch.testing.assert_close(step[:, 0], decoder(tokens[rows], seen)[:, -1], rtol=1e-5, atol=1e-5)
+
+
+def test_few_rows_are_multiplied_as_many_are() -> None:
+    x, weight, bias = torch.randn(40, 7), torch.randn(5, 7), torch.randn(5)
+    with torch.no_grad():
+        for rows in (1, 3, 32, 33, 40):
+            wanted = x[:rows] @ weight.t()
+            torch.testing.assert_close(product(x[:rows], weight), wanted)
+            torch.testing.assert_close(product(x[None, :rows], weight, bias), wanted[None] + bias)
+
+
+def test_weights_lie_by_output_whatever_file_they_come_from() -> None:
+    decoder = decoder_of()
+    layer = decoder.blocks[0].mlp.c_fc
+    assert layer.weight.shape == (24, 96) and layer.weight.t().is_contiguous()
+    state = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in decoder.state_dict().items()}
+    for assign in (False, True):
+        other = GatedGpt2(TINY)
+        other.load_state_dict(state, assign=assign)
+        weight = other.blocks[0].mlp.c_fc.weight
+        assert weight.t().is_contiguous() and torch.equal(weight, layer.weight)
 
 
 def test_sequences_of_a_clip_see_that_clip() -> None:

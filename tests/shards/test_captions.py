@@ -248,18 +248,6 @@ def test_a_table_of_other_clips_is_refused(vp9_shards: ShardSet, tmp_path: Path)
         Captions(vp9_shards, [empty])
 
 
-def test_an_evaluation_may_leave_tables_of_training_clips_unused(
-    vp9_shards: ShardSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    path = table(tmp_path, {"P01_01_7": ["x"]}, source="machine")
-    captions = Captions(vp9_shards, ["own", path], need_every_table=False)
-    assert captions.of(0) == (("clip number 0",), ("human",))
-    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert warned == [f"{path}: none of its clips is in {vp9_shards.path}; its narrations are not used here"]
-    with pytest.raises(CaptionError, match="1 clips"):  # then there would be no words at all
-        Captions(vp9_shards, [path], need_every_table=False)
-
-
 def test_a_table_that_is_listed_twice_is_refused(vp9_shards: ShardSet) -> None:
     with pytest.raises(CaptionError, match="own"):
         Captions(vp9_shards, ["own", "own"])
@@ -403,18 +391,20 @@ def test_the_config_lays_tables_over_every_loader(vp9_shards: ShardSet, tmp_path
     machine = {f"clip_{i}": ((f"machine {i}",), ("machine",)) for i in range(12)}
     both = {name: (own[name][0] + machine[name][0], ("human", "machine")) for name in own}
     assert words() == [own, own]
-    assert words(f"data.captions=[{path}]") == [machine, machine]
-    assert words(f"data.captions=[own, {path}]") == [both, both]
+    assert words(f"data.captions=[{path}]") == [machine, own]
+    assert words(f"data.val_captions=[own, {path}]") == [own, both]
     assert config(tmp_path, vp9_shards, f"data.captions=[own, {path}]").data.captions == ("own", str(path))
 
 
-def test_training_refuses_a_table_of_other_clips_and_evaluation_does_not(vp9_shards: ShardSet, tmp_path: Path) -> None:
+def test_a_table_of_other_clips_is_refused_where_it_is_named(vp9_shards: ShardSet, tmp_path: Path) -> None:
     process = Process(rank=0, world=1, local_world=1, device=torch.device("cpu"))
     path = table(tmp_path, {"P01_01_7": ["x"]}, source="machine")
     made = config(tmp_path, vp9_shards, f"data.captions=[own, {path}]")
     with pytest.raises(CaptionError, match=r"'P01_01_7'"):
         build.training_loader(made, vp9_shards, process)
     assert all(batch.human.all() for batch in build.view_loader(made, vp9_shards, process))
+    with pytest.raises(CaptionError, match=r"'P01_01_7'"):
+        build.view_loader(config(tmp_path, vp9_shards, f"data.val_captions=[{path}]"), vp9_shards, process)
 
 
 # --- hostile input ---------------------------------------------------------------------------------------------------

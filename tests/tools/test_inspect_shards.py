@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,14 +18,18 @@ import pytest
 from PIL import Image
 
 from lavila.cluster.workers import Progress
+from lavila.config.load import load_config
+from lavila.engine import build
 from lavila.inspection import verify
 from lavila.inspection.facts import amount, duration, failure_groups
 from lavila.inspection.preview import BOX, CARD, FRAMES, chosen_rows, label_text, letterboxed, printable, sheet_size
+from lavila.shards.format import ShardSetError
 from lavila.shards.reader import ShardSet, open_shard_set
 from tests.commands import run_here
 from tests.inspection import test_verify
 from tests.inspection.test_verify import break_frame, renew_hashes, write_chunks, write_clips
 from tests.shards.older_sets import as_format_2
+from tests.tools.test_shard_interrupted import in_a_small_world
 
 TOOL = Path(__file__).parents[2] / "tools" / "inspect_shards.py"
 encoded = test_verify.encoded  # the fixture
@@ -193,6 +200,9 @@ def test_what_is_not_a_shard_set_is_told_in_one_line(clips: ShardSet, tmp_path: 
         (["x", "--preview", "4", "--out", "a.jpg"], "give a name that ends in .png"),
         (["x", "--preview", "4", "--out", "/nowhere/a.png"], "no such folder /nowhere"),
         (["x", "--workers", "-1"], "give 0 or more"),
+        (["x", "--quarantine", "bad.jsonl"], "add --verify"),
+        (["x", "--verify", "--quarantine", "/nowhere/bad.jsonl"], "no file can be written there"),
+        (["x", "--verify", "--quarantine", "/"], "no file can be written there"),
     ],
 )
 def test_wrong_arguments_end_with_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -221,8 +231,70 @@ def test_verify_tells_and_quarantines_and_forgets(clips: ShardSet) -> None:
     again = run(clips.path, "--verify", "--json", "--workers", 1)
     assert again.returncode == 0, again.stderr
     told = json.loads(again.stdout)
-    assert told["verified"] == {"decoder": "host", "problems": [], "quarantine": []}
+    assert told["verified"] == {
+        "decoder": "host",
+        "problems": [],
+        "quarantine": [],
+        "quarantine_file": f"{clips.path}/quarantine.jsonl",
+        "quarantine_unwritten": None,
+    }
     assert told["quarantine"] == 0 and not (clips.path / "quarantine.jsonl").exists()
+
+
+def broken(clips: ShardSet) -> Path:
+    break_frame(clips, table=clips.clips, row=2, frame=4)
+    renew_hashes(clips.path)
+    return clips.path
+
+
+def test_verify_of_a_set_on_a_read_only_disk(clips: ShardSet) -> None:
+    """Once damaged and once sound; nothing can be written or removed there."""
+    folder = broken(clips)
+    tool = f"{sys.executable} {TOOL} {folder} --verify --workers 1"
+    done = in_a_small_world(
+        f"mount --bind {folder} {folder} && mount -o remount,ro,bind {folder} || exit 99; {tool}; echo status $?"
+    )
+    assert "status 1" in done.stdout and "Traceback" not in done.stderr
+    assert "bad clip: clip_2 in shard-000000.tar" in done.stdout
+    assert f"{folder}/quarantine.jsonl cannot be written (Read-only file system)" in done.stdout
+    assert "--quarantine FILE" in done.stdout
+    assert "--quarantine FILE" in done.stderr  # said before the work, too
+    assert not (folder / "quarantine.jsonl").exists()
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC])
+@pytest.mark.parametrize("sound", [False, True])
+def test_a_quarantine_that_cannot_be_written_costs_no_finding(
+    number: int, sound: bool, clips: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = clips.path if sound else broken(clips)
+    if sound:
+        (folder / "quarantine.jsonl").write_text('{"clip_id": "clip_1", "shard": "s", "reason": "earlier"}\n')
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(verify, "whole_file", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    done = run(folder, "--verify")
+    assert done.returncode == (0 if sound else 1) and "Traceback" not in done.stderr
+    assert ("sound: " in done.stdout) == sound
+    assert ("bad clip: clip_2" in done.stdout) != sound
+    assert os.strerror(number) in done.stdout and str(folder / "quarantine.jsonl") in done.stdout
+
+
+def test_a_quarantine_elsewhere(clips: ShardSet, tmp_path: Path) -> None:
+    """It is written there, and a run that names it leaves the clips out."""
+    file = tmp_path / "bad.jsonl"
+    done = run(broken(clips), "--verify", "--quarantine", file)
+    assert done.returncode == 1 and f"listed in {file}" in done.stdout
+    assert not (clips.path / "quarantine.jsonl").exists()
+    settings = [f"data.val={clips.path}", f"data.quarantine={file}"]
+    shards = build.shard_set(load_config("quickstart", settings), "val")
+    assert list(shards.quarantine) == ["clip_2"] and shards.usable_rows().tolist() == [0, 1, 3, 4, 5, 6, 7]
+    assert pickle.loads(pickle.dumps(shards)).quarantine == shards.quarantine  # as a worker process gets it
+    with pytest.raises(ShardSetError, match=r"none\.jsonl"):
+        build.shard_set(load_config("quickstart", [settings[0], f"data.quarantine={tmp_path}/none.jsonl"]), "val")
 
 
 def test_verify_of_a_sound_set_with_chunks(chunks: ShardSet) -> None:

@@ -282,11 +282,52 @@ def test_missing_videos_are_told_before_the_work(csvs: Path, tmp_path: Path) -> 
     (tmp_path / "empty").mkdir()
     done = run(csvs, tmp_path / "empty", tmp_path / "set", "--max-failures", "0")
     assert done.returncode == 1
-    assert "70 clips cannot be stored" in done.stderr
+    assert "all 70 fail" in done.stderr and "P01/videos/P01_01.MP4" in done.stderr  # where it was looked for
     assert len((tmp_path / "set/failures.jsonl").read_text().splitlines()) == 70
     nothing = run(csvs, tmp_path / "empty", tmp_path / "other")  # 70 are allowed to fail, but not all
     assert nothing.returncode == 1
     assert not (tmp_path / "other/shard_set.json").exists()
+    assert "raise --max-failures" not in done.stderr + nothing.stderr  # that would change nothing
+
+
+@pytest.mark.parametrize("kind", ["no annotation can be a clip", "no video can be read", "no clip is in its video"])
+def test_where_no_clip_can_be_stored_the_advice_is_not_to_allow_it(kind: str, videos: Path, tmp_path: Path) -> None:
+    root = videos
+    rows = [csv_line(n, "P01_01", 50.0, 51.0) for n in range(3)]
+    if kind == "no annotation can be a clip":
+        rows = [csv_line(n, "P01_01", 2.0, 1.0) for n in range(3)]
+    elif kind == "no video can be read":
+        root = tmp_path / "videos"
+        (root / "P01").mkdir(parents=True)
+        (root / "P01/P01_01.MP4").touch()
+    done = run(write_annotations(tmp_path / "csvs", rows), root, tmp_path / "set")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "all 3 fail" in done.stderr and "raise --max-failures" not in done.stderr
+    assert len((tmp_path / "set/failures.jsonl").read_text().splitlines()) == 3
+
+
+def test_videos_in_the_layout_of_the_downloader(reference: Path, videos: Path, tmp_path: Path) -> None:
+    """The same bytes, and the output names the layout."""
+    place = tmp_path / "EPIC-KITCHENS/P01/videos"
+    place.mkdir(parents=True)
+    for video in (videos / "P01").iterdir():
+        (place / video.name).symlink_to(video)
+    for root, out in ((tmp_path / "EPIC-KITCHENS", "a"), (tmp_path, "b")):
+        done = run(reference.parent / "annotations", root, tmp_path / out)
+        assert done.returncode == 0, done.stderr
+        assert "P01/videos/P01_01.MP4" in done.stdout
+        assert contents(tmp_path / out) == contents(reference)
+
+
+def test_paths_at_home(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `--out=~/set`, which no shell expands."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "videos").symlink_to(videos)
+    write_annotations(tmp_path / "csvs", [csv_line(0, "P01_01", 0.0, 0.3)])
+    arguments = ["--dataset", "ek100_cls", "--annotations=~/csvs", "--videos=~/videos", "--out=~/set", *FAST]
+    done = run_here(shard_videos.main, arguments)
+    assert done.returncode == 0, done.stderr
+    assert len(open_shard_set("~/set")) == 1 and len(open_shard_set(tmp_path / "set")) == 1
 
 
 @pytest.mark.parametrize(

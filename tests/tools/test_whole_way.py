@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_from_footage_to_report(tmp_path: Path) -> None:
-    fewer = {"train.py": ["optim.epochs=1", "optim.warmup_epochs=0"], "evaluate.py": []}
+    fewer = {"train.py": ["optim.epochs=1"], "evaluate.py": []}
     for name, _, command in quickstart.steps():
         moved = [part.replace("data/sample", str(tmp_path)) for part in command]
         if name == "sample_dataset":

@@ -22,7 +22,7 @@ from lavila.data.host.colour import Planes, rgb_picture
 from lavila.data.streams.mp4 import OtherForm, Packets, TableError, read_mp4, shown_order
 from lavila.data.streams.reduction import WHOLE, needed
 from lavila.errors import UserError
-from lavila.libav import reason
+from lavila.libav import reason, strictness
 from lavila.shards.packets import UNREADABLE, packet_problem
 
 DECODERS = {"av1": "libdav1d"}  # FFmpeg's names of decoders that differ from the codec's
@@ -61,9 +61,13 @@ def decode_planes(
 ) -> Iterator[Planes]:
     """The same frames one after another, before conversion to RGB. Raises as `decode_frames` does."""
     for frame in _wanted_frames(data, frames):
-        picture = frame if frame.format.name == "yuv420p" else _to_yuv420p(frame)
-        lines = [np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size) for plane in picture.planes]
-        yield Planes(lines[0], lines[1], lines[2], frame.width)
+        yield planes_of(frame if frame.format.name == "yuv420p" else _to_yuv420p(frame))
+
+
+def planes_of(frame: av.VideoFrame) -> Planes:
+    """The planes of a yuv420p frame. They lie in the frame's memory, so keep the frame as long as them."""
+    lines = [np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size) for plane in frame.planes]
+    return Planes(lines[0], lines[1], lines[2], frame.width)
 
 
 def _to_yuv420p(frame: av.VideoFrame) -> av.VideoFrame:
@@ -130,6 +134,7 @@ def _stream(container: Any) -> Any:
         raise DecodeError("its codec is not known, or its header is damaged")
     # One thread a clip. The loader decodes several clips at once, so more threads for one clip gain nothing.
     stream.codec_context.thread_count = 1
+    stream.codec_context.options = strictness(stream.codec_context.name)
     return stream
 
 
@@ -141,12 +146,13 @@ def _wanted_frames(
     found = 0
     reached = lambda: f"after {found} of {len(wanted)} frames"  # noqa: E731
     with _as_decode_errors(reached), _opened(bytes(data)) as (context, packets):
+        # All of the needed packets are decoded: the last wanted frame may refer to one that is shown after it.
         for frame in _decoded(context, _numbered(packets, needed(packets, wanted))):
-            if frame.pts == wanted[found]:
+            if found < len(wanted) and frame.pts == wanted[found]:
                 yield frame
                 found += 1
-                if found == len(wanted):
-                    return
+    if found == len(wanted):
+        return
     raise_if_short_of_memory()
     raise DecodeError(f"frame {wanted[found]} is wanted, and could not be decoded")
 
@@ -165,6 +171,7 @@ def _opened(data: bytes) -> Iterator[tuple[Any, Packets]]:
     codec = source.packets.codec
     context: Any = av.CodecContext.create(DECODERS.get(codec, codec), "r")
     context.thread_count = 1
+    context.options = strictness(context.name)
     if source.extradata:
         context.extradata = source.extradata
     yield context, source.packets
@@ -204,5 +211,12 @@ def _packets(container: Any, stream: Any) -> tuple[list[Any], list[int]]:
 
 
 def _decoded(context: Any, packets: Iterable[Any]) -> Iterator[av.VideoFrame]:
+    """The frames of some packets. DecodeError for one that FFmpeg flags: it makes up what is damaged or missing.
+
+    Frames that refer to such a frame have no flag. So one damaged frame costs the clip.
+    """
     for packet in chain(packets, [None]):  # None makes the decoder return the frames that it still holds
-        yield from context.decode(packet)
+        for frame in context.decode(packet):
+            if frame.is_corrupt:
+                raise DecodeError("a frame is damaged, or refers to one that is missing")
+            yield frame

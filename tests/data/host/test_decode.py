@@ -12,7 +12,7 @@ import pytest
 
 from lavila.cluster.workers import end_realtime
 from lavila.data.host import decode
-from lavila.data.host.decode import DecodeError, decode_frames, decode_planes
+from lavila.data.host.decode import DecodeError, decode_frames, decode_planes, video_problem
 
 FRAMES = 45
 X265 = "pools=none:frame-threads=1:log-level=error:bframes=7:b-adapt=0"
@@ -129,3 +129,34 @@ def test_damage_shows_in_the_group_that_has_it_only() -> None:
     assert decode_frames(bytes(data), [3, 40]).shape == (2, 48, 64, 3)
     with pytest.raises(DecodeError):
         decode_frames(bytes(data), [3, 20, 40])
+
+
+@pytest.mark.parametrize("name", ["h264 b", "h264 pyramid", "h264 no b", "hevc b"])
+def test_what_was_decoded_on_top_of_damage_is_refused(name: str) -> None:
+    """FFmpeg flags only the damaged frame, or raises. All that follow in its group show the damage, too."""
+    data = bytearray(coded(*STREAMS[name]))
+    with av.open(io.BytesIO(bytes(data))) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    hit = max(range(17, 24), key=lambda n: packets[n].size)  # others refer to the largest
+    first, size = packets[hit].pos, packets[hit].size
+    kept = 12 if name.startswith("hevc") else 30  # in HEVC only the header of so small a picture shows damage
+    data[first + kept : first + size] = bytes(size - kept)  # as of a block of a disk that was lost
+    sound, spoilt = every_frame(coded(*STREAMS[name])), every_frame_or_none(bytes(data))
+    times = sorted(packet.pts for packet in packets)
+    at = times.index(packets[hit].pts)
+    later = [n for n in range(at, FRAMES) if spoilt is None or not np.array_equal(spoilt[n][0], sound[n][0])]
+    assert spoilt is None or later, "the damage shows"
+    for wanted in [*later[:4], later[-1]]:
+        with pytest.raises(DecodeError):
+            decode_frames(bytes(data), [wanted])
+    assert video_problem(bytes(data), frames=FRAMES, height=48, width=64) is not None
+    assert decode_frames(bytes(data), [0]).shape == (1, 48, 64, 3), "frames before it are sound"
+
+
+def every_frame_or_none(data: bytes) -> list[list[np.ndarray]] | None:
+    """All frames as FFmpeg gives them; None if it raises, or gives fewer."""
+    try:
+        found = every_frame(data)
+    except av.FFmpegError:
+        return None
+    return found if len(found) == FRAMES else None

@@ -1,0 +1,147 @@
+"""Decodes the frames of a file in display order, each with its time and with whether its picture can be trusted.
+
+FFmpeg conceals damage: it makes up what is missing, and flags that frame alone. Frames that refer to it come without a
+flag, though they show the same made-up pixels. Here they count as damaged, too, up to the next frame at which decoding
+can begin.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from av.video.frame import PictureType
+
+from lavila.ingest.video_files import Deadline
+
+MOST_HELD = 16  # the most frames that H.264 and HEVC hold back to reorder them
+REMEMBERED = 4 * MOST_HELD  # numbers of damaged frames, and of starts, that are kept
+
+
+class _Tag:
+    """What a packet hands to its frame. PyAV finds it by its address, so each packet needs an object for itself."""
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+@dataclass(kw_only=True, slots=True)
+class Decoded:
+    """One frame of a file."""
+
+    frame: Any
+    number: int  # of its packet, counted in decoding order from where reading began
+    starts: bool  # whether decoding can begin with it
+    pts: Any  # when it is shown, in ticks of the stream (int); None = unknown
+    damaged: bool = False  # whether it is damaged itself, or was decoded on top of damage
+
+
+@dataclass(kw_only=True)
+class FrameReader:
+    """Reads the frames of a stream from where its container stands.
+
+    `by_order`: the container has no times of presentation, so the order of the frames decides. Where frames are
+    reordered, one then has no time before the second start, since the frames that are shown before the first start are
+    not known. With `from_start`, reading begins at the start of the file, and all frames have times.
+    """
+
+    container: Any
+    stream: Any
+    deadline: Deadline
+    by_order: bool = False
+    from_start: bool = False
+    last_dts: int | None = None  # decoding time of the last packet
+    _held: deque[Decoded] = field(default_factory=deque)  # decoded, but something that they refer to may be missing
+    _unseen: set[int] = field(default_factory=set)  # packets of which no frame has come
+    _damaged: list[int] = field(default_factory=list)  # numbers of frames that are damaged themselves
+    _starts: list[int] = field(default_factory=list)  # numbers of frames at which decoding can begin, ascending
+    _dts: list[int] = field(default_factory=list)  # decoding time of each packet; by_order only
+    _anchor: int | None = None  # the start from which `_slot` counts
+    _slot: int = 0  # place of the next frame in display order
+
+    def frames(self) -> Iterator[Decoded]:
+        """The frames in display order."""
+        context = self.stream.codec_context
+        context.copy_opaque = True  # a frame carries the tag of its packet
+        self.from_start |= not context.has_b_frames
+        number = 0
+        lossy: set[int] = set()  # packets in front of which something may be missing
+        for packet in self.container.demux(self.stream):
+            self.deadline.check()
+            time = packet.pts if packet.dts is None else packet.dts
+            if time is not None:
+                self.last_dts = time
+                if not packet.size:  # it holds no picture, and decoders take it for the end of the stream
+                    continue
+            if self.by_order:
+                self._dts.append(time if time is not None else self._dts[-1] + 1 if self._dts else 0)
+            # In a transport stream a flag says that something lacks in the next packet, which the decoder finds, or
+            # behind it. There it may be frames, or nothing where files were joined, which begin with a keyframe.
+            if number in lossy and packet.size and not packet.is_keyframe:
+                self._damaged = [*self._damaged[-REMEMBERED:], number]
+            lossy = {number + 2, *(later for later in lossy if later > number)} if packet.is_corrupt else lossy
+            packet.opaque = _Tag(number)
+            self._unseen.add(number)
+            number += 1
+            for frame in packet.decode():
+                self._take(frame)
+                yield from self._released(reorders=context.reorder_depth > 0)
+        while self._held:
+            yield self._judged(self._held.popleft())
+
+    def _take(self, frame: Any) -> None:
+        if isinstance(frame.opaque, _Tag):
+            number = frame.opaque.number
+        else:  # this decoder does not hand tags on
+            number = min(self._unseen, default=self._held[-1].number if self._held else 0)
+        self._unseen.discard(number)
+        # Where pictures are refreshed piece by piece, the "key frame" that begins it is neither whole nor intra-coded.
+        starts = bool(frame.key_frame) and frame.pict_type in (PictureType.I, PictureType.NONE)
+        if starts and (not self._starts or number > self._starts[-1]):
+            self._starts = [*self._starts[-REMEMBERED:], number]
+        if frame.is_corrupt:
+            self._damaged = [*self._damaged[-REMEMBERED:], number]
+        self._held.append(Decoded(frame=frame, number=number, starts=starts, pts=frame.pts))
+
+    def _released(self, *, reorders: bool) -> Iterator[Decoded]:
+        """The frames of which everything that they may refer to has come: the frames of earlier packets.
+
+        One of these may be shown later, and its flag is not known before. Some packets never give a frame.
+        """
+        while self._held:
+            number = self._held[0].number
+            if not reorders:
+                self._unseen.clear()
+            elif any(unseen < number for unseen in self._unseen):
+                if len(self._held) <= MOST_HELD:
+                    return
+                self._unseen = {unseen for unseen in self._unseen if unseen > number}
+            yield self._judged(self._held.popleft())
+
+    def _judged(self, one: Decoded) -> Decoded:
+        place = bisect_right(self._starts, one.number) - 1
+        start = self._starts[place] if place >= 0 else None
+        if self._damaged:
+            # A frame that is shown before the start of its group may refer to the group before, too.
+            leads = any(held.number == start for held in self._held)
+            first = 0 if start is None else self._starts[max(place - leads, 0)]
+            one.damaged = any(first <= number <= one.number for number in self._damaged)
+        if self.by_order:
+            one.pts = self._time_in_order(start)
+        return one
+
+    def _time_in_order(self, start: int | None) -> int | None:
+        """The time of the next frame in display order: frames have the times of packets, in ascending order.
+
+        The first frame of a group that is shown takes the place of the packet that starts the group.
+        """
+        if start is not None and start != self._anchor:
+            self.from_start |= self._anchor is not None
+            self._anchor, self._slot = start, start
+        slot, self._slot = self._slot, self._slot + 1
+        return self._dts[min(slot, len(self._dts) - 1)] if self.from_start else None

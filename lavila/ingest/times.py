@@ -1,0 +1,234 @@
+"""What the times in a file say: the rate of its film, whether its clock runs on, and where its last frame ends.
+
+Most containers have a table of all frames, or were written by one muxer with one clock. Others are read through once,
+without decoding: pieces that were joined end to end, and streams without any table. The result is kept for the process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from lavila.ingest.video_files import (
+    Deadline,
+    EncodeError,
+    Limits,
+    Part,
+    allowed_rate,
+    frame_rate,
+    matroska_end,
+    open_video,
+    seconds_of_tag,
+)
+from lavila.libav import DAMAGE, reason
+from lavila.records import Ints
+
+# A frame that stands so much longer than the others is a pause: it says nothing of the rate of the film.
+PAUSE_SECONDS, PAUSE_FRAMES = 1, 10
+FALSE_RATE = Fraction(3, 2)  # a stated rate that is wrong by this factor is not that of the film
+EXACT_RATE = Fraction(1, 1000)  # mean and nominal rate of film without a pause agree this well
+NEAR_RATE = 0.005  # a measured rate so near to a usual one is that
+USUAL_RATES = [
+    *(Fraction(1000 * rate, 1001) for rate in (24, 30, 48, 60, 120)),
+    *map(Fraction, (10, 12, 15, 20, 24, 25, 30, 48, 50, 60, 90, 100, 120)),
+]
+CLOCK_GAP_SECONDS = 10  # FFmpeg takes a longer gap in a broadcast stream for another clock, too
+MOST_REORDERED = 16  # the most frames by which H.264 and HEVC decode a frame early
+HEAD_PACKETS = 256  # packets that show the rate of a file, and whether it has times of presentation
+CLOCKED = ("mpegts", "mpeg", "ogg")  # containers whose clock may begin anew
+KNOWN_FILES = 4096  # files whose times are kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileTimes:
+    """The times of one file."""
+
+    fps: Fraction  # frames per second of the film
+    stated: bool = True  # whether the header states `fps`; else it is estimated from the times of the frames
+    by_order: bool = False  # whether the frames have no times of presentation, only an order
+    keyframes: tuple[int, ...] = ()  # decoding times of the keyframes, for `by_order`
+    last_dts: int | None = None  # decoding time of the last packet, if a table lists it
+    hold: Fraction | None = None  # the seconds for which the last frame is shown, by that table
+    stop: Fraction | None = None  # when the last frame ends, in seconds from the first, if there is no such table
+
+
+_known: dict[tuple[str, int, int], FileTimes | EncodeError] = {}
+
+
+def file_times(part: Part, container: Any, stream: Any, limits: Limits, deadline: Deadline) -> FileTimes:
+    """The times of an open file. Reads nothing of `container`. Raises EncodeError if the clock of the file jumps."""
+    status = part.path.stat()
+    key = (str(part.path), status.st_size, status.st_mtime_ns)
+    if key not in _known:
+        if len(_known) >= KNOWN_FILES:
+            _known.clear()
+        try:
+            _known[key] = _Reading(part, container, stream, limits, deadline).times()
+        except EncodeError as error:
+            _known[key] = error
+    found = _known[key]
+    if isinstance(found, EncodeError):
+        raise EncodeError(str(found))
+    return found
+
+
+@dataclass(frozen=True)
+class _Packets:
+    """The packets of a stream, in decoding order."""
+
+    shown: Ints  # when each is shown, in ticks; where that is missing, when it is decoded
+    dts: Ints  # when each is decoded
+    keys: Ints  # whether each is a keyframe
+    stop: int  # when the last one ends, in ticks
+    by_order: bool  # whether times of presentation are missing
+
+
+@dataclass(frozen=True)
+class _Reading:
+    part: Part
+    container: Any
+    stream: Any
+    limits: Limits
+    deadline: Deadline
+
+    def times(self) -> FileTimes:
+        kind = self.container.format.name
+        if kind.startswith("mov") and self.stream.frames:
+            return self._of_table()
+        if kind == "avi":
+            return self._of_avi()
+        if kind.startswith("matroska"):
+            end, size = matroska_end(self.part.path), self.part.path.stat().st_size
+            if end is not None and end >= size:  # one muxer wrote one clock
+                return self._of_head(whole=end == size)
+        return self._of_all(self._packets(None))
+
+    def _of_table(self) -> FileTimes:
+        """An mp4 whose table lists all frames. `average_rate` counts a pause; `base_rate` is that of the ticks."""
+        stream, tick = self.stream, self.stream.time_base
+        entries = stream.index_entries
+        stated = frame_rate(self.part.name, stream)
+        base = stream.base_rate
+        times = FileTimes(fps=stated)
+        if len(entries):
+            last = entries[-1].timestamp
+            ticks = 0 if stream.duration is None else entries[0].timestamp + stream.duration - last
+            times = FileTimes(fps=stated, last_dts=last, hold=Fraction(ticks * tick))
+        if len(entries) > 1 and not (base and abs(stated / base - 1) <= EXACT_RATE):
+            stamps = np.array([entry.timestamp for entry in entries], np.int64)
+            film, pause = film_rate(stamps, tick, last=ticks)
+            if pause and film is not None:
+                times = replace(times, fps=film, stated=False)
+        # With times of presentation, the first frame of a stream with B-frames is decoded before its time.
+        if stream.codec_context.has_b_frames and len(entries) and entries[0].timestamp == (stream.start_time or 0):
+            head = self._packets(HEAD_PACKETS)
+            if head.by_order or (head.shown == head.dts).all():
+                times = replace(times, by_order=True, keyframes=_keyframes(entries))
+        return times
+
+    def _of_avi(self) -> FileTimes:
+        """An AVI counts its frames in decoding order, and has no times of presentation."""
+        stream = self.stream
+        return FileTimes(
+            fps=frame_rate(self.part.name, stream), by_order=True, keyframes=_keyframes(stream.index_entries)
+        )
+
+    def _of_head(self, *, whole: bool) -> FileTimes:
+        stop = seconds_of_tag(self.stream) if whole else None
+        head = self._packets(HEAD_PACKETS)
+        fps, stated = self._rate(head)
+        if not stated:
+            fps, stated = self._rate(self._packets(None))
+        return FileTimes(fps=fps, stated=stated, by_order=head.by_order, stop=stop)
+
+    def _of_all(self, packets: _Packets) -> FileTimes:
+        tick = self.stream.time_base
+        clocked = self.container.format.name in CLOCKED
+        dts = None if self.container.format.name.startswith("matroska") else packets.dts
+        jump = clock_jump(packets.shown, packets.keys, dts=dts, most=CLOCK_GAP_SECONDS / tick if clocked else None)
+        if jump is not None:
+            before, after = (float((stamp - packets.shown[0]) * tick) for stamp in jump)
+            raise EncodeError(
+                f"{self.part.name}: its clock jumps from {before:.2f} s to {after:.2f} s, as in files that were joined "
+                "end to end; give it one clock, for example with ffmpeg -i FILE -c copy NEW.mp4"
+            )
+        fps, stated = self._rate(packets)
+        stop = Fraction((packets.stop - int(packets.shown.min())) * tick) if len(packets.shown) else None
+        return FileTimes(fps=fps, stated=stated, by_order=packets.by_order, stop=stop)
+
+    def _rate(self, packets: _Packets) -> tuple[Fraction, bool]:
+        """Frames per second, and whether the header states them."""
+        measured, _ = film_rate(packets.shown, self.stream.time_base)
+        stated = self.stream.average_rate
+        if measured is None or (stated and 1 / FALSE_RATE <= measured / stated <= FALSE_RATE):
+            return frame_rate(self.part.name, self.stream), True
+        return allowed_rate(self.part.name, measured), False
+
+    def _packets(self, most: int | None) -> _Packets:
+        """The first `most` packets; None = all. Opens the file anew."""
+        container, stream = open_video(self.part, self.limits, self.deadline)
+        shown, dts, keys, untimed, stop = [], [], [], 0, 0
+        try:
+            for packet in container.demux(stream):
+                self.deadline.check()
+                decoded = packet.pts if packet.dts is None else packet.dts
+                if decoded is None or not packet.size:
+                    continue
+                untimed += packet.pts is None
+                shown.append(decoded if packet.pts is None else packet.pts)
+                dts.append(decoded)
+                keys.append(packet.is_keyframe)
+                stop = max(stop, shown[-1] + (packet.duration or 0))
+                if len(shown) == most:
+                    break
+        except DAMAGE as error:
+            if not shown:
+                raise EncodeError(f"{self.part.name}: damaged at its start ({reason(error)})") from error
+        finally:
+            container.close()
+        by_order = untimed > len(shown) / 2 and bool(stream.codec_context.has_b_frames)
+        return _Packets(np.array(shown, np.int64), np.array(dts, np.int64), np.array(keys, bool), stop, by_order)
+
+
+def _keyframes(entries: Sequence[Any]) -> tuple[int, ...]:
+    return tuple(entry.timestamp for entry in entries if entry.is_keyframe)
+
+
+def film_rate(stamps: Ints, tick: Fraction, *, last: int | None = None) -> tuple[Fraction | None, bool]:
+    """The frames per second of the film between its pauses, and whether there is a pause.
+
+    `stamps`: the times of all frames in ticks of `tick` seconds; `last`: how long the last one is shown, in ticks.
+    """
+    ordered = np.unique(stamps)
+    distances: Ints = ordered[1:] - ordered[:-1]
+    if not len(distances):
+        return None, False
+    longest = max(float(PAUSE_SECONDS / tick), PAUSE_FRAMES * float(np.median(distances)))
+    moving = distances[np.less_equal(distances, longest)]
+    pause = len(moving) < len(distances) or (last is not None and last > longest)
+    rate = len(moving) / (int(moving.sum()) * tick)
+    near = min(USUAL_RATES, key=lambda usual: abs(usual / rate - 1))
+    return (near if abs(near / rate - 1) <= NEAR_RATE else rate.limit_denominator(100)), pause
+
+
+def clock_jump(shown: Ints, keys: Ints, *, dts: Ints | None, most: Fraction | None) -> tuple[int, int] | None:
+    """The first place where the clock of a file jumps: the time before it, and the time after it.
+
+    Frames are decoded in another order than they are shown, but by a few places at most, and all before a keyframe are
+    shown before it. `shown`, `keys`: time and kind of each packet in decoding order; `dts`: when each is decoded, if
+    the container says it. `most`: the largest step ahead that is no jump.
+    """
+    highest = np.maximum.accumulate(shown)
+    early = np.r_[np.full(min(MOST_REORDERED + 1, len(shown)), shown[:1].min(initial=0)), highest][: len(shown)]
+    jumps = shown < np.where(keys, np.r_[shown[:1], highest[:-1]], early)
+    if dts is not None:
+        steps = np.diff(dts, prepend=dts[:1])
+        jumps |= steps < 0
+        if most is not None:
+            jumps |= steps > float(most)
+    place = int(np.argmax(jumps)) if jumps.any() else None
+    return None if place is None else (int(highest[place - 1]), int(shown[place]))

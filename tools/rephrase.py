@@ -1,0 +1,146 @@
+"""Says captions in other words with a T5 paraphraser, as LaViLa's rephraser did: a captions table in, one out.
+
+    python tools/rephrase.py --shards data/ego4d/train --out rephrased.parquet
+    python tools/rephrase.py --captions human.parquet --model t5-paraphraser/ --out rephrased.parquet
+    python train.py --config NAME 'data.captions=[own, rephrased.parquet]'
+
+--shards rephrases a shard set's own narrations, --captions those of a captions table (see tools/make_captions.py).
+--model is a folder, or a name on the Hugging Face hub, from which transformers fetches the weights once. Without a
+network, run 'hf download NAME --local-dir DIR' elsewhere, copy DIR and give --model DIR.
+
+By default words are chosen as published: a search with 20 groups of one beam, in which a group pays for choosing the
+word that another group has just chosen. Of the 20 paraphrases of a caption the three likeliest that differ are kept,
+without punctuation. --sample draws them at random instead, from a seed of each caption's own.
+
+Ctrl-C, a kill or a power cut costs the batch at hand: the same command goes on. What is done lies in
+OUT.journal.jsonl until the table is written.
+
+Exit status: 0 table written, 1 not, 2 wrong arguments, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from tqdm import tqdm
+
+from lavila.errors import UserError
+from lavila.ingest.rephrasing import Journal, Rephrasing, about_run, journal_path, rephrase, write_rephrased
+from lavila.models.paraphraser import PARAPHRASER, PUBLISHED, load_paraphraser
+from lavila.shards.captions import CaptionError, read_captions
+from lavila.shards.format import CLIPS
+from lavila.shards.reader import open_shard_set
+
+
+def rephrase_table(args: argparse.Namespace) -> None:
+    """Read, rephrase and write, and print the numbers."""
+    journal_file = journal_path(args.out)
+    if args.out.exists() and not journal_file.exists():
+        raise CaptionError(f"--out {args.out}: is there already; remove it or give another name")
+    table, file = _captions(args)
+    settings = _settings(args)
+    journal = Journal(journal_file, about_run(file, args.model, settings))
+    print(f"{len(table)} clips of {args.captions or args.shards}, of which {journal.done} are done")
+    if journal.done < len(table):
+        device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        print(f"loading {args.model} ...", flush=True)
+        paraphraser = load_paraphraser(args.model, device=device)
+        with tqdm(total=len(table), initial=journal.done, unit=" clips", mininterval=1, dynamic_ncols=True) as bar:
+            for clips in rephrase(table, paraphraser, journal, settings, batch_size=args.batch_size):
+                bar.update(clips)
+    clips, empty = write_rephrased(args.out, journal)
+    journal_file.unlink()
+    print(f"{args.out}: paraphrases of {clips} clips, source rephrased")
+    if empty:
+        print(f"{empty} clips are left out: no paraphrase of theirs differs from the caption")
+    print(f"      python train.py --config NAME 'data.captions=[own, {args.out}]'")
+
+
+def _captions(args: argparse.Namespace) -> tuple[pa.Table, Path]:
+    """The captions, and the file that holds them."""
+    if args.captions:
+        return read_captions(args.captions), args.captions
+    shard_set = open_shard_set(args.shards)
+    return shard_set.clips.select(["clip_id", "narrations"]), shard_set.path / CLIPS
+
+
+def _settings(args: argparse.Namespace) -> Rephrasing:
+    if args.sample:
+        changes: dict[str, Any] = {
+            "num_beams": 1,
+            "num_beam_groups": 1,
+            "diversity_penalty": 0.0,
+            "num_return_sequences": args.number,
+        }
+        changes |= {"temperature": args.temperature, "top_p": args.top_p}
+    else:
+        changes = dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences"), args.number)
+    try:
+        choice = replace(PUBLISHED, max_length=args.max_length, **changes)
+    except ValueError as error:  # such as --temperature 0
+        raise CaptionError(str(error)) from None
+    return Rephrasing(choice=choice, keep=args.keep, punctuation=args.punctuation, seed=args.seed)
+
+
+def at_least(least: int, text: str) -> int:
+    """A whole number of an option."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = least - 1
+    if number < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+    return number
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    description, epilog = (__doc__ or "").split("\n\n", 1)
+    p = argparse.ArgumentParser(
+        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    given = p.add_mutually_exclusive_group(required=True)
+    given.add_argument("--captions", type=Path, metavar="FILE", help="a captions table (.parquet)")
+    given.add_argument("--shards", type=Path, metavar="DIR", help="a shard set, whose own narrations are rephrased")
+    p.add_argument("--out", required=True, type=Path, metavar="FILE", help="the captions table to write (.parquet)")
+    p.add_argument("--model", default=PARAPHRASER, metavar="NAME|DIR", help=f"the paraphraser ({PARAPHRASER})")
+    p.add_argument("--number", type=lambda text: at_least(2, text), default=PUBLISHED.num_beams, metavar="N",
+        help=f"paraphrases to make of each caption ({PUBLISHED.num_beams})")  # fmt: skip
+    p.add_argument("--keep", type=lambda text: at_least(1, text), default=Rephrasing().keep, metavar="N",
+        help=f"paraphrases to keep of each caption ({Rephrasing().keep})")  # fmt: skip
+    p.add_argument("--max-length", type=lambda text: at_least(2, text), default=PUBLISHED.max_length, metavar="N",
+        help=f"tokens of a paraphrase, the first one included ({PUBLISHED.max_length})")  # fmt: skip
+    p.add_argument("--punctuation", action="store_true", help="keep the punctuation of paraphrases")
+    p.add_argument("--sample", action="store_true", help="draw paraphrases at random instead of searching")
+    p.add_argument("--temperature", type=float, default=1.0, help="of --sample (1.0)")
+    p.add_argument("--top-p", type=float, default=0.95, help="of --sample: the nucleus to draw from (0.95)")
+    p.add_argument("--seed", type=int, default=0, help="of --sample (0)")
+    p.add_argument("--batch-size", type=lambda text: at_least(1, text), default=16, metavar="N",
+        help="captions at once (16)")  # fmt: skip
+    p.add_argument("--device", help="such as cpu or cuda:0 (a GPU where there is one)")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool. Returns the exit status."""
+    args = parser().parse_args(argv)
+    try:
+        rephrase_table(args)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on where this one was", file=sys.stderr)
+        return 130
+    except (UserError, OSError) as error:
+        print(f"rephrase: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
