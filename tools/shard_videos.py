@@ -136,7 +136,7 @@ def parser() -> argparse.ArgumentParser:
         default=0,
         type=int,
         metavar="N",
-        help="frames between keyframes; 0: a clip up to 8 s, 2 s of longer ones, 0.5 s in chunks",
+        help="frames between keyframes; 0: a clip up to 8 s, 0.8 (vp9, av1) or 2 s of longer ones, 0.5 s in chunks",
     )
     add("--crf", default=-1, type=int, metavar="N", help="quality, lower is better (by codec, vp9: 36)")
     add("--speed", default="", help="vp9: cpu-used; others: preset (by codec, vp9: 5)")

@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lavila.data.host.decode import DecodeError
+from lavila.data.streams.mp4 import TableError
+from lavila.data.streams.reduction import reduced
 from lavila.plan.plans import Plan
 from lavila.records import ClipPlan, Frames
 from lavila.shards.format import DamagedClip, shard_name
@@ -41,6 +43,18 @@ class ClipReader:
             return self._shard_set.read_frames(plan.row, plan.distinct_frames())
         except DamagedClip as error:
             raise DecodeError(str(error)) from error
+
+    def read_needed(self, plan: ClipPlan) -> tuple[bytes, Frames]:
+        """As `read`, without the packets that the frames do not need: for a decoder that decodes all it is given.
+
+        Raises as `read`, and DecodeError for a video whose tables do not fit its bytes.
+        """
+        data, frames = self.read(plan)
+        try:
+            stream = reduced(data, frames)
+        except TableError as error:
+            raise DecodeError(str(error)) from error
+        return stream.data, stream.frames
 
     def planned(self, plan: Plan, *, epoch: int, step: int) -> Generator[list[ClipPlan]]:
         """The clips of each step from `step` to the end of the epoch.

@@ -42,7 +42,7 @@ def build_runner(reader: ClipReader, spec: PictureSpec, execution: Execution, *,
     warning says if it takes more. Encoded clips are small, so `execution.prefetch` alone limits them.
     """
     if execution.decoder != "host":
-        return PipelineRunner(spec, reader.read, execution, ahead=execution.prefetch + 1)
+        return PipelineRunner(spec, reader.read_needed, execution, ahead=execution.prefetch + 1)
     if execution.draws_on_host:
         work = _work(execution, HostRunner.clip_bytes(spec), held=HELD)
         ahead = batches_ahead(work, memory_gib=host_memory_gib)

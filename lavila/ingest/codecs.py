@@ -45,10 +45,18 @@ class Encoder:
     crf_range: tuple[int, int] = (0, 63)  # values of the best quality and of the smallest files
     max_fps: int = 1000
     min_side: int = SIDE_MULTIPLE  # the smallest side of a picture, pixels
+    long_group: float = 2.0  # seconds of a group of pictures in long clips
 
+
+# Seconds of a group of pictures in long clips, for codecs whose frames need most of those before them. For 16 frames of
+# 30 s, at most a quarter of the pictures is decoded. Of H.264 and HEVC as coded here, a tenth is, with groups of 2 s.
+SHORT_GROUP = 0.8
 
 X26X_PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
-X265_PARAMS = "open-gop=0:pools=none:frame-threads=1:log-level=error"
+# As in H.264 below, no frame refers to seven frames in eight. Measured with 3 s of film at 512x288: a sixth fewer bytes
+# than with x265's own choice of B-frames, SSIM 0.974 instead of 0.976, and half the time to decode 16 of 75 frames.
+# The lookahead is that of preset medium. That of ultrafast is shorter than a run of B-frames, which x265 refuses.
+X265_PARAMS = "open-gop=0:pools=none:frame-threads=1:log-level=error:bframes=7:b-adapt=0:b-pyramid=0:rc-lookahead=20"
 
 ENCODERS = {
     "vp9": Encoder(
@@ -61,6 +69,7 @@ ENCODERS = {
         # libvpx has speeds above 5 only in realtime mode, which does not look ahead.
         fast={"deadline": "realtime", "lag-in-frames": "0", "auto-alt-ref": "0"},
         fast_speeds=("6", "7", "8"),
+        long_group=SHORT_GROUP,
     ),
     "h264": Encoder(
         name="libx264",
@@ -96,6 +105,7 @@ ENCODERS = {
         speeds=tuple(map(str, range(14))),
         options={"svtav1-params": "lp=1:fast-decode=1"},
         max_fps=240,
+        long_group=SHORT_GROUP,
     ),
 }
 
@@ -120,6 +130,7 @@ def _nvenc(codec: str, *, crf: int, crf_range: tuple[int, int], **options: str) 
         quality_option="cq",
         crf_range=crf_range,
         min_side=160,  # the largest of the chips' smallest widths
+        long_group=SHORT_GROUP,  # without B-frames, each frame needs all before it
     )
 
 
@@ -141,9 +152,7 @@ class EncodeSettings:
     codec: str = "vp9"  # vp9, h264, hevc or av1
     short_side: int = 288  # pixels, a multiple of 16; a smaller video is not enlarged
     fps: float | Literal["native"] = "native"  # stored frames per second; native = the average of the video
-    gop: int = (
-        0  # frames from one keyframe to the next; 0 = a whole clip up to 8 s, 2 s of longer ones, 0.5 s of chunks
-    )
+    gop: int = 0  # frames between keyframes; 0 = a clip up to 8 s, `Encoder.long_group` of longer ones, 0.5 s of chunks
     crf: int = field(default=-1)  # quality, lower is better; -1 = the codec's default
     speed: str = ""  # cpu-used of VP9, preset of the others; empty = the codec's default
     encoder: str = "cpu"  # cpu or nvenc

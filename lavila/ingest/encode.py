@@ -64,10 +64,9 @@ FRAGMENTS = "frag_keyframe+empty_moov+default_base_moof+negative_cts_offsets+fra
 Chooser = Callable[[int, int, float], Sequence[int]]
 """(frames of the interval, frames after it, frames per second) -> the ascending, distinct frames to store, from 0."""
 
-# Models use few frames of a clip longer than LONG_CLIP seconds, far from each other. With groups of LONG_GROUP seconds,
-# fewer other frames have to be decoded: 16 frames of 30 s of VP9 come 1.5 times as fast. It costs a sixth (H.264) to a
-# quarter (VP9) more bytes.
-LONG_CLIP, LONG_GROUP = 8, 2
+# Models use few frames of a clip longer than LONG_CLIP seconds, far from each other. With short groups, fewer other
+# frames have to be decoded (`benchmarks/streams.py`). `Encoder.long_group` is their length.
+LONG_CLIP = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,11 +150,11 @@ class _Cut:
         """The number after the last output frame; None = to the end of the video."""
         return None if self.num_frames is None else self.num_frames + self.after
 
-    def group(self) -> int:
-        """The default number of frames in a group of pictures: a whole clip, or LONG_GROUP seconds of a long one."""
+    def group(self, long_group: float) -> int:
+        """The default number of frames in a group of pictures: a whole clip, or `long_group` seconds of a long one."""
         if self.num_frames is None or self.num_frames <= LONG_CLIP * self.fps:
             return WHOLE_CLIP
-        return max(round(LONG_GROUP * self.fps), 1)
+        return max(round(long_group * self.fps), 1)
 
     def seconds(self) -> Iterator[Fraction]:
         """The time of each output frame."""
@@ -200,7 +199,8 @@ def encode_clip(
 def _encoded(source: SourceVideo, cut: _Cut, settings: EncodeSettings, choose: Chooser | None) -> EncodedClip:
     frames = _all_frames(source, cut)
     if choose is None:
-        coded = _code(frames, source, settings, fps=cut.fps, gop=settings.gop or cut.group())
+        gop = settings.gop or cut.group(settings.coder.long_group)
+        coded = _code(frames, source, settings, fps=cut.fps, gop=gop)
         num_frames, frames_after = _split(source, cut, coded.num_frames)
         before = cut.before
     else:

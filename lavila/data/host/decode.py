@@ -1,17 +1,16 @@
 """PyAV on the CPU: encoded bytes and frame numbers -> the frames with these numbers, with as little work as possible.
 
-Three kinds of frames are not decoded: groups of pictures without a wanted frame, frames after the last wanted one of a
-group, and frames that no other refers to (half to three quarters of H.264 with B-frames, none of VP9). The wanted
-frames are bit for bit the same as if everything were decoded.
+The decoder is given only the packets that the wanted frames need (`streams.reduction.needed`). The frames are bit for
+bit the same as if everything were decoded. Clips as our encoder writes them are read without FFmpeg's demuxer, since
+that decodes the first frame when it opens a file.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, chain, pairwise
 from typing import Any
 
 import av
@@ -20,10 +19,13 @@ import numpy.typing as npt
 from av.video.reformatter import Interpolation
 
 from lavila.data.host.colour import Planes, rgb_picture
+from lavila.data.streams.mp4 import OtherForm, Packets, TableError, read_mp4, shown_order
+from lavila.data.streams.reduction import WHOLE, needed
 from lavila.errors import UserError
 from lavila.libav import reason, strictness
 from lavila.shards.packets import UNREADABLE, packet_problem
 
+DECODERS = {"av1": "libdav1d"}  # FFmpeg's names of decoders that differ from the codec's
 SPARE_BYTES = 64 << 20  # a process that cannot allocate so many bytes is short of memory
 
 
@@ -117,6 +119,8 @@ def _as_decode_errors(place: Callable[[], str]) -> Iterator[None]:
     """Turn errors of FFmpeg and PyAV that mean a damaged clip into DecodeError, with the place that was reached."""
     try:
         yield
+    except TableError as error:
+        raise DecodeError(str(error)) from error
     except UNREADABLE as error:
         raise_if_short_of_memory()
         raise DecodeError(f"{reason(error)} ({place()})") from error
@@ -141,21 +145,60 @@ def _wanted_frames(
     assert wanted and all(a < b for a, b in pairwise(wanted)), wanted
     found = 0
     reached = lambda: f"after {found} of {len(wanted)} frames"  # noqa: E731
-    with _as_decode_errors(reached), av.open(io.BytesIO(bytes(data))) as container:
-        stream = _stream(container)
-        packets, times = _packets(container, stream)
-        if wanted[-1] >= len(times):
-            raise DecodeError(f"frame {wanted[-1]} is wanted, but the clip has only {len(times)} frames")
-        at = [times[number] for number in wanted]
+    with _as_decode_errors(reached), _opened(bytes(data)) as (context, packets):
         # All of the needed packets are decoded: the last wanted frame may refer to one that is shown after it.
-        for frame in _decoded(stream.codec_context, _needed(packets, set(at), stream)):
-            if found < len(at) and frame.pts == at[found]:
+        for frame in _decoded(context, _numbered(packets, needed(packets, wanted))):
+            if found < len(wanted) and frame.pts == wanted[found]:
                 yield frame
                 found += 1
-    if found == len(at):
+    if found == len(wanted):
         return
     raise_if_short_of_memory()
     raise DecodeError(f"frame {wanted[found]} is wanted, and could not be decoded")
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[tuple[Any, Packets]]:
+    """A decoder, and all packets of a video."""
+    try:
+        source = read_mp4(data)
+    except OtherForm as other:
+        WHOLE.count(str(other))
+        with av.open(io.BytesIO(data)) as container:
+            stream = _stream(container)
+            yield stream.codec_context, _demuxed(container, stream)
+        return
+    codec = source.packets.codec
+    context: Any = av.CodecContext.create(DECODERS.get(codec, codec), "r")
+    context.thread_count = 1
+    context.options = strictness(context.name)
+    if source.extradata:
+        context.extradata = source.extradata
+    yield context, source.packets
+
+
+def _demuxed(container: Any, stream: Any) -> Packets:
+    """All packets of a video of any form, copied into one piece of memory."""
+    packets, _ = _packets(container, stream)
+    sizes = [packet.size for packet in packets]
+    names = {decoder: codec for codec, decoder in DECODERS.items()}
+    return Packets(
+        codec=names.get(stream.codec_context.name, stream.codec_context.name),
+        config=bytes(stream.codec_context.extradata or b""),
+        data=b"".join(map(bytes, packets)),
+        starts=list(accumulate(sizes[:-1], initial=0)),
+        sizes=sizes,
+        numbers=shown_order([packet.pts for packet in packets]),
+        keys=[packet.is_keyframe for packet in packets],
+    )
+
+
+def _numbered(packets: Packets, places: Sequence[int]) -> Iterator[av.Packet]:
+    """Some packets for a decoder. The times of their frames are the frames' numbers."""
+    for place in places:
+        packet = av.Packet(packets.packet(place))
+        packet.pts = packets.numbers[place]
+        yield packet
 
 
 def _packets(container: Any, stream: Any) -> tuple[list[Any], list[int]]:
@@ -167,102 +210,13 @@ def _packets(container: Any, stream: Any) -> tuple[list[Any], list[int]]:
     return packets, times
 
 
-def _decoded(context: Any, packets: Sequence[Any]) -> Iterator[av.VideoFrame]:
+def _decoded(context: Any, packets: Iterable[Any]) -> Iterator[av.VideoFrame]:
     """The frames of some packets. DecodeError for one that FFmpeg flags: it makes up what is damaged or missing.
 
     Frames that refer to such a frame have no flag. So one damaged frame costs the clip.
     """
-    for packet in (*packets, None):  # None makes the decoder return the frames that it still holds
+    for packet in chain(packets, [None]):  # None makes the decoder return the frames that it still holds
         for frame in context.decode(packet):
             if frame.is_corrupt:
                 raise DecodeError("a frame is damaged, or refers to one that is missing")
             yield frame
-
-
-def _needed(packets: Sequence[Any], at: set[int], stream: Any) -> list[Any]:
-    """The packets that the decoder needs for the frames at the given times, in decoding order."""
-    units = _UNITS.get(stream.codec_context.name, lambda _: None)(bytes(stream.codec_context.extradata or b""))
-    needed: list[Any] = []
-    starts = [i for i, packet in enumerate(packets) if packet.is_keyframe and (units is None or units.begins(packet))]
-    # Each turn is one group of pictures. Nothing after its last wanted frame is needed, since a frame only refers to
-    # packets before it in decoding order.
-    for start, stop in pairwise(sorted({0, *starts, len(packets)})):
-        last = max((i for i in range(start, stop) if packets[i].pts in at), default=-1)
-        group = packets[start : last + 1]
-        needed += [packet for packet in group if packet.pts in at or units is None or units.refers(packet)]
-    return needed
-
-
-@dataclass(frozen=True)
-class _NalUnits:
-    """How the first coded slice of a packet shows the part of its frame in the group of pictures.
-
-    A packet is a row of NAL units, each with its length before it. The first byte of a unit holds its type.
-    """
-
-    length_size: int  # bytes of the length before each unit
-    unit_type: Callable[[int], int]  # first byte of a unit -> nal_unit_type
-    slices: range  # the types that are coded slices
-    starts: tuple[int, ...]  # the types at which decoding may begin: no later frame refers to an earlier one
-    unreferenced: Callable[[int], bool]  # first byte of a slice -> whether no other frame refers to its frame
-
-    def begins(self, packet: Any) -> bool:
-        first = self._first_slice(packet)
-        return first is not None and self.unit_type(first) in self.starts
-
-    def refers(self, packet: Any) -> bool:
-        """Whether another frame may refer to this one; True if the packet has no slice that is recognised."""
-        first = self._first_slice(packet)
-        return first is None or not self.unreferenced(first)
-
-    def _first_slice(self, packet: Any) -> int | None:
-        content, place = memoryview(packet), 0
-        while place + self.length_size < len(content):
-            first = int(content[place + self.length_size])
-            if self.unit_type(first) in self.slices:
-                return first
-            place += self.length_size + int.from_bytes(content[place : place + self.length_size], "big")
-        return None
-
-
-def _h264_units(avcc: bytes) -> _NalUnits | None:
-    """`avcc`: AVCDecoderConfigurationRecord (ISO/IEC 14496-15, 5.3.3). None for streams without lengths.
-
-    The first byte of a unit is forbidden_zero_bit (1 bit), nal_ref_idc (2), nal_unit_type (5); ITU-T H.264, 7.4.1.
-    """
-    if len(avcc) < 5 or avcc[0] != _CONFIGURATION_VERSION:
-        return None
-    length_size_minus_one = avcc[4] & 0b11
-    return _NalUnits(
-        length_size=length_size_minus_one + 1,
-        unit_type=lambda first: first & 0b11111,
-        slices=range(1, 6),
-        starts=(_H264_IDR_SLICE,),
-        unreferenced=lambda first: first >> 5 == 0,  # nal_ref_idc 0
-    )
-
-
-def _hevc_units(hvcc: bytes) -> _NalUnits | None:
-    """`hvcc`: HEVCDecoderConfigurationRecord (ISO/IEC 14496-15, 8.3.3). None for streams without lengths.
-
-    The first byte of a unit is forbidden_zero_bit (1 bit), nal_unit_type (6) and a bit of nuh_layer_id; ITU-T H.265,
-    7.3.1.2. An even type below 15 is a sub-layer non-reference picture (table 7-1): no frame of its sub-layer refers to
-    it. With several sub-layers another may, so there no frame is left out.
-    """
-    if len(hvcc) < 22 or hvcc[0] != _CONFIGURATION_VERSION:
-        return None
-    num_temporal_layers, length_size_minus_one = hvcc[21] >> 3 & 0b111, hvcc[21] & 0b11
-    return _NalUnits(
-        length_size=length_size_minus_one + 1,
-        unit_type=lambda first: first >> 1 & 0b111111,
-        slices=range(32),
-        starts=_HEVC_STARTS,
-        unreferenced=lambda first: num_temporal_layers == 1 and first >> 1 & 0b111111 in _HEVC_NON_REFERENCE,
-    )
-
-
-_CONFIGURATION_VERSION = 1
-_H264_IDR_SLICE = 5
-_HEVC_STARTS = (16, 17, 18, 19, 20)  # BLA_W_LP, BLA_W_RADL, BLA_N_LP, IDR_W_RADL, IDR_N_LP; not CRA, 21
-_HEVC_NON_REFERENCE = range(0, 15, 2)  # TRAIL_N, TSA_N, STSA_N, RADL_N, RASL_N and reserved ones
-_UNITS: dict[str, Callable[[bytes], _NalUnits | None]] = {"h264": _h264_units, "hevc": _hevc_units}

@@ -84,14 +84,14 @@ def test_wanted_frames_are_those_of_decoding_everything(name: str) -> None:
 def fed(data: bytes, wanted: list[int], monkeypatch: pytest.MonkeyPatch) -> int:
     """How many packets a decoder is given for some frames."""
     given: list[int] = []
-    needed = decode._needed
+    needed = decode.needed
 
-    def count(*args: Any) -> list[Any]:
-        packets = needed(*args)
-        given.append(len(packets))
-        return packets
+    def count(*args: Any) -> list[int]:
+        places = needed(*args)
+        given.append(len(places))
+        return places
 
-    monkeypatch.setattr(decode, "_needed", count)
+    monkeypatch.setattr(decode, "needed", count)
     decode_frames(data, wanted)
     return given[0]
 

@@ -1,0 +1,105 @@
+"""Which packets a decoder needs for some frames, and the mp4 with these alone. The same for every decoder.
+
+Needed are the groups of pictures with a wanted frame, each up to its last wanted one in decoding order, without the
+frames to which nothing needed refers. The wanted frames come out bit for bit as if everything were decoded.
+
+The packets are read from the mp4's own tables and the pictures' headers on every read, and not from tables kept beside
+the shards. `benchmarks/streams.py` shows what that takes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from threading import Lock
+
+import numpy as np
+
+from lavila.data.streams.headers import reader_of
+from lavila.data.streams.mp4 import OtherForm, Packets, TableError, read_mp4
+from lavila.data.streams.writing import write_mp4
+from lavila.records import Frames
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A video for a decoder."""
+
+    data: bytes  # an mp4, or the video as it was given
+    frames: Frames  # [U] the wanted frames, as ascending numbers in `data`
+    whole: str = ""  # why the video is as it was given, where its form is not that of our encoder
+
+
+class WholeVideos:
+    """Counts the videos that are passed on whole, by reason. Safe to use from many threads."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._counts: Counter[str] = Counter()
+
+    def count(self, reason: str) -> None:
+        """Count one. The first with a reason is logged."""
+        with self._lock:
+            self._counts[reason] += 1
+            first = self._counts[reason] == 1
+        if first:
+            log.warning("a clip is not as our encoder writes it (%s), so a decoder is given all of it", reason)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Reason -> number of videos so far."""
+        with self._lock:
+            return dict(self._counts)
+
+
+WHOLE = WholeVideos()
+"""The count of this process, for all decoders."""
+
+
+def reduced(data: bytes, frames: Sequence[int] | Frames) -> Stream:
+    """The video with only what its wanted frames need.
+
+    Args:
+        data: a whole encoded clip.
+        frames: ascending, distinct, 0-based numbers in display order, [U].
+
+    Raises:
+        TableError: the clip's tables do not fit its bytes, or a wanted frame is beyond its end.
+    """
+    wanted = [int(frame) for frame in frames]
+    try:
+        source = read_mp4(data)
+    except OtherForm as other:
+        WHOLE.count(str(other))
+        return Stream(data, np.array(wanted, np.int32), whole=str(other))
+    numbers = source.packets.numbers
+    kept = needed(source.packets, wanted)
+    if len(kept) == len(numbers):
+        return Stream(data, np.array(wanted, np.int32))
+    new = {old: number for number, old in enumerate(sorted(numbers[place] for place in kept))}
+    return Stream(write_mp4(source, kept), np.array([new[old] for old in wanted], np.int32))
+
+
+def needed(packets: Packets, frames: Sequence[int]) -> list[int]:
+    """The places of the packets that a decoder needs for some frames, ascending.
+
+    `frames`: ascending, distinct numbers in display order. Raises TableError if the last is beyond the end.
+    """
+    count = len(packets.numbers)
+    if frames[-1] >= count:
+        raise TableError(f"frame {frames[-1]} is wanted, but the clip has only {count} frames")
+    shown = set(frames)
+    wanted = {place for place, number in enumerate(packets.numbers) if number in shown}
+    reader = reader_of(packets)
+    starts = [place for place, key in enumerate(packets.keys) if key and reader.begins(packets.packet(place))]
+    kept: list[int] = []
+    for start, stop in pairwise(sorted({0, *starts, count})):
+        last = max(wanted.intersection(range(start, stop)), default=-1)
+        if last >= 0:
+            kept += reader.needed(packets, start, last, wanted)
+    return kept
