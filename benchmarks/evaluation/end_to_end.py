@@ -52,6 +52,7 @@ from lavila.engine import build
 from lavila.engine.distributed import Process
 from lavila.engine.evaluator import evaluate_task
 from lavila.engine.tables import tables_of
+from lavila.engine.task_options import task_options
 from lavila.metrics.classification import confusion_matrix, mean_class_accuracy
 from lavila.metrics.retrieval import both_scores
 from lavila.models.dual_encoder import ClipDualEncoder
@@ -104,7 +105,7 @@ def setup(protocol: Protocol, material: Material, *, codec: str, workers: int) -
     torch.manual_seed(0)
     model = ClipDualEncoder(TimeSformer(TOWER), text=TEXT, embed_dim=32).eval()
     tables = tables_of(shards) if protocol == "egtea" else retrieval_tables(shards)
-    task = task_kind(config.task.name).task(model, {}, build.task_options(config), tables)
+    task = task_kind(config.task.name).task(model, {}, task_options(config), tables)
     return Setup(
         protocol=protocol,
         config=config,
@@ -164,7 +165,7 @@ def reference(what: Setup) -> Side:
         tars=(),
     )
     epochs = decord_chunks.make(job)
-    encoders = Encoders(what.task.model, build.task_options(what.config))
+    encoders = Encoders(what.task.model, task_options(what.config))
     rows = [[clip.row for clip in plan.batch(0, step)] for step in range(plan.steps)]
     score = {"egtea": _reference_egtea, "mir": _reference_mir}[what.protocol]
 
@@ -206,7 +207,7 @@ def _reference_mir(what: Setup, encoders: Encoders, batches: Iterator[tuple[Tens
 
 def model_alone(what: Setup) -> Side:
     """The forward passes of ours."""
-    encoders = Encoders(what.task.model, build.task_options(what.config))
+    encoders = Encoders(what.task.model, task_options(what.config))
     views = build.view_choice(what.config).computed
     portion = max(1, what.config.views.view_batch_size // views)
     video = torch.randn(portion, views, 3, FRAMES, SIZE, SIZE)

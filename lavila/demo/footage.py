@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,6 +37,7 @@ S = TypeVar("S", bound=Sized)
 SHORT_SIDE = 288  # pixels: the default of shard sets, so that models see pictures like those that they were trained on
 SEEK_SECONDS = 10.0  # a longer gap between two wanted frames is skipped; groups of pictures are seldom longer
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".ogg", ".ogv", ".m4v")
+AT_ONCE = 1000  # windows that are planned together: what a damaged frame makes plan again
 GRAIN = 8  # pixels: changes are measured between squares of this side, in which the coder's noise averages out
 CHANGED_SHARE = 99.0  # percentile of the squares that decides, so that a moving hand counts as much as a moving camera
 NO_LIMIT = Limits(seconds=1e7)  # a long video may take as long as it wants; its reader can stop it
@@ -151,30 +152,31 @@ def read_windows(path: Path, windows: Sequence[Window], looks: Sequence[Look]) -
     """
     left = deque(windows)
     while left:
+        group, done = list(islice(left, AT_ONCE)), 0
         with SourceVideo(path, NO_LIMIT) as source:
             try:
-                for pictures in _read(source, list(left), looks):
+                for pictures in _read(source, group, looks):
                     left.popleft()
+                    done += 1
                     yield pictures
             except EncodeError as error:
                 yield LostWindow(window=left.popleft(), reason=str(error))
                 continue
+            if done == len(group):  # the video has not ended
+                continue
             end, why = float(source.end + 1 / source.fps), _why_it_ended(source, left)
-        if left and left[0].start < end >= left[0].stop:  # it was cut there, and still has no frame
+        if left[0].start < end >= left[0].stop:  # it was cut there, and still has no frame
             yield LostWindow(window=left.popleft(), reason=why)
         late = [window for window in left if window.start >= end]
         left = deque(replace(window, stop=min(window.stop, end)) for window in left if window.start < end)
         if not left:
             yield from (LostWindow(window=window, reason=why) for window in late)
-        left.extend(late)
-        if len(left) == len(late):
             return
+        left.extend(late)
 
 
 def _why_it_ended(source: SourceVideo, left: Sequence[Window]) -> str:
     """The reason for windows after the last frame."""
-    if not left:
-        return ""
     try:
         source.check_reached(Fraction(left[-1].stop))
     except EncodeError as error:

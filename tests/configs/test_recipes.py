@@ -15,6 +15,7 @@ from lavila.checkpoints.zoo import ZOO
 from lavila.config.load import CONFIG_DIR, flatten, to_dict
 from lavila.config.load import load_config as load
 from lavila.engine import build
+from lavila.engine.task_options import task_options
 from lavila.models.narrator import CONSTANT_BUFFERS
 from lavila.models.text_tower import DISTILBERT_CONSTANTS
 from lavila.tasks.dual_encoders import LARGEST_SCALE
@@ -126,7 +127,7 @@ def test_temperatures_and_margin_are_the_published_ones() -> None:
             assert task.learn_temperature != options["freeze_temperature"]
             assert not task.learn_pseudo_temperature  # frozen in LaViLa's, and not there in the baseline
     fixed = GOLDEN["fixed_values"]
-    margin = build.task_options(load_config("ek100_mir_tsf_b")).margin
+    margin = task_options(load_config("ek100_mir_tsf_b")).margin
     assert fixed["retrieval_loss"]["ek100_mir"] == f"max-margin ranking, margin {margin.margin}, diagonal removed"
     assert not margin.keep_diagonal and not margin.scaled
     assert margin.relevancy_above == fixed["retrieval_relevancy_threshold"]
@@ -169,7 +170,7 @@ def test_pre_training_starts_from_the_clip_of_its_size(name: str, clip: str, siz
 def test_narrators_are_trained_and_write_as_published(name: str) -> None:
     config, recipes, fixed = load_config(name), GOLDEN["recipes"], GOLDEN["fixed_values"]
     trained, written = recipes[PUBLISHED[name]]["resolved"], recipes["evaluate.narrator"]["resolved"]
-    decoder, ours = config.model.decoder, build.task_options(config).narration
+    decoder, ours = config.model.decoder, task_options(config).narration
     assert config.model.init == {"b": "baseline_tsf_b", "l": "baseline_tsf_l_336"}[name.split("_")[2]]
     frozen = {"video": trained["freeze_visual_vclm"], "language_model": trained["freeze_lm_vclm"]}
     assert set(config.model.freeze) == {part for part, is_frozen in frozen.items() if is_frozen}

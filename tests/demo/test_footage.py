@@ -207,6 +207,19 @@ def test_overlapping_windows_decode_and_draw_each_frame_once(
     assert len(drawn) == len(distinct) < 4 * len(windows)
 
 
+def test_windows_that_are_planned_in_groups_are_the_same(
+    numbered: Path, decoded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    windows = windows_of(0, 8, every=0.5, length=1)
+    whole = [numbers_in(one) for one in read(numbered, windows)]
+    decoded.clear()
+    monkeypatch.setattr(footage, "AT_ONCE", 5)
+    assert [numbers_in(one) for one in read(numbered, windows)] == whole
+    assert len(decoded) < 80 + 3 * 30  # a group begins at the keyframe before it
+    late = seconds((7, 8), *((8.5 + n, 9.5 + n) for n in range(7)))
+    assert [isinstance(one, LostWindow) for one in read_windows(numbered, late, [LOOK])] == [False] + [True] * 7
+
+
 def test_long_gaps_are_skipped(tmp_path: Path, decoded: list[int]) -> None:
     video = write_numbered_video(tmp_path / "long.mp4", 340, SLOW)
     found = read(video, seconds((0, 2), (30, 32)))

@@ -10,6 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -226,6 +227,16 @@ def test_a_file_that_is_no_video_is_named_and_stops_no_other(video: Path, tmp_pa
     plans, failed = plan_videos([tmp_path], OPTIONS, out=None)
     assert [plan.path for plan in plans] == [video] and failed[0][0] == tmp_path / "b.mp4"
     assert "not a readable video" in failed[0][1]
+
+
+def test_a_file_without_pictures_is_named(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "sound.mp4"), "w") as container:
+        stream: Any = container.add_stream("aac", rate=8000)
+        noise: Any = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
+        noise.sample_rate = 8000
+        container.mux([*stream.encode(noise), *stream.encode(None)])
+    plans, failed = plan_videos([tmp_path], OPTIONS, out=None)
+    assert not plans and "sound.mp4: holds no video stream" in failed[0][1]
 
 
 def test_an_interval_past_the_end_is_named(video: Path) -> None:
