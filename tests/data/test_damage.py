@@ -317,6 +317,7 @@ def test_hidden_frames_and_foreign_sizes_are_noticed_by_packets(vp9_shards: Shar
     hidden = data[:media_time] + ticks.to_bytes(4, "big") + data[media_time + 4 :]
     assert by_dali(hidden, 30) is not None, "DALI gives pictures for all 30"
     assert "hidden" in str(packet_problem(hidden, **told)) or "frames" in str(packet_problem(hidden, **told))
+    assert VideoCheck("dali_cpu").problem(hidden, **told) is not None, "verification does not take them for frames"
 
 
 @pytest.mark.parametrize("codec", ["vp9", "h264", "hevc", "av1"])
