@@ -32,6 +32,7 @@ import torch
 from tqdm import tqdm
 
 from lavila.errors import UserError
+from lavila.files import user_path
 from lavila.ingest.rephrasing import Journal, Rephrasing, about_run, journal_path, rephrase, write_rephrased
 from lavila.models.paraphraser import PARAPHRASER, PUBLISHED, load_paraphraser
 from lavila.shards.captions import CaptionError, read_captions
@@ -107,9 +108,13 @@ def parser() -> argparse.ArgumentParser:
         description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     given = p.add_mutually_exclusive_group(required=True)
-    given.add_argument("--captions", type=Path, metavar="FILE", help="a captions table (.parquet)")
-    given.add_argument("--shards", type=Path, metavar="DIR", help="a shard set, whose own narrations are rephrased")
-    p.add_argument("--out", required=True, type=Path, metavar="FILE", help="the captions table to write (.parquet)")
+    given.add_argument("--captions", type=user_path, metavar="FILE", help="a captions table (.parquet)")
+    given.add_argument(
+        "--shards", type=user_path, metavar="DIR", help="a shard set, whose own narrations are rephrased"
+    )
+    p.add_argument(
+        "--out", required=True, type=user_path, metavar="FILE", help="the captions table to write (.parquet)"
+    )
     p.add_argument("--model", default=PARAPHRASER, metavar="NAME|DIR", help=f"the paraphraser ({PARAPHRASER})")
     p.add_argument("--number", type=lambda text: at_least(2, text), default=PUBLISHED.num_beams, metavar="N",
         help=f"paraphrases to make of each caption ({PUBLISHED.num_beams})")  # fmt: skip

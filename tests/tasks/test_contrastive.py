@@ -43,7 +43,7 @@ def test_scores_are_of_clips_with_words() -> None:
     assert found.metrics["video_to_text_r5"].value == 100 and found.controls["pairs"].value == 3
     assert found.controls["chance_r1"].value == pytest.approx(100 / 3) and found.controls["chance_r5"].value == 100
     assert {headline.metric for headline in found.headlines} == {"video_to_text_r1", "text_to_video_r1"}
-    with pytest.raises(TaskError, match=r"here.*data\.captions"):
+    with pytest.raises(TaskError, match=r"here.*data\.val_captions"):
         task().score([pairs(eye, eye, ["", "", ""])])
 
 
