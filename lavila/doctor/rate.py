@@ -12,6 +12,7 @@ from typing import Literal
 
 CacheState = Literal["empty", "still in memory", "unknown"]
 PROBES = 16  # number of places of a file that are checked for being in memory
+PAUSES = (0.0, 0.05, 0.2, 0.5)  # seconds before each attempt to drop a file from memory
 ROUNDS = 3  # number of slices for each measurement; slices of all measurements alternate
 
 
@@ -49,14 +50,24 @@ def drop_cache(files: Iterable[Path]) -> CacheState:
     for file in files:
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # else the check below reads ahead into the cache
-            states.add(_cache_state(descriptor))
+            states.add(_dropped(descriptor))
         finally:
             os.close(descriptor)
     if "unknown" in states:
         return "unknown"
     return "still in memory" if "still in memory" in states else "empty"
+
+
+def _dropped(descriptor: int) -> CacheState:
+    """The state of a file after its pages were dropped. The kernel skips pages that it is busy with: ask again."""
+    state: CacheState = "still in memory"
+    for pause in PAUSES:
+        time.sleep(pause)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # else the check below reads ahead into the cache
+        if (state := _cache_state(descriptor)) != "still in memory":
+            break
+    return state
 
 
 def _cache_state(descriptor: int) -> CacheState:
