@@ -2,8 +2,8 @@
 
 A quarter of the training clips keep the captions that people wrote. A dual encoder and, over its tower, a narrator are
 trained on those. The narrator labels all other clips. A second dual encoder is trained on both kinds of captions, a
-third on all human captions, which a real dataset would not have. All three make as many updates, and a table compares
-them. Every step is a command that is shown before it runs. What is there already is kept, trained models too.
+third on all human captions, which a real dataset would not have. All three make about as many updates, and a table
+compares them. Every step is a command that is shown before it runs. What is there already is kept, trained models too.
 
 `--toy` runs the same commands in seconds with a model that learns nothing: it shows that the loop closes.
 """

@@ -12,7 +12,7 @@ By default words are chosen as published: a search with 20 groups of one beam, i
 word that another group has just chosen. Of the 20 paraphrases of a caption the three likeliest that differ are kept,
 without punctuation. --sample draws them at random instead, from a seed of each caption's own.
 
-Ctrl-C, a kill or a power cut costs the batch at hand: the same command goes on. What is done lies in
+Ctrl-C, a kill or a power cut costs the batch at hand: the same command continues. What is done lies in
 OUT.journal.jsonl until the table is written.
 
 Exit status: 0 table written, 1 not, 2 wrong arguments, 130 interrupted.
@@ -139,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         rephrase_table(args)
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on where this one was", file=sys.stderr)
+        print("\ninterrupted; the same command continues", file=sys.stderr)
         return 130
     except (UserError, OSError) as error:
         print(f"rephrase: error: {error}", file=sys.stderr)

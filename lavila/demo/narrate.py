@@ -24,6 +24,7 @@ from PIL import Image
 
 from lavila.demo.choice import CHOICES, ChoiceName, DualEncoderChoice
 from lavila.demo.footage import (
+    NO_LIMIT,
     Look,
     LostWindow,
     Window,
@@ -41,7 +42,7 @@ from lavila.demo.subtitles import to_jsonl, to_srt, to_vtt
 from lavila.errors import UserError
 from lavila.files import whole_file
 from lavila.ingest.source_video import probe_video
-from lavila.ingest.video_files import EncodeError, Limits
+from lavila.ingest.video_files import EncodeError
 from lavila.models.captioner import Captioner, Said
 from lavila.report.charts import duration
 
@@ -143,7 +144,7 @@ def plan_videos(
 
 
 def _plan(video: Path, folder: Path, options: NarrateOptions) -> VideoPlan:
-    seconds = probe_video(video, Limits(seconds=1e7)).seconds
+    seconds = probe_video(video, NO_LIMIT).seconds
     if not seconds > 0:
         raise NarrationError(f"{video}: holds no frames (its header says {seconds:g} s); give another video")
     start, stop = options.between or (0.0, seconds)

@@ -21,8 +21,9 @@ from lavila.models.captioner import Captioner
 from lavila.models.dual_encoder import ClipDualEncoder, DistilBertDualEncoder
 from lavila.models.generation import GenerationConfig
 from lavila.models.narrator import Narrator
-from lavila.models.tokenizers import CONTEXT, BertTokenizer, ClipTokenizer, Gpt2Tokenizer, Tokenizer, TokenizerError
-from lavila.tasks import TaskError
+from lavila.models.tokenizers import CONTEXT, Gpt2Tokenizer, TokenizerError
+from lavila.tasks import TaskError, TextOptions
+from lavila.tasks.dual_encoders import make_tokenizer
 from lavila.tasks.narration import tokenizer_of
 
 log = logging.getLogger(__name__)
@@ -95,11 +96,9 @@ def open_dual_encoder(checkpoint: str, *, vocabulary: str, device: torch.device)
     """
     trained = trained_on(checkpoint)
     context = int(trained.task_facts.get("context_length", CONTEXT))
-    tokenizer: Tokenizer
-    if trained.text == "distilbert":
-        tokenizer = BertTokenizer(vocabulary, context=context)
-    else:
-        tokenizer = ClipTokenizer(context=context)
+    bert = trained.text == "distilbert"
+    text = TextOptions(kind="distilbert" if bert else "clip", context=context, vocabulary=vocabulary)
+    tokenizer = make_tokenizer(text)
     model: nn.Module = load_model(trained.file, device=device)
     if not isinstance(model, ClipDualEncoder | DistilBertDualEncoder):
         raise CheckpointError(

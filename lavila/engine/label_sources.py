@@ -23,6 +23,7 @@ from lavila.annotations.checks import ClipNames
 from lavila.annotations.ego4d import read_narrated
 from lavila.config.schema import DataConfig, Decoder, RunConfig, ViewsConfig
 from lavila.demo.footage import (
+    NO_LIMIT,
     Look,
     LostWindow,
     Window,
@@ -37,7 +38,7 @@ from lavila.engine import build
 from lavila.engine.distributed import Process
 from lavila.errors import UserError
 from lavila.ingest.source_video import probe_video
-from lavila.ingest.video_files import EncodeError, Limits
+from lavila.ingest.video_files import EncodeError
 from lavila.records import Ints
 from lavila.shards.captions import Captions
 from lavila.shards.format import MANIFEST, file_sha256
@@ -49,7 +50,6 @@ log = logging.getLogger(__name__)
 LARGEST_PART = 256  # clips: what a kill can cost
 PARTS = 64  # of a small set, so that a few processes share it evenly
 ANY_NUMBER = 2**62  # bad clips that the loader allows; the labeller counts them
-NO_LIMIT = Limits(seconds=1e7)
 
 
 class LabelError(UserError):

@@ -25,7 +25,7 @@ from lavila.engine.run_folder import read_config
 from lavila.errors import UserError
 from lavila.ingest.video_files import EncodeError
 from lavila.models.captioner import PUBLISHED
-from lavila.models.generation import GenerationConfig
+from lavila.models.generation import GenerationConfig, decoder_type
 from lavila.report.charts import duration
 from lavila.shards.reader import open_shard_set
 
@@ -131,8 +131,9 @@ def run(wanted: Wanted, environ: Mapping[str, str], *, say: Say) -> int:
     for path in wanted.video or []:
         find_videos(path)
     with join(wanted.device) as process:
-        on_gpu = process.device.type == "cuda"
-        half = wanted.precision == "bf16" or (wanted.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported())
+        # On a CPU the texts stay those of float32 unless bfloat16 is asked for.
+        fast = process.device.type == "cuda" and decoder_type(process.device) is torch.bfloat16
+        half = wanted.precision == "bf16" or (wanted.precision == "auto" and fast)
         narrator = open_narrator(
             wanted.checkpoint,
             vocabulary=wanted.vocabulary or vocabulary_of(wanted.checkpoint),

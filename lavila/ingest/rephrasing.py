@@ -1,4 +1,4 @@
-"""Says the captions of a table in other words, clip by clip, so that a killed run goes on where it was.
+"""Says the captions of a table in other words, clip by clip, so that a killed run continues.
 
 What is done lies in a journal beside the table to come: a line for each clip, in the order of the input. The last line
 may be torn; it is cut off, and its clip is done again.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -58,10 +59,13 @@ class Journal:
             path.write_text(json.dumps(about) + "\n", encoding="utf-8")
 
     def append(self, rows: Iterable[Words]) -> None:
+        """Add finished clips; they are on the disk when this returns."""
         with self.path.open("a", encoding="utf-8") as file:
             for row in rows:
                 file.write(json.dumps(row) + "\n")
                 self.done += 1
+            file.flush()
+            os.fsync(file.fileno())
 
     def rows(self) -> Iterator[Words]:
         """The finished clips in order: clip id, narrations, scores."""
@@ -97,7 +101,7 @@ class Journal:
             ) from None
         if differing:
             raise CaptionError(
-                f"{self.path}: belongs to a run with another {' and '.join(differing)}; go on with the same options, "
+                f"{self.path}: belongs to a run with another {' and '.join(differing)}; give the same options, "
                 "or remove the file to begin anew"
             )
 

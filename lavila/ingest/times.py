@@ -1,4 +1,4 @@
-"""What the times in a file say: the rate of its film, whether its clock runs on, and where its last frame ends.
+"""What the times in a file say: the rate of its film, whether its clock ever jumps, and where its last frame ends.
 
 Most containers have a table of all frames, or were written by one muxer with one clock. Others are read through once,
 without decoding: pieces that were joined end to end, and streams without any table. The result is kept for the process.

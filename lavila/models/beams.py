@@ -79,7 +79,7 @@ class _Beams:
 
 @dataclass(frozen=True)
 class _Found:
-    """The candidates with which each group goes on, best first: X = 2 * W of them.
+    """The candidates with which each group continues, best first: X = 2 * W of them.
 
     So enough are left even if the best token of every beam ends it.
     """
@@ -111,7 +111,7 @@ def _likeliest(beams: _Beams, logits_NV: Tensor, penalty: float) -> _Found:
     for group in range(groups):
         score_BWV = score_BGWV[:, group] - penalty * taken_BV[:, None]
         found.append(score_BWV.flatten(1).topk(2 * width))
-        # As Vijayakumar et al. do, count the tokens of the beams of this group that would go on.
+        # As Vijayakumar et al. do, count the tokens of the beams of this group that would stay.
         tokens_BW = found[-1].indices[:, :width] % logits_NV.shape[1]
         taken_BV.scatter_add_(1, tokens_BW, torch.ones_like(tokens_BW, dtype=torch.float64))
     return _Found.of(

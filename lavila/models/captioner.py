@@ -42,7 +42,7 @@ class Captioner:
 
     @torch.inference_mode()
     def say(self, video_BCTYX: Tensor, clip_ids: Sequence[str]) -> list[Said]:
-        """Texts of normalised clips [B,3,T,Y,X] of any float type, with an id for each."""
+        """Texts of normalised clips, with an id for each: [B,3,T,Y,X] of any float type, or visual tokens [B,M,D]."""
         weight = self.narrator.img_queries
         found = self.narrator.generate(
             video_BCTYX.to(weight.device, weight.dtype),

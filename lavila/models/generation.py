@@ -103,7 +103,7 @@ class Writer(Protocol):
         ...
 
     def take(self, rows_N: Tensor) -> None:
-        """Let sequence i go on from the one at rows_N[i]. There may be fewer than before; rows may repeat."""
+        """Let sequence i continue the one at rows_N[i]. There may be fewer than before; rows may repeat."""
 
 
 class ClipWriter:

@@ -172,7 +172,7 @@ class Gpt2Tokenizer:
 def learn_vocabulary(texts: Iterable[str], folder: Path, *, size: int) -> int:
     """Learn byte pairs from texts and write vocab.json and merges.txt, which `Gpt2Tokenizer` reads, into a folder.
 
-    For a narrator that starts at random, where GPT-2's vocabulary is not to be had. size: ids at most, 257 or more:
+    For a narrator that starts at random, without GPT-2's vocabulary. size: ids at most, 257 or more:
     each byte and the end token have one. Returns the number of ids, which few texts make smaller. The same texts give
     the same files. ValueError for a smaller size.
     """

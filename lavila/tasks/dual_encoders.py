@@ -66,7 +66,8 @@ class DualEncoderKind:
     def check(self, found: TaskFacts, wanted: TaskFacts, *, of: object, wanted_by: object) -> None:
         """Raise TaskError unless words become the same tokens."""
         settings = {TOKENIZER: "model.text.kind", CONTEXT: "model.text.context"}
-        check_same_tokens(found, wanted, of=of, wanted_by=wanted_by, options=settings)
+        remedies = {fact: f"set {setting} to that of the model" for fact, setting in settings.items()}
+        check_same_tokens(found, wanted, of=of, wanted_by=wanted_by, remedies=remedies)
 
     def describe(self, facts: TaskFacts) -> str:
         """The tokenizer, and the longest text."""

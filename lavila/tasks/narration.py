@@ -1,4 +1,4 @@
-"""Narration: a narrator learns people's words for clips, and writes words of its own.
+"""Narration: a narrator learns people's words for clips, and writes about new ones.
 
 Paper: Zhao et al. 2023, "Learning Video Representations from Large Language Models" (LaViLa). The facts are `tokenizer`
 ("gpt2") and `context_length`, the tokens that a text is cut to, both end tokens included.
@@ -21,8 +21,8 @@ from lavila.losses import caption_perplexity, captioning_loss, token_accuracy
 from lavila.metrics.captioning import clean_caption, missing, scores_of_sets
 from lavila.metrics.epic_submissions import SupervisionLevels
 from lavila.metrics.units import Metric, Metrics, Unit
+from lavila.models.captioner import Captioner
 from lavila.models.gated_gpt2 import GatedGpt2Config, load_gpt2
-from lavila.models.generation import clip_generators
 from lavila.models.narrator import Narrator
 from lavila.models.timesformer import TimeSformer
 from lavila.models.tokenizers import Gpt2Tokenizer
@@ -63,8 +63,11 @@ class Narration:
 
     def check(self, found: TaskFacts, wanted: TaskFacts, *, of: object, wanted_by: object) -> None:
         """Raise TaskError unless words become the same tokens."""
-        settings = {TOKENIZER: "the checkpoint", CONTEXT: "model.decoder.context"}
-        check_same_tokens(found, wanted, of=of, wanted_by=wanted_by, options=settings)
+        remedies = {
+            TOKENIZER: "name a checkpoint of a narrator, or the config that the model was trained with",
+            CONTEXT: "set model.decoder.context to that of the model",
+        }
+        check_same_tokens(found, wanted, of=of, wanted_by=wanted_by, remedies=remedies)
 
     def describe(self, facts: TaskFacts) -> str:
         """The tokenizer, and the longest text."""
@@ -233,12 +236,11 @@ class NarrationTask:
         }
         if (writes := self._options.writes) is not None:
             columns["free_nll"] = _numbers(narrator.score(visual, ids, teacher_forcing=False).nll[:, 0])
-            generator = clip_generators(self._options.seed, batch.clip_ids)
-            found = narrator.generate(visual, generator=generator, **vars(writes))
-            best = found.nll.argmin(1).tolist()
-            said = [self.tokenizer.decode(rows[place]) for rows, place in zip(found.ids(), best, strict=True)]
-            columns["said"] = np.array([_one_line(text) for text in said], np.str_)
-            columns["said_nll"] = _numbers(found.nll.min(1).values)
+            captioner = Captioner(narrator, self.tokenizer, options=writes, seed=self._options.seed)
+            written = captioner.say(visual, batch.clip_ids)
+            likeliest = [(one, int(np.argmin(one.nll))) for one in written]
+            columns["said"] = np.array([one.texts[place] for one, place in likeliest], np.str_)
+            columns["said_nll"] = np.array([one.nll[place] for one, place in likeliest], np.float64)
         return Predictions(rows=batch.rows, columns=columns)
 
     def score(self, parts: Iterable[Predictions]) -> Scores:

@@ -11,15 +11,15 @@ TOKENIZER, CONTEXT = "tokenizer", "context_length"  # facts: which tokenizer, an
 
 
 def check_same_tokens(
-    found: TaskFacts, wanted: TaskFacts, *, of: object, wanted_by: object, options: Mapping[str, str]
+    found: TaskFacts, wanted: TaskFacts, *, of: object, wanted_by: object, remedies: Mapping[str, str]
 ) -> None:
-    """Raise TaskError unless words become the same tokens. options: fact -> the setting that decides it."""
-    for name, option in options.items():
+    """Raise TaskError unless words become the same tokens. remedies: fact -> what to do if it differs."""
+    for name, remedy in remedies.items():
         theirs = wanted.get(name, found[name])
         if found[name] != theirs:
             raise TaskError(
                 f"{of}: its words would be read with {name} {found[name]}, but {wanted_by} has {name} {theirs}; "
-                f"set {option} to that of the model"
+                f"{remedy}"
             )
 
 
