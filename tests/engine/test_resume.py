@@ -21,7 +21,8 @@ from lavila.config.schema import RunConfig
 from lavila.data.pictures import LoaderError
 from lavila.engine import build, checkpoint, trainer
 from lavila.engine.optim import LearningRate
-from lavila.engine.trainer import TrainingError, train
+from lavila.engine.saving import TrainingError
+from lavila.engine.trainer import train
 from lavila.report.files import read_metrics
 from lavila.shards.reader import ShardSet
 from lavila.tasks import TaskError
