@@ -63,23 +63,25 @@ class LossWatch:
         rows = batch.rows.tolist()
         self._passes.append(_Pass(loss=loss.detach(), seed=seed, clip_ids=batch.clip_ids, rows=rows))
 
-    def ask(self) -> Callable[[], list[BadLoss]]:
+    def ask(self, *, beside: bool = False) -> Callable[[], tuple[list[BadLoss], bool]]:
         """Ends an update; every rank calls this. The function that is returned gives the bad losses of all ranks.
 
-        That function is called by every rank, too, after the backward pass was begun.
+        It also gives whether `beside` was true on any rank: one question is quicker than two. That function is called
+        by every rank, too, after the backward pass was begun.
         """
         passes, self._passes = self._passes, []
-        finite = torch.stack([one.loss.isfinite().all() for one in passes]).all()
-        answer = ask_ranks(~finite)
+        bad = ~torch.stack([one.loss.isfinite().all() for one in passes]).all()
+        answer = ask_ranks(torch.stack([bad, torch.tensor(beside, device=bad.device)]))
 
-        def bad_losses() -> list[BadLoss]:
-            if not any(answer()):
+        def heard() -> tuple[list[BadLoss], bool]:
+            bad_losses, asides = zip(*answer(), strict=True)
+            if not any(bad_losses):
                 self.in_a_row = 0
-                return []
+                return [], any(asides)
             self.in_a_row += 1
-            return [bad for rank in gather_to_all(self._bad(passes)) for bad in rank]
+            return [bad for rank in gather_to_all(self._bad(passes)) for bad in rank], any(asides)
 
-        return bad_losses
+        return heard
 
     def _bad(self, passes: Sequence[_Pass]) -> list[BadLoss]:
         return [

@@ -6,7 +6,7 @@ import functools
 import logging
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,9 @@ from lavila.config.load import to_yaml
 from lavila.config.schema import RunConfig
 from lavila.data.loader import ClipLoader
 from lavila.engine import build, checkpoint, nonfinite
+from lavila.engine.bad_clips import BadClips
 from lavila.engine.checkpoint import Beside, Best, Progress, TrainState, best_of, note_if_best
-from lavila.engine.distributed import Process, join, mean_over_ranks, on_main, sum_over_ranks
+from lavila.engine.distributed import Process, join, mean_over_ranks, on_main
 from lavila.engine.evaluations import NamedEvaluation, named_evaluations
 from lavila.engine.meter import Meter
 from lavila.engine.nonfinite import BadLoss, LossWatch
@@ -100,8 +101,8 @@ class Trainer:
         self.rate = LearningRate.of(config.optim, model, steps=self.updates_per_epoch, in_backbone=task.in_backbone)
         if found is not None:
             self._resume(found)
-        self.earlier = replace(self.state.progress)  # what was done before this process started
-        self.good_clips = 0  # clips of the current epoch that this rank has seen since it started
+        self.bad_clips = BadClips(loader, process=process, progress=self.state.progress, most=config.data.max_bad_clips)
+        self.earlier_seconds = self.state.progress.seconds  # spent before this process started
         self.began = time.perf_counter()
         if process.world > 1:
             device_ids = [process.device.index] if process.device.type == "cuda" else None
@@ -153,6 +154,7 @@ class Trainer:
         self.metrics = MetricsLog(self.run_dir / METRICS_FILE)
         if dropped := self.metrics.truncate_after(self.state.progress.updates):
             log.info("%s: dropped %d lines of updates that will be done again", self.metrics.path, dropped)
+        self.bad_clips.open(self.run_dir)
         self.trackers = Trackers(self.config, self.run_dir, step=self.state.progress.updates)
         log.info("%s", self.summary())
 
@@ -164,13 +166,13 @@ class Trainer:
         for number, batch in enumerate(self.loader):
             part = number % config.optim.accumulate
             last_part = part == config.optim.accumulate - 1
-            self.good_clips += len(batch)
             meter.add(self._pass(batch, part=part, update=last_part), len(batch))
             if not last_part:
                 continue
             meter.skipped += self.watch.in_a_row > 0
             progress.updates += 1
             progress.epoch_updates += 1
+            progress.good_clips += config.data.batch_size  # every place has a clip
             ended = progress.epoch_updates == self.updates_per_epoch
             if progress.updates % config.log_every_steps == 0 or ended:
                 meter.wait = self.loader.wait_seconds - waited
@@ -184,36 +186,14 @@ class Trainer:
 
     def _end_epoch(self) -> None:
         progress = self.state.progress
-        good, bad = self._count_clips(sum_over_ranks(self._own_clips(), device=self.process.device))
-        if not good and bad:
-            last = self.loader.bad_clips[-1] if self.loader.bad_clips else None
-            which = f", the last being {last.clip_id} in {last.shard} ({last.reason})" if last else ""
-            raise TrainingError(
-                f"{self.config.data.train}: not one clip of epoch {progress.epoch + 1} could be decoded{which}; "
-                "make the shards again"
-            )
         progress.epoch += 1
-        progress.epoch_updates = progress.good_clips = progress.bad_clips = 0
-        self.earlier, self.good_clips = replace(progress, seconds=self.earlier.seconds), 0
+        progress.epoch_updates = progress.good_clips = 0
+        self.bad_clips.next_epoch()
         self.loader.set_epoch(progress.epoch)
-
-    def _own_clips(self) -> dict[str, float]:
-        return {"good_clips": float(self.good_clips), "bad_clips": float(len(self.loader.bad_clips))}
-
-    def _count_clips(self, sums: dict[str, float]) -> tuple[int, int]:
-        """Good and bad clips of the epoch over all ranks, those before a resume included.
-
-        sums: `_own_clips` summed over the ranks. LoaderError, on every rank, where more are bad than allowed.
-        """
-        progress = self.state.progress
-        progress.good_clips = self.earlier.good_clips + round(sums["good_clips"])
-        progress.bad_clips = self.earlier.bad_clips + round(sums["bad_clips"])
-        self.loader.check_bad_clips(progress.bad_clips)
-        return progress.good_clips, progress.bad_clips
 
     def _seconds(self) -> float:
         """Time spent on training, earlier parts of the run included as far as they were saved."""
-        return self.earlier.seconds + time.perf_counter() - self.began
+        return self.earlier_seconds + time.perf_counter() - self.began
 
     def _pass(self, batch: VideoBatch, *, part: int, update: bool) -> dict[str, torch.Tensor]:
         """Forward and backward of part `part` of an update; with `update`, the optimiser's step as well."""
@@ -229,12 +209,16 @@ class Trainer:
         with self.arithmetic.autocast():
             loss, logs = self.task.step(self.arithmetic.fitted(batch))
         self.watch.add(loss, batch, seed=seed)
-        bad_losses = self.watch.ask() if update else list
+        heard = self.watch.ask(beside=self.bad_clips.unshared) if update else None
         state.scaler.scale(loss / optim.accumulate).backward()
-        if update and (bad := bad_losses()):
-            self._skip(bad)
-        elif update:
-            self._move()
+        if heard is not None:
+            bad_losses, bad_clips = heard()
+            if bad_clips:
+                self.bad_clips.share(update=progress.updates + 1)
+            if bad_losses:
+                self._skip(bad_losses)
+            else:
+                self._move()
         return logs
 
     def _move(self) -> None:
@@ -281,9 +265,7 @@ class Trainer:
     def _log(self, meter: Meter) -> None:
         progress, seconds = self.state.progress, time.perf_counter() - meter.since
         values = meter.means() | {"data_wait_percent": 100 * meter.wait / seconds}
-        clips = self._own_clips()
-        values = mean_over_ranks(values | clips, device=self.process.device)
-        self._count_clips({name: values.pop(name) * self.process.world for name in clips})
+        values = mean_over_ranks(values, device=self.process.device)
         if not self.process.is_main:
             return
         rate = meter.clips * self.process.world / seconds
@@ -292,6 +274,8 @@ class Trainer:
             values["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         if meter.skipped:
             values["skipped_updates"] = meter.skipped
+        if progress.bad_clips:
+            values["bad_clips"] = progress.bad_clips  # of this epoch so far
         self._note(values)
         epochs = self.config.optim.epochs
         left = (epochs - progress.epoch) * self.updates_per_epoch - progress.epoch_updates
@@ -354,7 +338,6 @@ class Trainer:
 
     def _write(self, run_dir: Path) -> Path:
         """A checkpoint of this moment. What stays in `run_dir` beside the newest ones is the best by `keep_best`."""
-        self._count_clips(sum_over_ranks(self._own_clips(), device=self.process.device))
         self.state.progress.seconds = self._seconds()
         best = best_of(run_dir / checkpoint.FOLDER, metric=self.config.keep_best)
         beside = Beside(
