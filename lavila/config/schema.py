@@ -100,7 +100,8 @@ class DataConfig:
     threads: CountOrNone = 0  # CPU threads of the loader on each rank; 0 = this rank's share of the cores
     prefetch: Count = 2  # batches in flight between decoder and model
     host_memory_gib: Positive = 8.0  # main memory of each rank for pictures that CPU threads decode (decoder host), GiB
-    max_bad_clips: CountOrNone = 100  # stop when more clips than this are damaged in one epoch, over all ranks
+    max_bad_clips: CountOrNone = 100  # stop when more clips than this are bad in one epoch, over all ranks
+    read_seconds: Positive = 120.0  # a read of the shards that takes longer makes its clip a bad one
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,7 +46,7 @@ class Saver:
     def is_due(self, wish: Wish) -> bool:
         """Whether the update that was just done is to be saved; `wish`: what any rank wishes."""
         every = self.config.checkpoint_every_steps
-        return bool(every and self.state.progress.updates % every == 0) or wish != Wish.NOTHING
+        return bool(every and self.state.progress.updates % every == 0) or bool(wish & (Wish.SAVE | Wish.STOP))
 
     def save(self) -> None:
         """Save the state of this moment. TrainingError, and no checkpoint, where the model is ruined."""

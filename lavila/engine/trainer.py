@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from lavila.config.load import to_yaml
 from lavila.config.schema import RunConfig
 from lavila.data.loader import ClipLoader
 from lavila.engine import build, checkpoint, nonfinite
+from lavila.engine.bad_clips import BadClips
 from lavila.engine.checkpoint import Progress, TrainState
 from lavila.engine.distributed import Process, join, mean_over_ranks, on_main, sum_over_ranks
 from lavila.engine.evaluations import NamedEvaluation, named_evaluations
@@ -115,8 +116,8 @@ class Trainer:
             self._resume(found)
         extra = build.checkpoint_facts(config, parts.facts)
         self.saver = Saver(config, process, self.state, extra=extra, newest=found)
-        self.earlier = replace(self.state.progress)  # what was done before this process started
-        self.good_clips = 0  # clips of the current epoch that this rank has seen since it started
+        self.bad_clips = BadClips(loader, process=process, progress=self.state.progress, most=config.data.max_bad_clips)
+        self.earlier_seconds = self.state.progress.seconds  # spent before this process started
         self.began = time.perf_counter()
         if process.world > 1:
             device_ids = [process.device.index] if process.device.type == "cuda" else None
@@ -170,6 +171,7 @@ class Trainer:
         self.metrics = MetricsLog(self.run_dir / METRICS_FILE)
         if dropped := self.metrics.truncate_after(self.state.progress.updates):
             log.info("%s: dropped %d lines of updates that will be done again", self.metrics.path, dropped)
+        self.bad_clips.open(self.run_dir)
         self.trackers = Trackers(self.config, self.run_dir, step=self.state.progress.updates)
         log.info("%s", self.summary())
 
@@ -181,13 +183,13 @@ class Trainer:
         for number, batch in enumerate(self.loader):
             part = number % config.optim.accumulate
             last_part = part == config.optim.accumulate - 1
-            self.good_clips += len(batch)
             meter.add(self._pass(batch, part=part, update=last_part), len(batch))
             if not last_part:
                 continue
             meter.skipped += self.watch.in_a_row > 0
             progress.updates += 1
             progress.epoch_updates += 1
+            progress.good_clips += config.data.batch_size  # every place has a clip
             ended = progress.epoch_updates == self.updates_per_epoch
             if progress.updates % config.log_every_steps == 0 or ended:
                 meter.wait = self.loader.wait_seconds - waited
@@ -214,36 +216,14 @@ class Trainer:
 
     def _end_epoch(self) -> None:
         progress = self.state.progress
-        good, bad = self._count_clips(sum_over_ranks(self._own_clips(), device=self.process.device))
-        if not good and bad:
-            last = self.loader.bad_clips[-1] if self.loader.bad_clips else None
-            which = f", the last being {last.clip_id} in {last.shard} ({last.reason})" if last else ""
-            raise TrainingError(
-                f"{self.config.data.train}: not one clip of epoch {progress.epoch + 1} could be decoded{which}; "
-                "make the shards again"
-            )
         progress.epoch += 1
-        progress.epoch_updates = progress.good_clips = progress.bad_clips = 0
-        self.earlier, self.good_clips = replace(progress, seconds=self.earlier.seconds), 0
+        progress.epoch_updates = progress.good_clips = 0
+        self.bad_clips.next_epoch()
         self.loader.set_epoch(progress.epoch)
-
-    def _own_clips(self) -> dict[str, float]:
-        return {"good_clips": float(self.good_clips), "bad_clips": float(len(self.loader.bad_clips))}
-
-    def _count_clips(self, sums: dict[str, float]) -> tuple[int, int]:
-        """Good and bad clips of the epoch over all ranks, those before a resume included.
-
-        sums: `_own_clips` summed over the ranks. LoaderError, on every rank, where more are bad than allowed.
-        """
-        progress = self.state.progress
-        progress.good_clips = self.earlier.good_clips + round(sums["good_clips"])
-        progress.bad_clips = self.earlier.bad_clips + round(sums["bad_clips"])
-        self.loader.check_bad_clips(progress.bad_clips)
-        return progress.good_clips, progress.bad_clips
 
     def _seconds(self) -> float:
         """Time spent on training, earlier parts of the run included as far as they were saved."""
-        return self.earlier.seconds + time.perf_counter() - self.began
+        return self.earlier_seconds + time.perf_counter() - self.began
 
     def _pass(self, batch: VideoBatch, *, part: int, update: bool) -> dict[str, torch.Tensor]:
         """Forward and backward of part `part` of an update; with `update`, the optimiser's step as well."""
@@ -259,13 +239,22 @@ class Trainer:
         with self.arithmetic.autocast():
             loss, logs = self.task.step(self.arithmetic.fitted(batch))
         self.watch.add(loss, batch, seed=seed)
-        bad_losses = self.watch.ask(self.asked.take_save() | self.saver.wish()) if update else list
+        bad_losses = self.watch.ask(self._wish()) if update else None
         state.scaler.scale(loss / optim.accumulate).backward()
-        if update and (bad := bad_losses()):
-            self._skip(bad)
-        elif update:
-            self._move()
+        if bad_losses is not None:
+            bad = bad_losses()
+            if Wish.BAD_CLIPS in self.watch.wish:
+                self.bad_clips.share(update=progress.updates + 1)
+            if bad:
+                self._skip(bad)
+            else:
+                self._move()
         return logs
+
+    def _wish(self) -> Wish:
+        """What this rank wants all ranks to do at this update."""
+        bad_clips = Wish.BAD_CLIPS if self.bad_clips.unshared else Wish.NOTHING
+        return self.asked.take_save() | self.saver.wish() | bad_clips
 
     def _move(self) -> None:
         """The weights, by the gradients that were gathered."""
@@ -305,16 +294,13 @@ class Trainer:
         there = folder / checkpoint.FOLDER / checkpoint.step_name(self.state.progress.updates)
         if on_main(lambda: checkpoint.torn(there) is None):
             return  # the run was here before, and went on from an earlier checkpoint
-        self._take_stock()
         self.saver.write(folder)
         on_main(lambda: nonfinite.write_losses(there, bad))
 
     def _log(self, meter: Meter) -> None:
         progress, seconds = self.state.progress, time.perf_counter() - meter.since
         values = meter.means() | {"data_wait_percent": 100 * meter.wait / seconds}
-        clips = self._own_clips()
-        values = mean_over_ranks(values | clips, device=self.process.device)
-        self._count_clips({name: values.pop(name) * self.process.world for name in clips})
+        values = mean_over_ranks(values, device=self.process.device)
         if not self.process.is_main:
             return
         rate = meter.clips * self.process.world / seconds
@@ -323,6 +309,8 @@ class Trainer:
             values["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         if meter.skipped:
             values["skipped_updates"] = meter.skipped
+        if progress.bad_clips:
+            values["bad_clips"] = progress.bad_clips  # of this epoch so far
         self._note(values)
         epochs = self.config.optim.epochs
         left = (epochs - progress.epoch) * self.updates_per_epoch - progress.epoch_updates
@@ -364,13 +352,8 @@ class Trainer:
             if self.config.keep_best.partition("/")[0] == evaluation.name:
                 self.saver.compare_with_best(named)
 
-    def _take_stock(self) -> None:
-        """What a checkpoint says of the time and the clips so far."""
-        self._count_clips(sum_over_ranks(self._own_clips(), device=self.process.device))
-        self.state.progress.seconds = self._seconds()
-
     def _save(self) -> None:
-        self._take_stock()
+        self.state.progress.seconds = self._seconds()
         self.saver.save()
 
     def summary(self) -> str:

@@ -358,24 +358,6 @@ def test_the_published_protocol_is_named_in_the_report(finished: RunConfig, tmp_
     assert "single_frame_verb_top1" in reports["center"]["controls"]
 
 
-def test_a_run_survives_bad_clips_and_names_them(tmp_path: Path, vp9_shards: ShardSet) -> None:
-    shards = damaged(vp9_shards, tmp_path, 0, 5)
-    bad = {shards.clips.column("clip_id")[row].as_py() for row in (0, 5)}
-    config = load_config(config_file(tmp_path, shards, optim={"epochs": 1}))
-    train(config)
-    evaluate(config)
-    report = json.loads((Path(config.run_dir) / "report.json").read_text())
-    assert report["clips"]["evaluated"] == 10 and {clip["clip_id"] for clip in report["clips"]["failed"]} == bad
-    page = (Path(config.run_dir) / "report.html").read_text()
-    assert all(name in page for name in bad)
-
-
-def test_an_epoch_without_one_good_clip_stops(tmp_path: Path, vp9_shards: ShardSet) -> None:
-    config = load_config(config_file(tmp_path, damaged(vp9_shards, tmp_path, *range(12)), optim={"epochs": 1}))
-    with pytest.raises(TrainingError, match=r"epoch 1.*clip_\d+.*shard-"):
-        train(config)
-
-
 def test_losses_that_stay_infinite_stop_the_run(tmp_path: Path, vp9_shards: ShardSet) -> None:
     wild = {"optimizer": "sgd", "lr": 1e30, "lr_start": 1e30, "lr_end": 1e30, "epochs": 2}
     path = config_file(tmp_path, vp9_shards, optim=wild)
