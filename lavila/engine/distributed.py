@@ -116,30 +116,26 @@ def on_main(work: Callable[[], T]) -> T:
     return result
 
 
-def ask_ranks(flags: torch.Tensor) -> Callable[[], list[list[bool]]]:
-    """The flags of every rank, in rank order: the function that is returned waits for the answer and gives it.
+def ask_ranks(number: torch.Tensor) -> Callable[[], list[int]]:
+    """A small number of every rank, in rank order: the function that is returned waits for the answer and gives it.
 
-    flags: [N] bool on this rank's device. What the device was given to do after this call is not waited for, so that
-    it has work while this process decides.
+    number: a scalar 0..255 on this rank's device. What the device was given to do after this call is not waited for, so
+    that it has work while this process decides.
     """
-    flags = flags.detach().to(torch.uint8).reshape(1, -1)
+    numbers = number.detach().to(torch.uint8).reshape(1)
     if dist.is_initialized():
-        own, flags = flags, flags.new_empty(dist.get_world_size(), flags.shape[1])
-        dist.all_gather_into_tensor(flags, own)
-
-    def as_bools(values: torch.Tensor) -> list[list[bool]]:
-        return [[bool(value) for value in rank] for rank in values.tolist()]
-
-    if flags.device.type != "cuda":
-        return lambda: as_bools(flags)
-    answer = torch.empty_like(flags, device="cpu", pin_memory=True)
-    answer.copy_(flags, non_blocking=True)
+        own, numbers = numbers, numbers.new_empty(dist.get_world_size())
+        dist.all_gather_into_tensor(numbers, own)
+    if numbers.device.type != "cuda":
+        return lambda: list(map(int, numbers.tolist()))
+    answer = torch.empty_like(numbers, device="cpu", pin_memory=True)
+    answer.copy_(numbers, non_blocking=True)
     there = torch.cuda.Event()
     there.record()
 
-    def wait() -> list[list[bool]]:
+    def wait() -> list[int]:
         there.synchronize()
-        return as_bools(answer)
+        return list(map(int, answer.tolist()))
 
     return wait
 

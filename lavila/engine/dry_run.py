@@ -8,7 +8,6 @@ checked.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -21,6 +20,7 @@ from lavila.engine.memory import PassSize, evaluation_memory, training_memory
 from lavila.engine.precision import Arithmetic
 from lavila.engine.trainer import Trainer, prepare
 from lavila.errors import UserError
+from lavila.files import unwritable
 from lavila.records import VideoBatch
 from lavila.tasks import TaskFacts
 from lavila.tasks.words import CONTEXT
@@ -95,10 +95,10 @@ def shapes(batch: VideoBatch) -> str:
 
 def _start(trainer: Trainer) -> str:
     config, progress = trainer.config, trainer.state.progress
-    if trainer.newest is None:
+    if trainer.saver.newest is None:
         return f"starts from model.init={config.model.init}"
     done = f"epoch {progress.epoch} of {config.optim.epochs}, update {progress.epoch_updates} of the next"
-    return f"continues from {trainer.newest}: {done}"
+    return f"continues from {trainer.saver.newest}: {done}"
 
 
 def _first_batch(loader: ClipLoader) -> VideoBatch:
@@ -120,6 +120,5 @@ def _pass_size(batch: VideoBatch, facts: TaskFacts, *, clips: int) -> PassSize:
 
 def _check_writable(folder: Path) -> None:
     """Where a run writes: a folder, or the nearest one above that is there."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+    if there := unwritable(folder):
         raise DryRunError(f"run_dir={folder}: {there} is no folder that can be written to; give another run_dir=...")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import time
 from collections.abc import Collection, Mapping
@@ -19,16 +18,17 @@ from lavila.config.schema import RunConfig
 from lavila.data.loader import ClipLoader
 from lavila.engine import build, checkpoint, nonfinite
 from lavila.engine.bad_clips import BadClips
-from lavila.engine.checkpoint import Beside, Best, Progress, TrainState, best_of, note_if_best
-from lavila.engine.distributed import Process, join, mean_over_ranks, on_main
+from lavila.engine.checkpoint import Progress, TrainState
+from lavila.engine.distributed import Process, join, mean_over_ranks, on_main, sum_over_ranks
 from lavila.engine.evaluations import NamedEvaluation, named_evaluations
-from lavila.engine.meter import Meter
+from lavila.engine.meter import Meter, clock
 from lavila.engine.nonfinite import BadLoss, LossWatch
 from lavila.engine.optim import LearningRate, build_optimizer, freeze, train_mode
 from lavila.engine.precision import Arithmetic
 from lavila.engine.run_folder import changed_settings, set_aside, start_from
+from lavila.engine.saving import Saver, TrainingError
+from lavila.engine.signals import Asked, Stopped, Wish, listening
 from lavila.engine.trackers import Trackers, check_trackers
-from lavila.errors import UserError
 from lavila.metrics.units import Metric
 from lavila.plan.plans import TrainingPlan
 from lavila.records import VideoBatch
@@ -39,12 +39,16 @@ log = logging.getLogger(__name__)
 
 
 def train(config: RunConfig) -> Path:
-    """Train as the config says, from the checkpoint that `resume` means. Returns the last checkpoint."""
-    with join(config.device) as process:
-        return prepare(config, process).fit()
+    """Train as the config says, from the checkpoint that `resume` means. Returns the last checkpoint.
+
+    Raises Stopped, on every rank, where a signal of `engine.stop_signals` ended training after a save.
+    """
+    engine = config.engine
+    with join(config.device) as process, listening(stop=engine.stop_signals, save=engine.save_signals) as asked:
+        return prepare(config, process, asked).fit()
 
 
-def prepare(config: RunConfig, process: Process) -> Trainer:
+def prepare(config: RunConfig, process: Process, asked: Asked | None = None) -> Trainer:
     """All that comes before the first step, every check of the config and its files included. Writes nothing."""
     check_trackers(config.log)
     shards = build.shard_set(config, "train")
@@ -61,7 +65,7 @@ def prepare(config: RunConfig, process: Process) -> Trainer:
     task = build.build_task(config, model, facts, shards)
     freeze(model, config.model.freeze)
     parts = RunParts(loader=loader, task=task, facts=facts, evaluations=evaluations)
-    return Trainer(config, process, parts=parts, found=found)
+    return Trainer(config, process, parts=parts, found=found, asked=asked)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,15 +82,24 @@ class Trainer:
     """Steps a task over a loader; logs, saves and resumes.
 
     found: the whole checkpoint to go on from; None = start afresh. CheckpointError where that would repeat or miss
-    clips of an epoch.
+    clips of an epoch. asked: what signals ask for.
     """
 
-    def __init__(self, config: RunConfig, process: Process, *, parts: RunParts, found: Path | None = None):
+    def __init__(
+        self,
+        config: RunConfig,
+        process: Process,
+        *,
+        parts: RunParts,
+        found: Path | None = None,
+        asked: Asked | None = None,
+    ):
         loader, task = parts.loader, parts.task
+        self.asked = asked or Asked()
         assert isinstance(loader.plan, TrainingPlan)
-        self.config, self.process, self.loader, self.task, self.task_facts = config, process, loader, task, parts.facts
-        self.evaluations = parts.evaluations
-        self.run_dir, self.newest = Path(config.run_dir), found
+        self.config, self.process, self.loader, self.task = config, process, loader, task
+        self.evaluations, self.task_facts = parts.evaluations, parts.facts
+        self.run_dir = Path(config.run_dir)
         self.watch = LossWatch(process.rank)
         self.arithmetic = Arithmetic.of_training(config, process.device)
         model = task.model
@@ -101,6 +114,8 @@ class Trainer:
         self.rate = LearningRate.of(config.optim, model, steps=self.updates_per_epoch, in_backbone=task.in_backbone)
         if found is not None:
             self._resume(found)
+        extra = build.checkpoint_facts(config, parts.facts)
+        self.saver = Saver(config, process, self.state, extra=extra, newest=found)
         self.bad_clips = BadClips(loader, process=process, progress=self.state.progress, most=config.data.max_bad_clips)
         self.earlier_seconds = self.state.progress.seconds  # spent before this process started
         self.began = time.perf_counter()
@@ -111,31 +126,33 @@ class Trainer:
     def fit(self) -> Path:
         """All epochs that are left. Returns the newest checkpoint's folder."""
         config, progress = self.config, self.state.progress
-        changed = changed_settings(self.newest, config) if self.process.is_main and self.newest else ""
+        changed = changed_settings(self.saver.newest, config) if self.process.is_main and self.saver.newest else ""
         missing = on_main(self._missing_evaluations)
-        if self.newest is not None and progress.epoch >= config.optim.epochs and not missing:
+        if self.saver.newest is not None and progress.epoch >= config.optim.epochs and not missing:
             log.info(
                 "this run has its %d epochs already; for more raise optim.epochs, for another run give run_dir=... or "
                 "resume=aside%s", progress.epoch, f". Of no effect: {changed}" if changed else "",
             )  # fmt: skip
-            return self.newest
+            return self.saver.newest
         if changed:
             log.warning("resumed with other settings than the checkpoint's: %s", changed)
         on_main(self._open_run_folder)
         try:
             self._evaluate(missing)
             while progress.epoch < config.optim.epochs:
+                self._stop_if_asked()
                 self._epoch()
                 self._end_epoch()
                 self._save()
+                self._stop_if_asked()  # a resume makes up for the evaluations
                 self._evaluate([one.name for one in self.evaluations if one.is_due(progress.epoch)])
         finally:
             if self.process.is_main:
                 self.trackers.close()
         if self.process.is_main:
             append_stage(self.run_dir, "train", self._seconds())
-        assert self.newest is not None
-        return self.newest
+        assert self.saver.newest is not None
+        return self.saver.newest
 
     def _resume(self, found: Path) -> None:
         facts = checkpoint.load(found, self.state, process=self.process)
@@ -178,11 +195,24 @@ class Trainer:
                 meter.wait = self.loader.wait_seconds - waited
                 self._log(meter)
                 meter, waited = Meter(since=time.perf_counter()), self.loader.wait_seconds
-            every = config.checkpoint_every_steps
-            if every and progress.updates % every == 0 and not ended:  # what an epoch ends with is saved once, after it
+            if self.saver.is_due(self.watch.wish) and not ended:  # what an epoch ends with is saved once, after it
                 saving = time.perf_counter()
                 self._save()
                 meter.since += time.perf_counter() - saving
+                if Wish.STOP in self.watch.wish:
+                    raise self._stopped()
+
+    def _stop_if_asked(self) -> None:
+        """Between two epochs, where all is saved: Stopped on every rank if a signal asked one of them to."""
+        if sum_over_ranks({"stop": float(Wish.STOP in self.asked.wish)}, device=self.process.device)["stop"]:
+            raise self._stopped()
+
+    def _stopped(self) -> Stopped:
+        kept = f"{self.saver.newest} has its state" if self.saver.newest else "there was nothing to save"
+        return Stopped(
+            f"training stopped after update {self.state.progress.updates}, since {self.asked.by or 'a signal'} asked "
+            f"for it; {kept}, and the same command continues"
+        )
 
     def _end_epoch(self) -> None:
         progress = self.state.progress
@@ -209,17 +239,21 @@ class Trainer:
         with self.arithmetic.autocast():
             loss, logs = self.task.step(self.arithmetic.fitted(batch))
         self.watch.add(loss, batch, seed=seed)
-        heard = self.watch.ask(beside=self.bad_clips.unshared) if update else None
+        bad_losses = self.watch.ask(self._wish()) if update else list
         state.scaler.scale(loss / optim.accumulate).backward()
-        if heard is not None:
-            bad_losses, bad_clips = heard()
-            if bad_clips:
+        if update:
+            bad = bad_losses()
+            if Wish.TELL in self.watch.wish:
                 self.bad_clips.share(update=progress.updates + 1)
-            if bad_losses:
-                self._skip(bad_losses)
+            if bad:
+                self._skip(bad)
             else:
                 self._move()
         return logs
+
+    def _wish(self) -> Wish:
+        """What this rank wants all ranks to do after the update."""
+        return self.asked.take_save() | self.saver.wish() | self.bad_clips.wish()
 
     def _move(self) -> None:
         """The weights, by the gradients that were gathered."""
@@ -259,7 +293,8 @@ class Trainer:
         there = folder / checkpoint.FOLDER / checkpoint.step_name(self.state.progress.updates)
         if on_main(lambda: checkpoint.torn(there) is None):
             return  # the run was here before, and went on from an earlier checkpoint
-        self._write(folder)
+        self._take_stock()
+        self.saver.write(folder)
         on_main(lambda: nonfinite.write_losses(there, bad))
 
     def _log(self, meter: Meter) -> None:
@@ -284,7 +319,7 @@ class Trainer:
         log.info(
             "epoch %d/%d step %d/%d  loss %.3f  %s  lr %.2e  %.0f clips/s  data wait %.1f %%  %s left",
             progress.epoch + 1, epochs, progress.updates, progress.updates + left, values["loss"], beside,
-            values["lr"], rate, values["data_wait_percent"], _clock(seconds_left),
+            values["lr"], rate, values["data_wait_percent"], clock(seconds_left),
         )  # fmt: skip
 
     def _note(self, values: Mapping[str, float]) -> None:
@@ -296,7 +331,7 @@ class Trainer:
     def _missing_evaluations(self) -> list[str]:
         """Those that are due at the place where this run continues, and that a kill prevented."""
         progress, own = self.state.progress, self.run_dir / checkpoint.FOLDER
-        if self.newest is None or progress.epoch_updates or self.newest.resolve().parent != own.resolve():
+        if self.saver.newest is None or progress.epoch_updates or self.saver.newest.resolve().parent != own.resolve():
             return []
         lines = [line for line in read_metrics(self.run_dir / METRICS_FILE) if line.get("step") == progress.updates]
         done = {key.partition("/")[0] for line in lines for key in line if "/" in key}
@@ -315,38 +350,15 @@ class Trainer:
                 shown = "  ".join(f"{one.metric} {scores.metrics[one.metric]}" for one in scores.headlines)
                 log.info("evaluation %s: %s", evaluation.name, shown)
             if self.config.keep_best.partition("/")[0] == evaluation.name:
-                on_main(functools.partial(self._compare_with_best, named))
+                self.saver.compare_with_best(named)
 
-    def _compare_with_best(self, named: Mapping[str, Metric]) -> None:
-        metric = self.config.keep_best
-        if metric not in named:
-            raise TrainingError(f"keep_best={metric}: no such metric; the evaluation has {', '.join(named)}")
-        assert self.newest is not None
-        found = named[metric]
-        lower = found.lower_is_better
-        best = Best(checkpoint=self.newest.name, metric=metric, value=found.value, lower_is_better=lower)
-        note_if_best(self.run_dir / checkpoint.FOLDER, best)
+    def _take_stock(self) -> None:
+        """What a checkpoint says of the time so far."""
+        self.state.progress.seconds = self._seconds()
 
     def _save(self) -> None:
-        # A ruined model must not take the place of a sound checkpoint.
-        if not all(bool(parameter.isfinite().all()) for parameter in self.state.model.parameters()):
-            raise TrainingError(
-                f"the model is not finite at step {self.state.progress.updates}; lower optim.lr, set "
-                "optim.clip_grad_norm, or train in fp32 (optim.precision=fp32), and go on from the newest checkpoint"
-            )
-        self.newest = self._write(self.run_dir)
-
-    def _write(self, run_dir: Path) -> Path:
-        """A checkpoint of this moment. What stays in `run_dir` beside the newest ones is the best by `keep_best`."""
-        self.state.progress.seconds = self._seconds()
-        best = best_of(run_dir / checkpoint.FOLDER, metric=self.config.keep_best)
-        beside = Beside(
-            config_yaml=to_yaml(self.config),
-            extra=build.checkpoint_facts(self.config, self.task_facts),
-            keep=self.config.keep_checkpoints,
-            spared=best.checkpoint if best else "",
-        )
-        return checkpoint.save(run_dir, self.state, process=self.process, beside=beside)
+        self._take_stock()
+        self.saver.save()
 
     def summary(self) -> str:
         """The run in one line."""
@@ -359,12 +371,3 @@ class Trainer:
             f"{self.process.world} rank(s) on {self.process.device.type}, {self.arithmetic.precision}, "
             f"decoder {self.loader.decoder}"
         )
-
-
-class TrainingError(UserError):
-    """Training that cannot go on."""
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -21,6 +22,7 @@ from lavila.engine.distributed import Process, join, on_main
 from lavila.engine.optim import own_part
 from lavila.records import VideoBatch
 from lavila.tasks.classification import ClassificationTask
+from tests.engine.interrupted import signalled
 
 # Without chance in the model, and with an optimizer that does not magnify what differs by rounding.
 CONTRASTIVE = (
@@ -81,6 +83,10 @@ def main(folder: Path, process: Process) -> None:
     for name in ("whole", "sharded"):
         shard = f"optim.shard_state={str(name == 'sharded').lower()}"
         run(f"one rank's run, {name}", trainer.train, *again, shard, f"run_dir={folder / name}")
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        with signalled(ClassificationTask, number, updates=2 if process.rank == 1 else None):
+            name = signal.Signals(number).name
+            run(name, trainer.train, good.format("train"), f"run_dir={folder / name}")
     ended["saved again"] = outcome(save_again, folder, process, [*again, "optim.shard_state=true"])
     run("dry run", dry_run.check_training, good.format("train"), f"run_dir={folder / 'dry'}", "optim.shard_state=true")
     bad_rank, updates = 1, {1}

@@ -12,7 +12,7 @@ import torch
 
 from lavila.checkpoints.store import load_model
 from lavila.config.load import load_config
-from lavila.engine import build
+from lavila.engine import build, checkpoint
 from lavila.engine.distributed import Process
 from lavila.engine.evaluator import evaluate
 from lavila.engine.trainer import prepare, train
@@ -198,3 +198,14 @@ def test_a_rank_whose_losses_stay_bad_stops_all_ranks(ended: tuple[Path, Ended])
     names = [path.name for path in (folder / "stopped" / "nonfinite" / "checkpoints").glob("step-*")]
     assert names == ["step-00000000"]  # of the first in a row
     assert not list((folder / "stopped" / "checkpoints").glob("step-*"))
+
+
+def test_a_signal_to_one_rank_saves_the_same_update_on_all(ended: tuple[Path, Ended]) -> None:
+    folder, ranks = ended
+    kept = folder / "SIGTERM" / "checkpoints"
+    for one in ranks:
+        assert one["SIGTERM"].startswith("Stopped: ") and str(kept / "step-00000002") in one["SIGTERM"]
+        assert one["SIGUSR1"] == "done"
+    assert [path.name for path in checkpoint.step_folders(kept)] == ["step-00000002"]
+    names = [path.name for path in checkpoint.step_folders(folder / "SIGUSR1" / "checkpoints")]
+    assert names == ["step-00000002", "step-00000003"]

@@ -29,7 +29,8 @@ from lavila.engine.command_line import compute_the_same_bits
 from lavila.engine.distributed import Process
 from lavila.engine.evaluator import evaluate
 from lavila.engine.predictions import PredictionParts
-from lavila.engine.trainer import TrainingError, train
+from lavila.engine.saving import TrainingError
+from lavila.engine.trainer import train
 from lavila.report import compose, environment
 from lavila.report.compose import _view_strip
 from lavila.report.files import read_metrics, read_stages
