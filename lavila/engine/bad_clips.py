@@ -15,7 +15,6 @@ from pathlib import Path
 from lavila.data.loader import BadClip, ClipLoader
 from lavila.engine.checkpoint import Progress
 from lavila.engine.distributed import Process, gather_to_all
-from lavila.engine.signals import Wish
 from lavila.errors import UserError
 from lavila.report.files import MetricsLog
 
@@ -53,9 +52,10 @@ class BadClips:
             with MetricsLog(self._path) as lines:
                 lines.truncate_after(self._progress.updates)
 
-    def wish(self) -> Wish:
-        """TELL where other ranks do not yet know of a bad clip of this one."""
-        return Wish.TELL if len(self._loader.bad_clips) > self._shared else Wish.NOTHING
+    @property
+    def unshared(self) -> bool:
+        """Whether other ranks do not yet know of a bad clip of this one."""
+        return len(self._loader.bad_clips) > self._shared
 
     def share(self, *, update: int) -> None:
         """Tell all ranks of the bad clips of an update; every rank calls this. BadClipsError on all, or on none."""

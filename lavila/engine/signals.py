@@ -30,7 +30,7 @@ class Wish(enum.IntFlag):
     NOTHING = 0
     SAVE = 1
     STOP = 2  # save, and end
-    TELL = 4  # tell one another of the bad clips that were found
+    BAD_CLIPS = 4  # tell one another of new bad clips
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Asked:
     def take_save(self) -> Wish:
         """The wish, of which SAVE is then forgotten: it is granted once, and STOP stays."""
         wish = self.wish
-        self.wish &= Wish.STOP
+        self.wish &= ~Wish.SAVE
         return wish
 
 

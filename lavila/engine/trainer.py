@@ -239,11 +239,11 @@ class Trainer:
         with self.arithmetic.autocast():
             loss, logs = self.task.step(self.arithmetic.fitted(batch))
         self.watch.add(loss, batch, seed=seed)
-        bad_losses = self.watch.ask(self._wish()) if update else list
+        bad_losses = self.watch.ask(self._wish()) if update else None
         state.scaler.scale(loss / optim.accumulate).backward()
-        if update:
+        if bad_losses is not None:
             bad = bad_losses()
-            if Wish.TELL in self.watch.wish:
+            if Wish.BAD_CLIPS in self.watch.wish:
                 self.bad_clips.share(update=progress.updates + 1)
             if bad:
                 self._skip(bad)
@@ -252,8 +252,9 @@ class Trainer:
         return logs
 
     def _wish(self) -> Wish:
-        """What this rank wants all ranks to do after the update."""
-        return self.asked.take_save() | self.saver.wish() | self.bad_clips.wish()
+        """What this rank wants all ranks to do at this update."""
+        bad_clips = Wish.BAD_CLIPS if self.bad_clips.unshared else Wish.NOTHING
+        return self.asked.take_save() | self.saver.wish() | bad_clips
 
     def _move(self) -> None:
         """The weights, by the gradients that were gathered."""
@@ -293,7 +294,6 @@ class Trainer:
         there = folder / checkpoint.FOLDER / checkpoint.step_name(self.state.progress.updates)
         if on_main(lambda: checkpoint.torn(there) is None):
             return  # the run was here before, and went on from an earlier checkpoint
-        self._take_stock()
         self.saver.write(folder)
         on_main(lambda: nonfinite.write_losses(there, bad))
 
@@ -352,12 +352,8 @@ class Trainer:
             if self.config.keep_best.partition("/")[0] == evaluation.name:
                 self.saver.compare_with_best(named)
 
-    def _take_stock(self) -> None:
-        """What a checkpoint says of the time so far."""
-        self.state.progress.seconds = self._seconds()
-
     def _save(self) -> None:
-        self._take_stock()
+        self.state.progress.seconds = self._seconds()
         self.saver.save()
 
     def summary(self) -> str:
