@@ -210,13 +210,14 @@ def script(settings: SlurmSettings, *, name: str) -> str:
         raise ClusterError("submitting needs submitit: pip install 'lavila[slurm]'") from None
     given = settings.parameters(name)
     plain = {key.removeprefix("slurm_"): value for key, value in given.items()}
-    equivalents = SlurmExecutor._equivalence_dict()
-    converted = {equivalents.get(key, key): value for key, value in plain.items()}
+    equivalents: dict[str, str] = dict(SlurmExecutor._equivalence_dict() or {})
+    converted: dict[str, Any] = {equivalents.get(key, key): value for key, value in plain.items()}
     if "mem" in converted:
         converted["mem"] = f"{converted['mem']:g}GB"
-    count = {} if settings.array is None else {"map_count": settings.array}
+    if settings.array is not None:
+        converted["map_count"] = settings.array
     folder = user_path(settings.logs).absolute()
-    text: str = _make_sbatch_string(command="LAUNCH", folder=folder, **converted, **count)
+    text: str = _make_sbatch_string(command="LAUNCH", folder=folder, **converted)
     return text
 
 
