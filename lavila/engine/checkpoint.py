@@ -56,7 +56,7 @@ class Progress:
     epoch_updates: int = 0  # updates of the current epoch that are done
     updates: int = 0  # updates of the run that are done
     good_clips: int = 0  # clips of the current epoch so far, over all ranks
-    bad_clips: int = 0  # clips of the current epoch that no rank could decode
+    bad_clips: int = 0  # clips of the current epoch that could not be read or decoded, over all ranks
     seconds: float = 0.0  # spent on training
 
 

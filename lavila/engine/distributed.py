@@ -116,26 +116,26 @@ def on_main(work: Callable[[], T]) -> T:
     return result
 
 
-def ask_ranks(flag: torch.Tensor) -> Callable[[], list[bool]]:
-    """A flag of every rank, in rank order: the function that is returned waits for the answer and gives it.
+def ask_ranks(number: torch.Tensor) -> Callable[[], list[int]]:
+    """A small number of every rank, in rank order: the function that is returned waits for the answer and gives it.
 
-    flag: a bool scalar on this rank's device. What the device was given to do after this call is not waited for, so
+    number: a scalar 0..255 on this rank's device. What the device was given to do after this call is not waited for, so
     that it has work while this process decides.
     """
-    flags = flag.detach().to(torch.uint8).reshape(1)
+    numbers = number.detach().to(torch.uint8).reshape(1)
     if dist.is_initialized():
-        own, flags = flags, flags.new_empty(dist.get_world_size())
-        dist.all_gather_into_tensor(flags, own)
-    if flags.device.type != "cuda":
-        return lambda: [bool(value) for value in flags.tolist()]
-    answer = torch.empty_like(flags, device="cpu", pin_memory=True)
-    answer.copy_(flags, non_blocking=True)
+        own, numbers = numbers, numbers.new_empty(dist.get_world_size())
+        dist.all_gather_into_tensor(numbers, own)
+    if numbers.device.type != "cuda":
+        return lambda: list(map(int, numbers.tolist()))
+    answer = torch.empty_like(numbers, device="cpu", pin_memory=True)
+    answer.copy_(numbers, non_blocking=True)
     there = torch.cuda.Event()
     there.record()
 
-    def wait() -> list[bool]:
+    def wait() -> list[int]:
         there.synchronize()
-        return [bool(value) for value in answer.tolist()]
+        return list(map(int, answer.tolist()))
 
     return wait
 

@@ -95,10 +95,10 @@ def shapes(batch: VideoBatch) -> str:
 
 def _start(trainer: Trainer) -> str:
     config, progress = trainer.config, trainer.state.progress
-    if trainer.newest is None:
+    if trainer.saver.newest is None:
         return f"starts from model.init={config.model.init}"
     done = f"epoch {progress.epoch} of {config.optim.epochs}, update {progress.epoch_updates} of the next"
-    return f"continues from {trainer.newest}: {done}"
+    return f"continues from {trainer.saver.newest}: {done}"
 
 
 def _first_batch(loader: ClipLoader) -> VideoBatch:

@@ -27,3 +27,9 @@ class Meter:
         """Mean of each number that is finite, the same keys on every rank; NaN where no batch has one."""
         stacked = {name: torch.stack([log[name] for log in self.logs]).double() for name in self.logs[0]}
         return {name: float(v.where(v.isfinite(), math.nan).nanmean()) for name, v in stacked.items()}
+
+
+def clock(seconds: float) -> str:
+    """A duration as h:mm:ss."""
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +33,21 @@ def train_until(config: RunConfig, updates: int) -> Path:
         patch.setattr(checkpoint, "save", save_then_die)
         train(config)
     return saved[0]
+
+
+@contextmanager
+def signalled(kind: type[Any], number: signal.Signals, *, updates: int | None) -> Iterator[None]:
+    """This process signals itself in the step of a task that makes update `updates` of a process; None = never."""
+    step, calls = kind.step, itertools.count(1)
+
+    def signalling(self: Any, batch: Any) -> Any:
+        if next(calls) == updates:
+            os.kill(os.getpid(), number)
+        return step(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kind, "step", signalling)
+        yield
 
 
 @contextmanager

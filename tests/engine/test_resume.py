@@ -18,14 +18,12 @@ from lavila.checkpoints.errors import CheckpointError
 from lavila.checkpoints.store import load_model
 from lavila.config.load import load_config
 from lavila.config.schema import RunConfig
-from lavila.data.pictures import LoaderError
 from lavila.engine import build, checkpoint, trainer
 from lavila.engine.optim import LearningRate
-from lavila.engine.trainer import TrainingError, train
+from lavila.engine.trainer import train
 from lavila.report.files import read_metrics
 from lavila.shards.reader import ShardSet
 from lavila.tasks import TaskError
-from tests.data.test_loader import damaged
 from tests.engine.interrupted import clips_seen, train_until
 from tests.engine.test_runs import config_file
 
@@ -166,35 +164,6 @@ def order_of(config: RunConfig) -> list[int]:
     with clips_seen() as seen:
         train(config)
     return list(itertools.chain(*seen))[:12]
-
-
-def test_a_resumed_epoch_may_end_in_bad_clips(tmp_path: Path, vp9_shards: ShardSet) -> None:
-    path = config_file(tmp_path, vp9_shards, optim={"epochs": 1}, checkpoint_every_steps=1)
-    last = order_of(load_config(path, [f"run_dir={tmp_path / 'look'}"]))[8:]
-    shards = damaged(vp9_shards, tmp_path, *last)
-    config = load_config(path, [f"data.train={shards.path}"])
-    train_until(config, 2)
-    assert train(config).name == "step-00000003"
-
-
-def test_an_epoch_of_bad_clips_alone_stops_though_it_was_resumed(tmp_path: Path, vp9_shards: ShardSet) -> None:
-    shards = damaged(vp9_shards, tmp_path, *range(12))
-    config = load_config(config_file(tmp_path, shards, optim={"epochs": 1}, checkpoint_every_steps=1))
-    train_until(config, 2)
-    with pytest.raises(TrainingError, match="epoch 1"):
-        train(config)
-
-
-def test_bad_clips_from_before_a_resume_count(tmp_path: Path, vp9_shards: ShardSet) -> None:
-    path = config_file(tmp_path, vp9_shards, optim={"epochs": 2}, checkpoint_every_steps=1)
-    order = order_of(load_config(path, [f"run_dir={tmp_path / 'look'}"]))
-    shards = damaged(vp9_shards, tmp_path, *order[:2], *order[10:])
-    config = load_config(path, [f"data.train={shards.path}", "data.max_bad_clips=3", "optim.epochs=1"])
-    train_until(config, 2)
-    with pytest.raises(LoaderError, match="4 clips"):
-        train(config)
-    allowed = load_config(path, [f"data.train={shards.path}", "data.max_bad_clips=4"])
-    assert train(allowed).name == "step-00000006"  # each epoch counts anew
 
 
 def test_the_time_of_saving_is_in_no_rate(

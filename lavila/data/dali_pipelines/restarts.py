@@ -1,8 +1,8 @@
 """Runs the graph over a stream of batches, and survives clips that cannot be decoded.
 
 One bad clip makes DALI fail a whole batch, without naming the clip, and the pipeline object cannot be used any more.
-But a new pipeline takes only milliseconds. So the clips of the batches in flight are tried one at a time, the bad ones
-are dropped, and a new pipeline continues with the rest. `lavila.data.batches` says what happens to the batch.
+But a new pipeline takes only milliseconds. So the clips of the batches in flight are tried one at a time, others take
+the places of the bad ones, and a new pipeline continues. `lavila.data.batches` says what happens to the batch.
 
 Only the decoder's own errors make a clip bad (`errors.decode_problem`). Every other error ends the run. If no clip in
 flight decodes, the decoder is checked: with a clip that it decoded before, or with FFmpeg if there is none yet.
@@ -11,7 +11,7 @@ flight decodes, the decoder is checked: with a clip that it decoded before, or w
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
@@ -19,7 +19,7 @@ from typing import Any
 
 from nvidia.dali.pipeline import Pipeline
 
-from lavila.data.batches import LoadedBatch, PictureBatch
+from lavila.data.batches import LoadedBatch, PictureBatch, Place, left_empty
 from lavila.data.dali_pipelines.errors import DecoderFault, cause, decode_problem
 from lavila.data.dali_pipelines.graph import build_pipeline
 from lavila.data.host.decode import DecodeError, decode_frames
@@ -28,10 +28,18 @@ from lavila.records import ClipPlan
 
 
 class RestartingPipeline:
-    """Feeds batches to a pipeline and yields them with their pictures."""
+    """Feeds batches to a pipeline and yields them with their pictures.
 
-    def __init__(self, spec: PictureSpec, execution: Execution):
-        self._spec, self._execution = spec, execution
+    next_after: the plan of a bad clip and the reason -> its place, with the clip that is tried next.
+    """
+
+    def __init__(
+        self,
+        spec: PictureSpec,
+        execution: Execution,
+        next_after: Callable[[ClipPlan, str], Place[Payload]] = left_empty,
+    ) -> None:
+        self._spec, self._execution, self._next_after = spec, execution, next_after
 
     def run(self, batches: Iterable[LoadedBatch]) -> Generator[PictureBatch]:
         """Every batch in order, with DALI tensors [B, K, S, T, 3, size, size].
@@ -65,11 +73,13 @@ class RestartingPipeline:
                     rows = ", ".join(str(plan.row) for batch in in_flight for plan in batch.plans)
                     error.add_note(f"in a batch of rows {rows} of clips.parquet; this is no fault of the data")
                     raise
-                checked = [batch.without(self._failures(batch)) for batch in in_flight]
-                if not any(len(new.bad) > len(old.bad) for new, old in zip(checked, in_flight, strict=True)):
+                failures = [self._failures(batch) for batch in in_flight]
+                reasons = [*chain(*failures)]
+                if not any(reasons):
                     raise RuntimeError(f"the data pipeline failed, though each clip alone decodes: {error}") from error
-                if not any(batch.plans for batch in checked):
+                if all(reasons):
                     self._check_decoder(in_flight, sound, cause(error))
+                checked = [self._without(batch, bad) for batch, bad in zip(in_flight, failures, strict=True)]
                 in_flight.clear()
                 source = chain(checked, source)
 
@@ -80,6 +90,14 @@ class RestartingPipeline:
 
     def _failures(self, batch: LoadedBatch) -> list[str | None]:
         return [self._failure(plan, payload) for plan, payload in zip(batch.plans, batch.payloads, strict=True)]
+
+    def _without(self, batch: LoadedBatch, reasons: list[str | None]) -> LoadedBatch:
+        """The same step. The clips that have a reason made way for others."""
+        places = [
+            Place(plan=plan, made=payload) if reason is None else self._next_after(plan, reason)
+            for plan, payload, reason in zip(batch.plans, batch.payloads, reasons, strict=True)
+        ]
+        return LoadedBatch.of(places, bad=batch.bad)
 
     def _failure(self, plan: ClipPlan, payload: Payload) -> str | None:
         """Why this clip alone cannot be decoded, in one line; None if it can."""

@@ -1,7 +1,7 @@
 """From plans to pictures on the CPU: each thread reads, decodes and draws one clip at a time, straight into the batch.
 
-This is the counterpart of `dali_pipelines.runner.PipelineRunner`, with the same results. A clip that cannot be decoded
-is known at once, and costs nothing but its place in the batch.
+This is the counterpart of `dali_pipelines.runner.PipelineRunner`, with the same results. The thread that finds a clip
+to be bad draws its substitute into the same place.
 
 The memory is that of `ahead` batches, which the caller sets, and of HELD more. The bytes of a clip and the one frame
 that a thread works on are small in comparison.
@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lavila.data.batches import PictureBatch
-from lavila.data.host.decode import DecodeError, decode_planes
+from lavila.data.batches import Instead, PictureBatch, Place, fill, nothing_instead
+from lavila.data.host.decode import decode_planes
 from lavila.data.host.render import ClipRenderer
 from lavila.data.pictures import PictureSpec
 from lavila.data.reading import Read
@@ -34,11 +34,8 @@ HELD = 2  # batches beyond those ahead: the one handed out, and the one before i
 class _Drawing:
     """A batch that threads are drawing."""
 
-    plans: list[ClipPlan]
     pictures: npt.NDArray[Any]  # [B, K, S, T, 3, size, size]
-    reasons: list[
-        Future[str | None]
-    ]  # why each clip cannot be decoded, or None; set when its place in `pictures` is done
+    places: list[Future[Place[bool]]]  # set when the place in `pictures` is done, or empty for good
 
 
 class _Buffers:
@@ -80,38 +77,39 @@ class HostRunner:
         """The bytes of the pictures of one clip."""
         return math.prod(_clip_shape(spec)) * (2 if spec.half else 4)
 
-    def run(self, batches: Iterable[list[ClipPlan]]) -> Generator[PictureBatch]:
+    def run(self, batches: Iterable[list[ClipPlan]], instead: Instead = nothing_instead) -> Generator[PictureBatch]:
         """As `runners.Runner.run`; pictures are numpy arrays."""
+
+        def fill_up() -> None:
+            while len(ahead) < self._ahead and (plans := next(coming, None)) is not None:
+                ahead.append(self._begin(pool, plans, instead))
+
         coming, ahead = iter(batches), deque[_Drawing]()
         with ThreadPoolExecutor(self._threads, thread_name_prefix="clip") as pool:
             try:
-                self._fill(pool, coming, ahead)
+                fill_up()
                 while ahead:
                     made = _finished(ahead.popleft())
-                    self._fill(pool, coming, ahead)  # so that threads work while the caller uses this batch
+                    fill_up()  # so that threads work while the caller uses this batch
                     yield made
                     del made  # frees its memory before this waits for the next batch
             finally:  # a caller that stops in mid-epoch does not wait for clips that no thread has begun
                 for drawing in ahead:
-                    for reason in drawing.reasons:
-                        reason.cancel()
+                    for place in drawing.places:
+                        place.cancel()
 
-    def _fill(self, pool: ThreadPoolExecutor, coming: Iterator[list[ClipPlan]], ahead: deque[_Drawing]) -> None:
-        while len(ahead) < self._ahead and (plans := next(coming, None)) is not None:
-            ahead.append(self._begin(pool, plans))
-
-    def _begin(self, pool: ThreadPoolExecutor, plans: list[ClipPlan]) -> _Drawing:
+    def _begin(self, pool: ThreadPoolExecutor, plans: list[ClipPlan], instead: Instead) -> _Drawing:
         pictures = self._buffers.take(len(plans))
-        reasons = [pool.submit(self._draw, plan, pictures[place]) for place, plan in enumerate(plans)]
-        return _Drawing(plans=plans, pictures=pictures, reasons=reasons)
+        places = [pool.submit(self._draw, plan, pictures[number], instead) for number, plan in enumerate(plans)]
+        return _Drawing(pictures=pictures, places=places)
 
-    def _draw(self, plan: ClipPlan, out: npt.NDArray[Any]) -> str | None:
-        try:
-            data, frames = self._read(plan)
-            self._renderer.render(plan, decode_planes(data, frames), out)
-        except DecodeError as error:
-            return str(error)
-        return None
+    def _draw(self, plan: ClipPlan, out: npt.NDArray[Any], instead: Instead) -> Place[bool]:
+        def make(one: ClipPlan) -> bool:
+            data, frames = self._read(one)
+            self._renderer.render(one, decode_planes(data, frames), out)
+            return True
+
+        return fill(plan, make, instead)
 
 
 def _clip_shape(spec: PictureSpec) -> tuple[int, ...]:
@@ -120,4 +118,4 @@ def _clip_shape(spec: PictureSpec) -> tuple[int, ...]:
 
 def _finished(drawing: _Drawing) -> PictureBatch:
     """Wait for a batch. Only the result holds its memory afterwards, since `drawing` ends with this call."""
-    return PictureBatch.of(drawing.plans, drawing.pictures, [reason.result() for reason in drawing.reasons])
+    return PictureBatch.of([place.result() for place in drawing.places], drawing.pictures)
