@@ -51,6 +51,7 @@ class Asked:
 def listening(*, stop: Sequence[str], save: Sequence[str]) -> Iterator[Asked]:
     """Note the signals with these names (SIGTERM, ...) inside the block; their earlier handlers return after it.
 
+    A signal that this process was started to ignore stays ignored, as after `nohup`: whoever started it listens itself.
     Python handles signals in the main thread alone. In another thread nothing is noted, and a warning says so.
     """
     asked = Asked()
@@ -65,7 +66,9 @@ def listening(*, stop: Sequence[str], save: Sequence[str]) -> Iterator[Asked]:
         asked.wish |= wishes[signal.Signals(number)]
         asked.by = signal.Signals(number).name
 
-    before = {number: signal.signal(number, note) for number in wishes}
+    before = {
+        number: signal.signal(number, note) for number in wishes if signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
         yield asked
     finally:
