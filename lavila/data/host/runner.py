@@ -4,7 +4,8 @@ This is the counterpart of `dali_pipelines.runner.PipelineRunner`, with the same
 is known at once, and costs nothing but its place in the batch.
 
 The memory is that of `ahead` batches, which the caller sets, and of HELD more. The bytes of a clip and the one frame
-that a thread works on are small in comparison.
+that a thread works on are small in comparison. For a GPU, threads draw into page-locked memory, and each finished batch
+is copied to the GPU when the caller takes it.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from lavila.data.batches import PictureBatch
 from lavila.data.host.decode import DecodeError, decode_planes
+from lavila.data.host.gpu_copy import BatchCopy
 from lavila.data.host.render import ClipRenderer
 from lavila.data.pictures import PictureSpec
 from lavila.data.reading import Read
@@ -36,6 +39,7 @@ class _Drawing:
 
     plans: list[ClipPlan]
     pictures: npt.NDArray[Any]  # [B, K, S, T, 3, size, size]
+    memory: torch.Tensor | None  # the same memory, if it will be copied to a GPU
     reasons: list[
         Future[str | None]
     ]  # why each clip cannot be decoded, or None; set when its place in `pictures` is done
@@ -70,8 +74,11 @@ class _Buffers:
 class HostRunner:
     """Turns batches of plans into batches of pictures on `threads` CPU threads, `ahead` batches at a time."""
 
-    def __init__(self, spec: PictureSpec, read: Read, *, threads: int, ahead: int) -> None:
-        self._read, self._threads, self._ahead = read, threads, ahead
+    def __init__(
+        self, spec: PictureSpec, read: Read, *, threads: int, ahead: int, copy: BatchCopy | None = None
+    ) -> None:
+        """`copy`: how batches come to the device of the caller; None = they stay where they are drawn."""
+        self._spec, self._read, self._threads, self._ahead, self._copy = spec, read, threads, ahead, copy
         self._renderer = ClipRenderer(spec)
         self._buffers = _Buffers(_clip_shape(spec), half=spec.half, most=ahead + HELD)
 
@@ -81,13 +88,13 @@ class HostRunner:
         return math.prod(_clip_shape(spec)) * (2 if spec.half else 4)
 
     def run(self, batches: Iterable[list[ClipPlan]]) -> Generator[PictureBatch]:
-        """As `runners.Runner.run`; pictures are numpy arrays."""
+        """As `runners.Runner.run`; pictures are numpy arrays, or tensors on the device that they were copied to."""
         coming, ahead = iter(batches), deque[_Drawing]()
         with ThreadPoolExecutor(self._threads, thread_name_prefix="clip") as pool:
             try:
                 self._fill(pool, coming, ahead)
                 while ahead:
-                    made = _finished(ahead.popleft())
+                    made = _finished(ahead.popleft(), self._copy)
                     self._fill(pool, coming, ahead)  # so that threads work while the caller uses this batch
                     yield made
                     del made  # frees its memory before this waits for the next batch
@@ -101,9 +108,15 @@ class HostRunner:
             ahead.append(self._begin(pool, plans))
 
     def _begin(self, pool: ThreadPoolExecutor, plans: list[ClipPlan]) -> _Drawing:
-        pictures = self._buffers.take(len(plans))
+        memory = None
+        if self._copy is None:
+            pictures = self._buffers.take(len(plans))
+        else:
+            dtype = torch.float16 if self._spec.half else torch.float32
+            memory = self._copy.memory((len(plans), *_clip_shape(self._spec)), dtype)
+            pictures = memory.numpy()
         reasons = [pool.submit(self._draw, plan, pictures[place]) for place, plan in enumerate(plans)]
-        return _Drawing(plans=plans, pictures=pictures, reasons=reasons)
+        return _Drawing(plans=plans, pictures=pictures, memory=memory, reasons=reasons)
 
     def _draw(self, plan: ClipPlan, out: npt.NDArray[Any]) -> str | None:
         try:
@@ -118,6 +131,10 @@ def _clip_shape(spec: PictureSpec) -> tuple[int, ...]:
     return (*spec.view_grid, spec.frames, 3, spec.size, spec.size)
 
 
-def _finished(drawing: _Drawing) -> PictureBatch:
+def _finished(drawing: _Drawing, copy: BatchCopy | None) -> PictureBatch:
     """Wait for a batch. Only the result holds its memory afterwards, since `drawing` ends with this call."""
-    return PictureBatch.of(drawing.plans, drawing.pictures, [reason.result() for reason in drawing.reasons])
+    reasons = [reason.result() for reason in drawing.reasons]
+    if copy is None or drawing.memory is None:
+        return PictureBatch.of(drawing.plans, drawing.pictures, reasons)
+    pictures: Any = copy.copied(drawing.memory)  # a tensor; it is indexed like an array
+    return PictureBatch.of(drawing.plans, pictures, reasons)
