@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 
 from lavila.demo.encoders import Vector
 from lavila.demo.index import Index, Seconds
@@ -84,9 +85,29 @@ class Searcher:
 
     def curve(self, query: str, video: str) -> tuple[Seconds, Scores]:
         """The middles of a video's windows, float64 [N] seconds, and how well a sentence fits each, float32 [N]."""
+        return self._curve(self._vector(query), video)
+
+    def curve_like(self, example: str, start: float, stop: float, video: str) -> tuple[Seconds, Scores]:
+        """As `curve`, for how much each window of `video` is like a region of the video `example`."""
+        return self._curve(self._example(example, start, stop)[1], video)
+
+    def _curve(self, vector: Vector, video: str) -> tuple[Seconds, Scores]:
         first, end = self._one(video)
-        scores = self._similarities(self._vector(query), [(first, end)])
-        return (self.starts[first:end] + self.stops[first:end]) / 2, scores[first:end]
+        return (self.starts[first:end] + self.stops[first:end]) / 2, self._similarities(vector, [(first, end)])[
+            first:end
+        ]
+
+    def _example(self, video: str, start: float, stop: float) -> tuple[npt.NDArray[np.intp], Vector]:
+        """The windows of a region, counted from the video's first, and their mean, float32 [D], of unit length."""
+        first, end = self._one(video)
+        if not start <= stop:
+            raise SearchError(f"the region from {start:g} s to {stop:g} s of {shown(video)} ends before it starts")
+        middles = (self.starts[first:end] + self.stops[first:end]) / 2
+        chosen = np.flatnonzero((middles >= start) & (middles <= stop))
+        if not len(chosen):  # shorter than the steps of the windows
+            chosen = np.abs(middles - (start + stop) / 2).argmin(keepdims=True)
+        mean = self._vectors[first + chosen].astype(np.float32).mean(0)
+        return chosen, mean / max(float(np.linalg.norm(mean)), 1e-12)
 
     def _vector(self, query: str) -> Vector:
         if not query.strip():
