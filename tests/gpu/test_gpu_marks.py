@@ -22,7 +22,9 @@ def test_gpu_tests_skip_unless_a_gpu_is_required(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, required: str, skips: bool
 ) -> None:
     monkeypatch.setenv("LAVILA_REQUIRE_GPU", required)
-    items = [pytest.Function.from_parent(request.node.parent, name=name, callobj=lambda: None) for name in ("gpu", "cpu")]
+    items = [
+        pytest.Function.from_parent(request.node.parent, name=name, callobj=lambda: None) for name in ("gpu", "cpu")
+    ]
     items[0].add_marker(pytest.mark.gpu)
     skip_without_gpu([*items])
     reasons = [[mark.kwargs["reason"] for mark in item.iter_markers("skip")] for item in items]
