@@ -82,6 +82,24 @@ def _store() -> PrefixStore:
     return PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
+def second_group() -> dist.ProcessGroup | None:
+    """A group of all ranks for another thread, so that its messages and those of training do not mix.
+
+    Every rank calls this. None where there is one process.
+    """
+    if not dist.is_initialized():
+        return None
+    group = dist.new_group(backend="gloo")
+    assert isinstance(group, dist.ProcessGroup), "every rank belongs to it"
+    return group
+
+
+def leave(group: dist.ProcessGroup | None) -> None:
+    """End this rank's part in a group of `second_group`."""
+    if group is not None and dist.is_initialized():
+        dist.destroy_process_group(group)
+
+
 def barrier() -> None:
     """Wait for all processes."""
     if dist.is_initialized():
@@ -108,11 +126,11 @@ def sum_over_ranks(values: dict[str, float], *, device: torch.device) -> dict[st
     return dict(zip(values, numbers.tolist(), strict=True))
 
 
-def on_main(work: Callable[[], T]) -> T:
+def on_main(work: Callable[[], T], *, group: dist.ProcessGroup | None = None) -> T:
     """What `work` gives on the main rank, the only one that does it; every rank calls this.
 
     What is decided by looking at files must come out the same everywhere. An error is raised on every rank as well, so
-    that no rank waits for one that has stopped.
+    that no rank waits for one that has stopped. group: another group of all ranks than the one that all use.
     """
     if not dist.is_initialized():
         return work()
@@ -122,7 +140,7 @@ def on_main(work: Callable[[], T]) -> T:
             outcome = [work(), None]
         except Exception as error:
             outcome = [None, error]
-    dist.broadcast_object_list(outcome)
+    dist.broadcast_object_list(outcome, group=group)
     if outcome[1] is not None:
         raise outcome[1]
     result: T = outcome[0]
