@@ -7,9 +7,6 @@ from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from lavila.data.host.decode import DecodeError
 from lavila.data.streams.mp4 import TableError
 from lavila.data.streams.reduction import reduced
@@ -32,6 +29,11 @@ class ClipReader:
         self._shard_set, self._threads = shard_set, threads
         self._not_ahead: set[int | None] = set()  # error numbers (errno) of reading ahead that were logged
 
+    @property
+    def codec(self) -> str:
+        """vp9, h264, hevc or av1."""
+        return self._shard_set.codec
+
     def read(self, plan: ClipPlan) -> tuple[bytes, Frames]:
         """A video with the plan's distinct frames, and their ascending numbers in it, [U].
 
@@ -44,6 +46,13 @@ class ClipReader:
             return self._shard_set.read_frames(plan.row, plan.distinct_frames())
         except (DamagedClip, UnreadableClip) as error:
             raise DecodeError(str(error)) from error
+
+    def read_or_reason(self, plan: ClipPlan) -> tuple[bytes, Frames] | str:
+        """As `read`, with the reason in place of DecodeError."""
+        try:
+            return self.read(plan)
+        except DecodeError as error:
+            return str(error)
 
     def read_needed(self, plan: ClipPlan) -> tuple[bytes, Frames]:
         """As `read`, without the packets that the frames do not need: for a decoder that decodes all it is given.
@@ -77,12 +86,6 @@ class ClipReader:
                     self._check_read_ahead(*one)
         finally:
             self._shard_set.rest()
-
-    def largest_frame(self) -> int:
-        """The bytes of the set's largest frame, decoded to RGB."""
-        clips = self._shard_set.clips
-        pixels = pc.multiply(*(clips.column(name).cast(pa.int64()) for name in ("height", "width")))
-        return 3 * int(pc.max(pixels).as_py() or 0)
 
     def _check_read_ahead(self, row: int, done: Future[None]) -> None:
         """Warn once for each error number of storage that cannot read ahead."""

@@ -6,8 +6,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from lavila.data.nvdec.chip import Chip, nvdec_problem
+from lavila.data.nvdec.driver import CodecCaps, DriverError, decode_caps, driver_cuda
 from lavila.doctor.findings import Finding, Machine
-from lavila.doctor.nvdec import CodecCaps, DriverError, decode_caps, driver_cuda
+from lavila.shards.pictures import StoredPictures, not_on_common_chips
 
 SMI_FIELDS = ("name", "driver_version", "memory.total", "mig.mode.current")
 SMI_SECONDS = 30.0  # without persistence mode, the first call after boot takes several seconds for each GPU
@@ -209,8 +211,8 @@ def _loads(machine: Machine, library: str) -> bool:
     return True
 
 
-def check_nvdec(machine: Machine, state: GpuState, *, codec: str | None) -> Finding:
-    """List the codecs that the GPU decodes. `codec`: the codec of the shard set; None = there is no set."""
+def check_nvdec(machine: Machine, state: GpuState, *, pictures: StoredPictures | None) -> Finding:
+    """List the codecs that the GPU decodes. `pictures`: those of the shard set; None = there is no set."""
     name = "nvdec"
     if not state.present:
         return Finding(name=name, status="missing", found="no GPU, so no NVDEC: videos are decoded on the CPU")
@@ -226,16 +228,12 @@ def check_nvdec(machine: Machine, state: GpuState, *, codec: str | None) -> Find
         return Finding(name=name, status="broken", found=str(error), fix=(meanwhile,))
     facts = {kind: asdict(one) for kind, one in caps.items()}
     summary = "; ".join(_codec_text(kind, one) for kind, one in caps.items())
-    if codec in caps and not caps[codec].supported:
-        others = [kind for kind, one in caps.items() if one.supported]
-        fix = (
-            "train.py ... data.decoder=host",
-            f"or make the shards again with --codec {others[0] if others else 'vp9'}",
-        )
-        return Finding(
-            name=name, status="broken", found=f"the shards hold {codec}, which this GPU does not decode; {summary}",
-            fix=fix, facts=facts,
-        )  # fmt: skip
+    gpu = next((one.name for one in state.gpus), "this GPU")
+    problem = nvdec_problem(Chip(name=gpu, codecs=caps), pictures) if pictures else None
+    if problem:
+        found = f"the shards are decoded on the CPU (data.decoder=auto): {problem}; {summary}"
+        cure = not_on_common_chips(pictures) if pictures else None
+        return Finding(name=name, status="note", found=found, fix=(cure,) if cure else (), facts=facts)
     if not any(one.supported for one in caps.values()):
         return Finding(
             name=name, status="broken", found=f"this GPU decodes no codec; {summary}", fix=(meanwhile,), facts=facts
@@ -246,10 +244,11 @@ def check_nvdec(machine: Machine, state: GpuState, *, codec: str | None) -> Find
 def _codec_text(name: str, caps: CodecCaps) -> str:
     if not caps.supported:
         return f"{name} not decoded"
-    return f"{name} by {caps.engines} engine(s), up to {caps.max_width}x{caps.max_height}"
+    sizes = f"{caps.min_width}x{caps.min_height} to {caps.max_width}x{caps.max_height}"
+    return f"{name} by {caps.engines} engine(s), {sizes}"
 
 
 def nvdec_codecs(findings: Sequence[Finding]) -> list[str]:
     """The codecs that NVDEC decodes, from the finding of check_nvdec."""
-    facts = next((one.facts for one in findings if one.name == "nvdec" and one.status == "ok"), {})
+    facts = next((one.facts for one in findings if one.name == "nvdec" and one.status in ("ok", "note")), {})
     return [name for name, caps in facts.items() if caps["supported"]]

@@ -17,6 +17,7 @@ from lavila.data.loader import ClipLoader
 from lavila.data.streams.mp4 import read_mp4
 from lavila.data.streams.reduction import WHOLE
 from lavila.shards.reader import ShardSet
+from tests.data.nvdec.fakes import ANY_SIZE, fake_chip
 from tests.data.streams.test_mp4 import remuxed
 from tests.data.test_loader import training
 
@@ -31,8 +32,9 @@ def handed_over(loader: ClipLoader) -> list[LoadedBatch]:
 
 @pytest.mark.parametrize(("decoder", "codec"), [("nvdec", "h264"), ("nvdec", "vp9"), ("dali_cpu", "vp9")])
 def test_dali_is_given_only_what_is_needed(
-    decoder: str, codec: str, h264_shards: ShardSet, vp9_shards: ShardSet
+    decoder: str, codec: str, h264_shards: ShardSet, vp9_shards: ShardSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    fake_chip(monkeypatch, ANY_SIZE)
     shards = h264_shards if codec == "h264" else vp9_shards
     device = "cuda" if decoder == "nvdec" else "cpu"
     given = stored = 0
