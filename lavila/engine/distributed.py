@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from lavila.errors import UserError
 
@@ -56,7 +58,8 @@ def join(device: str) -> Iterator[Process]:
             )
         torch.cuda.set_device(local_rank)
     if world > 1:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+        backends = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+        dist.init_process_group(backends, store=_store(), rank=rank, world_size=world)
     try:
         yield Process(
             rank=rank,
@@ -67,6 +70,34 @@ def join(device: str) -> Iterator[Process]:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _store() -> PrefixStore:
+    """Where the processes of a run find each other, apart from those of earlier starts.
+
+    torchrun keeps one store for all its restarts. With PyTorch 2.14, restarted processes would find the addresses of
+    dead ones in it, and wait for them.
+    """
+    store, _, _ = next(rendezvous("env://"))
+    return PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+
+
+def second_group() -> dist.ProcessGroup | None:
+    """A group of all ranks for another thread, so that its messages and those of training do not mix.
+
+    Every rank calls this. None where there is one process.
+    """
+    if not dist.is_initialized():
+        return None
+    group = dist.new_group(backend="gloo")
+    assert isinstance(group, dist.ProcessGroup), "every rank belongs to it"
+    return group
+
+
+def leave(group: dist.ProcessGroup | None) -> None:
+    """End this rank's part in a group of `second_group`."""
+    if group is not None and dist.is_initialized():
+        dist.destroy_process_group(group)
 
 
 def barrier() -> None:
@@ -95,11 +126,11 @@ def sum_over_ranks(values: dict[str, float], *, device: torch.device) -> dict[st
     return dict(zip(values, numbers.tolist(), strict=True))
 
 
-def on_main(work: Callable[[], T]) -> T:
+def on_main(work: Callable[[], T], *, group: dist.ProcessGroup | None = None) -> T:
     """What `work` gives on the main rank, the only one that does it; every rank calls this.
 
     What is decided by looking at files must come out the same everywhere. An error is raised on every rank as well, so
-    that no rank waits for one that has stopped.
+    that no rank waits for one that has stopped. group: another group of all ranks than the one that all use.
     """
     if not dist.is_initialized():
         return work()
@@ -109,7 +140,7 @@ def on_main(work: Callable[[], T]) -> T:
             outcome = [work(), None]
         except Exception as error:
             outcome = [None, error]
-    dist.broadcast_object_list(outcome)
+    dist.broadcast_object_list(outcome, group=group)
     if outcome[1] is not None:
         raise outcome[1]
     result: T = outcome[0]

@@ -7,6 +7,7 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,19 +21,19 @@ from lavila.engine import build, checkpoint, nonfinite
 from lavila.engine.bad_clips import BadClips
 from lavila.engine.checkpoint import Progress, TrainState
 from lavila.engine.distributed import Process, join, mean_over_ranks, on_main, sum_over_ranks
-from lavila.engine.evaluations import NamedEvaluation, named_evaluations
+from lavila.engine.evaluations import NamedEvaluation, missing_evaluations, named_evaluations
 from lavila.engine.meter import Meter, clock
 from lavila.engine.nonfinite import BadLoss, LossWatch
 from lavila.engine.optim import LearningRate, build_optimizer, freeze, train_mode
 from lavila.engine.precision import Arithmetic
-from lavila.engine.run_folder import changed_settings, set_aside, start_from
+from lavila.engine.run_folder import RunFolderError, changed_settings, check_writable, set_aside, start_from
 from lavila.engine.saving import Saver, TrainingError
 from lavila.engine.signals import Asked, Stopped, Wish, listening
 from lavila.engine.trackers import Trackers, check_trackers
 from lavila.metrics.units import Metric
 from lavila.plan.plans import TrainingPlan
 from lavila.records import VideoBatch
-from lavila.report.files import METRICS_FILE, MetricsLog, append_stage, read_metrics
+from lavila.report.files import METRICS_FILE, MetricsLog, append_stage
 from lavila.tasks import Task, TaskFacts
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ def train(config: RunConfig) -> Path:
 def prepare(config: RunConfig, process: Process, asked: Asked | None = None) -> Trainer:
     """All that comes before the first step, every check of the config and its files included. Writes nothing."""
     check_trackers(config.log)
+    on_main(lambda: check_writable(Path(config.run_dir)))
     shards = build.shard_set(config, "train")
     found = on_main(lambda: start_from(Path(config.run_dir), config.resume))
     trained = trained_on(found) if found else build.start_weights(config)
@@ -112,6 +114,7 @@ class Trainer:
         )
         self.updates_per_epoch = len(loader) // config.optim.accumulate
         self.rate = LearningRate.of(config.optim, model, steps=self.updates_per_epoch, in_backbone=task.in_backbone)
+        self.meter_before: dict[str, Any] = {}  # the state of the meter where a resumed run was
         if found is not None:
             self._resume(found)
         extra = build.checkpoint_facts(config, parts.facts)
@@ -126,14 +129,15 @@ class Trainer:
     def fit(self) -> Path:
         """All epochs that are left. Returns the newest checkpoint's folder."""
         config, progress = self.config, self.state.progress
-        changed = changed_settings(self.saver.newest, config) if self.process.is_main and self.saver.newest else ""
-        missing = on_main(self._missing_evaluations)
-        if self.saver.newest is not None and progress.epoch >= config.optim.epochs and not missing:
+        found = self.saver.newest
+        changed = changed_settings(found, config) if self.process.is_main and found else ""
+        missing = on_main(lambda: missing_evaluations(self.evaluations, progress, run_dir=self.run_dir, newest=found))
+        if found is not None and progress.epoch >= config.optim.epochs and not missing:
             log.info(
                 "this run has its %d epochs already; for more raise optim.epochs, for another run give run_dir=... or "
                 "resume=aside%s", progress.epoch, f". Of no effect: {changed}" if changed else "",
             )  # fmt: skip
-            return self.saver.newest
+            return found
         if changed:
             log.warning("resumed with other settings than the checkpoint's: %s", changed)
         on_main(self._open_run_folder)
@@ -146,13 +150,25 @@ class Trainer:
                 self._save()
                 self._stop_if_asked()  # a resume makes up for the evaluations
                 self._evaluate([one.name for one in self.evaluations if one.is_due(progress.epoch)])
+            self._check_saved()
         finally:
+            self.saver.close()
             if self.process.is_main:
+                self.metrics.close()
                 self.trackers.close()
         if self.process.is_main:
             append_stage(self.run_dir, "train", self._seconds())
         assert self.saver.newest is not None
         return self.saver.newest
+
+    def _check_saved(self) -> None:
+        """TrainingError where the end of training could not be saved."""
+        self.saver.finish()
+        if not self.saver.is_saved:
+            raise TrainingError(
+                f"{self.run_dir}: the state after the last update, {self.state.progress.updates}, could not be saved; "
+                f"make room, and the same command continues from {self.saver.newest or 'the start'}"
+            )
 
     def _resume(self, found: Path) -> None:
         facts = checkpoint.load(found, self.state, process=self.process)
@@ -161,25 +177,34 @@ class Trainer:
             checkpoint.check_same_order(found, facts, now=self.state.order)
         passes = progress.epoch_updates * self.config.optim.accumulate
         self.loader.load_state_dict({"epoch": progress.epoch, "step": passes})
+        if len(facts.meters) == self.process.world:
+            self.meter_before = facts.meters[self.process.rank]
 
     def _open_run_folder(self) -> None:
         """On the main rank: make room if asked to, and begin the files of the run."""
         if self.config.resume == "aside" and (kept := set_aside(self.run_dir)):
             log.info("the older run is kept as %s", kept)
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        (self.run_dir / "config.yaml").write_text(to_yaml(self.config), encoding="utf-8")
-        self.metrics = MetricsLog(self.run_dir / METRICS_FILE)
-        if dropped := self.metrics.truncate_after(self.state.progress.updates):
-            log.info("%s: dropped %d lines of updates that will be done again", self.metrics.path, dropped)
-        self.bad_clips.open(self.run_dir)
+        try:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            (self.run_dir / "config.yaml").write_text(to_yaml(self.config), encoding="utf-8")
+            self.metrics = MetricsLog(self.run_dir / METRICS_FILE)
+            if dropped := self.metrics.truncate_after(self.state.progress.updates):
+                log.info("%s: dropped %d lines of updates that will be done again", self.metrics.path, dropped)
+            self.bad_clips.open(self.run_dir)
+        except OSError as error:
+            raise RunFolderError(
+                f"run_dir={self.run_dir} cannot be written to ({error}); make it writable, make room, or give another "
+                "run_dir=..."
+            ) from None
         self.trackers = Trackers(self.config, self.run_dir, step=self.state.progress.updates)
         log.info("%s", self.summary())
 
     def _epoch(self) -> None:
         """The rest of the current epoch."""
-        config, progress, meter = self.config, self.state.progress, Meter(since=time.perf_counter())
+        config, progress = self.config, self.state.progress
+        meter, self.meter_before = Meter.resumed(self.meter_before, device=self.process.device), {}
         train_mode(self.task.model)
-        waited = self.loader.wait_seconds
+        waited = self.loader.wait_seconds - meter.wait
         for number, batch in enumerate(self.loader):
             part = number % config.optim.accumulate
             last_part = part == config.optim.accumulate - 1
@@ -191,13 +216,13 @@ class Trainer:
             progress.epoch_updates += 1
             progress.good_clips += config.data.batch_size  # every place has a clip
             ended = progress.epoch_updates == self.updates_per_epoch
+            meter.wait = self.loader.wait_seconds - waited
             if progress.updates % config.log_every_steps == 0 or ended:
-                meter.wait = self.loader.wait_seconds - waited
                 self._log(meter)
-                meter, waited = Meter(since=time.perf_counter()), self.loader.wait_seconds
+                meter, waited = Meter(), self.loader.wait_seconds
             if self.saver.is_due(self.watch.wish) and not ended:  # what an epoch ends with is saved once, after it
                 saving = time.perf_counter()
-                self._save()
+                self._save(meter)
                 meter.since += time.perf_counter() - saving
                 if Wish.STOP in self.watch.wish:
                     raise self._stopped()
@@ -208,10 +233,15 @@ class Trainer:
             raise self._stopped()
 
     def _stopped(self) -> Stopped:
-        kept = f"{self.saver.newest} has its state" if self.saver.newest else "there was nothing to save"
+        self.saver.finish()
+        newest, updates = self.saver.newest, self.state.progress.updates
+        if self.saver.is_saved:
+            kept = f"{newest} has its state"
+        else:
+            kept = f"it could not be saved, and {newest} is the newest checkpoint" if updates else "nothing was to save"
         return Stopped(
-            f"training stopped after update {self.state.progress.updates}, since {self.asked.by or 'a signal'} asked "
-            f"for it; {kept}, and the same command continues"
+            f"training stopped after update {updates}, since {self.asked.by or 'a signal'} asked for it; {kept}, and "
+            "the same command continues"
         )
 
     def _end_epoch(self) -> None:
@@ -294,7 +324,7 @@ class Trainer:
         there = folder / checkpoint.FOLDER / checkpoint.step_name(self.state.progress.updates)
         if on_main(lambda: checkpoint.torn(there) is None):
             return  # the run was here before, and went on from an earlier checkpoint
-        self.saver.write(folder)
+        self.saver.keep_apart(folder)
         on_main(lambda: nonfinite.write_losses(there, bad))
 
     def _log(self, meter: Meter) -> None:
@@ -328,15 +358,6 @@ class Trainer:
         self.metrics.log(step=progress.updates, epoch=progress.epoch, **values)
         self.trackers.log(values, step=progress.updates)
 
-    def _missing_evaluations(self) -> list[str]:
-        """Those that are due at the place where this run continues, and that a kill prevented."""
-        progress, own = self.state.progress, self.run_dir / checkpoint.FOLDER
-        if self.saver.newest is None or progress.epoch_updates or self.saver.newest.resolve().parent != own.resolve():
-            return []
-        lines = [line for line in read_metrics(self.run_dir / METRICS_FILE) if line.get("step") == progress.updates]
-        done = {key.partition("/")[0] for line in lines for key in line if "/" in key}
-        return [one.name for one in self.evaluations if one.is_due(progress.epoch) and one.name not in done]
-
     def _evaluate(self, names: Collection[str]) -> None:
         """Run evaluations of the newest checkpoint's weights, log their metrics, and note whether it is the best."""
         for evaluation in self.evaluations:
@@ -352,9 +373,11 @@ class Trainer:
             if self.config.keep_best.partition("/")[0] == evaluation.name:
                 self.saver.compare_with_best(named)
 
-    def _save(self) -> None:
+    def _save(self, meter: Meter | None = None) -> None:
+        """Save; meter: what there is of the next line of the log."""
         self.state.progress.seconds = self._seconds()
-        self.saver.save()
+        metrics = self.metrics if self.process.is_main else None
+        self.saver.save(meter=meter.state() if meter else {}, metrics=metrics)
 
     def summary(self) -> str:
         """The run in one line."""

@@ -14,23 +14,24 @@ import pytest
 
 from lavila.config.schema import RunConfig
 from lavila.engine import checkpoint
+from lavila.engine.saving import Saver
 from lavila.engine.trainer import train
 from lavila.tasks.classification import ClassificationTask
 
 
 def train_until(config: RunConfig, updates: int) -> Path:
     """Train and stop, as a kill does, right after the checkpoint of so many updates. Returns that checkpoint."""
-    save, saved = checkpoint.save, []
+    save, saved = Saver.save, []
 
-    def save_then_die(*arguments: Any, **named: Any) -> Path:
-        folder = save(*arguments, **named)
-        if folder.name == checkpoint.step_name(updates):
-            saved.append(folder)
+    def save_then_die(self: Saver, **named: Any) -> None:
+        save(self, **named)
+        self.finish()
+        if self.newest is not None and self.newest.name == checkpoint.step_name(updates):
+            saved.append(self.newest)
             raise KeyboardInterrupt
-        return folder
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(checkpoint, "save", save_then_die)
+        patch.setattr(Saver, "save", save_then_die)
         train(config)
     return saved[0]
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lavila.config.load import load_config
-from lavila.engine import build, checkpoint, dry_run, evaluator, trainer
+from lavila.engine import build, dry_run, evaluator, trainer, writing
 from lavila.engine.distributed import Process, join, on_main
 from lavila.engine.optim import own_part
 from lavila.records import VideoBatch
@@ -45,8 +45,8 @@ def save_again(folder: Path, process: Process, overrides: list[str]) -> None:
     ready = trainer.prepare(load_config(folder / "tiny.yaml", [*overrides, f"run_dir={folder / 'elsewhere'}"]), process)
     own = sum(len(group["params"]) for group in own_part(ready.state.optimizer).param_groups)
     assert 0 < own < len(list(ready.state.model.parameters())), own
-    beside = checkpoint.Beside(config_yaml="", extra=build.checkpoint_facts(ready.config, ready.task_facts), keep=1)
-    checkpoint.save(folder / "again", ready.state, process=process, beside=beside)
+    beside = writing.Beside(config_yaml="", extra=build.checkpoint_facts(ready.config, ready.task_facts), keep=1)
+    writing.save(folder / "again", ready.state, process=process, beside=beside)
 
 
 def main(folder: Path, process: Process) -> None:

@@ -18,8 +18,9 @@ from lavila.checkpoints.errors import CheckpointError
 from lavila.checkpoints.store import load_model
 from lavila.config.load import load_config
 from lavila.config.schema import RunConfig
-from lavila.engine import build, checkpoint, trainer
+from lavila.engine import build, checkpoint, meter, saving, trainer, writing
 from lavila.engine.optim import LearningRate
+from lavila.engine.saving import Saver
 from lavila.engine.trainer import train
 from lavila.report.files import read_metrics
 from lavila.shards.reader import ShardSet
@@ -178,14 +179,15 @@ def test_the_time_of_saving_is_in_no_rate(
             self.now += 0.001
             return self.now
 
-    clock, save = Clock(), checkpoint.save
+    clock, save = Clock(), Saver.save
 
-    def slow(*arguments: Any, **named: Any) -> Path:
+    def slow(self: Saver, **named: Any) -> None:
         clock.now += 1000
-        return save(*arguments, **named)
+        save(self, **named)
 
     monkeypatch.setattr(trainer, "time", clock)
-    monkeypatch.setattr(checkpoint, "save", slow)
+    monkeypatch.setattr(meter, "time", clock)
+    monkeypatch.setattr(Saver, "save", slow)
     config = load_config(config_file(tmp_path, vp9_shards, checkpoint_every_steps=1))
     train(config)
     lines = lines_of(config)
@@ -194,12 +196,12 @@ def test_the_time_of_saving_is_in_no_rate(
 
 
 def test_each_state_is_saved_once(tmp_path: Path, vp9_shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    saved, save = [], checkpoint.save
+    saved, write = [], writing.write
 
     def noting(*arguments: Any, **named: Any) -> Path:
-        saved.append(save(*arguments, **named).name)
+        saved.append(write(*arguments, **named).name)
         return tmp_path / "run" / "checkpoints" / saved[-1]
 
-    monkeypatch.setattr(checkpoint, "save", noting)
+    monkeypatch.setattr(saving, "write", noting)
     train(load_config(config_file(tmp_path, vp9_shards, checkpoint_every_steps=3)))
     assert saved == [checkpoint.step_name(updates) for updates in (3, 6, 9)]

@@ -39,6 +39,7 @@ from lavila.tasks import concatenate
 from tests.checkpoints.published_files import published_state, tiny, write
 from tests.conftest import make_shard_set
 from tests.data.test_loader import damaged
+from tests.engine.interrupted import train_until
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -122,7 +123,7 @@ def test_training_leaves_what_a_run_folder_holds(config: RunConfig) -> None:
 
 @pytest.mark.parametrize("stop_after", [1, 4])
 def test_resume_in_the_middle_of_an_epoch_is_exact(
-    config: RunConfig, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
+    config: RunConfig, trained: Path, tmp_path: Path, stop_after: int
 ) -> None:
     """Dropout, stochastic depth, optimiser state, order and crops: the same weights, bit by bit."""
     wanted = weights(trained / "run")
@@ -130,18 +131,7 @@ def test_resume_in_the_middle_of_an_epoch_is_exact(
     path = tmp_path / "again.yaml"
     path.write_text(f"base: tiny.yaml\n{yaml.safe_dump(values)}")
     again = load_config(path)
-    save = checkpoint.save
-
-    def save_then_die(*arguments: Any, **named: Any) -> Path:
-        folder = save(*arguments, **named)
-        if folder.name == checkpoint.step_name(stop_after):
-            raise KeyboardInterrupt
-        return folder
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", save_then_die)
-        with pytest.raises(KeyboardInterrupt):
-            train(again)
+    train_until(again, stop_after)
     train(again)
     assert same(wanted, weights(again.run_dir))
     assert [line["step"] for line in read_metrics(tmp_path / "resumed" / "metrics.jsonl")] == list(range(1, 10))
