@@ -210,7 +210,7 @@ def script(settings: SlurmSettings, *, name: str) -> str:
         raise ClusterError("submitting needs submitit: pip install 'lavila[slurm]'") from None
     given = settings.parameters(name)
     plain = {key.removeprefix("slurm_"): value for key, value in given.items()}
-    equivalents: dict[str, str] = dict(SlurmExecutor._equivalence_dict() or {})
+    equivalents: Mapping[str, Any] = SlurmExecutor._equivalence_dict() or {}
     converted: dict[str, Any] = {equivalents.get(key, key): value for key, value in plain.items()}
     if "mem" in converted:
         converted["mem"] = f"{converted['mem']:g}GB"

@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,8 @@ import torch
 from torch.utils.dlpack import from_dlpack
 
 from lavila.data.batches import PictureBatch
-from lavila.data.pictures import Execution, LoaderError, PictureSpec, choose_decoder
+from lavila.data.choice import Trial, choose_decoder
+from lavila.data.pictures import Execution, LoaderError, PictureSpec
 from lavila.data.reading import ClipReader
 from lavila.data.runners import build_runner
 from lavila.data.sizes import StoredSizes
@@ -111,7 +112,6 @@ class ClipLoader:
     ):
         self.shard_set, self.plan = shard_set, plan
         self.device = torch.device(device)
-        self.decoder = choose_decoder(decoder, codec=shard_set.codec, device=self.device)
         self._max_bad_clips = max_bad_clips
         self.spec = PictureSpec(
             frames=plan.frames,
@@ -125,13 +125,23 @@ class ClipLoader:
             half=pictures.half,
         )
         execution = Execution(
-            decoder=self.decoder,
+            decoder="host",
             device_id=self.device.index or 0 if self.device.type == "cuda" else None,
             batch_size=plan.largest_batch,
             threads=threads or len(os.sched_getaffinity(0)),
             prefetch=prefetch,
         )
         self._reader = ClipReader(shard_set, threads=execution.threads)
+        trial = Trial(
+            shard_set=shard_set,
+            reader=self._reader,
+            spec=self.spec,
+            plan=plan,
+            execution=execution,
+            host_memory_gib=host_memory_gib,
+        )
+        self.decoder = choose_decoder(decoder, shard_set=shard_set, device=self.device, trial=trial)
+        execution = replace(execution, decoder=self.decoder)
         # One runner serves all epochs, so that the memory of batches is used again.
         self._runner = build_runner(self._reader, self.spec, execution, host_memory_gib=host_memory_gib)
         self._clip_ids = shard_set.clips.column("clip_id")
@@ -187,16 +197,20 @@ class ClipLoader:
             rows=rows,
             positions=np.array([plan.position for plan in made.plans], np.int64),
             clip_ids=tuple(self._clip_ids[row].as_py() for row in rows.tolist()),
-            labels={
-                name: torch.tensor([values[row] for row in rows.tolist()], dtype=torch.int64).to(self.device)
-                for name, values in self._labels.items()
-            },
+            labels=self._labels_of(rows.tolist()),
             label_sets=tuple(tuple(self._label_sets[row].as_py()) for row in rows.tolist()),
             narrations=tuple(texts for texts, _ in words),
             sources=tuple(sources for _, sources in words),
             chosen=np.array(chosen, np.int64),
             draws=np.array([plan.caption for plan in made.plans], np.float64),
         )
+
+    def _labels_of(self, rows: list[int]) -> dict[str, torch.Tensor]:
+        """Each kind of label, [B] int64. All of them move to a GPU at once, and nothing waits for it."""
+        values = torch.tensor([[column[row] for row in rows] for column in self._labels.values()], dtype=torch.int64)
+        if self.device.type == "cuda":
+            values = values.pin_memory().to(self.device, non_blocking=True)
+        return dict(zip(self._labels, values, strict=True))
 
     def _video(self, pictures: Any) -> torch.Tensor:
         """A view [B, V, C, T, H, W] of the buffer [B, K, S, T, C, H, W], without a copy."""

@@ -7,11 +7,9 @@ from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from lavila.data.host.decode import DecodeError
-from lavila.data.streams.mp4 import TableError
+from lavila.data.streams.headers import pictures_in
+from lavila.data.streams.mp4 import OtherForm, TableError, read_mp4
 from lavila.data.streams.reduction import reduced
 from lavila.plan.plans import Plan
 from lavila.records import ClipPlan, Frames
@@ -32,6 +30,11 @@ class ClipReader:
         self._shard_set, self._threads = shard_set, threads
         self._not_ahead: set[int | None] = set()  # error numbers (errno) of reading ahead that were logged
 
+    @property
+    def codec(self) -> str:
+        """vp9, h264, hevc or av1."""
+        return self._shard_set.codec
+
     def read(self, plan: ClipPlan) -> tuple[bytes, Frames]:
         """A video with the plan's distinct frames, and their ascending numbers in it, [U].
 
@@ -45,6 +48,13 @@ class ClipReader:
         except (DamagedClip, UnreadableClip) as error:
             raise DecodeError(str(error)) from error
 
+    def read_or_reason(self, plan: ClipPlan) -> tuple[bytes, Frames] | str:
+        """As `read`, with the reason in place of DecodeError."""
+        try:
+            return self.read(plan)
+        except DecodeError as error:
+            return str(error)
+
     def read_needed(self, plan: ClipPlan) -> tuple[bytes, Frames]:
         """As `read`, without the packets that the frames do not need: for a decoder that decodes all it is given.
 
@@ -56,6 +66,21 @@ class ClipReader:
         except TableError as error:
             raise DecodeError(str(error)) from error
         return stream.data, stream.frames
+
+    def read_for_nvdec(self, plan: ClipPlan) -> tuple[bytes, Frames]:
+        """As `read_needed`, for a decoder that counts every picture that it decodes as shown.
+
+        Raises as `read_needed`, and DecodeError for a video in which such a count could be wrong.
+        """
+        data, frames = self.read_needed(plan)
+        try:
+            packets = read_mp4(data).packets
+        except OtherForm as other:
+            raise DecodeError(f"NVDEC may count other frames in it: not as our encoder writes it ({other})") from other
+        hidden = pictures_in(packets) - len(packets.sizes)
+        if hidden:
+            raise DecodeError(f"NVDEC would count its {hidden} hidden frames as shown; use data.decoder=host")
+        return data, frames
 
     def planned(self, plan: Plan, *, epoch: int, step: int) -> Generator[list[ClipPlan]]:
         """The clips of each step from `step` to the end of the epoch.
@@ -77,12 +102,6 @@ class ClipReader:
                     self._check_read_ahead(*one)
         finally:
             self._shard_set.rest()
-
-    def largest_frame(self) -> int:
-        """The bytes of the set's largest frame, decoded to RGB."""
-        clips = self._shard_set.clips
-        pixels = pc.multiply(*(clips.column(name).cast(pa.int64()) for name in ("height", "width")))
-        return 3 * int(pc.max(pixels).as_py() or 0)
 
     def _check_read_ahead(self, row: int, done: Future[None]) -> None:
         """Warn once for each error number of storage that cannot read ahead."""

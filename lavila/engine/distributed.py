@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed import distributed_c10d
+from torch.distributed.rendezvous import rendezvous
 
 from lavila.errors import UserError
 
@@ -59,7 +60,8 @@ def join(device: str) -> Iterator[Process]:
             )
         torch.cuda.set_device(local_rank)
     if world > 1:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+        backends = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+        dist.init_process_group(backends, store=_store(), rank=rank, world_size=world)
     try:
         yield Process(
             rank=rank,
@@ -70,6 +72,16 @@ def join(device: str) -> Iterator[Process]:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _store() -> PrefixStore:
+    """Where the processes of a run find each other, apart from those of earlier starts.
+
+    torchrun keeps one store for all its restarts. With PyTorch 2.14, restarted processes would find the addresses of
+    dead ones in it, and wait for them.
+    """
+    store, _, _ = next(rendezvous("env://"))
+    return PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
 def second_group() -> dist.ProcessGroup | None:

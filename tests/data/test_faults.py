@@ -14,8 +14,8 @@ import pytest
 from nvidia.dali.pipeline import Pipeline
 
 from lavila.data.batches import LoadedBatch
-from lavila.data.dali_pipelines import sources
-from lavila.data.dali_pipelines.check import VideoCheck
+from lavila.data.dali_pipelines import restarts, sources
+from lavila.data.dali_pipelines.check import PictureCheck
 from lavila.data.dali_pipelines.errors import DecoderFault, decode_problem
 from lavila.data.dali_pipelines.restarts import RestartingPipeline
 from lavila.data.host import runner
@@ -256,17 +256,16 @@ def test_a_broken_set_stops_after_the_tries_for_one_place(
     assert [len(batch) for batch in patient] == [0, 0, 0] and len(patient.bad_clips) == 12 * (SUBSTITUTES + 1)
 
 
-def test_verifying_does_not_blame_a_video_for_the_machine(
+def test_a_comparison_does_not_blame_a_video_for_the_machine(
     vp9_shards: ShardSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    row = vp9_shards.clips.slice(0, 1).to_pylist()[0]
-    told = {"frames": row["num_frames"], "height": row["height"], "width": row["width"]}
-    check, data = VideoCheck("dali_cpu"), vp9_shards.read_video(0)
-    assert check.problem(data, **told) is None and check.problem(data[:1000], **told)
+    check, data = PictureCheck("dali_cpu"), vp9_shards.read_video(0)
+    assert check.difference(data, [0, 5]).most == 0
     for message in NO_DATA_FAULTS.values():
         with monkeypatch.context() as patch, pytest.raises(RuntimeError):
             failing_runs(patch, message, after=0)
-            check.problem(data, **told)
+            check.difference(data, [0, 5])
+    assert check.difference(data, [0, 5]).most == 0, "a pipeline that has failed is made anew"
 
 
 @pytest.mark.parametrize("error", [MemoryError(), TypeError("no matching overload"), ValueError("of ours")])
@@ -323,3 +322,48 @@ def test_want_of_memory_is_not_a_bad_clip_on_the_host_path(tmp_path: Path) -> No
     command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "large.mp4")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert "MemoryError" in done.stdout, (done.stdout, done.stderr)
+
+
+def test_one_small_pipeline_looks_for_all_bad_clips(vp9_shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sound clips share it. Only a clip that fails costs another one."""
+    built: list[int] = []
+    real = restarts.build_pipeline
+
+    def counting(source: Any, spec: Any, execution: Execution, **others: Any) -> Pipeline:
+        built.append(execution.batch_size)
+        return real(source, spec, execution, **others)
+
+    monkeypatch.setattr(restarts, "build_pipeline", counting)
+    planned = training(vp9_shards, batch_size=6, prefetch=1).plan
+    rows = [plan.row for plan in planned.batch(0, 0)]
+    read_as(monkeypatch, vp9_shards, {rows[0]: bytes(1000), rows[3]: bytes(1000)})
+    loader = training(vp9_shards, batch_size=6, prefetch=1, decoder="dali_cpu")
+    assert [len(batch) for batch in loader] == [6, 6]
+    assert [size for size in built if size == 6] == [6, 6], "before the bad clips, and after them"
+    assert 1 <= sum(size == 1 for size in built) <= 3, "a first one, and one after each bad clip"
+
+
+def test_a_gpus_results_are_asked_for_on_the_stream_of_pytorch(
+    vp9_shards: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stream DALI makes that stream wait, and not the host. The pipeline here is on the CPU."""
+    asked: list[Any] = []
+    real = Pipeline.run
+
+    def run(self: Pipeline, *arguments: Any) -> Any:
+        asked.append(arguments)
+        return real(self)
+
+    monkeypatch.setattr(Pipeline, "run", run)
+    monkeypatch.setattr(restarts.torch.cuda, "current_stream", lambda device: f"stream of {device}")
+    loader = training(vp9_shards)
+    plan = loader.plan.batch(0, 0)[0]
+    payload = Payload(data=np.frombuffer(vp9_shards.read_video(plan.row), np.uint8), frames=plan.distinct_frames())
+    execution = Execution(decoder="dali_cpu", device_id=None, batch_size=1, threads=1, prefetch=1)
+    for device_id, expected in ((None, ()), (3, ("stream of 3",))):
+        pipeline = RestartingPipeline(loader.spec, replace(execution, device_id=device_id))
+        built = restarts.build_pipeline(lambda: ([plan], [payload]), loader.spec, execution)
+        built.build()
+        asked.clear()
+        pipeline._run(built)
+        assert asked == [expected]

@@ -14,7 +14,7 @@ import torch
 
 from lavila.data.host.decode import DecodeError, decode_frames
 from lavila.data.loader import ClipLoader, Pictures, clip_sizes
-from lavila.data.pictures import LoaderError, choose_decoder
+from lavila.data.pictures import LoaderError
 from lavila.plan.crops import CropChoice, ViewChoice
 from lavila.plan.frames import FrameChoice
 from lavila.plan.order import Shuffle
@@ -165,15 +165,6 @@ def test_h264_takes_the_host_decoder(h264_shards: ShardSet, vp9_shards: ShardSet
         assert a.clip_ids == b.clip_ids and (a.video - b.video).abs().mean() < 0.15  # another codec, the same pictures
     with pytest.raises(LoaderError, match=r"h264.*data\.decoder=host.*--codec vp9"):
         training(h264_shards, decoder="dali_cpu")
-
-
-def test_decoders_that_cannot_work_are_refused() -> None:
-    cpu = torch.device("cpu")
-    with pytest.raises(LoaderError, match=r"data\.decoder=nvdec.*data\.decoder=auto"):
-        choose_decoder("nvdec", codec="vp9", device=cpu)
-    with pytest.raises(LoaderError, match="auto, nvdec, dali_cpu, host"):
-        choose_decoder("cuvid", codec="vp9", device=cpu)
-    assert choose_decoder("auto", codec="av1", device=torch.device("cuda")) == "nvdec"
 
 
 def test_short_clips_are_padded_with_black_in_the_strided_protocol(vp9_shards: ShardSet) -> None:

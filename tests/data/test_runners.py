@@ -153,7 +153,7 @@ def test_errors_that_no_clip_is_to_blame_for_end_the_run(
     ("decoder", "device_id", "kind"),
     [
         ("host", None, HostRunner),
-        ("host", 0, PipelineRunner),
+        ("host", 0, HostRunner),
         ("dali_cpu", None, PipelineRunner),
         ("dali_cpu", 0, PipelineRunner),
         ("nvdec", 0, PipelineRunner),

@@ -4,7 +4,8 @@ This is the counterpart of `dali_pipelines.runner.PipelineRunner`, with the same
 to be bad draws its substitute into the same place.
 
 The memory is that of `ahead` batches, which the caller sets, and of HELD more. The bytes of a clip and the one frame
-that a thread works on are small in comparison.
+that a thread works on are small in comparison. For a GPU, threads draw into page-locked memory, and each finished batch
+is copied to the GPU when the caller takes it.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from lavila.data.batches import Instead, PictureBatch, Place, fill, nothing_instead
 from lavila.data.host.decode import decode_planes
+from lavila.data.host.gpu_copy import BatchCopy
 from lavila.data.host.render import ClipRenderer
 from lavila.data.pictures import PictureSpec
 from lavila.data.reading import Read
@@ -35,6 +38,7 @@ class _Drawing:
     """A batch that threads are drawing."""
 
     pictures: npt.NDArray[Any]  # [B, K, S, T, 3, size, size]
+    memory: torch.Tensor | None  # the same memory, if it will be copied to a GPU
     places: list[Future[Place[bool]]]  # set when the place in `pictures` is done, or empty for good
 
 
@@ -67,8 +71,11 @@ class _Buffers:
 class HostRunner:
     """Turns batches of plans into batches of pictures on `threads` CPU threads, `ahead` batches at a time."""
 
-    def __init__(self, spec: PictureSpec, read: Read, *, threads: int, ahead: int) -> None:
-        self._read, self._threads, self._ahead = read, threads, ahead
+    def __init__(
+        self, spec: PictureSpec, read: Read, *, threads: int, ahead: int, copy: BatchCopy | None = None
+    ) -> None:
+        """`copy`: how batches come to the device of the caller; None = they stay where they are drawn."""
+        self._spec, self._read, self._threads, self._ahead, self._copy = spec, read, threads, ahead, copy
         self._renderer = ClipRenderer(spec)
         self._buffers = _Buffers(_clip_shape(spec), half=spec.half, most=ahead + HELD)
 
@@ -78,7 +85,7 @@ class HostRunner:
         return math.prod(_clip_shape(spec)) * (2 if spec.half else 4)
 
     def run(self, batches: Iterable[list[ClipPlan]], instead: Instead = nothing_instead) -> Generator[PictureBatch]:
-        """As `runners.Runner.run`; pictures are numpy arrays."""
+        """As `runners.Runner.run`; pictures are numpy arrays, or tensors on the device that they were copied to."""
 
         def fill_up() -> None:
             while len(ahead) < self._ahead and (plans := next(coming, None)) is not None:
@@ -89,7 +96,7 @@ class HostRunner:
             try:
                 fill_up()
                 while ahead:
-                    made = _finished(ahead.popleft())
+                    made = _finished(ahead.popleft(), self._copy)
                     fill_up()  # so that threads work while the caller uses this batch
                     yield made
                     del made  # frees its memory before this waits for the next batch
@@ -99,9 +106,15 @@ class HostRunner:
                         place.cancel()
 
     def _begin(self, pool: ThreadPoolExecutor, plans: list[ClipPlan], instead: Instead) -> _Drawing:
-        pictures = self._buffers.take(len(plans))
+        memory = None
+        if self._copy is None:
+            pictures = self._buffers.take(len(plans))
+        else:
+            dtype = torch.float16 if self._spec.half else torch.float32
+            memory = self._copy.memory((len(plans), *_clip_shape(self._spec)), dtype)
+            pictures = memory.numpy()
         places = [pool.submit(self._draw, plan, pictures[number], instead) for number, plan in enumerate(plans)]
-        return _Drawing(pictures=pictures, places=places)
+        return _Drawing(pictures=pictures, memory=memory, places=places)
 
     def _draw(self, plan: ClipPlan, out: npt.NDArray[Any], instead: Instead) -> Place[bool]:
         def make(one: ClipPlan) -> bool:
@@ -116,6 +129,10 @@ def _clip_shape(spec: PictureSpec) -> tuple[int, ...]:
     return (*spec.view_grid, spec.frames, 3, spec.size, spec.size)
 
 
-def _finished(drawing: _Drawing) -> PictureBatch:
+def _finished(drawing: _Drawing, copy: BatchCopy | None) -> PictureBatch:
     """Wait for a batch. Only the result holds its memory afterwards, since `drawing` ends with this call."""
-    return PictureBatch.of([place.result() for place in drawing.places], drawing.pictures)
+    places = [place.result() for place in drawing.places]
+    if copy is None or drawing.memory is None:
+        return PictureBatch.of(places, drawing.pictures)
+    pictures: Any = copy.copied(drawing.memory)  # a tensor; it is indexed like an array
+    return PictureBatch.of(places, pictures)
