@@ -58,7 +58,9 @@ def write_colours(path: Path, *colours: str, coding: Coding | None = None) -> Pa
 def write_library(folder: Path) -> Path:
     """Videos that a browser plays, one that it does not, and one that nobody can read."""
     write_colours(folder / "walks/morning.mp4", "red", "green", "blue")
-    write_colours(folder / "walks/evening.webm", "yellow", "purple", coding=Coding(codec="libvpx-vp9", fps=Fraction(FPS)))
+    write_colours(
+        folder / "walks/evening.webm", "yellow", "purple", coding=Coding(codec="libvpx-vp9", fps=Fraction(FPS))
+    )
     write_colours(folder / "old <camera>.avi", "white", coding=Coding(codec="mpeg4", fps=Fraction(FPS), sound=True))
     (folder / "broken.mp4").write_bytes(b"no video at all" * 100)
     return folder
