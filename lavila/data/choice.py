@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, get_args
@@ -18,7 +18,7 @@ from lavila.data.nvdec import fastest
 from lavila.data.nvdec.chip import chip_of, nvdec_problem
 from lavila.data.pictures import DALI_CPU_CODECS, DecoderName, Execution, LoaderError, PictureSpec
 from lavila.data.reading import ClipReader
-from lavila.data.runners import build_runner
+from lavila.data.runners import Runner, build_runner
 from lavila.plan.plans import Plan
 from lavila.records import ClipPlan
 from lavila.shards.pictures import StoredPictures
@@ -50,15 +50,7 @@ class Trial:
         """Clips per second of reading, decoding and drawing."""
         execution = replace(self.execution, decoder=decoder)
         runner = build_runner(self.reader, self.spec, execution, host_memory_gib=self.host_memory_gib)
-        with closing(runner.run(self._batches())) as made:
-            for _ in range(execution.prefetch + 2):  # some batches are made before the clock starts
-                next(made)
-            self._wait_for_gpu()
-            began, clips = time.perf_counter(), 0
-            while time.perf_counter() - began < SECONDS:
-                clips += len(next(made).plans)
-            self._wait_for_gpu()
-            return clips / (time.perf_counter() - began)
+        return runner_rate(runner, itertools.cycle(self._steps()), warm=execution.prefetch + 2, seconds=SECONDS)
 
     def warm_up_storage(self) -> None:
         """Read the clips once, so that the first decoder that is measured is not the one that waits for the disk."""
@@ -67,15 +59,6 @@ class Trial:
 
     def _steps(self) -> list[list[ClipPlan]]:
         return [self.plan.batch(0, step) for step in range(min(STEPS, self.plan.steps))]
-
-    def _batches(self) -> Iterator[list[ClipPlan]]:
-        return itertools.cycle(self._steps())
-
-    def _wait_for_gpu(self) -> None:
-        import torch
-
-        if torch.cuda.is_available():
-            torch.cuda.synchronize(self.execution.device_id)
 
     def situation(self, gpu: str) -> fastest.Situation:
         """What a measurement of this loader is valid for."""
@@ -90,6 +73,26 @@ class Trial:
             size=self.spec.size,
             half=self.spec.half,
         )
+
+
+def runner_rate(runner: Runner, batches: Iterable[list[ClipPlan]], *, warm: int, seconds: float) -> float:
+    """Clips per second of a runner over endless batches, after the first `warm`, of which some were made at once."""
+    with closing(runner.run(batches)) as made:
+        for _ in range(warm):
+            next(made)
+        _wait_for_gpu()
+        began, clips = time.perf_counter(), 0
+        while time.perf_counter() - began < seconds:
+            clips += len(next(made).plans)
+        _wait_for_gpu()
+        return clips / (time.perf_counter() - began)
+
+
+def _wait_for_gpu() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def choose_decoder(decoder: str, *, shard_set: ShardSet, device: torch.device, trial: Trial) -> DecoderName:

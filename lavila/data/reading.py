@@ -8,7 +8,8 @@ from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from lavila.data.host.decode import DecodeError
-from lavila.data.streams.mp4 import TableError
+from lavila.data.streams.headers import pictures_in
+from lavila.data.streams.mp4 import OtherForm, TableError, read_mp4
 from lavila.data.streams.reduction import reduced
 from lavila.plan.plans import Plan
 from lavila.records import ClipPlan, Frames
@@ -65,6 +66,21 @@ class ClipReader:
         except TableError as error:
             raise DecodeError(str(error)) from error
         return stream.data, stream.frames
+
+    def read_for_nvdec(self, plan: ClipPlan) -> tuple[bytes, Frames]:
+        """As `read_needed`, for a decoder that counts every picture that it decodes as shown.
+
+        Raises as `read_needed`, and DecodeError for a video in which such a count could be wrong.
+        """
+        data, frames = self.read_needed(plan)
+        try:
+            packets = read_mp4(data).packets
+        except OtherForm as other:
+            raise DecodeError(f"NVDEC may count other frames in it: not as our encoder writes it ({other})") from other
+        hidden = pictures_in(packets) - len(packets.sizes)
+        if hidden:
+            raise DecodeError(f"NVDEC would count its {hidden} hidden frames as shown; use data.decoder=host")
+        return data, frames
 
     def planned(self, plan: Plan, *, epoch: int, step: int) -> Generator[list[ClipPlan]]:
         """The clips of each step from `step` to the end of the epoch.

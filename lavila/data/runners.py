@@ -5,7 +5,7 @@
 
 On a GPU machine `HostRunner` copies its batches to the GPU. Imports without DALI: `PipelineRunner` imports it when it
 runs. Another decoder of a GPU would be one more runner here: it gets encoded bytes and frame numbers
-(`ClipReader.read_needed`), and gives pictures.
+(`ClipReader.read_needed` or `read_for_nvdec`), and gives pictures.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def build_runner(reader: ClipReader, spec: PictureSpec, execution: Execution, *,
     if execution.decoder != "host":
         return PipelineRunner(
             spec,
-            reader.read_needed,
+            reader.read_for_nvdec if execution.decoder == "nvdec" else reader.read_needed,
             execution,
             ahead=execution.prefetch + 1,
             decoder_threads=_decoder_threads(reader, execution),

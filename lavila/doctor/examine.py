@@ -51,6 +51,7 @@ class Doctor:
         self.add("container", lambda: gpu.check_container(machine, state))
         pictures = StoredPictures.of(shards) if shards else None
         self.add("nvdec", lambda: gpu.check_nvdec(machine, state, pictures=pictures))
+        self.add("auto", lambda: gpu.check_auto(machine, state))
 
     def decoder_checks(self, folder: Path) -> None:
         """The rates of all decoders, and the differences of their pictures."""
@@ -72,9 +73,7 @@ class Doctor:
         if nvdec:
             self.add(
                 "gpu decode",
-                lambda: decode.check_nvdec_rate(
-                    samples, nvdec, cpu=rates, threads=self.threads, seconds=DECODE_SECONDS
-                ),
+                lambda: decode.check_nvdec_rate(samples, nvdec, cpu=rates, seconds=DECODE_SECONDS),
             )
         self.add("pictures", lambda: decode.check_pictures(samples, nvdec=nvdec))
 

@@ -8,10 +8,13 @@ from dataclasses import asdict, dataclass
 
 from lavila.data.nvdec.chip import Chip, nvdec_problem
 from lavila.data.nvdec.driver import CodecCaps, DriverError, decode_caps, driver_cuda
+from lavila.data.nvdec.fastest import NAME, kept
 from lavila.doctor.findings import Finding, Machine
+from lavila.files import user_path
 from lavila.shards.pictures import StoredPictures, not_on_common_chips
 
 SMI_FIELDS = ("name", "driver_version", "memory.total", "mig.mode.current")
+SHOWN = 5  # the newest measurements of data.decoder=auto
 SMI_SECONDS = 30.0  # without persistence mode, the first call after boot takes several seconds for each GPU
 DRIVER_FOR = {11: 450, 12: 525, 13: 580}  # major release of CUDA -> its first driver, as NVIDIA documents it
 CAPABILITIES = ("compute", "video", "utility")
@@ -239,6 +242,25 @@ def check_nvdec(machine: Machine, state: GpuState, *, pictures: StoredPictures |
             name=name, status="broken", found=f"this GPU decodes no codec; {summary}", fix=(meanwhile,), facts=facts
         )
     return Finding(name=name, status="ok", found=summary, facts=facts)
+
+
+def check_auto(machine: Machine, state: GpuState) -> Finding:
+    """List what `data.decoder=auto` stands for, as loaders on this machine have measured it."""
+    name, home = "auto", machine.environ.get("LAVILA_HOME") or f"{machine.environ.get('HOME', '~')}/.cache/lavila"
+    if not state.present:
+        return Finding(name=name, status="ok", found="no GPU: data.decoder=auto is host")
+    file = user_path(home) / NAME
+    found = kept(file)[-SHOWN:]
+    if not found:
+        text = "data.decoder=auto was not measured here yet: the first loader of a shard set does so, in seconds"
+        return Finding(name=name, status="ok", found=text)
+    lines = [
+        f"{one.fastest} for {one.situation['frames']} frames at {one.situation['size']} px of {one.situation['codec']} "
+        f"with {one.situation['threads']} threads ({one.text}; {one.when})"
+        for one in found
+    ]
+    facts = {"file": str(file), "measured": [asdict(one) for one in found]}
+    return Finding(name=name, status="ok", found=f"data.decoder=auto is {'; '.join(lines)}", facts=facts)
 
 
 def _codec_text(name: str, caps: CodecCaps) -> str:

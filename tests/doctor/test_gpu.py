@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from lavila.data.nvdec.fastest import NAME, Situation, fastest
 from lavila.doctor.examine import Doctor
 from lavila.doctor.findings import Finding, Ran, TorchFacts, exit_status
 from lavila.doctor.versions import check_versions
@@ -93,7 +94,14 @@ def test_a_container_without_video(fake: Fake) -> None:
     fake.file(".dockerenv")
     fake.environ["NVIDIA_DRIVER_CAPABILITIES"] = "compute,utility"
     found = examined(fake)
-    assert statuses(found) == {"driver": "ok", "gpu": "ok", "versions": "ok", "container": "broken", "nvdec": "broken"}
+    assert statuses(found) == {
+        "driver": "ok",
+        "gpu": "ok",
+        "versions": "ok",
+        "container": "broken",
+        "nvdec": "broken",
+        "auto": "ok",
+    }
     assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility lacks video" in found["container"].found
     assert "-e NVIDIA_DRIVER_CAPABILITIES=compute,video,utility" in found["container"].fix[0]
     assert found["nvdec"].fix[0] == found["container"].fix[0] and "data.decoder=host" in found["nvdec"].fix[1]
@@ -118,7 +126,7 @@ def test_a_variable_without_video_whose_library_is_there_all_the_same(fake: Fake
 def test_no_gpu_at_all_is_missing_and_not_broken(fake: Fake) -> None:
     found = examined(fake)
     assert statuses(found) == {
-        "driver": "missing", "gpu": "missing", "versions": "ok", "container": "ok", "nvdec": "missing",
+        "driver": "missing", "gpu": "missing", "versions": "ok", "container": "ok", "nvdec": "missing", "auto": "ok",
     }  # fmt: skip
     assert exit_status(list(found.values())) == 0
 
@@ -164,7 +172,7 @@ def test_nvidia_smi_that_hangs_stops_nothing_else(fake: Fake) -> None:
     fake.commands["nvidia-smi"] = hanging("nvidia-smi")
     found = examined(fake)
     assert found["driver"].status == "broken" and "nvidia-smi did not answer within 30 s" in found["driver"].found
-    assert found["versions"].status == "ok" and len(found) == 5
+    assert found["versions"].status == "ok" and len(found) == 6
 
 
 def test_nvidia_smi_that_prints_nonsense_is_a_finding(fake: Fake) -> None:
@@ -234,3 +242,16 @@ def test_what_is_installed_here_fits() -> None:
     from lavila.doctor.findings import Machine
 
     assert check_versions(Machine()).status == "ok"
+
+
+def test_what_auto_stands_for_is_shown(fake: Fake, tmp_path: Path) -> None:
+    fake.gpu(A100, cuda=13000, codecs=A100_CODECS)
+    assert "not measured" in examined(fake)["auto"].found
+    situation = Situation(
+        gpu="A", threads=8, shard_set="/x", codec="hevc", clips=4, views=(1, 1), frames=16, size=224, half=True
+    )
+    fake.environ["LAVILA_HOME"] = str(tmp_path / "here")
+    fastest(situation, lambda decoder: {"nvdec": 120.0, "host": 80.0}[decoder], file=tmp_path / "here" / NAME)
+    found = examined(fake)["auto"]
+    assert "auto is nvdec" in found.found and "nvdec 120, host 80 clips/s" in found.found
+    assert found.facts["measured"][0]["clips_per_second"] == {"nvdec": 120.0, "host": 80.0}

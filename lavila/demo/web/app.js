@@ -12,12 +12,14 @@ const videos = new Map();
 let library, player, view;
 let hits = [], found = ""; // what is listed, and the search that found it
 let searching = null;
+let turn = 0; // counts the views, so that what comes late does not touch the next one
 
 const go = (changes) => show({ ...view, ...changes }, { push: true });
 
-/** Show a view. push: as a new entry of the browser's history; replace: in the place of the present one. */
+/** Show a view. push: as a new entry of the browser's history. play: at once. */
 async function show(next, { push = false, play = false } = {}) {
   view = next;
+  const mine = ++turn;
   if (push) history.pushState(null, "", write(view));
   query.value = view.q;
   document.title = title();
@@ -29,7 +31,7 @@ async function show(next, { push = false, play = false } = {}) {
     const shown = player.show(videos.get(view.v), view.t, { play });
     if (region) player.mark(region, false);
     await Promise.all([listed, shown]);
-    drawCurve();
+    if (mine === turn) drawCurve();
   } else {
     player.close();
     await listed;

@@ -1,4 +1,4 @@
-// What is said of the video: a list to click on, subtitles, and a button that lets the narrator begin.
+// What is said of the video: a list to click on, subtitles, also while a narrator is still at work.
 
 import { address, ask, byId, clock, el } from "/assets/basics.js";
 
@@ -26,6 +26,7 @@ export class Transcript {
     this.note = el("p", { class: "quiet" });
     this.box.replaceChildren(this.head, this.note, this.list);
     this.#update(narration);
+    if (narration.state === "none" && this.on.canNarrate()) this.#ask(); // whoever gave a narrator wants its words
   }
 
   /** The words for a second, or "". */
@@ -60,7 +61,7 @@ export class Transcript {
     }
     const { state, share, reason } = narration;
     const busy = state === "running" || state === "waiting";
-    const offered = this.on.canNarrate() && (state === "none" || state === "failed");
+    const offered = this.on.canNarrate() && state === "failed";
     this.box.hidden = !this.moments.length && !busy && !offered && state !== "failed";
     this.head.replaceChildren("What is said of it");
     if (state === "done" && this.moments.length) {
@@ -71,7 +72,7 @@ export class Transcript {
     else if (state === "waiting") this.note.append("The narrator is busy with another video; this one is next.");
     else if (state === "failed") this.note.append(`It could not be narrated: ${reason} `);
     else if (state === "done" && !this.moments.length) this.note.append("Nothing moves in it, so nothing is said.");
-    if (offered) this.note.append(el("button", { onclick: () => this.#ask() }, "Narrate this video"));
+    if (offered) this.note.append(el("button", { onclick: () => this.#ask() }, "Try again"));
     this.note.hidden = !this.note.hasChildNodes();
     if (busy) this.timer = setTimeout(() => this.#ask(), EVERY);
   }
