@@ -18,8 +18,6 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed import ProcessGroup
-from torch.distributed.checkpoint import state_dict_saver
-from torch.distributed.checkpoint.api import CheckpointException
 
 from lavila.checkpoints.errors import CheckpointError
 from lavila.checkpoints.store import LATEST, WEIGHTS, model_file, write_model
@@ -151,6 +149,9 @@ def write(run_dir: Path, staged: Staged, *, process: Process, group: ProcessGrou
     group: of all ranks, if they use the common one meanwhile. On every rank: SaveFailed where the disk or its file
     system refuses, with nothing left of the attempt; CheckpointError where a whole checkpoint of this name is there.
     """
+    from torch.distributed.checkpoint import state_dict_saver  # imported here, as in checkpoint.py
+    from torch.distributed.checkpoint.api import CheckpointException
+
     folder = run_dir / FOLDER
     final = folder / staged.name
     temporary = folder / f".{final.name}.tmp"
@@ -209,6 +210,8 @@ def _make_room(temporary: Path, final: Path) -> None:
 
 
 def _reason(error: BaseException) -> str:
+    from torch.distributed.checkpoint.api import CheckpointException
+
     if isinstance(error, CheckpointException):
         return "; ".join(f"rank {rank}: {_reason(failure[0])}" for rank, failure in error.failures.items())
     # PyTorch reports the place in a file where a write was refused, and keeps the refusal as what came before.
