@@ -103,6 +103,19 @@ def no_realtime_is_left() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, vp9_shards: ShardSet) -> Path:
+    """The run folder of a training by two ranks that nothing disturbs: 15 epochs of `config_file`."""
+    from tests.engine.test_runs import config_file, run  # imports the commands, which few tests need
+
+    def make(folder: Path) -> None:
+        path = config_file(folder, vp9_shards, optim={"epochs": 15}, keep_checkpoints=1)
+        done = run("train.py", "--config", str(path), ranks=2)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    return made_once(tmp_path_factory, "undisturbed", make) / "run"
+
+
+@pytest.fixture(scope="session")
 def vp9_shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     return open_shard_set(shards_of(tmp_path_factory, "vp9"))
 

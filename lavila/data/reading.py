@@ -13,7 +13,7 @@ from lavila.data.streams.mp4 import OtherForm, TableError, read_mp4
 from lavila.data.streams.reduction import reduced
 from lavila.plan.plans import Plan
 from lavila.records import ClipPlan, Frames
-from lavila.shards.format import DamagedClip, shard_name
+from lavila.shards.format import DamagedClip, UnreadableClip, shard_name
 from lavila.shards.reader import ShardSet
 
 log = logging.getLogger(__name__)
@@ -39,12 +39,13 @@ class ClipReader:
         """A video with the plan's distinct frames, and their ascending numbers in it, [U].
 
         Raises:
-            DecodeError: the bytes are not those that were stored, so the clip counts as one that cannot be decoded.
-            ShardSetError: a tar cannot be used.
+            DecodeError: the bytes cannot be read, or are not those that were stored. So the clip counts as one that
+                cannot be decoded.
+            ShardSetError: the frames are not stored.
         """
         try:
             return self._shard_set.read_frames(plan.row, plan.distinct_frames())
-        except DamagedClip as error:
+        except (DamagedClip, UnreadableClip) as error:
             raise DecodeError(str(error)) from error
 
     def read_or_reason(self, plan: ClipPlan) -> tuple[bytes, Frames] | str:
@@ -86,25 +87,28 @@ class ClipReader:
 
         It also reads ahead the stretches that the plan names. A caller that stops early must close it.
 
-        Raises:
-            ShardSetError: a tar that is to be read ahead cannot be used. Storage that cannot read ahead gives a
-                warning.
+        Storage that cannot read ahead gives a warning. A tar that cannot be used is named when its clips are read.
         """
         asked: deque[tuple[int, Future[None]]] = deque()
-        with ThreadPoolExecutor(self._threads, thread_name_prefix="read-ahead") as pool:
-            for current in range(step, plan.steps):
-                for first, last in plan.ahead(epoch, current):
-                    asked.append((first, pool.submit(self._shard_set.read_ahead, first, last)))
-                while asked and asked[0][1].done():
-                    self._check_read_ahead(*asked.popleft())
-                yield plan.batch(epoch, current)
-            for one in asked:
-                self._check_read_ahead(*one)
+        try:
+            with ThreadPoolExecutor(self._threads, thread_name_prefix="read-ahead") as pool:
+                for current in range(step, plan.steps):
+                    for first, last in plan.ahead(epoch, current):
+                        asked.append((first, pool.submit(self._shard_set.read_ahead, first, last)))
+                    while asked and asked[0][1].done():
+                        self._check_read_ahead(*asked.popleft())
+                    yield plan.batch(epoch, current)
+                for one in asked:
+                    self._check_read_ahead(*one)
+        finally:
+            self._shard_set.rest()
 
     def _check_read_ahead(self, row: int, done: Future[None]) -> None:
-        """Warn once for each error number of storage that cannot read ahead. A tar that cannot be used ends the run."""
+        """Warn once for each error number of storage that cannot read ahead."""
         try:
             done.result()
+        except UnreadableClip:
+            pass  # its clips are bad, which is found when their turn comes
         except OSError as error:
             if error.errno not in self._not_ahead:
                 self._not_ahead.add(error.errno)

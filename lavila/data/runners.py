@@ -14,7 +14,7 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from lavila.data.batches import PictureBatch
+from lavila.data.batches import Instead, PictureBatch, nothing_instead
 from lavila.data.dali_pipelines.runner import DecoderThreads, PipelineRunner
 from lavila.data.host.gpu_copy import GpuCopy
 from lavila.data.host.runner import HELD, HostRunner
@@ -29,12 +29,14 @@ from lavila.records import ClipPlan
 class Runner(Protocol):
     """Reads, decodes and draws the clips of plans, a few batches ahead of the caller."""
 
-    def run(self, batches: Iterable[list[ClipPlan]]) -> Generator[PictureBatch]:
+    def run(self, batches: Iterable[list[ClipPlan]], instead: Instead = nothing_instead) -> Generator[PictureBatch]:
         """Every batch, in order, without its bad clips. A caller that stops early must close it.
+
+        `instead` names the clips that take the places of bad ones.
 
         Raises:
             DecoderFault: the decoder fails on sound videos.
-            ShardSetError: a tar cannot be used.
+            ShardSetError: the shard set does not hold the frames of a plan.
             RuntimeError: DALI fails for another reason than a video.
         """
         ...

@@ -175,6 +175,14 @@ def read_windows(path: Path, windows: Sequence[Window], looks: Sequence[Look]) -
         left.extend(late)
 
 
+def read_or_lose(path: Path, windows: Sequence[Window], looks: Sequence[Look]) -> Iterator[WindowPictures | LostWindow]:
+    """As `read_windows`; a file that cannot be opened loses all its windows."""
+    try:
+        yield from read_windows(path, windows, looks)
+    except EncodeError as error:  # raised by opening it, before the first window
+        yield from (LostWindow(window=window, reason=str(error)) for window in windows)
+
+
 def _why_it_ended(source: SourceVideo, left: Sequence[Window]) -> str:
     """The reason for windows after the last frame."""
     try:

@@ -202,6 +202,9 @@ def evaluate_task(
         if ranks is None:
             return None
         scored = _scored(task, folder)
+        bad = sum(len(one.bad_clips) for one in ranks)
+        beside = f"; {bad} could not be read or decoded" if bad else ""
+        log.info("%s: scores of %d of %d clips%s", shards.path, scored.clips, len(shards), beside)
         seconds = time.perf_counter() - started
         return Evaluation(
             **vars(scored),

@@ -30,7 +30,7 @@ from lavila.demo.footage import (
     WindowPictures,
     find_videos,
     one_ahead,
-    read_windows,
+    read_or_lose,
     uncovered,
     windows_of,
 )
@@ -250,7 +250,7 @@ class VideoWindows:
             numbers = [number for _, number in run]
             video = self._videos[place]
             windows = video.windows()[self._parts[numbers[0]][1] : self._parts[numbers[-1]][2]]
-            seen = _seen(video.path, windows, self._look)
+            seen = read_or_lose(video.path, windows, [self._look])
             for number in numbers:
                 left = self.part_sizes[number]
                 while left:
@@ -274,14 +274,6 @@ class VideoWindows:
             bad=bad,
             is_last=is_last,
         )
-
-
-def _seen(path: Path, windows: Sequence[Window], look: Look) -> Iterator[WindowPictures | LostWindow]:
-    """As `read_windows`; a file that cannot be opened loses all its windows."""
-    try:
-        yield from read_windows(path, windows, [look])
-    except EncodeError as error:  # raised by opening it, before the first window
-        yield from (LostWindow(window=window, reason=str(error)) for window in windows)
 
 
 def _stretch_of(video_id: str, window: Window) -> Stretch:

@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from lavila.data.dali_pipelines.check import PictureCheck
-from lavila.data.dali_pipelines.probe import picture_tolerance
 from lavila.data.host.decode import DecodeError
 from lavila.data.nvdec.chip import chip_of, nvdec_problem
 from lavila.data.pictures import DecoderName
@@ -75,6 +73,9 @@ def compare(
     shard_set: ShardSet, decoder: DecoderName, *, clips: int, on_clip: Callable[[int], object] = lambda count: None
 ) -> Comparison:
     """Decode `clips` usable clips, spread over the set, with `decoder` and on the CPU. `on_clip(1)` follows each."""
+    from lavila.data.dali_pipelines.check import PictureCheck  # imported here, since the modules need DALI
+    from lavila.data.dali_pipelines.probe import picture_tolerance
+
     check = PictureCheck(decoder, device_id=0 if decoder == "nvdec" else None)
     rows, allowed = shard_set.usable_rows(), picture_tolerance(decoder, "host")
     chosen = rows[np.unique(np.linspace(0, len(rows) - 1, min(clips, len(rows))).round().astype(int))]

@@ -20,7 +20,8 @@ from lavila.data.dali_pipelines.errors import DecoderFault, decode_problem
 from lavila.data.dali_pipelines.restarts import RestartingPipeline
 from lavila.data.host import runner
 from lavila.data.host.decode import DecodeError, decode_frames
-from lavila.data.pictures import Execution, Payload
+from lavila.data.pictures import Execution, LoaderError, Payload
+from lavila.plan.plans import SUBSTITUTES
 from lavila.shards.reader import ShardSet
 from tests.data.test_loader import training, viewing
 from tests.footage import write_numbered_video
@@ -174,14 +175,18 @@ def read_as(monkeypatch: pytest.MonkeyPatch, shards: ShardSet, instead: dict[int
 def test_damaged_videos_are_bad_clips(
     vp9_shards: ShardSet, monkeypatch: pytest.MonkeyPatch, decoder: str, make: Any
 ) -> None:
-    """As many in a row as there are kinds: whole batches of them, too."""
+    """As many in a row as there are kinds: whole batches of them, too. Training puts others in their places."""
     instead = dict(enumerate(harmed(vp9_shards.read_video(0)).values()))
     read_as(monkeypatch, vp9_shards, instead)
     loader = make(vp9_shards, decoder=decoder)
-    seen = [name for batch in loader for name in batch.clip_ids]
+    batches = [batch.clip_ids for batch in loader]
     ids = vp9_shards.clips.column("clip_id").to_pylist()
     assert {clip.clip_id for clip in loader.bad_clips} == {ids[row] for row in instead}
-    assert sorted(seen) == sorted(set(ids) - {ids[row] for row in instead})
+    assert {name for batch in batches for name in batch} == set(ids) - {ids[row] for row in instead}
+    if make is training:
+        assert [len(batch) for batch in batches] == [4, 4, 4]
+    else:
+        assert sum(len(batch) for batch in batches) == 6
     assert all(clip.reason and "\n" not in clip.reason for clip in loader.bad_clips)
 
 
@@ -217,19 +222,38 @@ def test_a_decoder_that_decodes_nothing_is_not_filed_as_bad_clips(
     assert loader.bad_clips == []
 
 
-@pytest.mark.parametrize("last", [3, 12])
+@pytest.mark.parametrize("make", [training, viewing])
+@pytest.mark.parametrize("last", [3, 6])
 def test_a_stretch_in_which_every_clip_is_damaged_is_survived(
-    vp9_shards: ShardSet, monkeypatch: pytest.MonkeyPatch, last: int
+    vp9_shards: ShardSet, monkeypatch: pytest.MonkeyPatch, last: int, make: Any
 ) -> None:
-    """More than are in flight at once, at the start of the epoch, after it began well, and throughout."""
+    """More than are in flight at once, at the start of the epoch, and after it began well."""
     for first in (0, 6):
         with monkeypatch.context() as patch:
-            plan = training(vp9_shards, batch_size=1).plan
-            rows = [plan.batch(0, step)[0].row for step in range(first, min(first + last, 12))]
+            plan = make(vp9_shards, batch_size=1).plan
+            rows = [plan.batch(0, step)[0].row for step in range(first, first + last)]
             read_as(patch, vp9_shards, dict.fromkeys(rows, bytes(1000)))
-            loader = training(vp9_shards, decoder="dali_cpu", batch_size=1, prefetch=1)
-            assert [len(batch) for batch in loader] == [0 if first <= step < first + last else 1 for step in range(12)]
-            assert len(loader.bad_clips) == len(rows)
+            loader = make(vp9_shards, decoder="dali_cpu", batch_size=1, prefetch=1)
+            if make is training:
+                assert [len(batch) for batch in loader] == [1] * 12
+                assert {clip.attempt for clip in loader.bad_clips} == set(range(last))
+            else:
+                assert [len(batch) for batch in loader] == [int(not 0 <= n - first < last) for n in range(12)]
+                assert len(loader.bad_clips) == last
+
+
+@pytest.mark.parametrize("decoder", ["dali_cpu", "host"])
+def test_a_broken_set_stops_after_the_tries_for_one_place(
+    vp9_shards: ShardSet, monkeypatch: pytest.MonkeyPatch, decoder: str
+) -> None:
+    read_as(monkeypatch, vp9_shards, {row: bytes(1000) for row in range(12)})
+    loader = training(vp9_shards, decoder=decoder)
+    with pytest.raises(LoaderError, match=f"{SUBSTITUTES + 1} clips in a row"):
+        list(loader)
+    assert loader.bad_clips[-1].attempt == SUBSTITUTES == loader.plan.substitutes
+    # A trainer, which asks the other ranks first, gets all batches that have a clip, and those that have none.
+    patient = training(vp9_shards, decoder=decoder, max_bad_clips=None)
+    assert [len(batch) for batch in patient] == [0, 0, 0] and len(patient.bad_clips) == 12 * (SUBSTITUTES + 1)
 
 
 def test_a_comparison_does_not_blame_a_video_for_the_machine(
@@ -314,7 +338,7 @@ def test_one_small_pipeline_looks_for_all_bad_clips(vp9_shards: ShardSet, monkey
     rows = [plan.row for plan in planned.batch(0, 0)]
     read_as(monkeypatch, vp9_shards, {rows[0]: bytes(1000), rows[3]: bytes(1000)})
     loader = training(vp9_shards, batch_size=6, prefetch=1, decoder="dali_cpu")
-    assert [len(batch) for batch in loader] == [4, 6]
+    assert [len(batch) for batch in loader] == [6, 6]
     assert [size for size in built if size == 6] == [6, 6], "before the bad clips, and after them"
     assert 1 <= sum(size == 1 for size in built) <= 3, "a first one, and one after each bad clip"
 

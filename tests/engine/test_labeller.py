@@ -377,10 +377,10 @@ def test_neighbouring_parts_are_read_in_one_go(
     videos: Path, narrator: OpenNarrator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads = []
-    read = label_sources.read_windows
+    read = label_sources.read_or_lose
     monkeypatch.setattr(
         label_sources,
-        "read_windows",
+        "read_or_lose",
         lambda path, windows, looks: reads.append(len(windows)) or read(path, windows, looks),
     )
     found, _ = long_videos([videos], every=1.0, length=2.0)

@@ -2,7 +2,7 @@
 
 One bad clip makes DALI fail a whole batch, without naming the clip, and the pipeline object cannot be used any more.
 But a new pipeline takes only milliseconds. So one pipeline for a single clip tries the clips of the batches in flight,
-the bad ones are dropped, and a new pipeline continues with the rest. `lavila.data.batches` says what happens to the
+others take the places of the bad ones, and a new pipeline continues. `lavila.data.batches` says what happens to the
 batch.
 
 Only the decoder's own errors make a clip bad (`errors.decode_problem`). Every other error ends the run. If no clip in
@@ -12,7 +12,7 @@ flight decodes, the decoder is checked: with a clip that it decoded before, or w
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from nvidia.dali.pipeline import Pipeline
 
-from lavila.data.batches import LoadedBatch, PictureBatch
+from lavila.data.batches import LoadedBatch, PictureBatch, Place, left_empty
 from lavila.data.dali_pipelines.errors import DecoderFault, cause, decode_problem
 from lavila.data.dali_pipelines.graph import build_pipeline
 from lavila.data.host.decode import DecodeError, decode_frames
@@ -30,10 +30,18 @@ from lavila.records import ClipPlan
 
 
 class RestartingPipeline:
-    """Feeds batches to a pipeline and yields them with their pictures."""
+    """Feeds batches to a pipeline and yields them with their pictures.
 
-    def __init__(self, spec: PictureSpec, execution: Execution):
-        self._spec, self._execution = spec, execution
+    next_after: the plan of a bad clip and the reason -> its place, with the clip that is tried next.
+    """
+
+    def __init__(
+        self,
+        spec: PictureSpec,
+        execution: Execution,
+        next_after: Callable[[ClipPlan, str], Place[Payload]] = left_empty,
+    ) -> None:
+        self._spec, self._execution, self._next_after = spec, execution, next_after
         self._alone = _Alone(spec, execution)
 
     def run(self, batches: Iterable[LoadedBatch]) -> Generator[PictureBatch]:
@@ -68,11 +76,13 @@ class RestartingPipeline:
                     rows = ", ".join(str(plan.row) for batch in in_flight for plan in batch.plans)
                     error.add_note(f"in a batch of rows {rows} of clips.parquet; this is no fault of the data")
                     raise
-                checked = [batch.without(self._failures(batch)) for batch in in_flight]
-                if not any(len(new.bad) > len(old.bad) for new, old in zip(checked, in_flight, strict=True)):
+                failures = [self._failures(batch) for batch in in_flight]
+                reasons = [*chain(*failures)]
+                if not any(reasons):
                     raise RuntimeError(f"the data pipeline failed, though each clip alone decodes: {error}") from error
-                if not any(batch.plans for batch in checked):
+                if all(reasons):
                     self._check_decoder(in_flight, sound, cause(error))
+                checked = [self._without(batch, bad) for batch, bad in zip(in_flight, failures, strict=True)]
                 in_flight.clear()
                 source = chain(checked, source)
 
@@ -86,6 +96,14 @@ class RestartingPipeline:
         if self._execution.device_id is None:
             return pipeline.run()
         return pipeline.run(torch.cuda.current_stream(self._execution.device_id))
+
+    def _without(self, batch: LoadedBatch, reasons: list[str | None]) -> LoadedBatch:
+        """The same step. The clips that have a reason made way for others."""
+        places = [
+            Place(plan=plan, made=payload) if reason is None else self._next_after(plan, reason)
+            for plan, payload, reason in zip(batch.plans, batch.payloads, reasons, strict=True)
+        ]
+        return LoadedBatch.of(places, bad=batch.bad)
 
     def _failures(self, batch: LoadedBatch) -> list[str | None]:
         return [self._alone.failure(plan, payload) for plan, payload in zip(batch.plans, batch.payloads, strict=True)]

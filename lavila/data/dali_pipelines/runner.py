@@ -13,8 +13,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from lavila.data.batches import LoadedBatch, PictureBatch
-from lavila.data.host.decode import DecodeError, decode_frames
+from lavila.data.batches import Instead, LoadedBatch, PictureBatch, Place, fill, nothing_instead
+from lavila.data.host.decode import decode_frames
 from lavila.data.pictures import Execution, Payload, PictureSpec
 from lavila.data.reading import Read
 from lavila.records import ClipPlan
@@ -43,33 +43,35 @@ class PipelineRunner:
         self._spec, self._read, self._execution, self._ahead = spec, read, execution, ahead
         self._decoder_threads = decoder_threads or (lambda: nullcontext(execution.threads))
 
-    def run(self, batches: Iterable[list[ClipPlan]]) -> Generator[PictureBatch]:
+    def run(self, batches: Iterable[list[ClipPlan]], instead: Instead = nothing_instead) -> Generator[PictureBatch]:
         """As `runners.Runner.run`; pictures are DALI tensors on the device of the execution."""
         from lavila.data.dali_pipelines.restarts import RestartingPipeline  # imported here, since the module needs DALI
+
+        def next_after(bad: ClipPlan, reason: str) -> Place[Payload]:
+            return fill(instead(bad), self._payload, instead, bad=((bad, reason),))
 
         with (
             self._decoder_threads() as threads,
             ThreadPoolExecutor(self._execution.threads, thread_name_prefix="clip-reader") as pool,
         ):
             execution = replace(self._execution, threads=threads)
-            yield from RestartingPipeline(self._spec, execution).run(self._loaded(pool, iter(batches)))
+            loaded = self._loaded(pool, iter(batches), instead)
+            yield from RestartingPipeline(self._spec, execution, next_after).run(loaded)
 
-    def _loaded(self, pool: ThreadPoolExecutor, batches: Iterator[list[ClipPlan]]) -> Iterator[LoadedBatch]:
-        ahead: deque[tuple[list[ClipPlan], list[Future[Payload | str]]]] = deque()
+    def _loaded(
+        self, pool: ThreadPoolExecutor, batches: Iterator[list[ClipPlan]], instead: Instead = nothing_instead
+    ) -> Iterator[LoadedBatch]:
+        ahead: deque[list[Future[Place[Payload]]]] = deque()
         while True:
             while len(ahead) < self._ahead and (plans := next(batches, None)) is not None:
-                ahead.append((plans, [pool.submit(self._payload, plan) for plan in plans]))
+                ahead.append([pool.submit(fill, plan, self._payload, instead) for plan in plans])
             if not ahead:
                 return
-            plans, futures = ahead.popleft()
-            yield LoadedBatch.of(plans, [future.result() for future in futures])
+            yield LoadedBatch.of([place.result() for place in ahead.popleft()])
 
-    def _payload(self, plan: ClipPlan) -> Payload | str:
-        """The clip's bytes or decoded frames, or the reason why it is bad."""
-        try:
-            data, frames = self._read(plan)
-            if self._execution.decoder != "host":
-                return Payload(data=np.frombuffer(data, np.uint8), frames=frames)
-            return Payload(data=decode_frames(data, frames), frames=frames)
-        except DecodeError as error:
-            return str(error)
+    def _payload(self, plan: ClipPlan) -> Payload:
+        """The clip's bytes or decoded frames. DecodeError for a bad clip."""
+        data, frames = self._read(plan)
+        if self._execution.decoder != "host":
+            return Payload(data=np.frombuffer(data, np.uint8), frames=frames)
+        return Payload(data=decode_frames(data, frames), frames=frames)

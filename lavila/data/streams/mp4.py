@@ -357,8 +357,8 @@ def _run(data: bytes, trun: Span, moof: int, *, first: int, defaults: tuple[int,
         raise OtherForm("a frame rate that varies")
     times = list(range(first, first + delta * count, delta))
     if TRUN_COMPOSITION in columns:
-        shifts = columns[TRUN_COMPOSITION]
-        times = list(map(add, times, map(_signed, shifts) if version else shifts))
+        shifts = columns[TRUN_COMPOSITION]  # with a sign in version 1
+        times = list(map(add, times, [shift - (shift >> 31 << 32) for shift in shifts] if version else shifts))
     begin, shown = _numbered(times, delta)
     ends = list(accumulate(sizes, initial=moof + offset))
     keys = [not mode & NON_SYNC for mode in modes]
@@ -368,17 +368,10 @@ def _run(data: bytes, trun: Span, moof: int, *, first: int, defaults: tuple[int,
 def _numbered(times: list[int], delta: int) -> tuple[int, list[int]]:
     """The first time, and the number of each frame as they are shown. OtherForm unless their distances are equal."""
     first = min(times)
-    regular = range(first, first + delta * len(times), delta)
-    if times == (ordered := list(regular)):
-        return first, list(range(len(times)))
-    if sorted(times) != ordered:
+    ordered = list(range(first, first + delta * len(times), delta))
+    if times != ordered and sorted(times) != ordered:
         raise OtherForm("frames at varying distances")
     return first, [(time - first) // delta for time in times]
-
-
-def _signed(value: int) -> int:
-    """A number of 32 bits with a sign, from the same bits without one."""
-    return value - (1 << 32) if value >> 31 else value
 
 
 def _joined(parts: Sequence[_Table]) -> _Table:
@@ -390,8 +383,9 @@ def _joined(parts: Sequence[_Table]) -> _Table:
         raise TableError("its fragments are not in the order in which they are shown")
     names = ("spans", "starts", "sizes", "keys")
     spans, starts, sizes, keys = ([one for part in parts for one in getattr(part, name)] for name in names)
-    before = accumulate((len(part.numbers) for part in parts), initial=0)
-    numbers = [earlier + number for part, earlier in zip(parts, before, strict=False) for number in part.numbers]
+    numbers: list[int] = []
+    for part in parts:
+        numbers += [len(numbers) + number for number in part.numbers]
     return _Table(spans, starts, sizes, numbers, keys, parts[0].first, parts[0].delta)
 
 
