@@ -168,7 +168,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=SIZES, default="base")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", type=user_path, help="on the disk that is measured; default: one for temporary files")
+    parser.add_argument("--folder", type=user_path, help="on the disk to measure (one for temporary files)")
     given = parser.parse_args(arguments)
     folder = Path(tempfile.mkdtemp(prefix="saving-", dir=given.folder))
     try:
