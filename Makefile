@@ -10,12 +10,13 @@ MINUTES ?= 30
 # Of pytest: one for each core, up to 8, for each takes 1 GB of memory. tests/conftest.py says which tests stay together.
 PROCESSES ?= --numprocesses auto --maxprocesses 8 --dist loadscope --no-loadscope-reorder
 
-.PHONY: help venv quickstart learn loop test check bench soak clean
+.PHONY: help venv quickstart learn loop demo test check bench soak clean
 
 help:
 	@echo "make quickstart   from five seconds of footage to a trained model and its report, in minutes, on any machine"
 	@echo "make learn        trains a classifier, a dual encoder and a narrator from random weights, and checks their scores"
 	@echo "make loop         a narrator writes captions for clips without, and a dual encoder trains on both kinds"
+	@echo "make demo         trains a dual encoder in minutes, indexes videos that it has not seen, and opens a page to search them"
 	@echo "make test         all tests (those for a GPU skip without one); TESTS=tests/engine for some of them"
 	@echo "make check        format, lint, types, import directions"
 	@echo "make bench        loader benchmarks -> benchmarks/results, docs (.venv/bin/pip install '.[bench]' adds the peers)"
@@ -50,6 +51,9 @@ learn: $(INSTALLED)
 
 loop: $(INSTALLED)
 	$(BIN)/python tools/loop.py
+
+demo: $(INSTALLED)
+	$(BIN)/python tools/try_demo.py
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(PROCESSES) $(TESTS)

@@ -39,6 +39,7 @@ from lavila.engine.checkpoint import Progress, TrainState
 from lavila.engine.distributed import Process
 from lavila.engine.optim import build_optimizer
 from lavila.engine.saving import Saver
+from lavila.files import user_path
 from lavila.models.classifier import VideoClassifier
 from lavila.models.timesformer import TimeSformer, TimeSformerConfig
 
@@ -167,7 +168,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=SIZES, default="base")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help="on the disk that is measured; default: one for temporary files")
+    parser.add_argument("--folder", type=user_path, help="on the disk to measure (one for temporary files)")
     given = parser.parse_args(arguments)
     folder = Path(tempfile.mkdtemp(prefix="saving-", dir=given.folder))
     try:

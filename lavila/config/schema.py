@@ -96,7 +96,7 @@ class DataConfig:
     allow_other_statistics: bool = False  # mean and std that are set may differ from those that the weights know
     antialias: bool = False  # low-pass before shrinking; published weights were trained without
     picture_type: PictureType = "float32"  # number type of the pictures; float16 halves the traffic on a GPU
-    decoder: Decoder = "auto"  # auto: nvdec on a GPU, else host (PyAV, every codec); dali_cpu: VP9
+    decoder: Decoder = "auto"  # auto: on a GPU nvdec or host, as measured; else host (every codec); dali_cpu: VP9
     threads: CountOrNone = 0  # CPU threads of the loader on each rank; 0 = this rank's share of the cores
     prefetch: Count = 2  # batches in flight between decoder and model
     host_memory_gib: Positive = 8.0  # main memory of each rank for pictures that CPU threads decode (decoder host), GiB

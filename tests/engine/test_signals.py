@@ -93,6 +93,18 @@ def test_a_run_saves_when_minutes_have_passed(tmp_path: Path, vp9_shards: ShardS
     assert len(checkpoint.step_folders(tmp_path / "hours/checkpoints")) == 3  # the ends of the epochs
 
 
+def test_a_signal_that_is_ignored_at_the_start_stays_ignored() -> None:
+    """As tools/submit.py starts a command, and so that what this starts ignores it, too."""
+    before = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    try:
+        with listening(stop=["SIGUSR2"], save=[]) as asked:
+            assert signal.getsignal(signal.SIGUSR2) is signal.SIG_IGN
+            os.kill(os.getpid(), signal.SIGUSR2)
+        assert asked.wish == Wish.NOTHING and signal.getsignal(signal.SIGUSR2) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
 def test_a_stop_signal_in_an_evaluation_ends_it_and_a_resume_makes_up_for_it(
     tmp_path: Path, vp9_shards: ShardSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
