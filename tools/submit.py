@@ -109,8 +109,7 @@ def main() -> None:
     say(jobs, shlex.join([args.command, *args.arguments]))
     if args.follow:
         try:
-            ended_well = [follow(job, sys.stdout) for job in jobs]
-            sys.exit(0 if all(ended_well) else 1)
+            sys.exit(0 if follow(jobs, sys.stdout) else 1)
         except KeyboardInterrupt:
             print(f"\nno longer followed; the job goes on (scancel {jobs[0].id} ends it)")
 

@@ -12,6 +12,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 STOPPED = 75  # exit status of a command that has saved and that the same command continues
+OTHERS_SECONDS = 60.0  # how long rank 0 waits for the commands of the others to stop
 HEARD = (signal.SIGUSR2, signal.SIGTERM, signal.SIGCONT)
 PREEMPTED = re.compile(r"PreemptTime=(?!None|Unknown)\S")
 
@@ -50,7 +52,10 @@ class Launch:
         if status and not (status == STOPPED or stopped_by_signal):
             log.error("%s: ended with %s", " ".join(command), _shown(status))
             sys.exit(status if status > 0 else 128 - status)
-        if status and int(os.environ["RANK"]) == 0 and (signal.SIGUSR2 in heard or preempted()):
+        if status and int(os.environ["RANK"]) > 0:
+            _mark(int(os.environ["RANK"])).touch()
+        elif status and (signal.SIGUSR2 in heard or preempted()):
+            _wait_for_others(int(os.environ["WORLD_SIZE"]))
             log.info("the job is put into the queue again, and continues from there")
             subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
         sys.exit(0)
@@ -84,6 +89,21 @@ def _run(command: Sequence[str], folder: Path) -> tuple[int, set[int]]:
     status = process.wait()
     # SIGTERM in place of USR2, which this process has sent, counts as heard.
     return status, heard | ({int(signal.SIGTERM)} if signal.SIGUSR2 in heard else set())
+
+
+def _mark(rank: int) -> Path:
+    """The file that says that the command of a rank has stopped."""
+    return Path(os.environ["SUBMITIT_FOLDER"]) / f".{os.environ['SLURM_JOB_ID']}_{rank}.stopped"
+
+
+def _wait_for_others(world: int) -> None:
+    """Wait for the other ranks: SLURM ends all processes of a job that is requeued."""
+    marks = [_mark(rank) for rank in range(1, world)]
+    deadline = time.monotonic() + OTHERS_SECONDS
+    while not all(mark.exists() for mark in marks) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for mark in marks:
+        mark.unlink(missing_ok=True)
 
 
 def preempted() -> bool:

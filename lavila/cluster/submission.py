@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import time
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO, Union, get_args, get_origin, get_type_hints
@@ -22,7 +22,8 @@ from lavila.cluster.arrays import ENDED, ClusterError
 from lavila.cluster.launch import Launch
 from lavila.files import user_path
 
-ASK_SECONDS = 1.0  # pause between two questions about a job that is followed
+ASK_SECONDS = 1.0  # pause between two questions about jobs that are followed
+SURE = 3  # answers in a row that a job has ended
 PLAIN = re.compile(r"[A-Za-z0-9@:,*|&!=./_+\-\[\]()]+")  # names of partitions, accounts and constraints
 
 
@@ -161,17 +162,20 @@ class Submitted:
     id: str
     logs: tuple[Path, ...]  # of each rank
 
-    def state(self) -> str | None:
-        """SLURM's word for its state; None where SLURM does not answer, "" once it has forgotten the job."""
-        asked = subprocess.run(
-            ["squeue", "--noheader", "--states=all", f"--job={self.id}", "--format=%T"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if asked.returncode and "Invalid job id" not in asked.stderr:
-            return None
-        return asked.stdout.strip().splitlines()[0] if asked.stdout.strip() else ""
+
+def states(jobs: Sequence[Submitted]) -> dict[str, str] | None:
+    """SLURM's word for the state of each job that it still knows, by id; None where it does not answer."""
+    ids = sorted({job.id.partition("_")[0] for job in jobs})
+    asked = subprocess.run(
+        ["squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(ids)}", "--format=%i|%T"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if asked.returncode and "Invalid job id" not in asked.stderr:
+        return None
+    lines = [line.partition("|") for line in asked.stdout.split()]
+    return {name: state for name, _, state in lines}
 
 
 def submit(launch: Launch, settings: SlurmSettings, *, name: str) -> list[Submitted]:
@@ -184,7 +188,12 @@ def submit(launch: Launch, settings: SlurmSettings, *, name: str) -> list[Submit
     if shutil.which("sbatch") is None:
         raise ClusterError("sbatch is not in PATH: run this on a machine from which SLURM jobs can be submitted")
     folder = user_path(settings.logs).absolute()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ClusterError(
+            f"logs={folder}: cannot be made ({error.strerror}); name another folder with --logs"
+        ) from error
     executor = submitit.AutoExecutor(folder=folder, cluster="slurm")
     executor.update_parameters(**settings.parameters(name))
     try:
@@ -221,18 +230,44 @@ def script(settings: SlurmSettings, *, name: str) -> str:
     return text
 
 
-def follow(job: Submitted, out: TextIO) -> bool:
-    """Copy the log of rank 0 to `out` until the job ends, through all requeues. Returns whether it ended well."""
-    place = 0
-    while True:
-        state = job.state()
-        if job.logs[0].exists():
-            with job.logs[0].open("rb") as log:
-                log.seek(place)
+class _Follower:
+    """A job that is followed: how far its log is copied, and whether it has ended."""
+
+    def __init__(self, job: Submitted) -> None:
+        self.job = job
+        self.state = "PENDING"
+        self._copied = self._seen_ended = 0
+
+    def copy(self, out: TextIO) -> None:
+        """What is new in the log of rank 0."""
+        if self.job.logs[0].exists():
+            with self.job.logs[0].open("rb") as log:
+                log.seek(self._copied)
                 new = log.read()
-            place += len(new)
+            self._copied += len(new)
             out.write(new.decode(errors="replace"))
             out.flush()
-        if state == "" or state in ENDED:
-            return state == "COMPLETED"
+
+    def look(self, found: Mapping[str, str]) -> None:
+        """Take SLURM's answer. A job that it has forgotten ended as it was last seen."""
+        self.state = found.get(self.job.id, self.state)
+        gone = self.state in ENDED or self.job.id not in found
+        self._seen_ended = self._seen_ended + 1 if gone else 0
+
+    @property
+    def ended(self) -> bool:
+        """A job on its way back into the queue may look ended once."""
+        return self._seen_ended >= SURE
+
+
+def follow(jobs: Sequence[Submitted], out: TextIO) -> bool:
+    """Copy the logs of rank 0 to `out` until all jobs have ended, through all requeues. Whether they ended well."""
+    followers = [_Follower(job) for job in jobs]
+    while not all(one.ended for one in followers):
         time.sleep(ASK_SECONDS)
+        found = states(jobs)
+        for one in followers:
+            one.copy(out)
+            if found is not None:
+                one.look(found)
+    return all(one.state == "COMPLETED" for one in followers)

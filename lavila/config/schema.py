@@ -253,6 +253,7 @@ class EngineConfig:
     """How a run looks after itself; nothing here changes what is trained."""
 
     stop_signals: tuple[SignalName, ...] = ("SIGTERM", "SIGUSR2")  # on these training saves and ends with status 75
+    stall_seconds: NotNegative = 300.0  # without progress on a rank, until the log names it with its stacks; 0 = never
     save_in_background: bool = True  # training waits for a copy of the state in main memory; false: for the whole save
     save_signals: tuple[SignalName, ...] = ("SIGUSR1",)  # on these it saves, and continues
 

@@ -27,9 +27,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.checkpoint import state_dict_loader
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from lavila.checkpoints.errors import CheckpointError
 from lavila.checkpoints.store import LATEST, WEIGHTS, load_model
@@ -118,6 +115,11 @@ def load(path: Path, state: TrainState, *, process: Process) -> Facts:
 
 def _load_optimizer(path: Path, state: TrainState, *, process: Process) -> None:
     """Fill in the state of the parameters that this rank keeps."""
+    # Imported here, since it takes a second, and evaluations need none of it.
+    from torch.distributed.checkpoint import state_dict_loader
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+
     folder = path / TRAIN_STATE
     trained = {name: p for name, p in state.model.named_parameters() if p.requires_grad}
     try:

@@ -154,6 +154,19 @@ def test_a_read_that_hangs_costs_its_clips_and_is_named(
     assert all("hangs" in line["reason"] for line in found)
 
 
+def test_storage_that_hangs_altogether_stops_the_run(
+    tmp_path: Path, vp9_shards: ShardSet, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = of(tmp_path, vp9_shards, f"data.train={whole}", "data.read_seconds=0.2", "data.threads=4")
+    answer = threading.Event()
+    monkeypatch.setattr(os, "pread", lambda *_: answer.wait())
+    try:
+        with pytest.raises(BadClipsError, match=r"clips in a row.*shard-0000\d\d\.tar.*hangs"):
+            train(config)
+    finally:
+        answer.set()
+
+
 def test_an_evaluation_says_over_how_many_clips_its_score_is(
     config: RunConfig, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo  # the next two now: an import that a kill cuts short cannot be repeated
+import torch.distributed.checkpoint
 
 from lavila.checkpoints.errors import CheckpointError
 from lavila.checkpoints.store import load_model

@@ -16,7 +16,7 @@ import pytest
 
 from lavila.cluster.arrays import ENDED, ClusterError
 from lavila.cluster.launch import Launch
-from lavila.cluster.submission import SlurmSettings, Submitted, follow, submit
+from lavila.cluster.submission import SlurmSettings, Submitted, follow, states, submit
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 90  # seconds until a test says that nothing happens
@@ -45,14 +45,19 @@ def starts(folder: Path, rank: int = 0) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
+def state_of(job: Submitted) -> str:
+    """SLURM's word; "" once it has forgotten the job, or where it does not answer."""
+    return (states([job]) or {}).get(job.id, "")
+
+
 def ended(job: Submitted) -> str:
     """SLURM's word for how a job ended."""
 
     def state() -> str | None:
-        found = job.state()
+        found = state_of(job)
         return found if found in ENDED else None
 
-    return str(until(state, what=lambda: f"{job.state()}: {shown(job)}"))
+    return str(until(state, what=lambda: f"{state_of(job)}: {shown(job)}"))
 
 
 def shown(job: Submitted) -> str:
@@ -71,7 +76,7 @@ def steps_of(job: Submitted) -> list[str]:
 
 def at_once(job: Submitted) -> None:
     """A requeued job waits two minutes, for the end of its first start. Here it waits for no more than that."""
-    until(lambda: job.state() == "PENDING" and not steps_of(job), what=lambda: f"{job.state()}: {shown(job)}")
+    until(lambda: state_of(job) == "PENDING" and not steps_of(job), what=lambda: f"{state_of(job)}: {shown(job)}")
     time.sleep(2)  # nodes refuse a start in the very second of the last end
     subprocess.run(["scontrol", "update", f"JobId={job.id}", "StartTime=now"], check=True)
 
@@ -79,7 +84,7 @@ def at_once(job: Submitted) -> None:
 def test_every_process_of_two_nodes_is_a_rank_with_a_log(tmp_path: Path) -> None:
     (job,) = start(tmp_path, "done", nodes=2, tasks_per_node=2)
     out = io.StringIO()
-    assert follow(job, out), shown(job)
+    assert follow([job], out), shown(job)
     assert "hello from rank-0" in out.getvalue() and "hello from rank-1" not in out.getvalue()
     found = [starts(tmp_path, rank) for rank in range(4)]
     assert [[one["RANK"] for one in lines] for lines in found] == [["0"], ["1"], ["2"], ["3"]]
@@ -113,12 +118,12 @@ def test_a_cancelled_job_saves_and_stays_away(tmp_path: Path) -> None:
     assert ended(job) == "CANCELLED", shown(job)
     assert all((tmp_path / f"rank-{rank}.saved").exists() for rank in (0, 1))
     time.sleep(1)
-    assert job.state() in ("CANCELLED", "") and len(starts(tmp_path)) == 1
+    assert state_of(job) in ("CANCELLED", "") and len(starts(tmp_path)) == 1
 
 
 def test_a_dead_rank_takes_the_job_down(tmp_path: Path) -> None:
     (job,) = start(tmp_path, "die", nodes=2)
-    assert not follow(job, io.StringIO()) and ended(job) == "FAILED"
+    assert not follow([job], io.StringIO()) and ended(job) == "FAILED"
     assert "SIGKILL" in job.logs[1].read_text()
     (line,) = starts(tmp_path, 0)
     command = Path(f"/proc/{line['pid']}/cmdline")
