@@ -31,6 +31,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,6 +105,9 @@ def run_part(name: str, args: argparse.Namespace, *, seconds: float) -> dict[str
         os.killpg(process.pid, signal.SIGKILL)
         _, said = process.communicate()
         ended = f"stopped after {seconds:.0f} s"
+    finally:  # also of an interrupted run
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     lines = [] if ended == "whole" else said.strip().splitlines()[-15:]
     return {"ended": ended, "seconds": round(time.monotonic() - began, 1), "stderr": lines}
 
