@@ -22,6 +22,15 @@ def user_path(text: str | Path) -> Path:
         return path
 
 
+def unwritable(folder: Path) -> Path | None:
+    """What keeps a folder from being made or written to: itself, or the nearest path above it that is there.
+
+    None if nothing does, as far as permissions and a read-only disk can be seen without writing.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return None if there.is_dir() and os.access(there, os.W_OK | os.X_OK) else there
+
+
 def sync(path: Path) -> None:
     """Wait until the disk holds a file's content, or a folder's list of names."""
     descriptor = os.open(path, os.O_RDONLY)

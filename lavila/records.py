@@ -71,6 +71,7 @@ class ClipPlan:
     crops: npt.NDArray[np.int32]  # [S, 2] top, left in resized pixels of each square crop
     flip: bool  # whether the pictures are mirrored, left to right
     caption: float  # a number in [0, 1) that picks one of the clip's narrations
+    attempt: int = 0  # 0 = the clip that has this place in the order; n = the n-th that takes the place of a bad one
 
     def distinct_frames(self) -> npt.NDArray[np.int32]:
         """The frames to decode: ascending, each once. A clip of black frames only still decodes frame 0."""
@@ -86,7 +87,7 @@ class ClipPlan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoBatch:
-    """A batch as the loader gives it to a task. B is smaller than planned when a clip could not be decoded."""
+    """A batch as the loader gives it to a task. In an evaluation B is smaller than planned where clips are bad."""
 
     video: torch.Tensor  # [B, V, C, T, H, W] float32 or float16, normalised, on the loader's device
     rows: npt.NDArray[np.int64]  # [B] rows in clips.parquet

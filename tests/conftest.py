@@ -7,7 +7,7 @@ import os
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores; the threads of one would fight for them
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when PyTorch is imported
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -47,18 +47,20 @@ def moving_picture(number: int, *, seed: int, height: int, width: int) -> Pictur
     return (128 + 100 * np.stack(waves, axis=2)).astype(np.uint8)
 
 
-def make_shard_set(folder: Path, videos: Path, *, codec: str, clips: int = len(FRAMES)) -> ShardSet:
-    """A whole shard set of `clips` clips in two tars."""
+def make_shard_set(
+    folder: Path, videos: Path, *, codec: str, clips: int = len(FRAMES), size: tuple[int, int] = (64, 112)
+) -> ShardSet:
+    """A whole shard set of `clips` clips in two tars. `size`: height and width of most clips, multiples of 16."""
     folder.mkdir(parents=True)
     rows, files = [], []
-    settings = EncodeSettings(codec=codec, short_side=64, speed="8" if codec == "vp9" else "ultrafast")
+    settings = EncodeSettings(codec=codec, short_side=size[0], speed="8" if codec == "vp9" else "ultrafast")
     for number in range(2):
         with ShardWriter(folder, number) as writer:
             for i in range(number, clips, 2):
-                size = (112, 64) if i in TALL else (64, 112)
+                height, width = size[::-1] if i in TALL else size
                 path = videos / f"{i}.mp4"
                 if not path.exists():
-                    pictures = (moving_picture(n, seed=i, height=size[0], width=size[1]) for n in range(FRAMES[i]))
+                    pictures = (moving_picture(n, seed=i, height=height, width=width) for n in range(FRAMES[i]))
                     write_video(path, pictures, Coding())
                 clip = Clip(
                     clip_id=f"clip_{i}",
@@ -101,6 +103,19 @@ def no_realtime_is_left() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, vp9_shards: ShardSet) -> Path:
+    """The run folder of a training by two ranks that nothing disturbs: 15 epochs of `config_file`."""
+    from tests.engine.test_runs import config_file, run  # imports the commands, which few tests need
+
+    def make(folder: Path) -> None:
+        path = config_file(folder, vp9_shards, optim={"epochs": 15}, keep_checkpoints=1)
+        done = run("train.py", "--config", str(path), ranks=2)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    return made_once(tmp_path_factory, "undisturbed", make) / "run"
+
+
+@pytest.fixture(scope="session")
 def vp9_shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     return open_shard_set(shards_of(tmp_path_factory, "vp9"))
 
@@ -110,14 +125,23 @@ def h264_shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     return open_shard_set(shards_of(tmp_path_factory, "h264"))
 
 
-def shards_of(factory: pytest.TempPathFactory, codec: str) -> Path:
+LEAST_FOR_GPUS = (144, 256)  # every codec's pictures are decoded by NVDEC from this size on
+
+
+@pytest.fixture(scope="session")
+def gpu_shards(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ShardSet]:
+    """Codec -> a shard set with pictures that a GPU decodes."""
+    return lambda codec: open_shard_set(shards_of(tmp_path_factory, codec, size=LEAST_FOR_GPUS))
+
+
+def shards_of(factory: pytest.TempPathFactory, codec: str, *, size: tuple[int, int] = (64, 112)) -> Path:
     """The folder of a shard set; all tests share it."""
 
     def make(folder: Path) -> None:
         (folder / "videos").mkdir()
-        make_shard_set(folder / "shards", folder / "videos", codec=codec)
+        make_shard_set(folder / "shards", folder / "videos", codec=codec, size=size)
 
-    return made_once(factory, codec, make) / "shards"
+    return made_once(factory, f"{codec}-{size[0]}", make) / "shards"
 
 
 # The folders of tests that take longest: they come first, so that no process is left alone with one of them at the end.

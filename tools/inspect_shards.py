@@ -7,11 +7,14 @@
 
 Without options the command reads the tables only.
 
---verify reads every byte (checksums, tar members, indexes, tables) and decodes every frame of every clip, with the
-decoder that training uses on this machine. It writes clips that do not decode to quarantine.jsonl; training and
+--verify reads every byte (checksums, tar members, indexes, tables) and decodes every frame of every clip on the CPU. It
+writes clips that do not decode to quarantine.jsonl; training and
 evaluation leave those out. It replaces an earlier quarantine.jsonl, or removes it when every clip is sound. A worker
 needs about 200 MiB, whatever the length of a clip. A set on a read-only disk is verified, too: the command prints the
 bad clips, and --quarantine FILE writes them to another place, for data.quarantine=FILE of train.py and evaluate.py.
+
+--nvdec N then decodes N clips, spread over the set, with the GPU's decoder, too, and compares the pictures with the
+CPU's. It puts nothing into quarantine: a difference is no fault of the set.
 
 --add-mapped adds the tables that are read in place (clips.arrow) to a set without them. Opening the set then takes a
 moment and no memory, however many clips it has. Of the other files only shard_set.json changes.
@@ -30,6 +33,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -40,8 +44,11 @@ from lavila.inspection.facts import describe, shard_set_facts
 from lavila.inspection.verdict import verdict_text, verify
 from lavila.shards.checksums import add_checksums
 from lavila.shards.format import QUARANTINE, read_manifest
-from lavila.shards.reader import open_shard_set
+from lavila.shards.reader import ShardSet, open_shard_set
 from lavila.shards.writer import add_mapped
+
+if TYPE_CHECKING:  # it needs DALI
+    from lavila.inspection.comparison import Comparison
 
 
 def parse_count(text: str) -> int:
@@ -61,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
     add("folder", type=user_path, metavar="DIR", help="a shard set made by tools/shard_videos.py")
     add("--verify", action="store_true", help="check every byte and decode every clip; write quarantine.jsonl")
     add("--quarantine", type=user_path, metavar="FILE", help="write the bad clips there; for a set on a read-only disk")
+    add("--nvdec", type=parse_count, metavar="N", help="also decode N clips on the GPU, and compare the pictures")
     add("--workers", default=0, type=int, metavar="N", help="processes that check; 0 = one for each core (0)")
     add("--preview", type=parse_count, metavar="N", help="draw a contact sheet of N clips; needs --out")
     add("--out", type=user_path, metavar="PNG", help="the picture that --preview makes")
@@ -90,6 +98,15 @@ def check_arguments(p: argparse.ArgumentParser, args: argparse.Namespace) -> Non
             p.error(f"--quarantine {args.quarantine}: no file can be written there; give another name")
     if args.workers < 0:
         p.error(f"--workers {args.workers}: give 0 or more")
+
+
+def compare_with_nvdec(shard_set: ShardSet, clips: int) -> Comparison:
+    """Compare some clips' pictures with those of the GPU's decoder."""
+    from lavila.inspection.comparison import check_nvdec, compare
+
+    check_nvdec(shard_set)
+    with tqdm(total=clips, unit="clip", desc="nvdec against the CPU", dynamic_ncols=True) as bar:
+        return compare(shard_set, "nvdec", clips=clips, on_clip=bar.update)
 
 
 def work(args: argparse.Namespace) -> int:
@@ -122,6 +139,12 @@ def work(args: argparse.Namespace) -> int:
         if not args.json:
             print("\n" + verdict_text(shard_set, found))
             shard_set = open_shard_set(args.folder)  # with the new quarantine
+    if args.nvdec is not None:
+        compared = compare_with_nvdec(shard_set, args.nvdec)
+        sound = sound and not compared.differing
+        facts["nvdec"] = compared.as_json()
+        if not args.json:
+            print("\n" + compared.text)
     try:
         if args.preview is not None:
             from lavila.inspection.preview import write_preview

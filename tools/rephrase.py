@@ -33,7 +33,8 @@ from tqdm import tqdm
 
 from lavila.errors import UserError
 from lavila.files import user_path
-from lavila.ingest.rephrasing import Journal, Rephrasing, about_run, journal_path, rephrase, write_rephrased
+from lavila.ingest.rephrasing import Rephrasing, about_run, journal_path, rephrase, write_rephrased
+from lavila.journal import Journal
 from lavila.models.paraphraser import PARAPHRASER, PUBLISHED, load_paraphraser
 from lavila.shards.captions import CaptionError, read_captions
 from lavila.shards.format import CLIPS
@@ -47,7 +48,7 @@ def rephrase_table(args: argparse.Namespace) -> None:
         raise CaptionError(f"--out {args.out}: is there already; remove it or give another name")
     table, file = _captions(args)
     settings = _settings(args)
-    journal = Journal(journal_file, about_run(file, args.model, settings))
+    journal = Journal(journal_file, settings=about_run(file, args.model, settings))
     print(f"{len(table)} clips of {args.captions or args.shards}, of which {journal.done} are done")
     if journal.done < len(table):
         device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -26,6 +26,7 @@ from nvidia.dali import fn
 from nvidia.dali.pipeline import Pipeline
 from torch import Tensor
 
+from benchmarks.gpu.step import TrainingStep, data_wait
 from benchmarks.loader.footage import Material, SetSpec
 from benchmarks.loader.peers import dali_webdataset, decord_chunks
 from benchmarks.loader.peers.common import Epochs, Job
@@ -34,7 +35,7 @@ from benchmarks.loader.sides import grade, ours
 from lavila.data.loader import clip_sizes
 from lavila.data.pictures import DALI_CPU_CODECS
 from lavila.data.sizes import ChosenSizes
-from lavila.models.timesformer import TimeSformer, TimeSformerConfig
+from lavila.models.timesformer import TimeSformerConfig
 from lavila.plan.crops import CropChoice
 from lavila.plan.frames import FrameChoice
 from lavila.plan.plans import Ranks, TrainingPlan
@@ -131,23 +132,8 @@ def sides_of(job: Job) -> dict[str, Any]:
     return sides
 
 
-class TrainingStep:
-    """A step of TimeSformer-B on a batch: forward, backward, AdamW."""
-
-    def __init__(self, *, size: int, frames: int, device: str):
-        config = TimeSformerConfig(image_size=size, num_frames=frames, zero_time_attention=False)
-        with torch.device(device):
-            self.model = TimeSformer(config)
-        self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=1e-5, fused=device != "cpu")
-        self.device = device.partition(":")[0]
-
-    def __call__(self, video: Tensor) -> None:
-        """[B, 1, C, T, H, W]"""
-        with torch.autocast(self.device, torch.bfloat16):
-            loss = self.model(video.flatten(0, 1)).float().square().mean()
-        loss.backward()
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+def _model(size: int, frames: int) -> TimeSformerConfig:
+    return TimeSformerConfig(image_size=size, num_frames=frames, zero_time_attention=False)
 
 
 def seconds_alone(epochs: Epochs, number: int) -> float:
@@ -159,25 +145,9 @@ def seconds_alone(epochs: Epochs, number: int) -> float:
     return time.perf_counter() - began
 
 
-def data_wait(epochs: Epochs, step: TrainingStep, number: int) -> float:
-    """Share of an epoch of training in which the loop waits for the next batch and the GPU has nothing to do.
-
-    The step is waited for before the next batch is asked for: time in next() is then time that the GPU lacks.
-    """
-    began, waited, batches = time.perf_counter(), 0.0, iter(epochs(number))
-    while True:
-        asked = time.perf_counter()
-        batch = next(batches, None)
-        waited += time.perf_counter() - asked
-        if batch is None:
-            return waited / (time.perf_counter() - began)
-        step(batch)
-        torch.cuda.synchronize()
-
-
 def measure_gpu(row: GpuRow, job: Job, *, rounds: int) -> list[dict[str, Any]]:
     """The row's results, one entry a side. One side at a time is on the GPU, since each takes its memory."""
-    step = TrainingStep(size=row.size, frames=row.frames, device="cuda:0")
+    step = TrainingStep(_model(row.size, row.frames), device="cuda:0")
     entries = []
     for name, make in sides_of(job).items():
         gc.collect()
@@ -208,6 +178,6 @@ def dry_run(row: GpuRow, job: Job) -> None:
     """Make the parts of a row that need no GPU: its graphs, for device 0, and a small step on the CPU."""
     for pipeline in (dali_webdataset.build(job, device_id=0), nvdec_alone(job, 0)):
         assert pipeline.device_id == 0
-    small = TrainingStep(size=32, frames=2, device="cpu")
+    small = TrainingStep(_model(32, 2), device="cpu")
     small(torch.zeros(1, 1, 3, 2, 32, 32))
     assert replace(job, workers=1).plan.steps > 1, row

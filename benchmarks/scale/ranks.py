@@ -66,10 +66,10 @@ def _rank(rank: int, reading: Reading, ready: Any, results: Any) -> None:
     opens = 0
 
     class Counted(tars.OpenTar):
-        def __init__(self, path: Path, *, size: int | None) -> None:
+        def __init__(self, path: Path, *, size: int | None, other_size: bool) -> None:
             nonlocal opens
             opens += 1
-            super().__init__(path, size=size)
+            super().__init__(path, size=size, other_size=other_size)
 
     tars.OpenTar = Counted  # type: ignore[misc]
     shard_set = open_shard_set(reading.folder)

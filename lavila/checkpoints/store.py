@@ -40,10 +40,12 @@ __all__ = [
     "find_model",
     "inflate_temporal_embed",
     "load_model",
+    "model_file",
     "read_extra",
     "resize_pos_embed",
     "save_model",
     "trained_on",
+    "write_model",
 ]
 
 log = logging.getLogger(__name__)
@@ -61,8 +63,6 @@ Inflation = Literal["bilinear", "zeros", "interp"]
 
 
 KINDS = {"classifier", "dual_encoder", "dual_encoder_distilbert", "narrator", "timesformer"}  # kinds of architectures
-
-
 TEXT_TOWERS = {"dual_encoder": "clip", "dual_encoder_distilbert": "distilbert"}  # kind of architecture -> of tower
 
 
@@ -112,20 +112,27 @@ def save_model(model: nn.Module, path: str | Path, *, extra: Mapping[str, str] |
     path = user_path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"{path}: a model file's name ends in .safetensors")
+    tensors, metadata = model_file(model, extra=extra)
+    write_model(path, tensors, metadata)
+
+
+def model_file(model: nn.Module, *, extra: Mapping[str, str] | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What `save_model` writes: tensors by their names, which are the model's own memory, and metadata."""
     describe = getattr(model, "architecture", None)
     if describe is None:
         raise ValueError(f"{type(model).__name__} has no architecture(); pass the model itself, without its wrapper")
     extra = dict(extra or {})
     if taken := sorted(name for name in extra if name.startswith(RESERVED)):
         raise ValueError(f"extra {taken}: names that begin with '{RESERVED}' are taken; choose others")
-    metadata = {
-        **extra,
-        f"{RESERVED}format": FORMAT_VERSION,
-        f"{RESERVED}architecture": json.dumps(describe()),
-    }
+    metadata = {**extra, f"{RESERVED}format": FORMAT_VERSION, f"{RESERVED}architecture": json.dumps(describe())}
     tied = _tied(model)  # a tensor with several names is stored once
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
-    tensors = {ours: state[name].detach().cpu().contiguous() for name, ours in unwrapped(state).items()}
+    return {ours: state[name].detach() for name, ours in unwrapped(state).items()}, metadata
+
+
+def write_model(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a model file from what `model_file` gave, whole or not at all."""
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     with whole_path(path) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode  # as the umask says; safetensors makes files that only their owner can read

@@ -67,6 +67,7 @@ Optimizer = Literal["adamw", "sgd"]
 Schedule = Literal["cosine", "constant"]
 MultiplierScope = Literal["all", "backbone"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+SignalName = Literal["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,11 +96,12 @@ class DataConfig:
     allow_other_statistics: bool = False  # mean and std that are set may differ from those that the weights know
     antialias: bool = False  # low-pass before shrinking; published weights were trained without
     picture_type: PictureType = "float32"  # number type of the pictures; float16 halves the traffic on a GPU
-    decoder: Decoder = "auto"  # auto: nvdec on a GPU, else host (PyAV, every codec); dali_cpu: VP9
+    decoder: Decoder = "auto"  # auto: on a GPU nvdec or host, as measured; else host (every codec); dali_cpu: VP9
     threads: CountOrNone = 0  # CPU threads of the loader on each rank; 0 = this rank's share of the cores
     prefetch: Count = 2  # batches in flight between decoder and model
     host_memory_gib: Positive = 8.0  # main memory of each rank for pictures that CPU threads decode (decoder host), GiB
-    max_bad_clips: CountOrNone = 100  # stop when more clips than this are damaged in one epoch, over all ranks
+    max_bad_clips: CountOrNone = 100  # stop when more clips than this are bad in one epoch, over all ranks
+    read_seconds: Positive = 120.0  # a read of the shards that takes longer makes its clip a bad one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,6 +249,16 @@ class EvalConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How a run looks after itself; nothing here changes what is trained."""
+
+    stop_signals: tuple[SignalName, ...] = ("SIGTERM", "SIGUSR2")  # on these training saves and ends with status 75
+    stall_seconds: NotNegative = 300.0  # without progress on a rank, until the log names it with its stacks; 0 = never
+    save_in_background: bool = True  # training waits for a copy of the state in main memory; false: for the whole save
+    save_signals: tuple[SignalName, ...] = ("SIGUSR1",)  # on these it saves, and continues
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything a run needs to be repeated."""
 
@@ -261,6 +273,7 @@ class RunConfig:
     dry_run: bool = False  # check everything, write nothing and stop before the first step; --dry-run sets it
     resume: str = "auto"  # auto: newest checkpoint; none: afresh; aside: afresh, older run kept beside; or a path
     checkpoint_every_steps: CountOrNone = 0  # save every n steps; 0 = at the end of each epoch only
+    checkpoint_every_minutes: NotNegative = 0.0  # also save when so many minutes have passed since the last; 0 = never
     keep_checkpoints: Count = 2  # newest ones kept
     keep_best: str = ""  # keep the checkpoint with the best NAME/METRIC of `evals` as well, such as mir/map
     log_every_steps: Count = 10  # between two lines of metrics.jsonl
@@ -271,6 +284,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
 
 
 def ranges(hint: Any, value: Any) -> Iterator[tuple[Range, Any]]:
@@ -316,6 +330,11 @@ def check(config: RunConfig) -> None:
         raise ConfigError(
             f"submission={list(config.submission)}: three levels (of pretraining, training labels, training data), or "
             "none: [] = no file for a challenge"
+        )
+    if both := set(config.engine.stop_signals) & set(config.engine.save_signals):
+        raise ConfigError(
+            f"engine.stop_signals and engine.save_signals have {', '.join(sorted(both))} in common; a signal means one "
+            "of the two, so take it out of one list"
         )
     if config.model.width % config.model.heads:
         raise ConfigError(

@@ -1,29 +1,65 @@
-"""A batch on its way from plans to pictures, and how a clip that cannot be decoded leaves it.
+"""A batch on its way from plans to pictures, and what becomes of the place of a clip that cannot be read or decoded.
 
 Three steps can find a bad clip:
 
-* reading, where the bytes are not those that were stored (`reading.ClipReader`),
+* reading, where the bytes are not there, or not those that were stored (`reading.ClipReader`),
 * FFmpeg, where it cannot decode them (`host.decode.DecodeError`),
 * DALI, where its decoder cannot (`dali_pipelines.errors.decode_problem`).
 
-Each step gives one reason for each clip, None for a good one. The bad clips leave here: the clips after them move up,
-and `bad` lists them with their reasons. Nothing replaces them, so a batch only becomes smaller. A batch without a good
-clip is handed out without pictures, so that the number of steps stays the same. Every other error ends the run.
+The plan names the clip that is tried in its place, and the next one if that is bad, too. `bad` lists all of them with
+their reasons. In training, a batch so keeps its size. Where the plan names none, as in an evaluation, the place is
+removed: the clips after it move up. A batch without a good clip is handed out without pictures, so that the number of
+steps stays the same. Every other error ends the run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy.typing as npt
 
+from lavila.data.host.decode import DecodeError
 from lavila.data.pictures import Payload
 from lavila.records import ClipPlan
 
+T = TypeVar("T")
 BadPlans = tuple[tuple[ClipPlan, str], ...]
 """Plans of bad clips, each with its reason in one line."""
+Instead = Callable[[ClipPlan], ClipPlan | None]
+"""Plan of a bad clip -> the plan that is tried in its place; None = the place stays empty. Any thread may call it."""
+
+
+def nothing_instead(bad: ClipPlan) -> ClipPlan | None:
+    """The places of bad clips stay empty."""
+    del bad
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place(Generic[T]):
+    """A place of a batch: its clip and what was made of it. Both are None where no clip was good."""
+
+    plan: ClipPlan | None
+    made: T | None
+    bad: BadPlans = ()  # the clips that were tried before, in their order
+
+
+def left_empty(bad: ClipPlan, reason: str) -> Place[Any]:
+    """The place of a bad clip that no other clip takes."""
+    return Place(plan=None, made=None, bad=((bad, reason),))
+
+
+def fill(plan: ClipPlan | None, make: Callable[[ClipPlan], T], instead: Instead, *, bad: BadPlans = ()) -> Place[T]:
+    """What `make` gives for a clip, or for the first of its substitutes for which it raises no DecodeError."""
+    while plan is not None:
+        try:
+            return Place(plan=plan, made=make(plan), bad=bad)
+        except DecodeError as error:
+            bad = (*bad, (plan, str(error)))
+            plan = instead(plan)
+    return Place(plan=None, made=None, bad=bad)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,22 +71,12 @@ class LoadedBatch:
     bad: BadPlans = ()
 
     @classmethod
-    def of(cls, plans: Sequence[ClipPlan], read: Sequence[Payload | str]) -> LoadedBatch:
-        """`read`: the payload of each plan, or the reason why it has none."""
-        good, bad = _sorted_out(plans, [one if isinstance(one, str) else None for one in read])
+    def of(cls, places: Sequence[Place[Payload]], *, bad: BadPlans = ()) -> LoadedBatch:
+        """The step of some places, in order. `bad`: clips that were found to be bad before."""
         return cls(
-            plans=tuple(plans[place] for place in good),
-            payloads=tuple(one for one in read if not isinstance(one, str)),
-            bad=bad,
-        )
-
-    def without(self, reasons: Sequence[str | None]) -> LoadedBatch:
-        """The same step without the clips that have a reason."""
-        good, bad = _sorted_out(self.plans, reasons)
-        return LoadedBatch(
-            plans=tuple(self.plans[place] for place in good),
-            payloads=tuple(self.payloads[place] for place in good),
-            bad=(*self.bad, *bad),
+            plans=tuple(place.plan for place in places if place.plan is not None),
+            payloads=tuple(place.made for place in places if place.made is not None),
+            bad=(*bad, *(one for place in places for one in place.bad)),
         )
 
     def with_pictures(self, pictures: Any) -> PictureBatch:
@@ -67,20 +93,15 @@ class PictureBatch:
     bad: BadPlans = ()
 
     @classmethod
-    def of(cls, plans: Sequence[ClipPlan], pictures: npt.NDArray[Any], reasons: Sequence[str | None]) -> PictureBatch:
-        """`pictures`: [B, K, S, T, 3, size, size], one place for each of `plans`. The places of bad clips are removed.
+    def of(cls, places: Sequence[Place[Any]], pictures: npt.NDArray[Any]) -> PictureBatch:
+        """`pictures`: [B, K, S, T, 3, size, size], one for each place. Those of empty places are removed.
 
-        Without a bad clip the pictures are not copied.
+        Without an empty place the pictures are not copied.
         """
-        good, bad = _sorted_out(plans, reasons)
+        good = [number for number, place in enumerate(places) if place.plan is not None]
+        assert len(places) == len(pictures), (len(places), len(pictures))
+        bad = tuple(one for place in places for one in place.bad)
         if not good:
             return cls(plans=(), pictures=None, bad=bad)
-        left = pictures if not bad else pictures[good]
-        return cls(plans=tuple(plans[place] for place in good), pictures=left, bad=bad)
-
-
-def _sorted_out(plans: Sequence[ClipPlan], reasons: Sequence[str | None]) -> tuple[list[int], BadPlans]:
-    """The places of the good clips, and the bad clips. `reasons`: why each plan's clip is bad, or None."""
-    good = [place for place, reason in enumerate(reasons) if reason is None]
-    bad = tuple((plan, reason) for plan, reason in zip(plans, reasons, strict=True) if reason is not None)
-    return good, bad
+        left = pictures if len(good) == len(places) else pictures[good]
+        return cls(plans=tuple(place.plan for place in places if place.plan is not None), pictures=left, bad=bad)

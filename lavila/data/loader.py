@@ -3,8 +3,9 @@
     plan --[B clips]--> runner --[B,K,S,T,C,H,W], bad clips--> VideoBatch
 
 A runner (`runners.build_runner`) reads, decodes and draws, a few batches ahead of the model. `memory.batches_ahead`
-limits the bytes that CPU threads decode ahead. Encoded clips are small, so `prefetch` alone limits them. The state of
-the loader is two integers, (epoch, step). Everything else follows from the plan.
+limits the bytes that CPU threads decode ahead. Encoded clips are small, so `prefetch` alone limits them. In training
+other clips take the places of bad ones (`batches`). The state of the loader is two integers, (epoch, step). Everything
+else follows from the plan.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,8 @@ import torch
 from torch.utils.dlpack import from_dlpack
 
 from lavila.data.batches import PictureBatch
-from lavila.data.pictures import Execution, LoaderError, PictureSpec, choose_decoder
+from lavila.data.choice import Trial, choose_decoder
+from lavila.data.pictures import Execution, LoaderError, PictureSpec
 from lavila.data.reading import ClipReader
 from lavila.data.runners import build_runner
 from lavila.data.sizes import StoredSizes
@@ -49,11 +52,13 @@ class Pictures:
 
 @dataclass(frozen=True, kw_only=True)
 class BadClip:
-    """A clip that could not be decoded."""
+    """A clip that could not be read or decoded."""
 
     clip_id: str
     shard: str  # file name of the tar it lies in
     reason: str
+    position: int = 0  # its place in the epoch's order
+    attempt: int = 0  # as in `lavila.records.ClipPlan`
 
 
 def clip_sizes(shard_set: ShardSet) -> StoredSizes:
@@ -81,8 +86,10 @@ class ClipLoader:
         prefetch: number of batches in flight.
         host_memory_gib: main memory, in GiB, for pictures that CPU threads decode (decoder host). It sets how many
             batches are made ahead. One always is, and a warning says if that one takes more.
-        max_bad_clips: the largest number of undecodable clips in an epoch; one more is an error. The loader counts the
-            clips of its rank. A caller that knows the sum over all ranks gives it to `check_bad_clips`.
+        max_bad_clips: the largest number of bad clips in an epoch; one more is an error. The loader counts the clips
+            of its rank. A caller that knows the sum over all ranks gives it to `check_bad_clips`. None: the caller
+            looks at `bad_clips`, and the loader goes on whatever it finds. If no clip that is tried for a place is
+            good, the batch becomes smaller.
         captions: the clips' narrations; None = those stored with the shard set.
 
     Raises:
@@ -100,12 +107,11 @@ class ClipLoader:
         threads: int = 0,
         prefetch: int = 2,
         host_memory_gib: float = 8.0,
-        max_bad_clips: int = 100,
+        max_bad_clips: int | None = 100,
         captions: Captions | None = None,
     ):
         self.shard_set, self.plan = shard_set, plan
         self.device = torch.device(device)
-        self.decoder = choose_decoder(decoder, codec=shard_set.codec, device=self.device)
         self._max_bad_clips = max_bad_clips
         self.spec = PictureSpec(
             frames=plan.frames,
@@ -119,13 +125,23 @@ class ClipLoader:
             half=pictures.half,
         )
         execution = Execution(
-            decoder=self.decoder,
+            decoder="host",
             device_id=self.device.index or 0 if self.device.type == "cuda" else None,
             batch_size=plan.largest_batch,
             threads=threads or len(os.sched_getaffinity(0)),
             prefetch=prefetch,
         )
         self._reader = ClipReader(shard_set, threads=execution.threads)
+        trial = Trial(
+            shard_set=shard_set,
+            reader=self._reader,
+            spec=self.spec,
+            plan=plan,
+            execution=execution,
+            host_memory_gib=host_memory_gib,
+        )
+        self.decoder = choose_decoder(decoder, shard_set=shard_set, device=self.device, trial=trial)
+        execution = replace(execution, decoder=self.decoder)
         # One runner serves all epochs, so that the memory of batches is used again.
         self._runner = build_runner(self._reader, self.spec, execution, host_memory_gib=host_memory_gib)
         self._clip_ids = shard_set.clips.column("clip_id")
@@ -158,7 +174,7 @@ class ClipLoader:
         """The batches from the current place to the end of the epoch. Each batch that is handed out moves the place."""
         with (
             closing(self._reader.planned(self.plan, epoch=self._epoch, step=self._step)) as plans,
-            closing(self._runner.run(plans)) as results,
+            closing(self._runner.run(plans, partial(self.plan.instead, self._epoch))) as results,
         ):
             while True:
                 waited = time.perf_counter()
@@ -181,16 +197,20 @@ class ClipLoader:
             rows=rows,
             positions=np.array([plan.position for plan in made.plans], np.int64),
             clip_ids=tuple(self._clip_ids[row].as_py() for row in rows.tolist()),
-            labels={
-                name: torch.tensor([values[row] for row in rows.tolist()], dtype=torch.int64).to(self.device)
-                for name, values in self._labels.items()
-            },
+            labels=self._labels_of(rows.tolist()),
             label_sets=tuple(tuple(self._label_sets[row].as_py()) for row in rows.tolist()),
             narrations=tuple(texts for texts, _ in words),
             sources=tuple(sources for _, sources in words),
             chosen=np.array(chosen, np.int64),
             draws=np.array([plan.caption for plan in made.plans], np.float64),
         )
+
+    def _labels_of(self, rows: list[int]) -> dict[str, torch.Tensor]:
+        """Each kind of label, [B] int64. All of them move to a GPU at once, and nothing waits for it."""
+        values = torch.tensor([[column[row] for row in rows] for column in self._labels.values()], dtype=torch.int64)
+        if self.device.type == "cuda":
+            values = values.pin_memory().to(self.device, non_blocking=True)
+        return dict(zip(self._labels, values, strict=True))
 
     def _video(self, pictures: Any) -> torch.Tensor:
         """A view [B, V, C, T, H, W] of the buffer [B, K, S, T, C, H, W], without a copy."""
@@ -203,24 +223,24 @@ class ClipLoader:
     def _count_bad_clips(self, made: PictureBatch) -> None:
         for plan, reason in made.bad:
             shard = f"shard-{self.shard_set.clips.column('shard')[plan.row].as_py():06d}.tar"
-            bad = BadClip(clip_id=self._clip_ids[plan.row].as_py(), shard=shard, reason=reason)
+            name = self._clip_ids[plan.row].as_py()
+            bad = BadClip(clip_id=name, shard=shard, reason=reason, position=plan.position, attempt=plan.attempt)
             self.bad_clips.append(bad)
-            log.warning(
-                "%s: clip %s in %s cannot be decoded and is left out: %s",
-                self.shard_set.path,
-                bad.clip_id,
-                shard,
-                reason,
-            )
+            log.warning("%s: clip %s in %s is bad and is left out: %s", self.shard_set.path, name, shard, reason)
+            if self._max_bad_clips is not None and plan.attempt == self.plan.substitutes:
+                raise LoaderError(
+                    f"{self.shard_set.path}: {plan.attempt + 1} clips in a row are bad, the last being {name} in "
+                    f"{shard} ({reason}); the set or its storage is broken: make the shards again"
+                )
         self.check_bad_clips(len(self.bad_clips))
 
     def check_bad_clips(self, count: int) -> None:
         """Raise LoaderError if `count` bad clips in an epoch are more than `max_bad_clips`."""
-        if count <= self._max_bad_clips:
+        if self._max_bad_clips is None or count <= self._max_bad_clips:
             return
         last = self.bad_clips[-1] if self.bad_clips else None
         which = f", the last being {last.clip_id} in {last.shard} ({last.reason})" if last else ", all on other ranks"
         raise LoaderError(
-            f"{self.shard_set.path}: {count} clips of this epoch cannot be decoded{which}; make the shards again, "
+            f"{self.shard_set.path}: {count} clips of this epoch are bad{which}; make the shards again, "
             f"or allow more with data.max_bad_clips (now {self._max_bad_clips})"
         )

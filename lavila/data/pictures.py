@@ -1,17 +1,14 @@
-"""What every decoder is given, and the choice of one. Imports without DALI."""
+"""What every decoder is given. Imports without DALI."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from lavila.errors import UserError
-
-if TYPE_CHECKING:  # not at the start: processes that only check videos have no need of PyTorch, which takes seconds
-    import torch
 
 DALI_CPU_CODECS = ("vp9", "vp8", "mjpeg")
 
@@ -45,8 +42,8 @@ class Execution:
 
     @property
     def draws_on_host(self) -> bool:
-        """Whether CPU threads draw the pictures, without DALI."""
-        return self.decoder == "host" and self.device_id is None
+        """Whether CPU threads draw the pictures, without DALI. On a GPU machine they are copied to the GPU then."""
+        return self.decoder == "host"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,28 +56,3 @@ class Payload:
 
 class LoaderError(UserError):
     """Data or settings with which a loader cannot work."""
-
-
-def choose_decoder(decoder: str, *, codec: str, device: torch.device) -> DecoderName:
-    """The decoder that `auto` stands for, or the named one if it can work here.
-
-    Raises:
-        LoaderError: the named decoder cannot work; the message says what to use instead.
-    """
-    if decoder == "auto":
-        return "nvdec" if device.type == "cuda" else "host"
-    if decoder == "nvdec" and device.type != "cuda":
-        import torch
-
-        driver = "" if torch.cuda.is_available() else " and this machine has no usable NVIDIA driver"
-        raise LoaderError(
-            f"data.decoder=nvdec decodes on a GPU, but device is {device.type}{driver}; use data.decoder=auto"
-        )
-    if decoder == "dali_cpu" and codec not in DALI_CPU_CODECS:
-        raise LoaderError(
-            f"data.decoder=dali_cpu: the shards hold {codec}, which DALI decodes on a GPU only (on the CPU: "
-            f"{', '.join(DALI_CPU_CODECS)}); use data.decoder=host or auto, or make the shards with --codec vp9"
-        )
-    if decoder not in ("nvdec", "dali_cpu", "host"):
-        raise LoaderError(f"data.decoder={decoder}: must be one of auto, nvdec, dali_cpu, host")
-    return decoder  # type: ignore[return-value]

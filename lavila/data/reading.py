@@ -7,15 +7,13 @@ from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from lavila.data.host.decode import DecodeError
-from lavila.data.streams.mp4 import TableError
+from lavila.data.streams.headers import pictures_in
+from lavila.data.streams.mp4 import OtherForm, TableError, read_mp4
 from lavila.data.streams.reduction import reduced
 from lavila.plan.plans import Plan
 from lavila.records import ClipPlan, Frames
-from lavila.shards.format import DamagedClip, shard_name
+from lavila.shards.format import DamagedClip, UnreadableClip, shard_name
 from lavila.shards.reader import ShardSet
 
 log = logging.getLogger(__name__)
@@ -32,17 +30,30 @@ class ClipReader:
         self._shard_set, self._threads = shard_set, threads
         self._not_ahead: set[int | None] = set()  # error numbers (errno) of reading ahead that were logged
 
+    @property
+    def codec(self) -> str:
+        """vp9, h264, hevc or av1."""
+        return self._shard_set.codec
+
     def read(self, plan: ClipPlan) -> tuple[bytes, Frames]:
         """A video with the plan's distinct frames, and their ascending numbers in it, [U].
 
         Raises:
-            DecodeError: the bytes are not those that were stored, so the clip counts as one that cannot be decoded.
-            ShardSetError: a tar cannot be used.
+            DecodeError: the bytes cannot be read, or are not those that were stored. So the clip counts as one that
+                cannot be decoded.
+            ShardSetError: the frames are not stored.
         """
         try:
             return self._shard_set.read_frames(plan.row, plan.distinct_frames())
-        except DamagedClip as error:
+        except (DamagedClip, UnreadableClip) as error:
             raise DecodeError(str(error)) from error
+
+    def read_or_reason(self, plan: ClipPlan) -> tuple[bytes, Frames] | str:
+        """As `read`, with the reason in place of DecodeError."""
+        try:
+            return self.read(plan)
+        except DecodeError as error:
+            return str(error)
 
     def read_needed(self, plan: ClipPlan) -> tuple[bytes, Frames]:
         """As `read`, without the packets that the frames do not need: for a decoder that decodes all it is given.
@@ -56,36 +67,48 @@ class ClipReader:
             raise DecodeError(str(error)) from error
         return stream.data, stream.frames
 
+    def read_for_nvdec(self, plan: ClipPlan) -> tuple[bytes, Frames]:
+        """As `read_needed`, for a decoder that counts every picture that it decodes as shown.
+
+        Raises as `read_needed`, and DecodeError for a video in which such a count could be wrong.
+        """
+        data, frames = self.read_needed(plan)
+        try:
+            packets = read_mp4(data).packets
+        except OtherForm as other:
+            raise DecodeError(f"NVDEC may count other frames in it: not as our encoder writes it ({other})") from other
+        hidden = pictures_in(packets) - len(packets.sizes)
+        if hidden:
+            raise DecodeError(f"NVDEC would count its {hidden} hidden frames as shown; use data.decoder=host")
+        return data, frames
+
     def planned(self, plan: Plan, *, epoch: int, step: int) -> Generator[list[ClipPlan]]:
         """The clips of each step from `step` to the end of the epoch.
 
         It also reads ahead the stretches that the plan names. A caller that stops early must close it.
 
-        Raises:
-            ShardSetError: a tar that is to be read ahead cannot be used. Storage that cannot read ahead gives a
-                warning.
+        Storage that cannot read ahead gives a warning. A tar that cannot be used is named when its clips are read.
         """
         asked: deque[tuple[int, Future[None]]] = deque()
-        with ThreadPoolExecutor(self._threads, thread_name_prefix="read-ahead") as pool:
-            for current in range(step, plan.steps):
-                for first, last in plan.ahead(epoch, current):
-                    asked.append((first, pool.submit(self._shard_set.read_ahead, first, last)))
-                while asked and asked[0][1].done():
-                    self._check_read_ahead(*asked.popleft())
-                yield plan.batch(epoch, current)
-            for one in asked:
-                self._check_read_ahead(*one)
-
-    def largest_frame(self) -> int:
-        """The bytes of the set's largest frame, decoded to RGB."""
-        clips = self._shard_set.clips
-        pixels = pc.multiply(*(clips.column(name).cast(pa.int64()) for name in ("height", "width")))
-        return 3 * int(pc.max(pixels).as_py() or 0)
+        try:
+            with ThreadPoolExecutor(self._threads, thread_name_prefix="read-ahead") as pool:
+                for current in range(step, plan.steps):
+                    for first, last in plan.ahead(epoch, current):
+                        asked.append((first, pool.submit(self._shard_set.read_ahead, first, last)))
+                    while asked and asked[0][1].done():
+                        self._check_read_ahead(*asked.popleft())
+                    yield plan.batch(epoch, current)
+                for one in asked:
+                    self._check_read_ahead(*one)
+        finally:
+            self._shard_set.rest()
 
     def _check_read_ahead(self, row: int, done: Future[None]) -> None:
-        """Warn once for each error number of storage that cannot read ahead. A tar that cannot be used ends the run."""
+        """Warn once for each error number of storage that cannot read ahead."""
         try:
             done.result()
+        except UnreadableClip:
+            pass  # its clips are bad, which is found when their turn comes
         except OSError as error:
             if error.errno not in self._not_ahead:
                 self._not_ahead.add(error.errno)

@@ -1,21 +1,26 @@
 """The two ways from plans to pictures. Both have the interface `Runner`, and `build_runner` chooses one.
 
-    plans --HostRunner: CPU threads read, decode and draw-------------------> pictures     no GPU, decoder host
-    plans --PipelineRunner: threads read, DALI pipelines decode and draw----> pictures     every other case
+    plans --HostRunner: CPU threads read, decode and draw-------------------> pictures     decoder host
+    plans --PipelineRunner: threads read, DALI pipelines decode and draw----> pictures     decoders nvdec and dali_cpu
 
-Imports without DALI: `PipelineRunner` imports it when it runs.
+On a GPU machine `HostRunner` copies its batches to the GPU. Imports without DALI: `PipelineRunner` imports it when it
+runs. Another decoder of a GPU would be one more runner here: it gets encoded bytes and frame numbers
+(`ClipReader.read_needed` or `read_for_nvdec`), and gives pictures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
-from dataclasses import replace
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
-from lavila.data.batches import PictureBatch
-from lavila.data.dali_pipelines.runner import PipelineRunner
+from lavila.data.batches import Instead, PictureBatch, nothing_instead
+from lavila.data.dali_pipelines.runner import DecoderThreads, PipelineRunner
+from lavila.data.host.gpu_copy import GpuCopy
 from lavila.data.host.runner import HELD, HostRunner
-from lavila.data.memory import GIB, Work, batches_ahead
+from lavila.data.memory import Work, batches_ahead
+from lavila.data.nvdec.chip import chip_of
+from lavila.data.nvdec.sessions import sessions
 from lavila.data.pictures import Execution, PictureSpec
 from lavila.data.reading import ClipReader
 from lavila.records import ClipPlan
@@ -24,12 +29,14 @@ from lavila.records import ClipPlan
 class Runner(Protocol):
     """Reads, decodes and draws the clips of plans, a few batches ahead of the caller."""
 
-    def run(self, batches: Iterable[list[ClipPlan]]) -> Generator[PictureBatch]:
+    def run(self, batches: Iterable[list[ClipPlan]], instead: Instead = nothing_instead) -> Generator[PictureBatch]:
         """Every batch, in order, without its bad clips. A caller that stops early must close it.
+
+        `instead` names the clips that take the places of bad ones.
 
         Raises:
             DecoderFault: the decoder fails on sound videos.
-            ShardSetError: a tar cannot be used.
+            ShardSetError: the shard set does not hold the frames of a plan.
             RuntimeError: DALI fails for another reason than a video.
         """
         ...
@@ -42,25 +49,36 @@ def build_runner(reader: ClipReader, spec: PictureSpec, execution: Execution, *,
     warning says if it takes more. Encoded clips are small, so `execution.prefetch` alone limits them.
     """
     if execution.decoder != "host":
-        return PipelineRunner(spec, reader.read_needed, execution, ahead=execution.prefetch + 1)
-    if execution.draws_on_host:
-        work = _work(execution, HostRunner.clip_bytes(spec), held=HELD)
-        ahead = batches_ahead(work, memory_gib=host_memory_gib)
-        return HostRunner(spec, reader.read, threads=execution.threads, ahead=ahead)
-    # DALI holds prefetch + 1 batches, each twice: the array that we hand over, and a copy. `prefetch` is chosen so that
-    # these take at most half of the memory: 2 * (prefetch + 1) <= fit / 2.
-    clip_bytes = reader.largest_frame() * spec.view_grid[0] * spec.frames
-    fit = int(host_memory_gib * GIB) // max(clip_bytes * execution.batch_size, 1)
-    execution = replace(execution, prefetch=max(1, min(execution.prefetch, fit // 4 - 1)))
-    work = _work(execution, clip_bytes, held=2 * (execution.prefetch + 1))
-    return PipelineRunner(spec, reader.read, execution, ahead=batches_ahead(work, memory_gib=host_memory_gib))
-
-
-def _work(execution: Execution, clip_bytes: int, *, held: int) -> Work:
-    return Work(
+        return PipelineRunner(
+            spec,
+            reader.read_for_nvdec if execution.decoder == "nvdec" else reader.read_needed,
+            execution,
+            ahead=execution.prefetch + 1,
+            decoder_threads=_decoder_threads(reader, execution),
+        )
+    clip_bytes = HostRunner.clip_bytes(spec)
+    work = Work(
         batch_size=execution.batch_size,
         batch_bytes=execution.batch_size * clip_bytes,
         threads=execution.threads,
         prefetch=execution.prefetch,
-        held=held,
+        held=HELD,
     )
+    ahead = batches_ahead(work, memory_gib=host_memory_gib)
+    copy = None if execution.device_id is None else GpuCopy(execution.device_id)
+    return HostRunner(spec, reader.read, threads=execution.threads, ahead=ahead, copy=copy)
+
+
+def _decoder_threads(reader: ClipReader, execution: Execution) -> DecoderThreads:
+    """How many threads decode while a pipeline runs. Those of NVDEC come from its engines, not from the cores."""
+
+    @contextmanager
+    def threads() -> Iterator[int]:
+        if execution.decoder != "nvdec" or execution.device_id is None:
+            yield execution.threads
+            return
+        chip = chip_of(execution.device_id)
+        with sessions(chip.uuid, chip.engines(reader.codec)) as taken:
+            yield taken
+
+    return threads

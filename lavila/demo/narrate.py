@@ -34,7 +34,6 @@ from lavila.demo.footage import (
     read_windows,
     windows_of,
 )
-from lavila.demo.journal import Journal, JournalError
 from lavila.demo.moments import Moment, join, one_subject, other_texts, shares
 from lavila.demo.narrators import OpenNarrator
 from lavila.demo.page import THUMB_WIDTH, PageOf, page
@@ -43,14 +42,13 @@ from lavila.errors import UserError
 from lavila.files import whole_file
 from lavila.ingest.source_video import probe_video
 from lavila.ingest.video_files import EncodeError
+from lavila.journal import Entry, Journal, JournalError
 from lavila.models.captioner import Captioner, Said
 from lavila.report.charts import duration
 
+# A line holds for its window: start, stop, and lost (why), still (its change), or texts, nll, key_frame and maybe best.
 JOURNAL = "windows.jsonl"
 JPEG_QUALITY = 80
-
-Entry = dict[str, Any]
-"""A line of the journal: start, stop, and lost (why), still (its change), or texts, nll, key_frame and maybe best."""
 
 
 class NarrationError(UserError):
@@ -165,9 +163,11 @@ def narrate(plan: VideoPlan, narrator: OpenNarrator, options: NarrateOptions, li
         EncodeError: the file is not a readable video.
     """
     result = Narrated()
-    with closing(Journal(plan.journal, settings=_settings(plan, narrator, options), group=options.batch_size)) as kept:
-        heard = plan.windows[len(kept.entries) - 1].stop if kept.entries else 0.0
-        entries = chain(kept.entries, _fresh(plan, kept, narrator, options, listener))
+    settings = _settings(plan, narrator, options)
+    journal = Journal(plan.journal, settings=settings, group=options.batch_size, total=len(plan.windows))
+    with closing(journal) as kept:
+        heard = plan.windows[kept.done - 1].stop if kept.done else 0.0
+        entries = chain(kept.entries(), _fresh(plan, kept, narrator, options, listener))
         for moment in join(_moments(plan, entries, options, result)):
             result.moments.append(moment)
             if moment.stop > heard:
@@ -199,7 +199,7 @@ def _fresh(
     plan: VideoPlan, journal: Journal, narrator: OpenNarrator, options: NarrateOptions, listener: Listener
 ) -> Iterator[Entry]:
     """What the narrator says of the windows that the journal lacks. Each group is on the disk before it is given."""
-    left = plan.windows[len(journal.entries) :]
+    left = plan.windows[journal.done :]
     if not left:
         return
     looks = [narrator.look, *([options.dual.look] if options.dual else [])]

@@ -12,6 +12,7 @@ import numpy as np
 
 from lavila.data.dali_pipelines.probe import DecodeProbe, picture_difference, picture_tolerance
 from lavila.data.host.decode import decode_frames, decode_planes
+from lavila.data.nvdec.chip import chip_of
 from lavila.data.pictures import DALI_CPU_CODECS, DecoderName, Execution, Payload
 from lavila.doctor.findings import Finding
 from lavila.doctor.rate import medians, rate
@@ -122,14 +123,12 @@ def check_cpu_decoders(samples: Samples, *, threads: int, seconds: float) -> Fin
     return Finding(name="cpu decode", status="note" if fix else "ok", found=found, fix=tuple(fix), facts=facts)
 
 
-def check_nvdec_rate(
-    samples: Samples, codecs: list[str], *, cpu: dict[str, float], threads: int, seconds: float
-) -> Finding:
-    """Measure NVDEC with each of `codecs`. `cpu`: the CPU's rates, "<codec> <decoder>" -> clips/s."""
+def check_nvdec_rate(samples: Samples, codecs: list[str], *, cpu: dict[str, float], seconds: float) -> Finding:
+    """Measure NVDEC with each of `codecs`, a session for each engine. `cpu`: "<codec> <decoder>" -> clips/s there."""
     rates = {}
     for codec in codecs:
         batches = [[samples.payloads[codec]] * NVDEC_BATCH]
-        rates[codec] = decode_rate("nvdec", batches, threads=threads, seconds=seconds)
+        rates[codec] = decode_rate("nvdec", batches, threads=chip_of(0).engines(codec), seconds=seconds)
     parts, fix = [], []
     for codec, value in rates.items():
         best, fastest = max((cpu.get(f"{codec} {name}", 0.0), name) for name in get_args(DecoderName))

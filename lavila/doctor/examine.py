@@ -13,6 +13,7 @@ from lavila.doctor import gpu
 from lavila.doctor import machine as machine_checks
 from lavila.doctor.findings import Finding, Machine, checked
 from lavila.doctor.versions import check_versions
+from lavila.shards.pictures import StoredPictures
 
 DECODE_SECONDS = 1.0  # time for each decoder and codec
 READ_SECONDS = 2.0  # time for each way of reading
@@ -48,7 +49,9 @@ class Doctor:
         self.add("gpu", lambda: gpu.check_gpu(machine, state))
         self.add("versions", lambda: check_versions(machine))
         self.add("container", lambda: gpu.check_container(machine, state))
-        self.add("nvdec", lambda: gpu.check_nvdec(machine, state, codec=shards.codec if shards else None))
+        pictures = StoredPictures.of(shards) if shards else None
+        self.add("nvdec", lambda: gpu.check_nvdec(machine, state, pictures=pictures))
+        self.add("auto", lambda: gpu.check_auto(machine, state))
 
     def decoder_checks(self, folder: Path) -> None:
         """The rates of all decoders, and the differences of their pictures."""
@@ -70,9 +73,7 @@ class Doctor:
         if nvdec:
             self.add(
                 "gpu decode",
-                lambda: decode.check_nvdec_rate(
-                    samples, nvdec, cpu=rates, threads=self.threads, seconds=DECODE_SECONDS
-                ),
+                lambda: decode.check_nvdec_rate(samples, nvdec, cpu=rates, seconds=DECODE_SECONDS),
             )
         self.add("pictures", lambda: decode.check_pictures(samples, nvdec=nvdec))
 

@@ -6,10 +6,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from lavila.data.nvdec.chip import Chip, nvdec_problem
+from lavila.data.nvdec.driver import CodecCaps, DriverError, decode_caps, driver_cuda
+from lavila.data.nvdec.fastest import NAME, kept
 from lavila.doctor.findings import Finding, Machine
-from lavila.doctor.nvdec import CodecCaps, DriverError, decode_caps, driver_cuda
+from lavila.files import user_path
+from lavila.shards.pictures import StoredPictures, not_on_common_chips
 
 SMI_FIELDS = ("name", "driver_version", "memory.total", "mig.mode.current")
+SHOWN = 5  # the newest measurements of data.decoder=auto
 SMI_SECONDS = 30.0  # without persistence mode, the first call after boot takes several seconds for each GPU
 DRIVER_FOR = {11: 450, 12: 525, 13: 580}  # major release of CUDA -> its first driver, as NVIDIA documents it
 CAPABILITIES = ("compute", "video", "utility")
@@ -209,8 +214,8 @@ def _loads(machine: Machine, library: str) -> bool:
     return True
 
 
-def check_nvdec(machine: Machine, state: GpuState, *, codec: str | None) -> Finding:
-    """List the codecs that the GPU decodes. `codec`: the codec of the shard set; None = there is no set."""
+def check_nvdec(machine: Machine, state: GpuState, *, pictures: StoredPictures | None) -> Finding:
+    """List the codecs that the GPU decodes. `pictures`: those of the shard set; None = there is no set."""
     name = "nvdec"
     if not state.present:
         return Finding(name=name, status="missing", found="no GPU, so no NVDEC: videos are decoded on the CPU")
@@ -226,16 +231,12 @@ def check_nvdec(machine: Machine, state: GpuState, *, codec: str | None) -> Find
         return Finding(name=name, status="broken", found=str(error), fix=(meanwhile,))
     facts = {kind: asdict(one) for kind, one in caps.items()}
     summary = "; ".join(_codec_text(kind, one) for kind, one in caps.items())
-    if codec in caps and not caps[codec].supported:
-        others = [kind for kind, one in caps.items() if one.supported]
-        fix = (
-            "train.py ... data.decoder=host",
-            f"or make the shards again with --codec {others[0] if others else 'vp9'}",
-        )
-        return Finding(
-            name=name, status="broken", found=f"the shards hold {codec}, which this GPU does not decode; {summary}",
-            fix=fix, facts=facts,
-        )  # fmt: skip
+    gpu = next((one.name for one in state.gpus), "this GPU")
+    problem = nvdec_problem(Chip(name=gpu, codecs=caps), pictures) if pictures else None
+    if problem:
+        found = f"the shards are decoded on the CPU (data.decoder=auto): {problem}; {summary}"
+        cure = not_on_common_chips(pictures) if pictures else None
+        return Finding(name=name, status="note", found=found, fix=(cure,) if cure else (), facts=facts)
     if not any(one.supported for one in caps.values()):
         return Finding(
             name=name, status="broken", found=f"this GPU decodes no codec; {summary}", fix=(meanwhile,), facts=facts
@@ -243,13 +244,33 @@ def check_nvdec(machine: Machine, state: GpuState, *, codec: str | None) -> Find
     return Finding(name=name, status="ok", found=summary, facts=facts)
 
 
+def check_auto(machine: Machine, state: GpuState) -> Finding:
+    """List what `data.decoder=auto` stands for, as loaders on this machine have measured it."""
+    name, home = "auto", machine.environ.get("LAVILA_HOME") or f"{machine.environ.get('HOME', '~')}/.cache/lavila"
+    if not state.present:
+        return Finding(name=name, status="ok", found="no GPU: data.decoder=auto is host")
+    file = user_path(home) / NAME
+    found = kept(file)[-SHOWN:]
+    if not found:
+        text = "data.decoder=auto was not measured here yet: the first loader of a shard set does so, in seconds"
+        return Finding(name=name, status="ok", found=text)
+    lines = [
+        f"{one.fastest} for {one.situation['frames']} frames at {one.situation['size']} px of {one.situation['codec']} "
+        f"with {one.situation['threads']} threads ({one.text}; {one.when})"
+        for one in found
+    ]
+    facts = {"file": str(file), "measured": [asdict(one) for one in found]}
+    return Finding(name=name, status="ok", found=f"data.decoder=auto is {'; '.join(lines)}", facts=facts)
+
+
 def _codec_text(name: str, caps: CodecCaps) -> str:
     if not caps.supported:
         return f"{name} not decoded"
-    return f"{name} by {caps.engines} engine(s), up to {caps.max_width}x{caps.max_height}"
+    sizes = f"{caps.min_width}x{caps.min_height} to {caps.max_width}x{caps.max_height}"
+    return f"{name} by {caps.engines} engine(s), {sizes}"
 
 
 def nvdec_codecs(findings: Sequence[Finding]) -> list[str]:
     """The codecs that NVDEC decodes, from the finding of check_nvdec."""
-    facts = next((one.facts for one in findings if one.name == "nvdec" and one.status == "ok"), {})
+    facts = next((one.facts for one in findings if one.name == "nvdec" and one.status in ("ok", "note")), {})
     return [name for name, caps in facts.items() if caps["supported"]]

@@ -19,6 +19,7 @@ from lavila.config.schema import RunConfig
 from lavila.data.drawing import build_drawing
 from lavila.data.host.decode import DecodeError
 from lavila.data.loader import ClipLoader
+from lavila.data.nvdec.chip import chip_of
 from lavila.data.pictures import DecoderName, Execution, Payload
 from lavila.data.reading import ClipReader
 from lavila.doctor.decode import cpu_decoders, decode_rate
@@ -226,7 +227,8 @@ class _Bench:
         return on_gpu + cpu_decoders(self.shards.codec)
 
     def _decode_slice(self, decoder: DecoderName, seconds: float) -> float:
-        return decode_rate(decoder, self.data.payloads, threads=self.threads, seconds=seconds)
+        threads = chip_of(0).engines(self.shards.codec) if decoder == "nvdec" else self.threads
+        return decode_rate(decoder, self.data.payloads, threads=threads, seconds=seconds)
 
     def _augment_slice(self, seconds: float) -> float:
         with closing(self._drawing.draw(list(zip(self.data.plans, self.data.decoded, strict=True)))) as drawn:

@@ -69,7 +69,7 @@ def _notes(facts: StepFacts) -> list[str]:
         lines.append(
             f"model: forward and backward of {facts.model_batch} clip(s) at once, random weights, no optimiser step"
         )
-    if facts.device == "cuda":
+    if facts.device == "cuda" and facts.decoder != "host":
         lines.append("augment: on the GPU, and with a copy of the frames to it, which NVDEC does without")
     if facts.data_wait_percent is not None:
         lines.append(f"loader and model together: {facts.data_wait_percent:.0f} % of the time waiting for data")

@@ -37,7 +37,7 @@ from lavila.plan.crops import CropChoice, ViewChoice
 from lavila.plan.frames import FrameChoice
 from lavila.plan.plans import Ranks, Sizes, TrainingPlan, ViewPlan
 from lavila.shards.captions import Captions
-from lavila.shards.reader import ShardSet, open_shard_set
+from lavila.shards.reader import Patience, ShardSet, open_shard_set
 from lavila.tasks import (
     ModelParts,
     Task,
@@ -59,7 +59,8 @@ def shard_set(config: RunConfig, which: str) -> ShardSet:
     path = getattr(config.data, which)
     if not path:
         raise ConfigError(f"data.{which} is empty: give the folder of a shard set made by tools/shard_videos.py")
-    shards = open_shard_set(Path(path), quarantine=config.data.quarantine)
+    patience = Patience(read_seconds=config.data.read_seconds, missing_clips=config.data.max_bad_clips)
+    shards = open_shard_set(Path(path), quarantine=config.data.quarantine, patience=patience)
     found, wanted = shards.manifest.get("dataset"), config.data.dataset
     if wanted and found != wanted:
         raise ConfigError(
@@ -321,6 +322,7 @@ def _loader(
         threads=data.threads or max(1, len(os.sched_getaffinity(0)) // process.local_world),
         prefetch=data.prefetch,
         host_memory_gib=data.host_memory_gib,
-        max_bad_clips=data.max_bad_clips,
+        # While training, the trainer counts over all ranks, so that all of them stop together.
+        max_bad_clips=None if isinstance(plan, TrainingPlan) else data.max_bad_clips,
         captions=captions,
     )

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written whole or not at all, found by what they hold, the oldest removed.
+"""Checkpoints of a run: what they hold, which one is whole, and how a run takes up its state. `writing` writes them.
 
 <run>/checkpoints/step-00000480/checkpoint.json     place in the run, and size and checksum of the files below
                                /model.safetensors   the model, enough for `load_model`
@@ -27,15 +27,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from lavila.checkpoints.errors import CheckpointError
-from lavila.checkpoints.store import LATEST, WEIGHTS, load_model, save_model
-from lavila.engine.distributed import Process, barrier, on_main
+from lavila.checkpoints.store import LATEST, WEIGHTS, load_model
+from lavila.engine.distributed import Process
 from lavila.engine.optim import blank_state, own_part
-from lavila.files import sync, whole_file
+from lavila.files import whole_file
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +53,7 @@ class Progress:
     epoch_updates: int = 0  # updates of the current epoch that are done
     updates: int = 0  # updates of the run that are done
     good_clips: int = 0  # clips of the current epoch so far, over all ranks
-    bad_clips: int = 0  # clips of the current epoch that no rank could decode
+    bad_clips: int = 0  # clips of the current epoch that could not be read or decoded, over all ranks
     seconds: float = 0.0  # spent on training
 
 
@@ -79,6 +76,7 @@ class Facts:
     order: dict[str, int]
     scaler: dict[str, Any]
     files: dict[str, tuple[int, int]]  # path in the checkpoint -> bytes, CRC-32
+    meters: list[dict[str, Any]]  # for each rank what it had summed up for the next line of the log, see `Meter`
 
 
 def step_name(updates: int) -> str:
@@ -89,46 +87,6 @@ def step_name(updates: int) -> str:
 def step_folders(folder: Path) -> list[Path]:
     """Everything in a folder of checkpoints that has a checkpoint's name, whole or not, the newest last."""
     return sorted(path for path in folder.glob("step-*") if STEP.fullmatch(path.name))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Beside:
-    """What a checkpoint holds besides the state, and which older ones stay."""
-
-    config_yaml: str  # the run's config, for people
-    extra: dict[str, str]  # what the model file says, see `save_model`
-    keep: int  # newest ones that stay
-    spared: str = ""  # the name of one that stays, though it is older
-
-
-def save(run_dir: Path, state: TrainState, *, process: Process, beside: Beside) -> Path:
-    """Write a checkpoint; every rank calls this. CheckpointError where a whole one of this name is there already."""
-    folder = run_dir / FOLDER
-    final = folder / step_name(state.progress.updates)
-    temporary = folder / f".{final.name}.tmp"
-    on_main(lambda: _make_room(temporary, final))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process: that is meant
-        # Each rank gives the state that it keeps, under the parameters' names: any number of ranks can read it again.
-        kept = own_part(state.optimizer).state
-        values = {OPTIMIZER: {name: kept[p] for name, p in state.model.named_parameters() if kept.get(p)}}
-        state_dict_saver.save(values, checkpoint_id=temporary / TRAIN_STATE, no_dist=process.world == 1)
-    if process.is_main:
-        save_model(state.model, temporary / WEIGHTS, extra=beside.extra)
-        _write_facts(temporary, state)
-        (temporary / CONFIG).write_text(beside.config_yaml, encoding="utf-8")
-        for path in [*temporary.rglob("*"), temporary]:
-            sync(path)
-        temporary.rename(final)
-        sync(folder)
-        with whole_file(folder / LATEST) as file:
-            file.write(f"{final.name}\n".encode())
-        for old in [path for path in step_folders(folder) if path.name <= final.name][: -beside.keep]:
-            if old.name != beside.spared:
-                _remove(old)
-        log.info("checkpoint: %s", final)
-    barrier()
-    return final
 
 
 def load(path: Path, state: TrainState, *, process: Process) -> Facts:
@@ -157,6 +115,11 @@ def load(path: Path, state: TrainState, *, process: Process) -> Facts:
 
 def _load_optimizer(path: Path, state: TrainState, *, process: Process) -> None:
     """Fill in the state of the parameters that this rank keeps."""
+    # Imported here, since it takes a second, and evaluations need none of it.
+    from torch.distributed.checkpoint import state_dict_loader
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+
     folder = path / TRAIN_STATE
     trained = {name: p for name, p in state.model.named_parameters() if p.requires_grad}
     try:
@@ -279,7 +242,7 @@ def torn(path: Path) -> str | None:
         if found != size:
             return f"{name} is missing" if found is None else f"{name} has {found} bytes instead of {size}"
     for name, (_, checksum) in facts.files.items():
-        if _checksum(path / name) != checksum:
+        if checksum_of(path / name) != checksum:
             return f"{name} has other content than was written"
     return None
 
@@ -300,6 +263,7 @@ def read_facts(path: Path) -> Facts:
             order=dict(values["order"]),
             scaler=dict(values["scaler"]),
             files={name: (int(size), int(checksum)) for name, (size, checksum) in values["files"].items()},
+            meters=list(values.get("meters", [])),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path}: {FACTS} lacks what a checkpoint's says ({error!r})") from None
@@ -308,19 +272,7 @@ def read_facts(path: Path) -> Facts:
     return facts
 
 
-def _write_facts(folder: Path, state: TrainState) -> None:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    values = {
-        "format": FORMAT,
-        "progress": asdict(state.progress),
-        "order": state.order,
-        "scaler": state.scaler.state_dict(),
-        "files": {str(path.relative_to(folder)): [path.stat().st_size, _checksum(path)] for path in files},
-    }
-    (folder / FACTS).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-
-
-def _checksum(path: Path) -> int:
+def checksum_of(path: Path) -> int:
     checksum = 0
     with path.open("rb") as file:
         while part := file.read(1 << 23):
@@ -328,20 +280,8 @@ def _checksum(path: Path) -> int:
     return checksum
 
 
-def _make_room(temporary: Path, final: Path) -> None:
-    """Remove what killed saves left, and a torn folder that has the new checkpoint's name."""
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    for path in list(temporary.parent.iterdir()):
-        if LEFT_OVER.fullmatch(path.name):
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
-    if final.exists():
-        if torn(final) is None:
-            raise CheckpointError(f"{final}: is there already; does another process train into this run_dir?")
-        _remove(final)
-    temporary.mkdir()
-
-
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a checkpoint."""
     gone = path.with_name(f".{path.name}.old.tmp")  # a name under which nobody takes a half for a whole
     path.rename(gone)
     shutil.rmtree(gone, ignore_errors=True)  # what a network file system keeps a while is left to the next save

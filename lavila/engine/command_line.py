@@ -13,10 +13,14 @@ from typing import NoReturn
 
 from lavila.config.load import known_names, load_config, to_yaml
 from lavila.config.schema import ConfigError, RunConfig
+from lavila.engine.signals import Stopped
 from lavila.errors import UserError
 from lavila.files import user_path
 
+log = logging.getLogger(__name__)
+
 USER_ERROR = 2  # exit status
+STOPPED = 75  # exit status of a run that a signal stopped: the same command continues it (EX_TEMPFAIL of sysexits.h)
 
 
 def parse(
@@ -100,21 +104,27 @@ def _config_of_predictions(folder: Path, overrides: list[str]) -> RunConfig:
 
 
 def start_log() -> None:
-    """Print what the package logs: all of the main rank, warnings of the others with the rank's number."""
-    rank = int(os.environ.get("RANK", 0))
+    """Print what the package logs: all of the main rank, warnings of the others; of several ranks with their number."""
+    rank, several = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)) > 1
     logging.basicConfig(
         level=logging.INFO if rank == 0 else logging.WARNING,
-        format="%(asctime)s %(message)s" if rank == 0 else f"%(asctime)s rank {rank}: %(message)s",
+        format=f"%(asctime)s rank {rank}: %(message)s" if several else "%(asctime)s %(message)s",
         datefmt="%H:%M:%S",
         stream=sys.stdout,
     )
 
 
 def run(work: Callable[[RunConfig], object], config: RunConfig) -> None:
-    """Do the work of a command; errors that a user can cause end it with one line and status 2."""
+    """Do the work of a command; errors that a user can cause end it with one line and status 2.
+
+    A run that a signal stopped ends with status 75.
+    """
     start_log()
     try:
         work(config)
+    except Stopped as stopped:
+        log.warning("%s", stopped)
+        sys.exit(STOPPED)
     except UserError as error:
         _fail(error, every_rank=True)
     except KeyboardInterrupt:

@@ -10,6 +10,9 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store
+from torch.distributed import distributed_c10d
+from torch.distributed.rendezvous import rendezvous
 
 from lavila.errors import UserError
 
@@ -28,6 +31,7 @@ class Process:
     world: int
     local_world: int  # processes on this machine
     device: torch.device
+    alive: Callable[[], None] = lambda: None  # long work calls it as it gets on, and it may raise to end the work
 
     @property
     def is_main(self) -> bool:
@@ -56,7 +60,8 @@ def join(device: str) -> Iterator[Process]:
             )
         torch.cuda.set_device(local_rank)
     if world > 1:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+        backends = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+        dist.init_process_group(backends, store=_store(), rank=rank, world_size=world)
     try:
         yield Process(
             rank=rank,
@@ -67,6 +72,42 @@ def join(device: str) -> Iterator[Process]:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _store() -> PrefixStore:
+    """Where the processes of a run find each other, apart from those of earlier starts.
+
+    torchrun keeps one store for all its restarts. With PyTorch 2.14, restarted processes would find the addresses of
+    dead ones in it, and wait for them.
+    """
+    store, _, _ = next(rendezvous("env://"))
+    return PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+
+
+def second_group() -> dist.ProcessGroup | None:
+    """A group of all ranks for another thread, so that its messages and those of training do not mix.
+
+    Every rank calls this. None where there is one process.
+    """
+    if not dist.is_initialized():
+        return None
+    group = dist.new_group(backend="gloo")
+    assert isinstance(group, dist.ProcessGroup), "every rank belongs to it"
+    return group
+
+
+def shared_store() -> Store | None:
+    """Where the ranks can leave one another short texts, for use by another thread; None where there is one process."""
+    if not dist.is_initialized():
+        return None
+    store: Store = PrefixStore("lavila", distributed_c10d._get_default_store().clone())
+    return store
+
+
+def leave(group: dist.ProcessGroup | None) -> None:
+    """End this rank's part in a group of `second_group`."""
+    if group is not None and dist.is_initialized():
+        dist.destroy_process_group(group)
 
 
 def barrier() -> None:
@@ -95,11 +136,11 @@ def sum_over_ranks(values: dict[str, float], *, device: torch.device) -> dict[st
     return dict(zip(values, numbers.tolist(), strict=True))
 
 
-def on_main(work: Callable[[], T]) -> T:
+def on_main(work: Callable[[], T], *, group: dist.ProcessGroup | None = None) -> T:
     """What `work` gives on the main rank, the only one that does it; every rank calls this.
 
     What is decided by looking at files must come out the same everywhere. An error is raised on every rank as well, so
-    that no rank waits for one that has stopped.
+    that no rank waits for one that has stopped. group: another group of all ranks than the one that all use.
     """
     if not dist.is_initialized():
         return work()
@@ -109,33 +150,33 @@ def on_main(work: Callable[[], T]) -> T:
             outcome = [work(), None]
         except Exception as error:
             outcome = [None, error]
-    dist.broadcast_object_list(outcome)
+    dist.broadcast_object_list(outcome, group=group)
     if outcome[1] is not None:
         raise outcome[1]
     result: T = outcome[0]
     return result
 
 
-def ask_ranks(flag: torch.Tensor) -> Callable[[], list[bool]]:
-    """A flag of every rank, in rank order: the function that is returned waits for the answer and gives it.
+def ask_ranks(number: torch.Tensor) -> Callable[[], list[int]]:
+    """A small number of every rank, in rank order: the function that is returned waits for the answer and gives it.
 
-    flag: a bool scalar on this rank's device. What the device was given to do after this call is not waited for, so
+    number: a scalar 0..255 on this rank's device. What the device was given to do after this call is not waited for, so
     that it has work while this process decides.
     """
-    flags = flag.detach().to(torch.uint8).reshape(1)
+    numbers = number.detach().to(torch.uint8).reshape(1)
     if dist.is_initialized():
-        own, flags = flags, flags.new_empty(dist.get_world_size())
-        dist.all_gather_into_tensor(flags, own)
-    if flags.device.type != "cuda":
-        return lambda: [bool(value) for value in flags.tolist()]
-    answer = torch.empty_like(flags, device="cpu", pin_memory=True)
-    answer.copy_(flags, non_blocking=True)
+        own, numbers = numbers, numbers.new_empty(dist.get_world_size())
+        dist.all_gather_into_tensor(numbers, own)
+    if numbers.device.type != "cuda":
+        return lambda: list(map(int, numbers.tolist()))
+    answer = torch.empty_like(numbers, device="cpu", pin_memory=True)
+    answer.copy_(numbers, non_blocking=True)
     there = torch.cuda.Event()
     there.record()
 
-    def wait() -> list[bool]:
+    def wait() -> list[int]:
         there.synchronize()
-        return [bool(value) for value in answer.tolist()]
+        return list(map(int, answer.tolist()))
 
     return wait
 

@@ -8,10 +8,8 @@ checked.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 from lavila.config.schema import RunConfig
 from lavila.data.loader import ClipLoader
@@ -19,6 +17,7 @@ from lavila.engine import build, evaluator
 from lavila.engine.distributed import barrier, join, on_main
 from lavila.engine.memory import PassSize, evaluation_memory, training_memory
 from lavila.engine.precision import Arithmetic
+from lavila.engine.run_folder import check_writable
 from lavila.engine.trainer import Trainer, prepare
 from lavila.errors import UserError
 from lavila.records import VideoBatch
@@ -35,7 +34,6 @@ class DryRunError(UserError):
 def check_training(config: RunConfig) -> None:
     """All that `train` does before its first step. Every rank calls this."""
     with join(config.device) as process:
-        on_main(lambda: _check_writable(Path(config.run_dir)))
         trainer = prepare(config, process)
         log.info("%s", trainer.summary())
         log.info("%s", _start(trainer))
@@ -62,13 +60,13 @@ def check_evaluation(config: RunConfig) -> None:
     with join(config.device) as process:
         if config.predictions:
             saved, shards, _ = evaluator.prepare_saved(config)
-            on_main(lambda: _check_writable(saved.subject.output))
+            on_main(lambda: check_writable(saved.subject.output))
             log.info("%s of %s on %s: %d clips", config.predictions, saved.subject.model, shards.path, len(shards))
             log.info("dry run: they would be scored again; nothing was written")
             return
         ready = evaluator.prepare(config, process)
         config = ready.config
-        on_main(lambda: _check_writable(ready.subject.output))
+        on_main(lambda: check_writable(ready.subject.output))
         facts = build.task_kind(config).describe(ready.facts)
         log.info("%s on %s: %d clips, %s", ready.trained.file, ready.shards.path, len(ready.shards), facts)
         loader = build.view_loader(config, ready.shards, process)
@@ -95,10 +93,10 @@ def shapes(batch: VideoBatch) -> str:
 
 def _start(trainer: Trainer) -> str:
     config, progress = trainer.config, trainer.state.progress
-    if trainer.newest is None:
+    if trainer.saver.newest is None:
         return f"starts from model.init={config.model.init}"
     done = f"epoch {progress.epoch} of {config.optim.epochs}, update {progress.epoch_updates} of the next"
-    return f"continues from {trainer.newest}: {done}"
+    return f"continues from {trainer.saver.newest}: {done}"
 
 
 def _first_batch(loader: ClipLoader) -> VideoBatch:
@@ -116,10 +114,3 @@ def _pass_size(batch: VideoBatch, facts: TaskFacts, *, clips: int) -> PassSize:
     channels, frames, height, width = batch.video.shape[2:]
     video = (channels, frames, height, width)
     return PassSize(clips=clips, video=video, texts=clips, text_tokens=facts.get(CONTEXT, 0))
-
-
-def _check_writable(folder: Path) -> None:
-    """Where a run writes: a folder, or the nearest one above that is there."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise DryRunError(f"run_dir={folder}: {there} is no folder that can be written to; give another run_dir=...")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,9 +11,11 @@ from torch import nn
 from lavila.config.load import evaluation_config
 from lavila.config.schema import ConfigError, RunConfig
 from lavila.engine import build
+from lavila.engine.checkpoint import FOLDER, Progress
 from lavila.engine.distributed import Process
 from lavila.engine.evaluator import evaluate_task
 from lavila.errors import UserError
+from lavila.report.files import METRICS_FILE, read_metrics
 from lavila.shards.reader import ShardSet
 from lavila.tasks import Scores, TaskFacts
 
@@ -71,3 +74,18 @@ def _named_evaluation(config: RunConfig, name: str, facts: TaskFacts, *, of: obj
     return NamedEvaluation(
         name=name, every_epochs=config.evals[name].every_epochs, config=own, shards=shards, facts=found
     )
+
+
+def missing_evaluations(
+    evaluations: Sequence[NamedEvaluation], progress: Progress, *, run_dir: Path, newest: Path | None
+) -> list[str]:
+    """Those that are due at the place where a run continues, and that a kill prevented.
+
+    newest: the checkpoint that it continues from.
+    """
+    own = run_dir / FOLDER
+    if newest is None or progress.epoch_updates or newest.resolve().parent != own.resolve():
+        return []
+    lines = [line for line in read_metrics(run_dir / METRICS_FILE) if line.get("step") == progress.updates]
+    done = {key.partition("/")[0] for line in lines for key in line if "/" in key}
+    return [one.name for one in evaluations if one.is_due(progress.epoch) and one.name not in done]

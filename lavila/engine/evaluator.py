@@ -202,6 +202,9 @@ def evaluate_task(
         if ranks is None:
             return None
         scored = _scored(task, folder)
+        bad = sum(len(one.bad_clips) for one in ranks)
+        beside = f"; {bad} could not be read or decoded" if bad else ""
+        log.info("%s: scores of %d of %d clips%s", shards.path, scored.clips, len(shards), beside)
         seconds = time.perf_counter() - started
         return Evaluation(
             **vars(scored),
@@ -222,6 +225,7 @@ def _predict(
     frozen = PredictionWriter(folder, f"{FROZEN}-{process.rank}")
     began = logged = time.perf_counter()
     for batch in _forward_passes(loader):
+        process.alive()
         batch = arithmetic.fitted(batch)
         with arithmetic.autocast():
             predictions.add(task.predict(batch), batch.clip_ids)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -12,7 +14,7 @@ import torch
 class Meter:
     """Sums between two lines of the log."""
 
-    since: float  # on the clock of time.perf_counter, seconds
+    since: float = field(default_factory=lambda: time.perf_counter())  # on that clock, seconds
     logs: list[dict[str, torch.Tensor]] = field(default_factory=list)
     clips: int = 0
     skipped: int = 0  # updates, for a loss that was not finite
@@ -27,3 +29,27 @@ class Meter:
         """Mean of each number that is finite, the same keys on every rank; NaN where no batch has one."""
         stacked = {name: torch.stack([log[name] for log in self.logs]).double() for name in self.logs[0]}
         return {name: float(v.where(v.isfinite(), math.nan).nanmean()) for name, v in stacked.items()}
+
+    def state(self) -> dict[str, Any]:
+        """The sums as numbers, with `seconds` so far: a resumed run logs the same means as one without a break."""
+        logs = [{name: float(value) for name, value in log.items()} for log in self.logs]
+        seconds = time.perf_counter() - self.since
+        return {"logs": logs, "clips": self.clips, "skipped": self.skipped, "wait": self.wait, "seconds": seconds}
+
+    @classmethod
+    def resumed(cls, state: dict[str, Any], *, device: torch.device) -> Meter:
+        """The meter whose `state` this was; an empty one for {}."""
+        if not state:
+            return cls()
+        logs = [
+            {name: torch.tensor(value, dtype=torch.float64, device=device) for name, value in log.items()}
+            for log in state["logs"]
+        ]
+        since = time.perf_counter() - state["seconds"]
+        return cls(since=since, logs=logs, clips=state["clips"], skipped=state["skipped"], wait=state["wait"])
+
+
+def clock(seconds: float) -> str:
+    """A duration as h:mm:ss."""
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

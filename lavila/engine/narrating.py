@@ -23,6 +23,7 @@ from lavila.engine.label_sources import LabelSource, ShardClips, VideoWindows, l
 from lavila.engine.labeller import LabelFormat, LabelOptions, label, share_of
 from lavila.engine.run_folder import read_config
 from lavila.errors import UserError
+from lavila.files import unwritable
 from lavila.ingest.video_files import EncodeError
 from lavila.models.captioner import PUBLISHED
 from lavila.models.generation import GenerationConfig, decoder_type
@@ -130,6 +131,7 @@ def run(wanted: Wanted, environ: Mapping[str, str], *, say: Say) -> int:
         open_shard_set(wanted.shards)
     for path in wanted.video or []:
         find_videos(path)
+    _check_writable(wanted)
     with join(wanted.device) as process:
         # On a CPU the texts stay those of float32 unless bfloat16 is asked for.
         fast = process.device.type == "cuda" and decoder_type(process.device) is torch.bfloat16
@@ -143,6 +145,20 @@ def run(wanted: Wanted, environ: Mapping[str, str], *, say: Say) -> int:
             half=half,
         )
         return (_label if wanted.labels else _narrate)(wanted, narrator, process, environ, say)
+
+
+def _check_writable(wanted: Wanted) -> None:
+    """ArgumentError where the results cannot be written."""
+    if wanted.out is not None:
+        folders = [wanted.out.parent if wanted.labels else wanted.out]
+    else:
+        folders = [path.parent if path in find_videos(path) else path for path in wanted.video or []]
+    for folder in folders:
+        if there := unwritable(folder):
+            raise ArgumentError(
+                f"{folder}: cannot take the results, since {there} is no folder that can be written to; give another "
+                "--out or change the permissions"
+            )
 
 
 def vocabulary_of(checkpoint: str) -> str:

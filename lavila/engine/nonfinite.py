@@ -6,8 +6,10 @@ were, so a run survives a batch that its numbers cannot hold. A checkpoint of th
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from pathlib import Path
 import torch
 
 from lavila.engine.distributed import ask_ranks, gather_to_all
+from lavila.engine.signals import Wish
 from lavila.files import whole_file
 from lavila.records import VideoBatch
 
@@ -57,23 +60,27 @@ class LossWatch:
         self._rank = rank
         self._passes: list[_Pass] = []
         self.in_a_row = 0  # updates that were skipped, up to now
+        self.wish = Wish.NOTHING  # what any rank wished at the last update
 
     def add(self, loss: torch.Tensor, batch: VideoBatch, *, seed: int) -> None:
         """Take the loss of a pass. It is left on the device, and so is not waited for."""
         rows = batch.rows.tolist()
         self._passes.append(_Pass(loss=loss.detach(), seed=seed, clip_ids=batch.clip_ids, rows=rows))
 
-    def ask(self) -> Callable[[], list[BadLoss]]:
+    def ask(self, wish: Wish = Wish.NOTHING) -> Callable[[], list[BadLoss]]:
         """Ends an update; every rank calls this. The function that is returned gives the bad losses of all ranks.
 
-        That function is called by every rank, too, after the backward pass was begun.
+        That function is called by every rank, too, after the backward pass was begun. What this rank wishes travels
+        with its losses; afterwards `wish` has the wishes of all ranks.
         """
         passes, self._passes = self._passes, []
         finite = torch.stack([one.loss.isfinite().all() for one in passes]).all()
-        answer = ask_ranks(~finite)
+        answer = ask_ranks((~finite).to(torch.uint8) + 2 * int(wish))
 
         def bad_losses() -> list[BadLoss]:
-            if not any(answer()):
+            numbers = answer()
+            self.wish = functools.reduce(operator.or_, (Wish(number >> 1) for number in numbers))
+            if not any(number & 1 for number in numbers):
                 self.in_a_row = 0
                 return []
             self.in_a_row += 1

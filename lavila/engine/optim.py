@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from lavila.config.schema import ConfigError, OptimConfig
 
@@ -91,13 +90,16 @@ def build_optimizer(
     if config.optimizer == "sgd":
         kind, settings = torch.optim.SGD, {"lr": config.lr, "momentum": config.momentum}
     if config.shard_state and ranks > 1:
+        from torch.distributed.optim import ZeroRedundancyOptimizer  # imported here, since it takes a second
+
         return ZeroRedundancyOptimizer(groups, optimizer_class=kind, **settings)
     return kind(groups, **settings)
 
 
 def own_part(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """The optimiser with the state that this rank keeps: all of it, unless the state is sharded."""
-    return optimizer.optim if isinstance(optimizer, ZeroRedundancyOptimizer) else optimizer
+    inner: torch.optim.Optimizer = getattr(optimizer, "optim", optimizer)  # ZeroRedundancyOptimizer has one
+    return inner
 
 
 def blank_state(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:

@@ -22,12 +22,24 @@ from lavila.config.load import flatten, to_dict
 from lavila.config.schema import RunConfig
 from lavila.engine import checkpoint
 from lavila.engine.checkpoint import CONFIG, FOLDER, best_of, read_facts, step_folders, torn
+from lavila.errors import UserError
+from lavila.files import unwritable
 from lavila.report.compose import Subject
 from lavila.report.environment import best_effort
 from lavila.report.files import METRICS_FILE, read_metrics
 
 EVALUATIONS = "evaluations"
 AFRESH = ("none", "aside")  # values of `resume` that start a run from nothing
+
+
+class RunFolderError(UserError):
+    """A run folder that cannot be written to."""
+
+
+def check_writable(folder: Path) -> None:
+    """RunFolderError where neither a folder nor the nearest one above that is there can be written to."""
+    if there := unwritable(folder):
+        raise RunFolderError(f"run_dir={folder}: {there} is no folder that can be written to; give another run_dir=...")
 
 
 def start_from(run_dir: Path, resume: str) -> Path | None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,34 +18,42 @@ from lavila.config.load import to_yaml
 from lavila.config.schema import RunConfig
 from lavila.data.loader import ClipLoader
 from lavila.engine import build, checkpoint, nonfinite
-from lavila.engine.checkpoint import Beside, Best, Progress, TrainState, best_of, note_if_best
-from lavila.engine.distributed import Process, join, mean_over_ranks, on_main, sum_over_ranks
-from lavila.engine.evaluations import NamedEvaluation, named_evaluations
-from lavila.engine.meter import Meter
+from lavila.engine.bad_clips import BadClips
+from lavila.engine.checkpoint import Progress, TrainState
+from lavila.engine.distributed import Process, join, mean_over_ranks, on_main, shared_store, sum_over_ranks
+from lavila.engine.evaluations import NamedEvaluation, missing_evaluations, named_evaluations
+from lavila.engine.meter import Meter, clock
 from lavila.engine.nonfinite import BadLoss, LossWatch
 from lavila.engine.optim import LearningRate, build_optimizer, freeze, train_mode
 from lavila.engine.precision import Arithmetic
-from lavila.engine.run_folder import changed_settings, set_aside, start_from
+from lavila.engine.run_folder import RunFolderError, changed_settings, check_writable, set_aside, start_from
+from lavila.engine.saving import Saver, TrainingError
+from lavila.engine.signals import Asked, Wish, listening
+from lavila.engine.stalls import StallWatch
 from lavila.engine.trackers import Trackers, check_trackers
-from lavila.errors import UserError
 from lavila.metrics.units import Metric
 from lavila.plan.plans import TrainingPlan
 from lavila.records import VideoBatch
-from lavila.report.files import METRICS_FILE, MetricsLog, append_stage, read_metrics
+from lavila.report.files import METRICS_FILE, MetricsLog, append_stage
 from lavila.tasks import Task, TaskFacts
 
 log = logging.getLogger(__name__)
 
 
 def train(config: RunConfig) -> Path:
-    """Train as the config says, from the checkpoint that `resume` means. Returns the last checkpoint."""
-    with join(config.device) as process:
-        return prepare(config, process).fit()
+    """Train as the config says, from the checkpoint that `resume` means. Returns the last checkpoint.
+
+    Raises Stopped, on every rank, where a signal of `engine.stop_signals` ended training after a save.
+    """
+    engine = config.engine
+    with join(config.device) as process, listening(stop=engine.stop_signals, save=engine.save_signals) as asked:
+        return prepare(config, process, asked).fit()
 
 
-def prepare(config: RunConfig, process: Process) -> Trainer:
+def prepare(config: RunConfig, process: Process, asked: Asked | None = None) -> Trainer:
     """All that comes before the first step, every check of the config and its files included. Writes nothing."""
     check_trackers(config.log)
+    on_main(lambda: check_writable(Path(config.run_dir)))
     shards = build.shard_set(config, "train")
     found = on_main(lambda: start_from(Path(config.run_dir), config.resume))
     trained = trained_on(found) if found else build.start_weights(config)
@@ -60,7 +68,7 @@ def prepare(config: RunConfig, process: Process) -> Trainer:
     task = build.build_task(config, model, facts, shards)
     freeze(model, config.model.freeze)
     parts = RunParts(loader=loader, task=task, facts=facts, evaluations=evaluations)
-    return Trainer(config, process, parts=parts, found=found)
+    return Trainer(config, process, parts=parts, found=found, asked=asked)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,16 +85,28 @@ class Trainer:
     """Steps a task over a loader; logs, saves and resumes.
 
     found: the whole checkpoint to go on from; None = start afresh. CheckpointError where that would repeat or miss
-    clips of an epoch.
+    clips of an epoch. asked: what signals ask for.
     """
 
-    def __init__(self, config: RunConfig, process: Process, *, parts: RunParts, found: Path | None = None):
+    def __init__(
+        self,
+        config: RunConfig,
+        process: Process,
+        *,
+        parts: RunParts,
+        found: Path | None = None,
+        asked: Asked | None = None,
+    ):
         loader, task = parts.loader, parts.task
+        self.asked = asked or Asked()
         assert isinstance(loader.plan, TrainingPlan)
-        self.config, self.process, self.loader, self.task, self.task_facts = config, process, loader, task, parts.facts
-        self.evaluations = parts.evaluations
-        self.run_dir, self.newest = Path(config.run_dir), found
+        self.config, self.loader, self.task = config, loader, task
+        self.process = process = replace(process, alive=self._alive)
+        self.evaluations, self.task_facts = parts.evaluations, parts.facts
+        self.run_dir = Path(config.run_dir)
         self.watch = LossWatch(process.rank)
+        seconds, store = config.engine.stall_seconds, shared_store()
+        self.stalls = StallWatch(rank=process.rank, world=process.world, seconds=seconds, store=store)
         self.arithmetic = Arithmetic.of_training(config, process.device)
         model = task.model
         self.state = TrainState(
@@ -98,10 +118,13 @@ class Trainer:
         )
         self.updates_per_epoch = len(loader) // config.optim.accumulate
         self.rate = LearningRate.of(config.optim, model, steps=self.updates_per_epoch, in_backbone=task.in_backbone)
+        self.meter_before: dict[str, Any] = {}  # the state of the meter where a resumed run was
         if found is not None:
             self._resume(found)
-        self.earlier = replace(self.state.progress)  # what was done before this process started
-        self.good_clips = 0  # clips of the current epoch that this rank has seen since it started
+        extra = build.checkpoint_facts(config, parts.facts)
+        self.saver = Saver(config, process, self.state, extra=extra, newest=found)
+        self.bad_clips = BadClips(loader, process=process, progress=self.state.progress, most=config.data.max_bad_clips)
+        self.earlier_seconds = self.state.progress.seconds  # spent before this process started
         self.began = time.perf_counter()
         if process.world > 1:
             device_ids = [process.device.index] if process.device.type == "cuda" else None
@@ -110,31 +133,40 @@ class Trainer:
     def fit(self) -> Path:
         """All epochs that are left. Returns the newest checkpoint's folder."""
         config, progress = self.config, self.state.progress
-        changed = changed_settings(self.newest, config) if self.process.is_main and self.newest else ""
-        missing = on_main(self._missing_evaluations)
-        if self.newest is not None and progress.epoch >= config.optim.epochs and not missing:
+        found = self.saver.newest
+        changed = changed_settings(found, config) if self.process.is_main and found else ""
+        missing = on_main(lambda: missing_evaluations(self.evaluations, progress, run_dir=self.run_dir, newest=found))
+        if found is not None and progress.epoch >= config.optim.epochs and not missing:
             log.info(
                 "this run has its %d epochs already; for more raise optim.epochs, for another run give run_dir=... or "
                 "resume=aside%s", progress.epoch, f". Of no effect: {changed}" if changed else "",
             )  # fmt: skip
-            return self.newest
+            return found
         if changed:
             log.warning("resumed with other settings than the checkpoint's: %s", changed)
         on_main(self._open_run_folder)
+        self.stalls.start()
+        self.saver.start()
         try:
             self._evaluate(missing)
             while progress.epoch < config.optim.epochs:
+                self._stop_if_asked()
                 self._epoch()
                 self._end_epoch()
                 self._save()
+                self._stop_if_asked()  # a resume makes up for the evaluations
                 self._evaluate([one.name for one in self.evaluations if one.is_due(progress.epoch)])
+            self.saver.check_end()
         finally:
+            self.saver.close()
+            self.stalls.end()
             if self.process.is_main:
+                self.metrics.close()
                 self.trackers.close()
         if self.process.is_main:
             append_stage(self.run_dir, "train", self._seconds())
-        assert self.newest is not None
-        return self.newest
+        assert self.saver.newest is not None
+        return self.saver.newest
 
     def _resume(self, found: Path) -> None:
         facts = checkpoint.load(found, self.state, process=self.process)
@@ -143,77 +175,81 @@ class Trainer:
             checkpoint.check_same_order(found, facts, now=self.state.order)
         passes = progress.epoch_updates * self.config.optim.accumulate
         self.loader.load_state_dict({"epoch": progress.epoch, "step": passes})
+        if len(facts.meters) == self.process.world:
+            self.meter_before = facts.meters[self.process.rank]
 
     def _open_run_folder(self) -> None:
         """On the main rank: make room if asked to, and begin the files of the run."""
         if self.config.resume == "aside" and (kept := set_aside(self.run_dir)):
             log.info("the older run is kept as %s", kept)
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        (self.run_dir / "config.yaml").write_text(to_yaml(self.config), encoding="utf-8")
-        self.metrics = MetricsLog(self.run_dir / METRICS_FILE)
-        if dropped := self.metrics.truncate_after(self.state.progress.updates):
-            log.info("%s: dropped %d lines of updates that will be done again", self.metrics.path, dropped)
+        try:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            (self.run_dir / "config.yaml").write_text(to_yaml(self.config), encoding="utf-8")
+            self.metrics = MetricsLog(self.run_dir / METRICS_FILE)
+            if dropped := self.metrics.truncate_after(self.state.progress.updates):
+                log.info("%s: dropped %d lines of updates that will be done again", self.metrics.path, dropped)
+            self.bad_clips.open(self.run_dir)
+        except OSError as error:
+            raise RunFolderError(
+                f"run_dir={self.run_dir} cannot be written to ({error}); make it writable, make room, or give another "
+                "run_dir=..."
+            ) from None
         self.trackers = Trackers(self.config, self.run_dir, step=self.state.progress.updates)
         log.info("%s", self.summary())
 
     def _epoch(self) -> None:
         """The rest of the current epoch."""
-        config, progress, meter = self.config, self.state.progress, Meter(since=time.perf_counter())
+        config, progress = self.config, self.state.progress
+        meter, self.meter_before = Meter.resumed(self.meter_before, device=self.process.device), {}
         train_mode(self.task.model)
-        waited = self.loader.wait_seconds
+        waited = self.loader.wait_seconds - meter.wait
+        self.stalls.at("waits for a batch")
         for number, batch in enumerate(self.loader):
+            self.stalls.at(f"makes update {progress.updates + 1}")
             part = number % config.optim.accumulate
             last_part = part == config.optim.accumulate - 1
-            self.good_clips += len(batch)
             meter.add(self._pass(batch, part=part, update=last_part), len(batch))
             if not last_part:
+                self.stalls.at(f"waits for a batch of update {progress.updates + 1}")
                 continue
             meter.skipped += self.watch.in_a_row > 0
             progress.updates += 1
             progress.epoch_updates += 1
+            progress.good_clips += config.data.batch_size  # every place has a clip
             ended = progress.epoch_updates == self.updates_per_epoch
+            meter.wait = self.loader.wait_seconds - waited
             if progress.updates % config.log_every_steps == 0 or ended:
-                meter.wait = self.loader.wait_seconds - waited
                 self._log(meter)
-                meter, waited = Meter(since=time.perf_counter()), self.loader.wait_seconds
-            every = config.checkpoint_every_steps
-            if every and progress.updates % every == 0 and not ended:  # what an epoch ends with is saved once, after it
+                meter, waited = Meter(), self.loader.wait_seconds
+            if self.saver.is_due(self.watch.wish) and not ended:  # what an epoch ends with is saved once, after it
                 saving = time.perf_counter()
-                self._save()
+                self._save(meter)
                 meter.since += time.perf_counter() - saving
+                if Wish.STOP in self.watch.wish:
+                    raise self.saver.stopped(by=self.asked.by)
+            self.stalls.at(f"waits for a batch of update {progress.updates + 1}")
+
+    def _alive(self) -> None:
+        """In the middle of an evaluation. All is saved, so a rank need not wait for others to stop."""
+        self.stalls.alive()
+        if Wish.STOP in self.asked.wish:
+            raise self.saver.stopped(by=self.asked.by)
+
+    def _stop_if_asked(self) -> None:
+        """Between two epochs, where all is saved: Stopped on every rank if a signal asked one of them to."""
+        if sum_over_ranks({"stop": float(Wish.STOP in self.asked.wish)}, device=self.process.device)["stop"]:
+            raise self.saver.stopped(by=self.asked.by)
 
     def _end_epoch(self) -> None:
         progress = self.state.progress
-        good, bad = self._count_clips(sum_over_ranks(self._own_clips(), device=self.process.device))
-        if not good and bad:
-            last = self.loader.bad_clips[-1] if self.loader.bad_clips else None
-            which = f", the last being {last.clip_id} in {last.shard} ({last.reason})" if last else ""
-            raise TrainingError(
-                f"{self.config.data.train}: not one clip of epoch {progress.epoch + 1} could be decoded{which}; "
-                "make the shards again"
-            )
         progress.epoch += 1
-        progress.epoch_updates = progress.good_clips = progress.bad_clips = 0
-        self.earlier, self.good_clips = replace(progress, seconds=self.earlier.seconds), 0
+        progress.epoch_updates = progress.good_clips = 0
+        self.bad_clips.next_epoch()
         self.loader.set_epoch(progress.epoch)
-
-    def _own_clips(self) -> dict[str, float]:
-        return {"good_clips": float(self.good_clips), "bad_clips": float(len(self.loader.bad_clips))}
-
-    def _count_clips(self, sums: dict[str, float]) -> tuple[int, int]:
-        """Good and bad clips of the epoch over all ranks, those before a resume included.
-
-        sums: `_own_clips` summed over the ranks. LoaderError, on every rank, where more are bad than allowed.
-        """
-        progress = self.state.progress
-        progress.good_clips = self.earlier.good_clips + round(sums["good_clips"])
-        progress.bad_clips = self.earlier.bad_clips + round(sums["bad_clips"])
-        self.loader.check_bad_clips(progress.bad_clips)
-        return progress.good_clips, progress.bad_clips
 
     def _seconds(self) -> float:
         """Time spent on training, earlier parts of the run included as far as they were saved."""
-        return self.earlier.seconds + time.perf_counter() - self.began
+        return self.earlier_seconds + time.perf_counter() - self.began
 
     def _pass(self, batch: VideoBatch, *, part: int, update: bool) -> dict[str, torch.Tensor]:
         """Forward and backward of part `part` of an update; with `update`, the optimiser's step as well."""
@@ -229,13 +265,23 @@ class Trainer:
         with self.arithmetic.autocast():
             loss, logs = self.task.step(self.arithmetic.fitted(batch))
         self.watch.add(loss, batch, seed=seed)
-        bad_losses = self.watch.ask() if update else list
+        self.stalls.at(f"shares update {progress.updates + 1} with the other ranks")
+        bad_losses = self.watch.ask(self._wish()) if update else None
         state.scaler.scale(loss / optim.accumulate).backward()
-        if update and (bad := bad_losses()):
-            self._skip(bad)
-        elif update:
-            self._move()
+        if bad_losses is not None:
+            bad = bad_losses()
+            if Wish.BAD_CLIPS in self.watch.wish:
+                self.bad_clips.share(update=progress.updates + 1)
+            if bad:
+                self._skip(bad)
+            else:
+                self._move()
         return logs
+
+    def _wish(self) -> Wish:
+        """What this rank wants all ranks to do at this update."""
+        bad_clips = Wish.BAD_CLIPS if self.bad_clips.unshared else Wish.NOTHING
+        return self.asked.take_save() | self.saver.wish() | bad_clips
 
     def _move(self) -> None:
         """The weights, by the gradients that were gathered."""
@@ -275,15 +321,13 @@ class Trainer:
         there = folder / checkpoint.FOLDER / checkpoint.step_name(self.state.progress.updates)
         if on_main(lambda: checkpoint.torn(there) is None):
             return  # the run was here before, and went on from an earlier checkpoint
-        self._write(folder)
+        self.saver.keep_apart(folder)
         on_main(lambda: nonfinite.write_losses(there, bad))
 
     def _log(self, meter: Meter) -> None:
         progress, seconds = self.state.progress, time.perf_counter() - meter.since
         values = meter.means() | {"data_wait_percent": 100 * meter.wait / seconds}
-        clips = self._own_clips()
-        values = mean_over_ranks(values | clips, device=self.process.device)
-        self._count_clips({name: values.pop(name) * self.process.world for name in clips})
+        values = mean_over_ranks(values, device=self.process.device)
         if not self.process.is_main:
             return
         rate = meter.clips * self.process.world / seconds
@@ -292,15 +336,18 @@ class Trainer:
             values["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         if meter.skipped:
             values["skipped_updates"] = meter.skipped
+        if progress.bad_clips:
+            values["bad_clips"] = progress.bad_clips  # of this epoch so far
         self._note(values)
         epochs = self.config.optim.epochs
         left = (epochs - progress.epoch) * self.updates_per_epoch - progress.epoch_updates
         seconds_left = left * seconds * self.config.optim.accumulate / len(meter.logs)
+        memory = f"  memory {values['memory_gib']:.1f} GiB" if "memory_gib" in values else ""
         beside = " ".join(f"{name} {Metric(values[name], unit)}" for name, unit in self.task.logged.items())
         log.info(
-            "epoch %d/%d step %d/%d  loss %.3f  %s  lr %.2e  %.0f clips/s  data wait %.1f %%  %s left",
+            "epoch %d/%d step %d/%d  loss %.3f  %s  lr %.2e  %.0f clips/s  data wait %.1f %%%s  %s left",
             progress.epoch + 1, epochs, progress.updates, progress.updates + left, values["loss"], beside,
-            values["lr"], rate, values["data_wait_percent"], _clock(seconds_left),
+            values["lr"], rate, values["data_wait_percent"], memory, clock(seconds_left),
         )  # fmt: skip
 
     def _note(self, values: Mapping[str, float]) -> None:
@@ -309,20 +356,12 @@ class Trainer:
         self.metrics.log(step=progress.updates, epoch=progress.epoch, **values)
         self.trackers.log(values, step=progress.updates)
 
-    def _missing_evaluations(self) -> list[str]:
-        """Those that are due at the place where this run continues, and that a kill prevented."""
-        progress, own = self.state.progress, self.run_dir / checkpoint.FOLDER
-        if self.newest is None or progress.epoch_updates or self.newest.resolve().parent != own.resolve():
-            return []
-        lines = [line for line in read_metrics(self.run_dir / METRICS_FILE) if line.get("step") == progress.updates]
-        done = {key.partition("/")[0] for line in lines for key in line if "/" in key}
-        return [one.name for one in self.evaluations if one.is_due(progress.epoch) and one.name not in done]
-
     def _evaluate(self, names: Collection[str]) -> None:
         """Run evaluations of the newest checkpoint's weights, log their metrics, and note whether it is the best."""
         for evaluation in self.evaluations:
             if evaluation.name not in names:
                 continue
+            self.stalls.at(f"makes the evaluation {evaluation.name}")
             scores = evaluation.run(self.state.model, self.process, output=self.run_dir)
             named: dict[str, Metric] = {}
             if scores is not None:
@@ -331,39 +370,13 @@ class Trainer:
                 shown = "  ".join(f"{one.metric} {scores.metrics[one.metric]}" for one in scores.headlines)
                 log.info("evaluation %s: %s", evaluation.name, shown)
             if self.config.keep_best.partition("/")[0] == evaluation.name:
-                on_main(functools.partial(self._compare_with_best, named))
+                self.saver.compare_with_best(named)
 
-    def _compare_with_best(self, named: Mapping[str, Metric]) -> None:
-        metric = self.config.keep_best
-        if metric not in named:
-            raise TrainingError(f"keep_best={metric}: no such metric; the evaluation has {', '.join(named)}")
-        assert self.newest is not None
-        found = named[metric]
-        lower = found.lower_is_better
-        best = Best(checkpoint=self.newest.name, metric=metric, value=found.value, lower_is_better=lower)
-        note_if_best(self.run_dir / checkpoint.FOLDER, best)
-
-    def _save(self) -> None:
-        # A ruined model must not take the place of a sound checkpoint.
-        if not all(bool(parameter.isfinite().all()) for parameter in self.state.model.parameters()):
-            raise TrainingError(
-                f"the model is not finite at step {self.state.progress.updates}; lower optim.lr, set "
-                "optim.clip_grad_norm, or train in fp32 (optim.precision=fp32), and go on from the newest checkpoint"
-            )
-        self.newest = self._write(self.run_dir)
-
-    def _write(self, run_dir: Path) -> Path:
-        """A checkpoint of this moment. What stays in `run_dir` beside the newest ones is the best by `keep_best`."""
-        self._count_clips(sum_over_ranks(self._own_clips(), device=self.process.device))
+    def _save(self, meter: Meter | None = None) -> None:
+        """Save; meter: what there is of the next line of the log."""
         self.state.progress.seconds = self._seconds()
-        best = best_of(run_dir / checkpoint.FOLDER, metric=self.config.keep_best)
-        beside = Beside(
-            config_yaml=to_yaml(self.config),
-            extra=build.checkpoint_facts(self.config, self.task_facts),
-            keep=self.config.keep_checkpoints,
-            spared=best.checkpoint if best else "",
-        )
-        return checkpoint.save(run_dir, self.state, process=self.process, beside=beside)
+        metrics = self.metrics if self.process.is_main else None
+        self.saver.save(meter=meter.state() if meter else {}, metrics=metrics)
 
     def summary(self) -> str:
         """The run in one line."""
@@ -376,12 +389,3 @@ class Trainer:
             f"{self.process.world} rank(s) on {self.process.device.type}, {self.arithmetic.precision}, "
             f"decoder {self.loader.decoder}"
         )
-
-
-class TrainingError(UserError):
-    """Training that cannot go on."""
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

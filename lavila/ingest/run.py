@@ -33,6 +33,8 @@ from lavila.ingest.notes import note_lines
 from lavila.ingest.places import FoundVideos, candidates, find_videos
 from lavila.records import Clip
 from lavila.shards.format import FAILURES, MANIFEST
+from lavila.shards.pictures import StoredPictures, not_on_common_chips
+from lavila.shards.reader import open_shard_set
 
 
 class Stop(UserError):
@@ -268,6 +270,8 @@ def summary(run: Run, manifest: dict[str, Any], *, began: float) -> str:
         rows.append(("memory", f"{peak / 1024:.0f} MiB in the largest worker"))
     text = [f"  {name:8}{value}" for name, value in rows]
     text += [f"note: {line}" for line in note_lines(manifest)]
+    no_gpu = not_on_common_chips(StoredPictures.of(open_shard_set(run.out)))
+    text += [f"note: {no_gpu}"] if no_gpu else []
     if manifest["failures"]:
         text.append(f"failures are listed in {run.out / FAILURES}")
     text.append(f"shard set: {run.out}")

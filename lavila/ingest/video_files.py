@@ -127,7 +127,7 @@ def _open_container(part: Part, limits: Limits, deadline: Deadline) -> Any:
 
 
 def _video_stream(part: Part, container: Any, limits: Limits) -> Any:
-    stream = container.streams.best("video")
+    stream = _film(container)
     if stream is None:
         raise EncodeError(f"{part.name}: holds no video stream")
     context = stream.codec_context
@@ -139,6 +139,26 @@ def _video_stream(part: Part, container: Any, limits: Limits) -> Any:
     return stream
 
 
+def _film(container: Any) -> Any:
+    """The video stream that FFmpeg finds best, among those that are no thumbnails; None where there is none.
+
+    Some cameras put a picture of the film, or some seconds of it, into a stream before the film. FFmpeg may find that
+    best, since it goes by bit rates. A thumbnail has one frame, or lasts less than half of the longest stream.
+    """
+    best = container.streams.best("video")
+    if best is None or len(container.streams.video) == 1:
+        return best
+    seconds = {one.index: _own_seconds(one) or 0 for one in container.streams.video}
+    longest = max(seconds.values())
+    films = [one for one in container.streams.video if one.frames != 1 and 2 * seconds[one.index] >= longest]
+    return films[0] if films and best.index not in [one.index for one in films] else best
+
+
+def _own_seconds(stream: Any) -> Fraction | None:
+    """The length that the header states for a stream itself; None if it states none."""
+    return seconds_of_tag(stream) if stream.duration is None else Fraction(stream.duration * stream.time_base)
+
+
 def check_size(name: str, width: int, height: int, limits: Limits) -> None:
     """Raise EncodeError for a picture above the limit."""
     if width * height > limits.pixels:
@@ -147,10 +167,8 @@ def check_size(name: str, width: int, height: int, limits: Limits) -> None:
 
 def declared_seconds(container: Any, stream: Any) -> Fraction | None:
     """The length of the video stream in seconds, from the header; if only the whole file's is stated, that."""
-    if stream.duration is not None:
-        return Fraction(stream.duration * stream.time_base)
-    if (tagged := seconds_of_tag(stream)) is not None:
-        return tagged
+    if (own := _own_seconds(stream)) is not None:
+        return own
     return None if container.duration is None else Fraction(container.duration, av.time_base)
 
 

@@ -1,4 +1,4 @@
-"""Verifies a shard set: checksums, members, tables, and every clip with the decoder that training uses.
+"""Verifies a shard set: checksums, members, tables, and that every frame of every clip decodes on the CPU.
 
 The work is cut into stretches of a tar. Supervised worker processes take one stretch after another
 (`lavila.cluster.workers`), so a clip that crashes or stalls the decoder is found like any other. Workers read the rows
@@ -6,7 +6,7 @@ of their tar from the tables, and write their findings to a scratch folder. The 
 it is checked.
 
 A worker needs memory for its libraries, the rows of its tar, one encoded clip or chunk, and two decoded pictures, for
-clips of any length. With NVDEC, `dali_pipelines.check.HELD_BYTES` of pictures are on the GPU.
+clips of any length.
 """
 
 from __future__ import annotations

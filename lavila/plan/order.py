@@ -28,19 +28,20 @@ class Shuffle:
     read_ahead: bool = False  # whether whole stretches of the next window are read before their clips are due
 
 
-def random_numbers(seed: int, stream: int, epoch: int, position: int = 0) -> np.random.Generator:
-    """The generator of a (seed, stream, epoch, position).
+def random_numbers(seed: int, stream: int, epoch: int, position: int = 0, *, attempt: int = 0) -> np.random.Generator:
+    """The generator of a (seed, stream, epoch, position, attempt).
 
     Philox computes its n-th number from a key and a counter, so any position is reached at once, without drawing the
     numbers before it.
     """
-    return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, position, epoch]))
+    return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, attempt, position, epoch]))
 
 
 class EpochOrder:
     """The clips 0 .. num_clips - 1 in the order of an epoch: a function of (seed, epoch, position).
 
     Every clip comes once. `order[position]` is quickest for positions that follow each other: they share a window.
+    Safe to use from many threads.
     """
 
     def __init__(self, num_clips: int, *, seed: int, epoch: int, shuffle: Shuffle) -> None:
@@ -63,9 +64,10 @@ class EpochOrder:
     def __getitem__(self, position: int) -> int:
         assert 0 <= position < self._num_clips, (position, self._num_clips)
         number = self._window_of(position)
-        if self._latest is None or self._latest[0] != number:
-            self._latest = (number, self.window(number))
-        return int(self._latest[1][position - int(self._starts[number])])
+        latest = self._latest  # looked up once: another thread may ask for another window meanwhile
+        if latest is None or latest[0] != number:
+            latest = self._latest = (number, self.window(number))
+        return int(latest[1][position - int(self._starts[number])])
 
     @property
     def windows(self) -> int:

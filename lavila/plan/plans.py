@@ -23,6 +23,7 @@ from lavila.plan.order import CLIP, EpochOrder, Shuffle, random_numbers
 from lavila.records import ClipPlan
 
 DEFAULT_SHUFFLE = Shuffle()
+SUBSTITUTES = 8  # clips that are tried in place of a bad one; if all are bad, so is the set
 
 
 class Sizes(Protocol):
@@ -64,6 +65,7 @@ class Plan(Protocol):
     view_grid: tuple[int, int]  # K temporal clips, S spatial crops that are computed
     pads_black: bool  # whether BLACK_FRAME can occur
     cuts_window: bool  # True: a window is cut before the resize (training); False: crops after it (evaluation)
+    substitutes: int | None  # clips that may take the place of a bad one; None: its place stays empty (evaluation)
 
     @property
     def steps(self) -> int:
@@ -77,6 +79,10 @@ class Plan(Protocol):
 
     def batch(self, epoch: int, step: int) -> list[ClipPlan]:
         """This rank's clips of a step."""
+        ...
+
+    def instead(self, epoch: int, bad: ClipPlan) -> ClipPlan | None:
+        """The clip that takes the place of a bad one; None after the last of `substitutes`. Safe in many threads."""
         ...
 
     def ahead(self, epoch: int, step: int) -> list[tuple[int, int]]:
@@ -120,6 +126,7 @@ class TrainingPlan:
         self._order: tuple[int, EpochOrder] | None = None
         self.frames, self.size, self.view_grid = frames.frames, crop.size, (1, 1)
         self.pads_black, self.cuts_window = frames.sampling == "strided", True
+        self.substitutes: int | None = min(SUBSTITUTES, len(sizes) - 1)
 
     @property
     def steps(self) -> int:
@@ -160,10 +167,24 @@ class TrainingPlan:
             self._order = (epoch, order)
         return self._order[1]
 
-    def clip(self, epoch: int, position: int) -> ClipPlan:
-        """The clip at a place of an epoch's global order."""
-        index = self._order_of(epoch)[position]
-        random = random_numbers(self._seed, CLIP, epoch, position)
+    def instead(self, epoch: int, bad: ClipPlan) -> ClipPlan | None:
+        """A function of seed, epoch, position, and of which clips were bad. So it is the same after a resume."""
+        assert self.substitutes is not None
+        return None if bad.attempt >= self.substitutes else self.clip(epoch, bad.position, attempt=bad.attempt + 1)
+
+    def _shift(self, attempt: int) -> int:
+        """How far behind a place its n-th substitute lies: n steps, and each clip comes once before one comes twice.
+
+        So a step gets no clip twice, unless nearly all clips of the set are in it.
+        """
+        clips = len(self._sizes)
+        rounds = attempt // (clips // math.gcd(clips, self._batch_size))  # times that whole steps came back to a place
+        return attempt * self._batch_size + rounds
+
+    def clip(self, epoch: int, position: int, *, attempt: int = 0) -> ClipPlan:
+        """The clip at a place of an epoch's global order, or the n-th in its stead."""
+        index = self._order_of(epoch)[(position + self._shift(attempt)) % len(self._sizes)]
+        random = random_numbers(self._seed, CLIP, epoch, position, attempt=attempt)
         return ClipPlan(
             position=position,
             row=self._sizes.row(index),
@@ -173,6 +194,7 @@ class TrainingPlan:
             crops=np.zeros((1, 2), np.int32),
             flip=bool(random.random() < self._crop.flip),
             caption=float(random.random()),
+            attempt=attempt,
         )
 
 
@@ -203,6 +225,7 @@ class ViewPlan:
         self.frames, self.size = frames.frames, views.size
         self.view_grid = views.grid
         self.pads_black, self.cuts_window = frames.sampling == "strided", False
+        self.substitutes: int | None = None
 
     @property
     def steps(self) -> int:
@@ -214,6 +237,10 @@ class ViewPlan:
         firsts = (number * self.portion for number in portions)
         ends = ((first, min(first + self.portion, len(self._sizes))) for first in firsts)
         return [self.clip(position) for first, stop in ends for position in range(first, stop)]
+
+    def instead(self, epoch: int, bad: ClipPlan) -> ClipPlan | None:
+        del epoch, bad
+        return None  # a score is one of the clips that were seen
 
     def ahead(self, epoch: int, step: int) -> list[tuple[int, int]]:
         del epoch, step  # clips come in storage order, which the system reads ahead by itself

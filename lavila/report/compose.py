@@ -165,7 +165,9 @@ def compose(
         "clips": {
             "total": len(shards),
             "evaluated": result.clips,
-            "failed": [{"clip_id": clip.clip_id, "reason": clip.reason} for clip in result.bad_clips]
+            "failed": [
+                {"clip_id": clip.clip_id, "shard": clip.shard, "reason": clip.reason} for clip in result.bad_clips
+            ]
             + [{"clip_id": name, "reason": f"in quarantine: {why}"} for name, why in shards.quarantine.items()],
         },
         **{section.key: _values_of(section, shards) for section in scores.sections},

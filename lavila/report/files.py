@@ -7,6 +7,7 @@ The drawing is in `figures.py` (numbers to shapes) and `page.html.j2` (shapes to
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -126,21 +127,39 @@ def _open_lines(path: Path) -> IO[bytes]:
     return file
 
 
-def _append(file: IO[bytes], entry: Mapping[str, object]) -> None:
-    file.write(json.dumps(plain(entry), ensure_ascii=False, allow_nan=False).encode() + b"\n")
-    file.flush()
+def _line(entry: Mapping[str, object]) -> bytes:
+    return json.dumps(plain(entry), ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
 class MetricsLog:
-    """Append-only metrics.jsonl: one JSON object per call of `log`, readable by others as soon as `log` returns."""
+    """Append-only metrics.jsonl: one JSON object per call of `log`, readable by others as soon as `log` returns.
+
+    Where the disk refuses, as a full one does, lines wait in memory for the next call, and the log says so once.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._file = _open_lines(self.path)
+        self._waiting = b""
+        self._is_refused = False
 
     def log(self, **values: object) -> None:
         """Append one line: numbers, strings, lists; NaN becomes null. `step` is what `truncate_after` goes by."""
-        _append(self._file, values)
+        self._waiting += _line(values)
+        try:
+            self.write_all()
+        except OSError as error:
+            if not self._is_refused:
+                log.warning("%s: lines wait in memory until they can be written (%s)", self.path, error.strerror)
+            self._is_refused = True
+
+    def write_all(self) -> None:
+        """Write the lines that wait. OSError where that fails still."""
+        while self._waiting:
+            # Unbuffered, since a buffer that cannot be written holds bytes that nobody can count.
+            written = os.write(self._file.fileno(), self._waiting)
+            self._waiting = self._waiting[written:]
+        self._is_refused = False
 
     def truncate_after(self, step: int) -> int:
         """Forget what was logged after update `step`, before a run continues from there.
@@ -148,6 +167,7 @@ class MetricsLog:
         Cuts at the first line whose `step` is larger, so lines without a step share the fate of those around them.
         Returns the number of lines dropped.
         """
+        self.write_all()
         self._file.close()
         entries = _read_lines(self.path)
         later = (place for place, entry in enumerate(entries) if (entry.get("step") or 0) > step)
@@ -159,7 +179,10 @@ class MetricsLog:
         return len(entries) - keep
 
     def close(self) -> None:
-        """Close the file; safe to call twice."""
+        """Close the file; safe to call twice. Lines that cannot be written even now are lost."""
+        if not self._file.closed:
+            with contextlib.suppress(OSError):
+                self.write_all()
         self._file.close()
 
     def __enter__(self) -> MetricsLog:
@@ -182,7 +205,8 @@ def append_stage(run_dir: str | Path, stage: str, seconds: float) -> None:
     if not (math.isfinite(seconds) and seconds >= 0):
         raise ValueError(f"stage {stage!r}: took {seconds} seconds; a duration is a finite number >= 0")
     with _open_lines(Path(run_dir) / STAGES_FILE) as file:
-        _append(file, {"stage": stage, "seconds": seconds, "finished": round(time.time(), 3)})
+        file.write(_line({"stage": stage, "seconds": seconds, "finished": round(time.time(), 3)}))
+        file.flush()
         os.fsync(file.fileno())
 
 

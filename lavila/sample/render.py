@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor, wait
@@ -89,10 +90,14 @@ class Encoder:
         self._container.close()
 
 
+# The videos of a split play the same frames. Decoding and shrinking them takes as long as rendering 600 small ones.
+_footage = functools.lru_cache(maxsize=2)(Footage.load)
+
+
 def render(rendering: Rendering, out: Path, on_frames: Callable[[int], None]) -> None:
     """Render and encode the files of one video into the folder `out`, and call `on_frames` after each second."""
     video = rendering.video
-    footage = Footage.load(video.source.path, video.first, video.stop, height=video.height)
+    footage = _footage(video.source.path, video.first, video.stop, height=video.height)
     encoders: dict[str, Encoder] = {}
     step, done = int(video.fps), 0
     for number in range(max(file.stop for file in rendering.files)):

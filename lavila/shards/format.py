@@ -114,6 +114,10 @@ class DamagedClip(ShardSetError):
     """The bytes of one clip are not those that were stored. Other clips can still be read."""
 
 
+class UnreadableClip(ShardSetError):
+    """The bytes of one clip cannot be read: its tar is missing, too short, or its storage does not answer."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ShardFile:
     """One tar as the manifest lists it."""

@@ -7,6 +7,7 @@ import logging
 import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from lavila.shards.format import (
     DamagedClip,
     ShardFile,
     ShardSetError,
+    UnreadableClip,
     file_sha256,
     read_manifest,
     schema_of,
@@ -41,6 +43,17 @@ from lavila.shards.tars import Tars
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """What reading a shard set puts up with."""
+
+    read_seconds: float = 120.0  # how long a read may take
+    missing_clips: int = 0  # the largest number of clips whose tars may be missing when the set is opened
+
+
+STRICT = Patience()
+
+
 class ShardSet:
     """A whole shard set, opened for reading. Safe to use from many threads. Its pickle holds its paths only."""
 
@@ -51,11 +64,18 @@ class ShardSet:
     quarantine: dict[str, str]  # clip_id -> the reason why training and evaluation leave the clip out
 
     def __init__(
-        self, path: Path, manifest: dict[str, Any], clips: pa.Table, chunks: pa.Table | None, *, quarantine: str = ""
+        self,
+        path: Path,
+        manifest: dict[str, Any],
+        clips: pa.Table,
+        chunks: pa.Table | None,
+        *,
+        quarantine: str = "",
+        patience: Patience = STRICT,
     ) -> None:
         self.path, self.manifest, self.clips, self.chunks = path, manifest, clips, chunks
         self.quarantine = read_quarantine(path / QUARANTINE)
-        self._further = quarantine
+        self._further, self._patience = quarantine, patience
         if quarantine:
             file = user_path(quarantine)
             if not file.is_file():
@@ -68,13 +88,14 @@ class ShardSet:
         self._crc32 = Column(clips, "crc32") if self.has_checksums else None
         self._chunk_table = None if chunks is None else ChunkTable(chunks)
         self._chunk = None if chunks is None else Column(clips, "chunk", null=-1)
-        self._tars = Tars(path, sizes={entry["name"]: entry["bytes"] for entry in manifest["shards"]})
+        sizes = {entry["name"]: entry["bytes"] for entry in manifest["shards"]}
+        self._tars = Tars(path, sizes=sizes, seconds=patience.read_seconds, other_size=self.has_checksums)
 
     def __len__(self) -> int:
         return int(self.clips.num_rows)
 
-    def __reduce__(self) -> tuple[Callable[[Path, str], ShardSet], tuple[Path, str]]:
-        return _open_again, (self.path, self._further)
+    def __reduce__(self) -> tuple[Callable[[Path, str, Patience], ShardSet], tuple[Path, str, Patience]]:
+        return _open_again, (self.path, self._further, self._patience)
 
     @property
     def codec(self) -> str:
@@ -145,7 +166,8 @@ class ShardSet:
         Raises:
             DamagedClip: the bytes are not those that were stored. The checksum shows it; in a set without checksums,
                 the packets that a demuxer finds.
-            ShardSetError: the frames are not stored; the tar is too short, or cannot be read after READ_PAUSES.
+            UnreadableClip: the tar is missing, too short, cannot be read after READ_PAUSES, or hangs.
+            ShardSetError: the frames are not stored.
         """
         self._check_row(row)
         wanted = np.asarray(frames, np.int32)
@@ -175,6 +197,10 @@ class ShardSet:
         for number in tars if len(tars) <= 2 else ():
             begin = self._offset[first] if number == tars[0] else 0
             self._tars.read_ahead(number, begin, stop if number == tars[-1] else None)
+
+    def rest(self) -> None:
+        """End the threads that wait for something to read. The next read starts them again."""
+        self._tars.rest()
 
     def _places_of_chosen(self, row: int, wanted: Frames) -> Frames:
         """The numbers of frames in a set made with --frames-for, which holds only the frames of one protocol."""
@@ -221,7 +247,7 @@ class ShardSet:
     def _read(self, row: int, number: int, offset: int, size: int) -> bytes:
         data = self._tars.read(number, offset, size)
         if len(data) != size:
-            raise ShardSetError(
+            raise UnreadableClip(
                 f"{self.path / shard_name(number)}: ends before the clip in row {row} "
                 f"({size} bytes from {offset}); copy the file again"
             )
@@ -240,6 +266,11 @@ class ShardSet:
             except ShardSetError as error:
                 problems.append(str(error))
         return problems + (table_problems(self) if full else [])
+
+
+def index_name(tar: str) -> str:
+    """The file name of the index that goes with a tar."""
+    return f"{tar.removesuffix('.tar')}.idx"
 
 
 def wrong_checksum(tar: int, start: int, size: int) -> str:
@@ -294,11 +325,11 @@ def read_quarantine(path: Path) -> dict[str, str]:
     return found
 
 
-def _open_again(folder: Path, quarantine: str) -> ShardSet:
-    return open_shard_set(folder, quarantine=quarantine)
+def _open_again(folder: Path, quarantine: str, patience: Patience) -> ShardSet:
+    return open_shard_set(folder, quarantine=quarantine, patience=patience)
 
 
-def open_shard_set(folder: Path | str, *, quarantine: str = "") -> ShardSet:
+def open_shard_set(folder: Path | str, *, quarantine: str = "", patience: Patience = STRICT) -> ShardSet:
     """Open a folder that tools/shard_videos.py made. `quarantine`: a further file of clips to leave out.
 
     It reads the manifest, maps the table of clips without reading it, and checks that every file exists.
@@ -313,11 +344,16 @@ def open_shard_set(folder: Path | str, *, quarantine: str = "") -> ShardSet:
             f"{path}: checksums are being added to its tables, or that was interrupted; unless it is at work now, run "
             f"tools/inspect_shards.py {path} --add-checksums again"
         )
-    tars = (entry["name"] for entry in manifest["shards"])
-    files = (name for tar in tars for name in (tar, f"{tar.removesuffix('.tar')}.idx"))
-    for name in (*manifest["tables"], *manifest.get("mapped", ()), *files):
+    missing = [entry for entry in manifest["shards"] if not {entry["name"], index_name(entry["name"])} <= there]
+    lost = sum(entry["clips"] for entry in missing)
+    tars = [name for entry in missing for name in (entry["name"], index_name(entry["name"]))]
+    needed = (*manifest["tables"], *manifest.get("mapped", ()), *(tars if lost > patience.missing_clips else ()))
+    for name in needed:
         if name not in there:
             raise ShardSetError(f"{path / name}: missing; copy it again, or make the set again")
+    if missing:
+        names = ", ".join(entry["name"] for entry in missing)
+        log.warning("%s: %d of its %d clips are missing with %s", path, lost, manifest["clips"], names)
     clips = _open_table(path, CLIPS, manifest)
     chunks = _open_table(path, CHUNKS, manifest) if manifest.get("layout") == "chunks" else None
     if clips.num_rows != manifest["clips"]:
@@ -332,7 +368,7 @@ def open_shard_set(folder: Path | str, *, quarantine: str = "") -> ShardSet:
             path,
             path,
         )
-    return ShardSet(path, manifest, clips, chunks, quarantine=quarantine)
+    return ShardSet(path, manifest, clips, chunks, quarantine=quarantine, patience=patience)
 
 
 def _open_table(folder: Path, name: str, manifest: Mapping[str, Any]) -> pa.Table:

@@ -11,9 +11,12 @@ import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from concurrent.futures import Future
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
-from lavila.shards.format import ShardSetError, shard_name
+from lavila.shards.format import UnreadableClip, shard_name
+from lavila.shards.watched import StorageHangsError, WatchedCalls
 
 log = logging.getLogger(__name__)
 
@@ -27,14 +30,17 @@ LASTING = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, 
 class OpenTar:
     """A file descriptor that closes when its last user drops it. So eviction never closes a tar that a reader uses."""
 
-    def __init__(self, path: Path, *, size: int | None) -> None:
+    def __init__(self, path: Path, *, size: int | None, other_size: bool) -> None:
         try:
             self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
-            raise ShardSetError(f"{path}: missing; copy it again, or make the set again") from None
+            raise UnreadableClip(f"{path}: missing; copy it again, or make the set again") from None
         found = os.fstat(self.descriptor).st_size
         if size is not None and found != size:
-            raise ShardSetError(f"{path}: {found} bytes, should be {size}; copy the file again")
+            problem = f"{path}: {found} bytes, should be {size}; copy the file again"
+            if not other_size:
+                raise UnreadableClip(problem)
+            log.warning("%s; its clips are read as far as their checksums are right", problem)
 
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):
@@ -55,10 +61,13 @@ class Tars:
     """The tars of a folder. Each is opened when it is first read. Safe to use from many threads.
 
     sizes: file name -> bytes.
+    seconds: how long a read may take.
+    other_size: whether a tar of another size is read, too: checksums show which of its clips are sound.
     """
 
-    def __init__(self, folder: Path, *, sizes: Mapping[str, int]) -> None:
-        self._folder, self._sizes = folder, sizes
+    def __init__(self, folder: Path, *, sizes: Mapping[str, int], seconds: float, other_size: bool) -> None:
+        self._folder, self._sizes, self._other_size = folder, sizes, other_size
+        self._watched = WatchedCalls(seconds)
         self._open: OrderedDict[int, OpenTar] = OrderedDict()
         self._opening: dict[int, Future[OpenTar]] = {}  # tars that one reader is opening; others wait for it
         self._failing: set[int] = set()  # tars whose last read failed, so that all their readers log one line
@@ -69,25 +78,26 @@ class Tars:
     def read(self, number: int, offset: int, size: int) -> bytes:
         """`size` bytes of a tar from `offset` on; fewer at its end.
 
-        While storage fails, it opens the file anew and tries again. ShardSetError names a tar that is missing, has
-        another size than the manifest says, or cannot be read after all tries.
+        While storage fails, it opens the file anew and tries again. UnreadableClip names a tar that is missing, has
+        another size than the manifest says, cannot be read after all tries, or hangs.
         """
         path = self._folder / shard_name(number)
         for pause in (*READ_PAUSES, None):
-            tar = None
             try:
-                tar = self._opened(number)  # this reference keeps it open if it is evicted meanwhile
-                data = _read_all(tar.descriptor, offset, size)
+                data = self._watched(number, partial(self._read, number, offset, size))
+            except StorageHangsError:
+                raise UnreadableClip(
+                    f"{path}: its storage hangs: no answer for {self._watched.seconds:g} s (data.read_seconds) when "
+                    f"{size} bytes from {offset} were wanted; see whether it can be reached"
+                ) from None
             except OSError as error:
                 with self._lock:
-                    if self._open.get(number) is tar:
-                        self._open.pop(number, None)
                     known = number in self._failing
                     self._failing.add(number)
                 lasting = error.errno in LASTING
                 if pause is None or lasting:
                     tried = "" if lasting else f", tried {len(READ_PAUSES) + 1} times in {sum(READ_PAUSES):g} s"
-                    raise ShardSetError(
+                    raise UnreadableClip(
                         f"{path}: cannot be read ({error.strerror}{tried}); see whether its storage can be reached and "
                         "the file may be read, then start again"
                     ) from error
@@ -99,8 +109,30 @@ class Tars:
                 return data
         raise AssertionError("the last try returns or raises")
 
+    def rest(self) -> None:
+        """End the threads that wait for something to read."""
+        self._watched.rest()
+
+    def _read(self, number: int, offset: int, size: int) -> bytes:
+        tar = None
+        try:
+            tar = self._opened(number)  # this reference keeps it open if it is evicted meanwhile
+            return _read_all(tar.descriptor, offset, size)
+        except OSError:
+            with self._lock:
+                if self._open.get(number) is tar:
+                    self._open.pop(number, None)
+            raise
+
     def read_ahead(self, number: int, begin: int, end: int | None) -> None:
-        """Ask the system to read a stretch of a tar (None: to its end) into its cache. Does not wait or try again."""
+        """Ask the system to read a stretch of a tar (None: to its end) into its cache. Does not wait or try again.
+
+        UnreadableClip for a tar that is missing or too short; nothing where its storage hangs.
+        """
+        with suppress(StorageHangsError):
+            self._watched(number, partial(self._advise, number, begin, end))
+
+    def _advise(self, number: int, begin: int, end: int | None) -> None:
         tar = self._opened(number)
         end = os.fstat(tar.descriptor).st_size if end is None else end
         if 0 < end - begin <= LONGEST_AHEAD:
@@ -120,7 +152,7 @@ class Tars:
         name = shard_name(number)
         evicted = None  # this reference ends outside the lock, since closing may take long, too
         try:
-            tar = OpenTar(self._folder / name, size=self._sizes.get(name))
+            tar = OpenTar(self._folder / name, size=self._sizes.get(name), other_size=self._other_size)
         except BaseException as error:
             with self._lock:
                 del self._opening[number]

@@ -28,6 +28,7 @@ def test_decoded_clips_are_drawn_again_and_again(vp9_shards: ShardSet, decoder: 
         assert [next(drawn) for _ in range(3)] == [len(plans)] * 3
 
 
-def test_a_gpu_draws_what_cpu_threads_decode() -> None:
-    on_gpu = Execution(decoder="host", device_id=0, batch_size=4, threads=2, prefetch=1)
-    assert not on_gpu.draws_on_host
+@pytest.mark.parametrize(("decoder", "drawn_on_host"), [("host", True), ("nvdec", False), ("dali_cpu", False)])
+def test_what_cpu_threads_decode_they_draw_on_a_gpu_machine_too(decoder: DecoderName, drawn_on_host: bool) -> None:
+    on_gpu = Execution(decoder=decoder, device_id=0, batch_size=4, threads=2, prefetch=1)
+    assert on_gpu.draws_on_host == drawn_on_host

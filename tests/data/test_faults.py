@@ -14,13 +14,14 @@ import pytest
 from nvidia.dali.pipeline import Pipeline
 
 from lavila.data.batches import LoadedBatch
-from lavila.data.dali_pipelines import sources
-from lavila.data.dali_pipelines.check import VideoCheck
+from lavila.data.dali_pipelines import restarts, sources
+from lavila.data.dali_pipelines.check import PictureCheck
 from lavila.data.dali_pipelines.errors import DecoderFault, decode_problem
 from lavila.data.dali_pipelines.restarts import RestartingPipeline
 from lavila.data.host import runner
 from lavila.data.host.decode import DecodeError, decode_frames
-from lavila.data.pictures import Execution, Payload
+from lavila.data.pictures import Execution, LoaderError, Payload
+from lavila.plan.plans import SUBSTITUTES
 from lavila.shards.reader import ShardSet
 from tests.data.test_loader import training, viewing
 from tests.footage import write_numbered_video
@@ -174,14 +175,18 @@ def read_as(monkeypatch: pytest.MonkeyPatch, shards: ShardSet, instead: dict[int
 def test_damaged_videos_are_bad_clips(
     vp9_shards: ShardSet, monkeypatch: pytest.MonkeyPatch, decoder: str, make: Any
 ) -> None:
-    """As many in a row as there are kinds: whole batches of them, too."""
+    """As many in a row as there are kinds: whole batches of them, too. Training puts others in their places."""
     instead = dict(enumerate(harmed(vp9_shards.read_video(0)).values()))
     read_as(monkeypatch, vp9_shards, instead)
     loader = make(vp9_shards, decoder=decoder)
-    seen = [name for batch in loader for name in batch.clip_ids]
+    batches = [batch.clip_ids for batch in loader]
     ids = vp9_shards.clips.column("clip_id").to_pylist()
     assert {clip.clip_id for clip in loader.bad_clips} == {ids[row] for row in instead}
-    assert sorted(seen) == sorted(set(ids) - {ids[row] for row in instead})
+    assert {name for batch in batches for name in batch} == set(ids) - {ids[row] for row in instead}
+    if make is training:
+        assert [len(batch) for batch in batches] == [4, 4, 4]
+    else:
+        assert sum(len(batch) for batch in batches) == 6
     assert all(clip.reason and "\n" not in clip.reason for clip in loader.bad_clips)
 
 
@@ -217,32 +222,50 @@ def test_a_decoder_that_decodes_nothing_is_not_filed_as_bad_clips(
     assert loader.bad_clips == []
 
 
-@pytest.mark.parametrize("last", [3, 12])
+@pytest.mark.parametrize("make", [training, viewing])
+@pytest.mark.parametrize("last", [3, 6])
 def test_a_stretch_in_which_every_clip_is_damaged_is_survived(
-    vp9_shards: ShardSet, monkeypatch: pytest.MonkeyPatch, last: int
+    vp9_shards: ShardSet, monkeypatch: pytest.MonkeyPatch, last: int, make: Any
 ) -> None:
-    """More than are in flight at once, at the start of the epoch, after it began well, and throughout."""
+    """More than are in flight at once, at the start of the epoch, and after it began well."""
     for first in (0, 6):
         with monkeypatch.context() as patch:
-            plan = training(vp9_shards, batch_size=1).plan
-            rows = [plan.batch(0, step)[0].row for step in range(first, min(first + last, 12))]
+            plan = make(vp9_shards, batch_size=1).plan
+            rows = [plan.batch(0, step)[0].row for step in range(first, first + last)]
             read_as(patch, vp9_shards, dict.fromkeys(rows, bytes(1000)))
-            loader = training(vp9_shards, decoder="dali_cpu", batch_size=1, prefetch=1)
-            assert [len(batch) for batch in loader] == [0 if first <= step < first + last else 1 for step in range(12)]
-            assert len(loader.bad_clips) == len(rows)
+            loader = make(vp9_shards, decoder="dali_cpu", batch_size=1, prefetch=1)
+            if make is training:
+                assert [len(batch) for batch in loader] == [1] * 12
+                assert {clip.attempt for clip in loader.bad_clips} == set(range(last))
+            else:
+                assert [len(batch) for batch in loader] == [int(not 0 <= n - first < last) for n in range(12)]
+                assert len(loader.bad_clips) == last
 
 
-def test_verifying_does_not_blame_a_video_for_the_machine(
+@pytest.mark.parametrize("decoder", ["dali_cpu", "host"])
+def test_a_broken_set_stops_after_the_tries_for_one_place(
+    vp9_shards: ShardSet, monkeypatch: pytest.MonkeyPatch, decoder: str
+) -> None:
+    read_as(monkeypatch, vp9_shards, {row: bytes(1000) for row in range(12)})
+    loader = training(vp9_shards, decoder=decoder)
+    with pytest.raises(LoaderError, match=f"{SUBSTITUTES + 1} clips in a row"):
+        list(loader)
+    assert loader.bad_clips[-1].attempt == SUBSTITUTES == loader.plan.substitutes
+    # A trainer, which asks the other ranks first, gets all batches that have a clip, and those that have none.
+    patient = training(vp9_shards, decoder=decoder, max_bad_clips=None)
+    assert [len(batch) for batch in patient] == [0, 0, 0] and len(patient.bad_clips) == 12 * (SUBSTITUTES + 1)
+
+
+def test_a_comparison_does_not_blame_a_video_for_the_machine(
     vp9_shards: ShardSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    row = vp9_shards.clips.slice(0, 1).to_pylist()[0]
-    told = {"frames": row["num_frames"], "height": row["height"], "width": row["width"]}
-    check, data = VideoCheck("dali_cpu"), vp9_shards.read_video(0)
-    assert check.problem(data, **told) is None and check.problem(data[:1000], **told)
+    check, data = PictureCheck("dali_cpu"), vp9_shards.read_video(0)
+    assert check.difference(data, [0, 5]).most == 0
     for message in NO_DATA_FAULTS.values():
         with monkeypatch.context() as patch, pytest.raises(RuntimeError):
             failing_runs(patch, message, after=0)
-            check.problem(data, **told)
+            check.difference(data, [0, 5])
+    assert check.difference(data, [0, 5]).most == 0, "a pipeline that has failed is made anew"
 
 
 @pytest.mark.parametrize("error", [MemoryError(), TypeError("no matching overload"), ValueError("of ours")])
@@ -299,3 +322,48 @@ def test_want_of_memory_is_not_a_bad_clip_on_the_host_path(tmp_path: Path) -> No
     command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "large.mp4")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert "MemoryError" in done.stdout, (done.stdout, done.stderr)
+
+
+def test_one_small_pipeline_looks_for_all_bad_clips(vp9_shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sound clips share it. Only a clip that fails costs another one."""
+    built: list[int] = []
+    real = restarts.build_pipeline
+
+    def counting(source: Any, spec: Any, execution: Execution, **others: Any) -> Pipeline:
+        built.append(execution.batch_size)
+        return real(source, spec, execution, **others)
+
+    monkeypatch.setattr(restarts, "build_pipeline", counting)
+    planned = training(vp9_shards, batch_size=6, prefetch=1).plan
+    rows = [plan.row for plan in planned.batch(0, 0)]
+    read_as(monkeypatch, vp9_shards, {rows[0]: bytes(1000), rows[3]: bytes(1000)})
+    loader = training(vp9_shards, batch_size=6, prefetch=1, decoder="dali_cpu")
+    assert [len(batch) for batch in loader] == [6, 6]
+    assert [size for size in built if size == 6] == [6, 6], "before the bad clips, and after them"
+    assert 1 <= sum(size == 1 for size in built) <= 3, "a first one, and one after each bad clip"
+
+
+def test_a_gpus_results_are_asked_for_on_the_stream_of_pytorch(
+    vp9_shards: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stream DALI makes that stream wait, and not the host. The pipeline here is on the CPU."""
+    asked: list[Any] = []
+    real = Pipeline.run
+
+    def run(self: Pipeline, *arguments: Any) -> Any:
+        asked.append(arguments)
+        return real(self)
+
+    monkeypatch.setattr(Pipeline, "run", run)
+    monkeypatch.setattr(restarts.torch.cuda, "current_stream", lambda device: f"stream of {device}")
+    loader = training(vp9_shards)
+    plan = loader.plan.batch(0, 0)[0]
+    payload = Payload(data=np.frombuffer(vp9_shards.read_video(plan.row), np.uint8), frames=plan.distinct_frames())
+    execution = Execution(decoder="dali_cpu", device_id=None, batch_size=1, threads=1, prefetch=1)
+    for device_id, expected in ((None, ()), (3, ("stream of 3",))):
+        pipeline = RestartingPipeline(loader.spec, replace(execution, device_id=device_id))
+        built = restarts.build_pipeline(lambda: ([plan], [payload]), loader.spec, execution)
+        built.build()
+        asked.clear()
+        pipeline._run(built)
+        assert asked == [expected]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from lavila.data.dali_pipelines import graph
 from lavila.data.dali_pipelines.graph import build_pipeline
 from lavila.data.pictures import Execution, Payload, PictureSpec
 from lavila.plan.crops import crop_offsets, resized_size
@@ -194,3 +195,17 @@ def test_a_gpu_pipeline_without_a_driver_says_so() -> None:
     )
     with pytest.raises(RuntimeError, match="CUDA"):
         pipeline.build()
+
+
+@pytest.mark.parametrize(("crops", "stacks"), [(1, 0), (3, 1)])
+def test_a_single_crop_is_not_stacked(monkeypatch: pytest.MonkeyPatch, crops: int, stacks: int) -> None:
+    """Stacking copies every picture."""
+    called = []
+    real = graph.fn.stack
+    monkeypatch.setattr(
+        graph.fn, "stack", lambda *given, **options: called.append(len(given)) or real(*given, **options)
+    )
+    frames = TENSORS["in.64x96"]
+    plan = whole_picture_plan(frames, np.arange(4)[None], "center" if crops == 1 else "three")
+    assert render(plan, frames, spec((1, crops), 4)).shape == (1, crops, 3, 4, SIZE, SIZE)
+    assert len(called) == stacks

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 
+import av
 import numpy as np
 import pytest
+from av.video.reformatter import Colorspace, Interpolation
 
 from lavila.data.dali_pipelines.probe import DecodeProbe, augmented, picture_difference, picture_tolerance
 from lavila.data.host.decode import decode_frames
@@ -61,11 +64,22 @@ def test_tolerances() -> None:
     difference = picture_difference(one, other)
     assert difference.most == 61 and difference.mean == pytest.approx(61 / 192)
     assert not difference.within(picture_tolerance("host", "nvdec"))
-    other[:] = 4
+    other[:] = 2
     assert not picture_difference(one, other).within(picture_tolerance("host", "nvdec"))  # far off on average
     other[:] = 0
-    other[0, 0, 0, 0] = 30
+    other[0, 0, 0, 0] = 8
     assert picture_difference(one, other).within(picture_tolerance("nvdec", "dali_cpu"))
     assert not picture_difference(one, other).within(picture_tolerance("host", "dali_cpu"))
     with pytest.raises(ValueError, match="frames"):
         picture_difference(one, one[:, :1])
+
+
+def test_a_wrong_colour_matrix_is_not_within_the_tolerance_of_nvdec(vp9_shards: ShardSet) -> None:
+    """BT.709 in place of BT.601: the mistake that NVDEC's path could make."""
+    with av.open(io.BytesIO(vp9_shards.read_video(0))) as container:
+        frame = next(container.decode(video=0))
+    pictures = []
+    for matrix in (Colorspace.ITU601, Colorspace.ITU709):
+        rgb = frame.reformat(format="rgb24", src_colorspace=matrix, interpolation=Interpolation.BILINEAR)
+        pictures.append(rgb.to_ndarray()[None])
+    assert not picture_difference(*pictures).within(picture_tolerance("host", "nvdec"))

@@ -6,6 +6,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,8 +15,9 @@ import pytest
 import torch
 from torch.utils.dlpack import from_dlpack
 
-from lavila.data.batches import LoadedBatch, PictureBatch
+from lavila.data.batches import LoadedBatch, PictureBatch, Place, fill, left_empty
 from lavila.data.dali_pipelines.runner import PipelineRunner
+from lavila.data.host.decode import DecodeError
 from lavila.data.host.runner import HostRunner
 from lavila.data.loader import ClipLoader, clip_sizes
 from lavila.data.pictures import Execution, Payload
@@ -26,7 +29,7 @@ from lavila.plan.order import Shuffle
 from lavila.plan.plans import Ranks, TrainingPlan
 from lavila.records import ClipPlan
 from lavila.shards.format import DamagedClip, ShardSetError
-from lavila.shards.reader import ShardSet
+from lavila.shards.reader import ShardSet, open_shard_set
 from tests.data.test_loader import PICTURES, training
 from tests.tolerance import assert_same_pictures
 
@@ -117,11 +120,11 @@ def test_no_thread_is_left_of_a_loader_that_is_left_half_way(vp9_shards: ShardSe
         ranks=Ranks(),
         shuffle=Shuffle(window=4, stretch=2, read_ahead=True),
     )
-    before = set(threading.enumerate())
-    with closing(iter(ClipLoader(vp9_shards, plan, pictures=PICTURES, decoder=decoder, threads=2))) as batches:
+    shards, before = open_shard_set(vp9_shards.path), set(threading.enumerate())
+    with closing(iter(ClipLoader(shards, plan, pictures=PICTURES, decoder=decoder, threads=2))) as batches:
         next(batches)
         begun = {thread.name.rpartition("_")[0] for thread in set(threading.enumerate()) - before}
-        assert begun == {"read-ahead", "clip" if decoder == "host" else "clip-reader"}
+        assert begun == {"storage", "read-ahead", "clip" if decoder == "host" else "clip-reader"}
     assert not set(threading.enumerate()) - before
 
 
@@ -150,7 +153,7 @@ def test_errors_that_no_clip_is_to_blame_for_end_the_run(
     ("decoder", "device_id", "kind"),
     [
         ("host", None, HostRunner),
-        ("host", 0, PipelineRunner),
+        ("host", 0, HostRunner),
         ("dali_cpu", None, PipelineRunner),
         ("dali_cpu", 0, PipelineRunner),
         ("nvdec", 0, PipelineRunner),
@@ -164,26 +167,82 @@ def test_decoder_and_device_choose_the_runner(
     assert type(build_runner(ClipReader(vp9_shards, threads=1), spec, execution, host_memory_gib=1)) is kind
 
 
-def test_the_places_of_bad_clips_go_and_good_batches_are_not_copied(vp9_shards: ShardSet) -> None:
+def places_of(plans: list[ClipPlan], reasons: list[str | None]) -> list[Place[Any]]:
+    return [
+        Place(plan=plan, made=True) if reason is None else left_empty(plan, reason)
+        for plan, reason in zip(plans, reasons, strict=True)
+    ]
+
+
+def test_empty_places_go_and_full_batches_are_not_copied(vp9_shards: ShardSet) -> None:
     plans = training(vp9_shards).plan.batch(0, 0)
     pictures = np.arange(4 * 6, dtype=np.float32).reshape(4, 1, 1, 1, 1, 2, 3)
-    whole = PictureBatch.of(plans, pictures, [None] * 4)
+    whole = PictureBatch.of(places_of(plans, [None] * 4), pictures)
     assert whole.plans == tuple(plans) and whole.pictures is pictures and whole.bad == ()
-    some = PictureBatch.of(plans, pictures, ["a", None, "b", None])
+    some = PictureBatch.of(places_of(plans, ["a", None, "b", None]), pictures)
     assert some.plans == (plans[1], plans[3]) and np.array_equal(some.pictures, pictures[[1, 3]])
     assert some.bad == ((plans[0], "a"), (plans[2], "b"))
-    none = PictureBatch.of(plans, pictures, list("abcd"))
+    none = PictureBatch.of(places_of(plans, list("abcd")), pictures)
     assert none.plans == () and none.pictures is None and len(none.bad) == 4
-    with pytest.raises(ValueError):
-        PictureBatch.of(plans, pictures, [None] * 3)
+    filled = Place(plan=plans[2], made=True, bad=((plans[0], "a"), (plans[1], "b")))
+    again = PictureBatch.of([filled, *places_of(plans[1:], [None] * 3)], pictures)
+    assert again.plans == (plans[2], *plans[1:]) and again.pictures is pictures and again.bad == filled.bad
 
 
-def test_a_loaded_batch_loses_clips_twice(vp9_shards: ShardSet) -> None:
+def test_a_place_takes_the_first_good_clip(vp9_shards: ShardSet) -> None:
     plans = training(vp9_shards).plan.batch(0, 0)
-    payloads = [Payload(data=np.zeros(place, np.uint8), frames=np.zeros(1, np.int32)) for place in range(4)]
-    loaded = LoadedBatch.of(plans, [payloads[0], "unread", payloads[2], payloads[3]])
-    assert loaded.plans == (plans[0], plans[2], plans[3]) and loaded.bad == ((plans[1], "unread"),)
-    left = loaded.without([None, "undecodable", None])
-    assert left.plans == (plans[0], plans[3]) and [len(one.data) for one in left.payloads] == [0, 3]
-    made = left.with_pictures("pictures")
-    assert made.plans == left.plans and made.bad == ((plans[1], "unread"), (plans[2], "undecodable"))
+    following = dict(pairwise([*(plan.position for plan in plans), -1]))
+    by_position = {plan.position: plan for plan in plans}
+
+    def make(plan: ClipPlan) -> str:
+        if plan.position in bad:
+            raise DecodeError(str(plan.position))
+        return f"made {plan.position}"
+
+    def instead(plan: ClipPlan) -> ClipPlan | None:
+        return by_position.get(following[plan.position])
+
+    bad: set[int] = set()
+    assert fill(plans[0], make, instead) == Place(plan=plans[0], made="made 0")
+    bad = {0, 1}
+    assert fill(plans[0], make, instead) == Place(plan=plans[2], made="made 2", bad=((plans[0], "0"), (plans[1], "1")))
+    bad = {0, 1, 2, 3}
+    assert fill(plans[1], make, instead, bad=((plans[0], "0"),)) == Place(
+        plan=None, made=None, bad=tuple((plan, str(plan.position)) for plan in plans)
+    )
+
+
+def test_a_loaded_batch_holds_the_good_clips_of_its_places(vp9_shards: ShardSet) -> None:
+    plans = training(vp9_shards).plan.batch(0, 0)
+    payloads = [Payload(data=np.zeros(size, np.uint8), frames=np.zeros(1, np.int32)) for size in range(3)]
+    places = [Place(plan=plan, made=payload) for plan, payload in zip(plans, payloads, strict=False)]
+    loaded = LoadedBatch.of([places[0], left_empty(plans[3], "unread"), places[2]], bad=((plans[1], "earlier"),))
+    assert loaded.plans == (plans[0], plans[2]) and [len(one.data) for one in loaded.payloads] == [0, 2]
+    made = loaded.with_pictures("pictures")
+    assert made.plans == loaded.plans and made.bad == ((plans[1], "earlier"), (plans[3], "unread"))
+
+
+def test_every_runner_gives_a_bad_clips_place_to_the_same_others(
+    vp9_shards: ShardSet, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Bad clips that reading finds, that decoding finds, and whose first substitutes are bad in the other way."""
+    loader = training(vp9_shards, batch_size=2)
+    planned, instead = steps(loader), partial(loader.plan.instead, 0)
+    damaged, undecodable = {planned[0][0].row, planned[3][1].row}, {planned[1][0].row, planned[4][1].row}
+    make_bad(monkeypatch, vp9_shards, damaged=damaged, undecodable=undecodable)
+    bad = damaged | undecodable
+    wanted: list[list[ClipPlan]] = []
+    tried = 0
+    for plans in planned:
+        wanted.append([])
+        for plan in plans:
+            one: ClipPlan | None = plan
+            while one is not None and one.row in bad:
+                one, tried = instead(one), tried + 1
+            assert one is not None
+            wanted[-1].append(one)
+    assert tried >= 6, "a substitute is bad, too"
+    batches = list(runner_of(name, loader, vp9_shards).run(iter(planned), instead))
+    places = [[(plan.position, plan.row, plan.attempt) for plan in batch.plans] for batch in batches]
+    assert places == [[(plan.position, plan.row, plan.attempt) for plan in plans] for plans in wanted]
+    assert sum(len(batch.bad) for batch in batches) == tried

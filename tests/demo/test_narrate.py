@@ -21,11 +21,11 @@ from lavila.checkpoints.store import save_model
 from lavila.demo import narrate as module
 from lavila.demo.choice import DualEncoderChoice
 from lavila.demo.footage import FootageError, Look
-from lavila.demo.journal import JournalError
 from lavila.demo.moments import Moment
 from lavila.demo.narrate import Dual, NarrateOptions, NarrationError, VideoPlan, narrate, plan_videos
 from lavila.demo.narrators import OpenNarrator, open_dual_encoder, open_narrator
 from lavila.ingest.video_files import EncodeError
+from lavila.journal import JournalError
 from lavila.models.captioner import Captioner, Said
 from lavila.models.generation import GenerationConfig
 from lavila.models.timesformer import TimeSformer, TimeSformerConfig

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lavila.doctor.findings import Machine, Ran, TorchFacts
+from tests.data.nvdec.fakes import Codecs, FakeCuda, FakeCuvid
 
 A100 = "NVIDIA A100-SXM4-80GB, 580.65.06, 81920, Disabled\n"
 H100_OLD = "NVIDIA H100 80GB HBM3, 550.54.15, 81559, Disabled\n"
@@ -20,61 +20,6 @@ VERSIONS = {
     "submitit": "1.5.3",
 }
 KERNEL = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  {}  Wed Mar  6 20:24:30 UTC 2026\nGCC version: gcc 12\n"
-# codec number -> engines, largest width, largest height
-A100_CODECS = {4: (5, 4096, 4096), 8: (5, 8192, 8192), 10: (5, 8192, 8192)}
-
-
-class FakeCuda:
-    """libcuda.so.1."""
-
-    def __init__(self, version: int = 13000, *, init: int = 0) -> None:
-        self.version, self.init, self.current, self.retained = version, init, 0, 0
-
-    def cuDriverGetVersion(self, out: Any) -> int:
-        out._obj.value = self.version
-        return 0
-
-    def cuInit(self, flags: int) -> int:
-        assert flags == 0
-        return self.init
-
-    def cuDeviceGet(self, out: Any, number: int) -> int:
-        out._obj.value = number
-        return 0
-
-    def cuDevicePrimaryCtxRetain(self, out: Any, device: Any) -> int:
-        out._obj.value, self.retained = 0x1234, self.retained + 1
-        return 0
-
-    def cuDevicePrimaryCtxRelease_v2(self, device: Any) -> int:
-        self.retained -= 1
-        return 0
-
-    def cuCtxPushCurrent_v2(self, context: Any) -> int:
-        assert context.value == 0x1234
-        self.current += 1
-        return 0
-
-    def cuCtxPopCurrent_v2(self, out: Any) -> int:
-        self.current -= 1
-        return 0
-
-
-class FakeCuvid:
-    """libnvcuvid.so.1: answers for the codecs it is told, and only while a context is current."""
-
-    def __init__(self, cuda: FakeCuda, codecs: Mapping[int, tuple[int, int, int]]) -> None:
-        self.cuda, self.codecs = cuda, codecs
-
-    def cuvidGetDecoderCaps(self, caps: Any) -> int:
-        if not self.cuda.current:
-            return 201  # CUDA_ERROR_INVALID_CONTEXT
-        asked = caps._obj
-        assert (asked.chroma, asked.bit_depth_minus_8) == (1, 0)
-        if asked.codec in self.codecs:
-            asked.supported = 1
-            asked.engines, asked.max_width, asked.max_height = self.codecs[asked.codec]
-        return 0
 
 
 class Fake:
@@ -95,7 +40,7 @@ class Fake:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text)
 
-    def gpu(self, smi: str, *, cuda: int, codecs: Mapping[int, tuple[int, int, int]] | None, usable: int = 1) -> None:
+    def gpu(self, smi: str, *, cuda: int, codecs: Codecs | None, usable: int = 1) -> None:
         """A GPU; `codecs` None: the container was not given libnvcuvid.so.1."""
         self.commands["nvidia-smi"] = Ran(status=0, out=smi)
         self.file("proc/driver/nvidia/version", KERNEL.format(smi.split(",")[1].strip()))

@@ -57,7 +57,7 @@ def test_this_machine_from_the_shell(vp9_shards: ShardSet) -> None:
     assert result.returncode == told["exit_status"] == int(bool(told["broken"]))
     names = [one["name"] for one in told["findings"]]
     machine = ["cores", "memory", "storage", "java", "slurm", "vocabularies", "cache"]
-    assert names == ["driver", "gpu", "versions", "container", "nvdec", *machine]
+    assert names == ["driver", "gpu", "versions", "container", "nvdec", "auto", *machine]
     assert told["findings"][names.index("storage")]["found"].endswith("not measured")
 
 
@@ -369,12 +369,12 @@ def test_pictures_that_differ_are_broken(samples: decode.Samples, monkeypatch: p
 def test_a_slow_gpu_decoder_is_said(samples: decode.Samples, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode, "decode_rate", lambda *arguments, **more: 100.0)
     cpu = {"vp9 dali_cpu": 90.0, "vp9 host": 150.0, "h264 host": 80.0}
-    found = decode.check_nvdec_rate(samples, ["vp9", "h264"], cpu=cpu, threads=2, seconds=1.0)
+    found = decode.check_nvdec_rate(samples, ["vp9", "h264"], cpu=cpu, seconds=1.0)
     assert (
         found.status == "note" and len(found.fix) == 1 and "data.decoder=host   (with vp9 shards: 1.5x" in found.fix[0]
     )
     quick = {name: value / 2 for name, value in cpu.items()}
-    assert decode.check_nvdec_rate(samples, ["vp9"], cpu=quick, threads=2, seconds=1.0).status == "ok"
+    assert decode.check_nvdec_rate(samples, ["vp9"], cpu=quick, seconds=1.0).status == "ok"
 
 
 def test_interrupted(fake: Fake, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

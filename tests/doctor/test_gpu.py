@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-import ctypes
-import shutil
-import subprocess
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pytest
 
+from lavila.data.nvdec.fastest import NAME, Situation, fastest
 from lavila.doctor.examine import Doctor
 from lavila.doctor.findings import Finding, Ran, TorchFacts, exit_status
-from lavila.doctor.nvdec import DecodeCaps, DriverError, decode_caps, driver_cuda
 from lavila.doctor.versions import check_versions
-from tests.doctor.fakes import A100, A100_CODECS, H100_OLD, Fake, FakeCuda, FakeCuvid, hanging
+from tests.data.nvdec.fakes import A100_CODECS, FakeCuda
+from tests.doctor.fakes import A100, H100_OLD, Fake, hanging
+
+NUMBERS = ("engines", "min_width", "min_height", "max_width", "max_height")
 
 
 class Vp9Shards:
     codec = "vp9"
+    clips = pa.table({"height": [288, 288], "width": [512, 384]})
 
 
-class Av1Shards:
+class Av1Shards(Vp9Shards):
     codec = "av1"
+
+
+class SmallShards(Vp9Shards):
+    clips = pa.table({"height": [288, 96], "width": [512, 160]})
 
 
 @pytest.fixture
@@ -45,18 +52,23 @@ def test_an_a100_that_works(fake: Fake) -> None:
     assert set(statuses(found).values()) == {"ok"}
     assert "580.65.06" in found["driver"].found and "13.0" in found["driver"].found
     assert "2 x NVIDIA A100-SXM4-80GB, 80 GiB each" in found["gpu"].found
-    assert "av1 not decoded" in found["nvdec"].found and "vp9 by 5 engine(s), up to 8192x8192" in found["nvdec"].found
-    assert found["nvdec"].facts["av1"] == {"supported": False, "engines": 0, "max_width": 0, "max_height": 0}
+    assert (
+        "av1 not decoded" in found["nvdec"].found and "vp9 by 5 engine(s), 128x128 to 8192x8192" in found["nvdec"].found
+    )
+    assert found["nvdec"].facts["av1"] == {"supported": False} | dict.fromkeys(NUMBERS, 0)
     assert not any(one.fix for one in found.values())
     cuda = fake.libraries["libcuda.so.1"]
     assert (cuda.current, cuda.retained) == (0, 0)  # the context was given back
 
 
-def test_av1_shards_on_an_a100_are_broken(fake: Fake) -> None:
+@pytest.mark.parametrize(
+    ("shards", "words"), [(Av1Shards(), ("AV1", "hidden")), (SmallShards(), ("vp9 from 128x128", "160x96"))]
+)
+def test_shards_that_the_chip_cannot_decode_are_decoded_on_the_cpu(fake: Fake, shards: object, words: Any) -> None:
     fake.gpu(A100, cuda=13000, codecs=A100_CODECS)
-    found = examined(fake, Av1Shards())["nvdec"]
-    assert found.status == "broken" and "the shards hold av1, which this GPU does not decode" in found.found
-    assert "data.decoder=host" in found.fix[0] and "--codec h264" in found.fix[1]
+    found = examined(fake, shards)["nvdec"]
+    assert found.status == "note" and all(word in found.found for word in words)
+    assert "--codec" in found.fix[0]
 
 
 def test_an_h100_whose_driver_is_too_old_for_cuda_13(fake: Fake) -> None:
@@ -82,7 +94,14 @@ def test_a_container_without_video(fake: Fake) -> None:
     fake.file(".dockerenv")
     fake.environ["NVIDIA_DRIVER_CAPABILITIES"] = "compute,utility"
     found = examined(fake)
-    assert statuses(found) == {"driver": "ok", "gpu": "ok", "versions": "ok", "container": "broken", "nvdec": "broken"}
+    assert statuses(found) == {
+        "driver": "ok",
+        "gpu": "ok",
+        "versions": "ok",
+        "container": "broken",
+        "nvdec": "broken",
+        "auto": "ok",
+    }
     assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility lacks video" in found["container"].found
     assert "-e NVIDIA_DRIVER_CAPABILITIES=compute,video,utility" in found["container"].fix[0]
     assert found["nvdec"].fix[0] == found["container"].fix[0] and "data.decoder=host" in found["nvdec"].fix[1]
@@ -107,7 +126,7 @@ def test_a_variable_without_video_whose_library_is_there_all_the_same(fake: Fake
 def test_no_gpu_at_all_is_missing_and_not_broken(fake: Fake) -> None:
     found = examined(fake)
     assert statuses(found) == {
-        "driver": "missing", "gpu": "missing", "versions": "ok", "container": "ok", "nvdec": "missing",
+        "driver": "missing", "gpu": "missing", "versions": "ok", "container": "ok", "nvdec": "missing", "auto": "ok",
     }  # fmt: skip
     assert exit_status(list(found.values())) == 0
 
@@ -153,7 +172,7 @@ def test_nvidia_smi_that_hangs_stops_nothing_else(fake: Fake) -> None:
     fake.commands["nvidia-smi"] = hanging("nvidia-smi")
     found = examined(fake)
     assert found["driver"].status == "broken" and "nvidia-smi did not answer within 30 s" in found["driver"].found
-    assert found["versions"].status == "ok" and len(found) == 5
+    assert found["versions"].status == "ok" and len(found) == 6
 
 
 def test_nvidia_smi_that_prints_nonsense_is_a_finding(fake: Fake) -> None:
@@ -225,53 +244,14 @@ def test_what_is_installed_here_fits() -> None:
     assert check_versions(Machine()).status == "ok"
 
 
-def test_capabilities_are_asked_with_a_context_only() -> None:
-    cuda = FakeCuda()
-    with pytest.raises(DriverError, match="cuInit"):
-        decode_caps({"libcuda.so.1": FakeCuda(init=100), "libnvcuvid.so.1": None}.__getitem__)
-    with pytest.raises(DriverError, match="201"):
-        stranger = FakeCuvid(FakeCuda(), A100_CODECS)  # looks at another library's contexts
-        decode_caps({"libcuda.so.1": cuda, "libnvcuvid.so.1": stranger}.__getitem__)
-    assert (cuda.current, cuda.retained) == (0, 0)
-    assert driver_cuda({"libcuda.so.1": FakeCuda(12040)}.__getitem__) == (12, 4)
-
-
-C_LIBRARY = """
-/* A driver whose video decoder knows one codec. The members are those of NVIDIA's documentation, in their order. */
-struct caps {
-    int codec, chroma; unsigned int depth, reserved1[3];
-    unsigned char supported, engines; unsigned short formats;
-    unsigned int width, height, blocks; unsigned short min_width, min_height;
-    unsigned char histogram, counter; unsigned short bins; unsigned int reserved3[10];
-};
-int cuDriverGetVersion(int *out) { *out = 13010; return 0; }
-int cuInit(unsigned int flags) { return (int)flags; }
-int cuDeviceGet(int *out, int number) { *out = number; return 0; }
-int cuDevicePrimaryCtxRetain(void **out, int device) { *out = (void *)0x123456789abcL; return device; }
-int cuDevicePrimaryCtxRelease_v2(int device) { return device; }
-static void *current;
-int cuCtxPushCurrent_v2(void *context) { current = context; return 0; }
-int cuCtxPopCurrent_v2(void **out) { *out = current; return 0; }
-int cuvidGetDecoderCaps(struct caps *caps) {
-    if (current != (void *)0x123456789abcL || caps->chroma != 1 || sizeof(struct caps) != SIZE) return 1;
-    caps->supported = caps->codec == 10;
-    if (caps->supported) { caps->engines = 7; caps->width = 8192; caps->height = 4320; caps->reserved3[9] = 1; }
-    return 0;
-}
-"""
-
-
-def test_the_calls_reach_a_real_library(tmp_path: Path) -> None:
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("no C compiler here")
-    source, library = tmp_path / "driver.c", tmp_path / "driver.so"
-    source.write_text(C_LIBRARY)
-    size = f"-DSIZE={ctypes.sizeof(DecodeCaps)}"
-    subprocess.run([compiler, "-shared", "-fPIC", size, "-o", str(library), str(source)], check=True, timeout=60)
-    caps = decode_caps(lambda name: ctypes.CDLL(str(library)))
-    assert driver_cuda(lambda name: ctypes.CDLL(str(library))) == (13, 1)
-    assert {name: one.supported for name, one in caps.items()} == {
-        "h264": False, "hevc": False, "vp9": True, "av1": False,
-    }  # fmt: skip
-    assert (caps["vp9"].engines, caps["vp9"].max_width, caps["vp9"].max_height) == (7, 8192, 4320)
+def test_what_auto_stands_for_is_shown(fake: Fake, tmp_path: Path) -> None:
+    fake.gpu(A100, cuda=13000, codecs=A100_CODECS)
+    assert "not measured" in examined(fake)["auto"].found
+    situation = Situation(
+        gpu="A", threads=8, shard_set="/x", codec="hevc", clips=4, views=(1, 1), frames=16, size=224, half=True
+    )
+    fake.environ["LAVILA_HOME"] = str(tmp_path / "here")
+    fastest(situation, lambda decoder: {"nvdec": 120.0, "host": 80.0}[decoder], file=tmp_path / "here" / NAME)
+    found = examined(fake)["auto"]
+    assert "auto is nvdec" in found.found and "nvdec 120, host 80 clips/s" in found.found
+    assert found.facts["measured"][0]["clips_per_second"] == {"nvdec": 120.0, "host": 80.0}

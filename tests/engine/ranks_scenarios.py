@@ -2,26 +2,28 @@
 
     torchrun --nproc-per-node 2 tests/engine/ranks_scenarios.py FOLDER
 
-Each rank writes to FOLDER/rank-<n>.json how each scenario ended: its error, or "done". In the last scenario one rank
-stops alone, as a killed one does.
+Each rank writes to FOLDER/rank-<n>.json how each scenario ended: its error, or "done".
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import signal
 import sys
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from lavila.config.load import load_config
-from lavila.engine import build, checkpoint, dry_run, evaluator, trainer
+from lavila.engine import build, dry_run, evaluator, trainer, writing
 from lavila.engine.distributed import Process, join, on_main
 from lavila.engine.optim import own_part
 from lavila.records import VideoBatch
 from lavila.tasks.classification import ClassificationTask
+from tests.engine.interrupted import signalled
 
 # Without chance in the model, and with an optimizer that does not magnify what differs by rounding.
 CONTRASTIVE = (
@@ -44,8 +46,8 @@ def save_again(folder: Path, process: Process, overrides: list[str]) -> None:
     ready = trainer.prepare(load_config(folder / "tiny.yaml", [*overrides, f"run_dir={folder / 'elsewhere'}"]), process)
     own = sum(len(group["params"]) for group in own_part(ready.state.optimizer).param_groups)
     assert 0 < own < len(list(ready.state.model.parameters())), own
-    beside = checkpoint.Beside(config_yaml="", extra=build.checkpoint_facts(ready.config, ready.task_facts), keep=1)
-    checkpoint.save(folder / "again", ready.state, process=process, beside=beside)
+    beside = writing.Beside(config_yaml="", extra=build.checkpoint_facts(ready.config, ready.task_facts), keep=1)
+    writing.save(folder / "again", ready.state, process=process, beside=beside)
 
 
 def main(folder: Path, process: Process) -> None:
@@ -82,10 +84,23 @@ def main(folder: Path, process: Process) -> None:
     for name in ("whole", "sharded"):
         shard = f"optim.shard_state={str(name == 'sharded').lower()}"
         run(f"one rank's run, {name}", trainer.train, *again, shard, f"run_dir={folder / name}")
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        with signalled(ClassificationTask, number, updates=2 if process.rank == 1 else None):
+            name = signal.Signals(number).name
+            run(name, trainer.train, good.format("train"), f"run_dir={folder / name}")
     ended["saved again"] = outcome(save_again, folder, process, [*again, "optim.shard_state=true"])
     run("dry run", dry_run.check_training, good.format("train"), f"run_dir={folder / 'dry'}", "optim.shard_state=true")
     bad_rank, updates = 1, {1}
     step = ClassificationTask.step
+    numbers = itertools.count(1)
+
+    def hanging(self: ClassificationTask, batch: VideoBatch) -> Any:
+        if next(numbers) == 3 and process.rank == bad_rank:  # in the second pass DDP itself asks the others
+            time.sleep(3)
+        return step(self, batch)
+
+    ClassificationTask.step = hanging  # type: ignore[method-assign]
+    run("one rank hangs", trainer.train, good.format("train"), "engine.stall_seconds=1", f"run_dir={folder / 'hangs'}")
 
     def spoiling(self: ClassificationTask, batch: VideoBatch) -> Any:
         loss, logs = step(self, batch)
@@ -99,10 +114,8 @@ def main(folder: Path, process: Process) -> None:
     run("all losses of one rank are not finite", trainer.train, good.format("train"), f"run_dir={folder / 'stopped'}",
         "optim.max_nonfinite_losses=2")  # fmt: skip
     ClassificationTask.step = step  # type: ignore[method-assign]
-    config = load_config(
-        folder / "tiny.yaml", [first.format("train"), "data.max_bad_clips=1", f"run_dir={folder / 'x'}"]
-    )
-    trainer.train(config)
+    run("train, one meets too many", trainer.train, first.format("train"), "data.max_bad_clips=1",
+        f"run_dir={folder / 'too many'}")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -15,13 +15,16 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo  # the next two now: an import that a kill cuts short cannot be repeated
+import torch.distributed.checkpoint
 
 from lavila.checkpoints.errors import CheckpointError
 from lavila.checkpoints.store import load_model
-from lavila.engine import checkpoint
-from lavila.engine.checkpoint import FACTS, Beside, Best, Progress, TrainState, best_of, note_if_best
+from lavila.engine import checkpoint, writing
+from lavila.engine.checkpoint import FACTS, Best, Progress, TrainState, best_of, note_if_best
 from lavila.engine.distributed import Process
 from lavila.engine.run_folder import start_from, subject_of
+from lavila.engine.writing import Beside
 from lavila.models.classifier import VideoClassifier
 from lavila.models.timesformer import TimeSformer, TimeSformerConfig
 
@@ -47,7 +50,7 @@ def state_at(updates: int) -> TrainState:
 
 def save(run_dir: Path, updates: int, *, keep: int = 1, spared: str = "") -> Path:
     beside = Beside(config_yaml="seed: 0\n", extra={"classes": "{}"}, keep=keep, spared=spared)
-    return checkpoint.save(run_dir, state_at(updates), process=PROCESS, beside=beside)
+    return writing.save(run_dir, state_at(updates), process=PROCESS, beside=beside)
 
 
 def loaded(path: Path) -> int:
@@ -231,7 +234,7 @@ def test_the_loss_scale_is_kept_where_the_precision_is(tmp_path: Path) -> None:
 
     for name, enabled in (("fp16", True), ("bf16", False)):
         beside = Beside(config_yaml="", extra={}, keep=1)
-        checkpoint.save(tmp_path / name, scaling(enabled=enabled, scale=8.0), process=PROCESS, beside=beside)
+        writing.save(tmp_path / name, scaling(enabled=enabled, scale=8.0), process=PROCESS, beside=beside)
     loads = {}
     for name, enabled in (("fp16", True), ("fp16", False), ("bf16", True)):
         state = scaling(enabled=enabled)

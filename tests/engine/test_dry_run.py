@@ -16,6 +16,7 @@ from lavila.config.load import load_config
 from lavila.config.schema import ConfigError
 from lavila.engine import dry_run, evaluator, trainer
 from lavila.engine.dry_run import DryRunError, check_evaluation, check_training
+from lavila.engine.run_folder import RunFolderError
 from lavila.errors import UserError
 from lavila.shards.format import ShardSetError
 from lavila.shards.reader import ShardSet
@@ -94,7 +95,7 @@ def test_what_a_run_would_stop_at_is_told(vp9_shards: ShardSet, tmp_path: Path) 
             DryRunError,
             "not one clip of the first batch",
         ),
-        (f"run_dir={tmp_path / 'file' / 'run'}", DryRunError, "run_dir="),
+        (f"run_dir={tmp_path / 'file' / 'run'}", RunFolderError, "run_dir="),
         ("data.dataset=ek100_mir", ConfigError, r"is a shard set of synthetic, .* for ek100_mir"),
         ("resume=nowhere", UserError, "resume=nowhere"),
     ]

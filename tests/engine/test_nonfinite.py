@@ -17,7 +17,8 @@ from lavila.config.load import load_config
 from lavila.config.schema import RunConfig
 from lavila.engine import checkpoint
 from lavila.engine.distributed import ask_ranks, gather_to_all
-from lavila.engine.trainer import TrainingError, train
+from lavila.engine.saving import TrainingError
+from lavila.engine.trainer import train
 from lavila.records import VideoBatch
 from lavila.report.files import read_metrics
 from lavila.shards.reader import ShardSet

@@ -18,14 +18,13 @@ from lavila.checkpoints.errors import CheckpointError
 from lavila.checkpoints.store import load_model
 from lavila.config.load import load_config
 from lavila.config.schema import RunConfig
-from lavila.data.pictures import LoaderError
-from lavila.engine import build, checkpoint, trainer
+from lavila.engine import build, checkpoint, meter, saving, trainer, writing
 from lavila.engine.optim import LearningRate
-from lavila.engine.trainer import TrainingError, train
+from lavila.engine.saving import Saver
+from lavila.engine.trainer import train
 from lavila.report.files import read_metrics
 from lavila.shards.reader import ShardSet
 from lavila.tasks import TaskError
-from tests.data.test_loader import damaged
 from tests.engine.interrupted import clips_seen, train_until
 from tests.engine.test_runs import config_file
 
@@ -168,35 +167,6 @@ def order_of(config: RunConfig) -> list[int]:
     return list(itertools.chain(*seen))[:12]
 
 
-def test_a_resumed_epoch_may_end_in_bad_clips(tmp_path: Path, vp9_shards: ShardSet) -> None:
-    path = config_file(tmp_path, vp9_shards, optim={"epochs": 1}, checkpoint_every_steps=1)
-    last = order_of(load_config(path, [f"run_dir={tmp_path / 'look'}"]))[8:]
-    shards = damaged(vp9_shards, tmp_path, *last)
-    config = load_config(path, [f"data.train={shards.path}"])
-    train_until(config, 2)
-    assert train(config).name == "step-00000003"
-
-
-def test_an_epoch_of_bad_clips_alone_stops_though_it_was_resumed(tmp_path: Path, vp9_shards: ShardSet) -> None:
-    shards = damaged(vp9_shards, tmp_path, *range(12))
-    config = load_config(config_file(tmp_path, shards, optim={"epochs": 1}, checkpoint_every_steps=1))
-    train_until(config, 2)
-    with pytest.raises(TrainingError, match="epoch 1"):
-        train(config)
-
-
-def test_bad_clips_from_before_a_resume_count(tmp_path: Path, vp9_shards: ShardSet) -> None:
-    path = config_file(tmp_path, vp9_shards, optim={"epochs": 2}, checkpoint_every_steps=1)
-    order = order_of(load_config(path, [f"run_dir={tmp_path / 'look'}"]))
-    shards = damaged(vp9_shards, tmp_path, *order[:2], *order[10:])
-    config = load_config(path, [f"data.train={shards.path}", "data.max_bad_clips=3", "optim.epochs=1"])
-    train_until(config, 2)
-    with pytest.raises(LoaderError, match="4 clips"):
-        train(config)
-    allowed = load_config(path, [f"data.train={shards.path}", "data.max_bad_clips=4"])
-    assert train(allowed).name == "step-00000006"  # each epoch counts anew
-
-
 def test_the_time_of_saving_is_in_no_rate(
     tmp_path: Path, vp9_shards: ShardSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,14 +179,15 @@ def test_the_time_of_saving_is_in_no_rate(
             self.now += 0.001
             return self.now
 
-    clock, save = Clock(), checkpoint.save
+    clock, save = Clock(), Saver.save
 
-    def slow(*arguments: Any, **named: Any) -> Path:
+    def slow(self: Saver, **named: Any) -> None:
         clock.now += 1000
-        return save(*arguments, **named)
+        save(self, **named)
 
     monkeypatch.setattr(trainer, "time", clock)
-    monkeypatch.setattr(checkpoint, "save", slow)
+    monkeypatch.setattr(meter, "time", clock)
+    monkeypatch.setattr(Saver, "save", slow)
     config = load_config(config_file(tmp_path, vp9_shards, checkpoint_every_steps=1))
     train(config)
     lines = lines_of(config)
@@ -225,12 +196,12 @@ def test_the_time_of_saving_is_in_no_rate(
 
 
 def test_each_state_is_saved_once(tmp_path: Path, vp9_shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    saved, save = [], checkpoint.save
+    saved, write = [], writing.write
 
     def noting(*arguments: Any, **named: Any) -> Path:
-        saved.append(save(*arguments, **named).name)
+        saved.append(write(*arguments, **named).name)
         return tmp_path / "run" / "checkpoints" / saved[-1]
 
-    monkeypatch.setattr(checkpoint, "save", noting)
+    monkeypatch.setattr(saving, "write", noting)
     train(load_config(config_file(tmp_path, vp9_shards, checkpoint_every_steps=3)))
     assert saved == [checkpoint.step_name(updates) for updates in (3, 6, 9)]

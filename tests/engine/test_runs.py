@@ -29,7 +29,8 @@ from lavila.engine.command_line import compute_the_same_bits
 from lavila.engine.distributed import Process
 from lavila.engine.evaluator import evaluate
 from lavila.engine.predictions import PredictionParts
-from lavila.engine.trainer import TrainingError, train
+from lavila.engine.saving import TrainingError
+from lavila.engine.trainer import train
 from lavila.report import compose, environment
 from lavila.report.compose import _view_strip
 from lavila.report.files import read_metrics, read_stages
@@ -38,6 +39,7 @@ from lavila.tasks import concatenate
 from tests.checkpoints.published_files import published_state, tiny, write
 from tests.conftest import make_shard_set
 from tests.data.test_loader import damaged
+from tests.engine.interrupted import train_until
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -121,7 +123,7 @@ def test_training_leaves_what_a_run_folder_holds(config: RunConfig) -> None:
 
 @pytest.mark.parametrize("stop_after", [1, 4])
 def test_resume_in_the_middle_of_an_epoch_is_exact(
-    config: RunConfig, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
+    config: RunConfig, trained: Path, tmp_path: Path, stop_after: int
 ) -> None:
     """Dropout, stochastic depth, optimiser state, order and crops: the same weights, bit by bit."""
     wanted = weights(trained / "run")
@@ -129,18 +131,7 @@ def test_resume_in_the_middle_of_an_epoch_is_exact(
     path = tmp_path / "again.yaml"
     path.write_text(f"base: tiny.yaml\n{yaml.safe_dump(values)}")
     again = load_config(path)
-    save = checkpoint.save
-
-    def save_then_die(*arguments: Any, **named: Any) -> Path:
-        folder = save(*arguments, **named)
-        if folder.name == checkpoint.step_name(stop_after):
-            raise KeyboardInterrupt
-        return folder
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", save_then_die)
-        with pytest.raises(KeyboardInterrupt):
-            train(again)
+    train_until(again, stop_after)
     train(again)
     assert same(wanted, weights(again.run_dir))
     assert [line["step"] for line in read_metrics(tmp_path / "resumed" / "metrics.jsonl")] == list(range(1, 10))
@@ -355,24 +346,6 @@ def test_the_published_protocol_is_named_in_the_report(finished: RunConfig, tmp_
     assert (views["crops_rule"], views["total"], views["computed"]) == ("center_repeated", 6, 2)
     assert reports["center"]["metrics"] == reports["center_repeated"]["metrics"]  # the mean over equal views
     assert "single_frame_verb_top1" in reports["center"]["controls"]
-
-
-def test_a_run_survives_bad_clips_and_names_them(tmp_path: Path, vp9_shards: ShardSet) -> None:
-    shards = damaged(vp9_shards, tmp_path, 0, 5)
-    bad = {shards.clips.column("clip_id")[row].as_py() for row in (0, 5)}
-    config = load_config(config_file(tmp_path, shards, optim={"epochs": 1}))
-    train(config)
-    evaluate(config)
-    report = json.loads((Path(config.run_dir) / "report.json").read_text())
-    assert report["clips"]["evaluated"] == 10 and {clip["clip_id"] for clip in report["clips"]["failed"]} == bad
-    page = (Path(config.run_dir) / "report.html").read_text()
-    assert all(name in page for name in bad)
-
-
-def test_an_epoch_without_one_good_clip_stops(tmp_path: Path, vp9_shards: ShardSet) -> None:
-    config = load_config(config_file(tmp_path, damaged(vp9_shards, tmp_path, *range(12)), optim={"epochs": 1}))
-    with pytest.raises(TrainingError, match=r"epoch 1.*clip_\d+.*shard-"):
-        train(config)
 
 
 def test_losses_that_stay_infinite_stop_the_run(tmp_path: Path, vp9_shards: ShardSet) -> None:

@@ -10,24 +10,31 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.conftest import skip_without_gpu
+
 ROOT = Path(__file__).resolve().parents[2]
 TEST = "tests/gpu/test_gpu_path.py::test_the_model_on_the_gpu_equals_the_cpus"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(("required", "skips"), [("0", True), ("1", False)])
+def test_gpu_tests_skip_unless_a_gpu_is_required(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, required: str, skips: bool
+) -> None:
+    monkeypatch.setenv("LAVILA_REQUIRE_GPU", required)
+    items = [
+        pytest.Function.from_parent(request.node.parent, name=name, callobj=lambda: None) for name in ("gpu", "cpu")
+    ]
+    items[0].add_marker(pytest.mark.gpu)
+    skip_without_gpu([*items])
+    reasons = [[mark.kwargs["reason"] for mark in item.iter_markers("skip")] for item in items]
+    assert bool(reasons[0]) == skips and not reasons[1]
+    assert not skips or "no NVIDIA GPU here" in reasons[0][0]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_required_gpu_that_is_missing_fails() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-rfs", "-p", "no:cacheprovider", TEST]
-    environment = {key: value for key, value in os.environ.items() if key != "LAVILA_REQUIRE_GPU"}
-    outcomes = {}
-    for required in ("0", "1"):
-        result = subprocess.run(
-            command,
-            cwd=ROOT,
-            env=environment | {"LAVILA_REQUIRE_GPU": required},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        outcomes[required] = (result.returncode, result.stdout)
-    assert outcomes["0"][0] == 0 and "no NVIDIA GPU here" in outcomes["0"][1]
-    assert outcomes["1"][0] == 1 and "FAILED" in outcomes["1"][1]
+    environment = os.environ | {"LAVILA_REQUIRE_GPU": "1"}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 1 and "FAILED" in result.stdout

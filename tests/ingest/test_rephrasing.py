@@ -11,10 +11,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from lavila.ingest.rephrasing import Journal, Rephrasing, about_run, chosen, rephrase, write_rephrased
+from lavila.ingest.rephrasing import Rephrasing, about_run, chosen, rephrase, write_rephrased
+from lavila.journal import Journal, JournalError
 from lavila.models.generation import GenerationConfig, Generators
 from lavila.models.paraphraser import load_paraphraser
-from lavila.shards.captions import CaptionError, read_captions
+from lavila.shards.captions import read_captions
 from tests.models.tiny_paraphraser import save_paraphraser
 
 CLIPS = {
@@ -38,7 +39,7 @@ def answers(
 
 
 def run(folder: Path, *, batch_size: int = 2, stop_after: int | None = None) -> Journal:
-    journal = Journal(folder / "journal", {"settings": 1})
+    journal = Journal(folder / "journal", settings={"settings": 1})
     for batches, _ in enumerate(rephrase(TABLE, answers, journal, Rephrasing(), batch_size=batch_size), start=1):
         if batches == stop_after:
             break
@@ -64,12 +65,12 @@ def test_a_table_of_captions_becomes_a_table_of_paraphrases(tmp_path: Path) -> N
 def test_the_batch_size_changes_nothing(tmp_path: Path, batch_size: int) -> None:
     (tmp_path / "other").mkdir()
     wanted, found = run(tmp_path), run(tmp_path / "other", batch_size=batch_size)
-    assert list(found.rows()) == list(wanted.rows())
+    assert list(found.entries()) == list(wanted.entries())
 
 
-def test_a_run_goes_on_after_a_kill_at_any_byte(tmp_path: Path) -> None:
+def test_a_run_continues_after_a_kill_at_any_byte(tmp_path: Path) -> None:
     whole = run(tmp_path).path.read_bytes()
-    for size in range(len(whole) + 1):
+    for size in (*range(0, len(whole), 7), len(whole) - 1, len(whole)):
         (tmp_path / "journal").write_bytes(whole[:size])
         assert run(tmp_path).done == 5
         assert (tmp_path / "journal").read_bytes() == whole
@@ -83,7 +84,7 @@ def test_finished_clips_are_not_done_again(tmp_path: Path) -> None:
         seen.extend(captions)
         return answers(captions, *args, **options)
 
-    journal = Journal(tmp_path / "journal", {"settings": 1})
+    journal = Journal(tmp_path / "journal", settings={"settings": 1})
     assert sum(rephrase(TABLE, listening, journal, Rephrasing(), batch_size=2)) == 4
     assert seen == ["C opens the door.", "same", "A man sits down", "x", "y"]
 
@@ -91,20 +92,20 @@ def test_finished_clips_are_not_done_again(tmp_path: Path) -> None:
 def test_a_journal_of_other_settings_is_refused_and_stays(tmp_path: Path) -> None:
     (tmp_path / "captions").write_text("x")
     about = about_run(tmp_path / "captions", "model", Rephrasing())
-    Journal(tmp_path / "journal", about).append([("a", ["b"], [1.0])])
-    assert Journal(tmp_path / "journal", about).done == 1
+    Journal(tmp_path / "journal", settings=about).add([{"clip_id": "a", "narrations": ["b"], "scores": [1.0]}])
+    assert Journal(tmp_path / "journal", settings=about).done == 1
     (tmp_path / "captions").write_text("y")
     for other, named in (
         (about_run(tmp_path / "captions", "model", Rephrasing()), "captions"),
         ({**about, "model": "another"}, "model"),
         ({**about, "settings": about_run(tmp_path / "captions", "model", Rephrasing(seed=1))["settings"]}, "settings"),
     ):
-        with pytest.raises(CaptionError, match=f"another {named}"):
-            Journal(tmp_path / "journal", other)
-    assert Journal(tmp_path / "journal", about).done == 1
+        with pytest.raises(JournalError, match=f"{named} was"):
+            Journal(tmp_path / "journal", settings=other)
+    assert Journal(tmp_path / "journal", settings=about).done == 1
     (tmp_path / "strange").write_text("no journal\n")
-    with pytest.raises(CaptionError, match="strange"):
-        Journal(tmp_path / "strange", about)
+    with pytest.raises(JournalError, match="strange"):
+        Journal(tmp_path / "strange", settings=about)
     assert (tmp_path / "strange").read_text() == "no journal\n"
 
 
@@ -129,10 +130,10 @@ def test_a_caption_draws_the_same_words_whatever_the_batch_and_its_place(tmp_pat
     choice = GenerationConfig(num_return_sequences=4, top_p=0.9, max_length=8)
     found = []
     for number, (table, seed, batch_size) in enumerate([(TABLE, 0, 2), (TABLE.slice(1), 0, 100), (TABLE, 1, 2)]):
-        journal = Journal(tmp_path / str(number), {})
+        journal = Journal(tmp_path / str(number), settings={})
         settings = Rephrasing(choice=choice, seed=seed)
         list(rephrase(table, paraphraser, journal, settings, batch_size=batch_size))
-        found.append({clip_id: texts for clip_id, texts, _ in journal.rows()})
+        found.append({entry["clip_id"]: entry["narrations"] for entry in journal.entries()})
     assert found[1] == {clip_id: texts for clip_id, texts in found[0].items() if clip_id != "a"}
     assert found[2]["e"] != found[0]["e"]
 

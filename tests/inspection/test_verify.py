@@ -13,18 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import av
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from lavila.cluster.workers import Job, Progress
-from lavila.data.dali_pipelines import check
-from lavila.data.dali_pipelines.check import SEEK_FRAMES, VideoCheck, requests
 from lavila.data.loader import ClipLoader, Pictures, clip_sizes
 from lavila.inspection import verify as verify_module
 from lavila.inspection.verify import Quarantined, Verdict, verify_shard_set, write_quarantine
-from lavila.inspection.videos import TrainingDecoder, VideoTest
+from lavila.inspection.videos import RecordedShape, VideoTest, decodes
 from lavila.plan.crops import CropChoice, ViewChoice
 from lavila.plan.frames import FrameChoice
 from lavila.plan.plans import Ranks, TrainingPlan, ViewPlan
@@ -161,11 +158,11 @@ def run_here(jobs: Sequence[Job], **settings: Any) -> None:
         job.run(lambda item, event: None, {})
 
 
-def verify(shard_set: ShardSet, decoder: Any = "dali_cpu") -> Verdict:
+def verify(shard_set: ShardSet) -> Verdict:
     """A verification, in this process, of the folder as it is now."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(verify_module, "run_jobs", run_here)
-        return verify_for_good(shard_set, TrainingDecoder(decoder=decoder))
+        return verify_for_good(shard_set, decodes)
 
 
 def verify_for_good(shard_set: ShardSet, test: VideoTest) -> Verdict:
@@ -209,35 +206,32 @@ def reasons(verdict: Verdict) -> dict[str, str]:
     return {one.clip_id: one.reason for one in verdict.bad}
 
 
-@pytest.mark.parametrize("decoder", ["dali_cpu", "host"])
 @pytest.mark.parametrize("layout", ["clips", "chunks"])
-def test_a_sound_set_is_found_sound(layout: str, decoder: Any, request: pytest.FixtureRequest) -> None:
+def test_a_sound_set_is_found_sound(layout: str, request: pytest.FixtureRequest) -> None:
     shard_set: ShardSet = request.getfixturevalue(layout)
     before = {path.name: path.read_bytes() for path in shard_set.path.iterdir()}
     told: list[Progress] = []
-    verdict = verify_shard_set(shard_set, TrainingDecoder(decoder=decoder), workers=2, on_progress=told.append)
+    verdict = verify_shard_set(shard_set, decodes, workers=2, on_progress=told.append)
     assert verdict == Verdict(problems=[], bad=[])
     videos = shard_set.clips.num_rows if shard_set.chunks is None else shard_set.chunks.num_rows
     assert (told[-1].stored, told[-1].failed) == (videos + 2, 0)  # every video and every tar
     assert {path.name: path.read_bytes() for path in shard_set.path.iterdir()} == before
 
 
-@pytest.mark.parametrize("decoder", ["dali_cpu", "host"])
 @pytest.mark.parametrize("frame", [0, 11, 23])
-def test_a_damaged_frame_is_found_by_hash_and_by_decoding(clips: ShardSet, frame: int, decoder: Any) -> None:
+def test_a_damaged_frame_is_found_by_hash_and_by_decoding(clips: ShardSet, frame: int) -> None:
     break_frame(clips, table=clips.clips, row=1, frame=frame)
-    verdict = verify(clips, decoder)
+    verdict = verify(clips)
     assert verdict.problems == [f"{clips.path}/shard-000000.tar: SHA-256 is not the one on record; copy the file again"]
     assert [(one.clip_id, one.shard) for one in verdict.bad] == [("clip_1", "shard-000000.tar")]
     assert "checksum" in verdict.bad[0].reason
     renew_hashes(as_format_2(clips.path))
-    only_decoding = verify(clips, decoder)
+    only_decoding = verify(clips)
     assert only_decoding.problems == []
     assert [(one.clip_id, one.shard) for one in only_decoding.bad] == [("clip_1", "shard-000000.tar")]
     assert "Invalid data" in only_decoding.bad[0].reason
 
 
-@pytest.mark.parametrize("decoder", ["dali_cpu", "host"])
 @pytest.mark.parametrize(
     ("column", "value", "reason"),
     [
@@ -247,11 +241,9 @@ def test_a_damaged_frame_is_found_by_hash_and_by_decoding(clips: ShardSet, frame
         ("height", 80, "pictures of 96x64, the table says 96x80"),
     ],
 )
-def test_frame_counts_and_sizes_are_those_of_the_table(
-    clips: ShardSet, column: str, value: int, reason: str, decoder: Any
-) -> None:
+def test_frame_counts_and_sizes_are_those_of_the_table(clips: ShardSet, column: str, value: int, reason: str) -> None:
     change_table(clips, "clips.parquet", column, 0, value)
-    verdict = verify(clips, decoder)
+    verdict = verify(clips)
     assert list(reasons(verdict)) == ["clip_0"] and reason in reasons(verdict)["clip_0"]
     assert len(verdict.problems) == 1
     assert f"1 .json members differ from the table, the first: 'clip_0' ({column})" in verdict.problems[0]
@@ -359,7 +351,6 @@ def test_a_chunk_that_kills_the_decoder_takes_its_clips_along(chunks: ShardSet, 
     assert found["c3"] == "chunk v_00002: crashed its process (SIGSEGV)"
 
 
-@pytest.mark.parametrize("decoder", ["dali_cpu", "host"])
 @pytest.mark.parametrize(
     ("chunk", "frame", "lost"),
     [
@@ -371,12 +362,12 @@ def test_a_chunk_that_kills_the_decoder_takes_its_clips_along(chunks: ShardSet, 
     ],
 )
 def test_a_damaged_group_of_a_chunk_costs_only_the_clips_that_use_it(
-    chunks: ShardSet, chunk: int, frame: int, lost: list[str], decoder: Any
+    chunks: ShardSet, chunk: int, frame: int, lost: list[str]
 ) -> None:
     assert chunks.chunks is not None
     break_frame(chunks, table=chunks.chunks, row=chunk, frame=frame)
     renew_hashes(chunks.path)
-    verdict = verify(chunks, decoder)
+    verdict = verify(chunks)
     assert verdict.problems == []
     assert set(lost) <= set(reasons(verdict))
     # A view may reach two seconds, 50 frames, past the end of a clip.
@@ -421,33 +412,20 @@ def test_a_set_for_one_protocol_holds_its_frames_only(tmp_path: Path, encoded: l
     }
 
 
-@pytest.mark.parametrize("through", [True, False])
-@pytest.mark.parametrize("frames", [1, 9, 10, 11, 79, 80, 81, 500])
-def test_long_videos_are_decoded_in_every_frame_within_a_bound(
-    frames: int, through: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(check, "HELD_BYTES", 1000)
-    asked = requests(frames, frame_bytes=100, reads_through=through)
-    assert all(min(ask.length, frames + 1) <= 10 for ask in asked)
-    seen = [ask.start + n * ask.stride for ask in asked for n in range(ask.expected)]
-    assert max(seen) == frames - 1 and sum(ask.length > ask.expected for ask in asked) == 1  # one more is asked for
-    if not through:
-        assert np.diff([0, *sorted(seen)]).max() <= SEEK_FRAMES
+def test_every_frame_is_decoded(clips: ShardSet) -> None:
+    def problem(data: bytes, frames: int) -> str | None:
+        return decodes(data, RecordedShape(frames=frames, height=HEIGHT, width=WIDTH))
 
-
-def test_the_cpu_decoder_notices_every_frame_though_it_is_asked_for_the_last(clips: ShardSet) -> None:
-    test, shape = VideoCheck("dali_cpu"), {"height": HEIGHT, "width": WIDTH}
     video, tar = clips.read_video(2), clips.path / "shard-000000.tar"
-    assert test.problem(video, frames=30, **shape) is None
-    assert "not the 31 frames that the table says" in str(test.problem(video, frames=31, **shape))
+    assert problem(video, 30) is None
+    assert "not the 31 frames that the table says" in str(problem(video, 31))
     for frames in (29, 12, 1):
-        assert test.problem(video, frames=frames, **shape) == f"more than the {frames} frames that the table says"
+        assert problem(video, frames) == f"more than the {frames} frames that the table says"
     sound, place = tar.read_bytes(), slice(offset := clips.clips["offset"][2].as_py(), offset + len(video))
     for frame in range(30):  # in four groups of pictures
         break_frame(clips, table=clips.clips, row=2, frame=frame)
-        assert "Invalid data" in str(test.problem(tar.read_bytes()[place], frames=30, **shape)), frame
+        assert "Invalid data" in str(problem(tar.read_bytes()[place], 30)), frame
         tar.write_bytes(sound)
-        assert test.problem(clips.read_video(2), frames=30, **shape) is None, "one bad video spoils the next"
 
 
 def test_quarantine_is_replaced_and_removed(clips: ShardSet) -> None:
@@ -499,7 +477,7 @@ def test_interrupting_writes_nothing(clips: ShardSet) -> None:
     write_quarantine(clips.path, [Quarantined(clip_id="clip_3", shard="shard-000000.tar", reason="earlier")])
     before = {path.name: path.read_bytes() for path in clips.path.iterdir()}
     with pytest.raises(KeyboardInterrupt):
-        verify_shard_set(clips, TrainingDecoder(decoder="host"), workers=2, on_progress=stop)
+        verify_shard_set(clips, decodes, workers=2, on_progress=stop)
     assert {path.name: path.read_bytes() for path in clips.path.iterdir()} == before
 
 
@@ -508,20 +486,6 @@ def test_a_copy_elsewhere_is_as_sound(clips: ShardSet, tmp_path: Path) -> None:
     assert verify(open_shard_set(tmp_path / "copy")).problems == []
     with pytest.raises(ShardSetError, match="nowhere"):
         open_shard_set(tmp_path / "nowhere")
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("held", [check.HELD_BYTES, 5 * HEIGHT * WIDTH * 3])
-def test_nvdec_counts_frames_too(encoded: list[bytes], held: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What of a damaged stream NVDEC refuses is its own affair; that it decodes sound ones whole is not."""
-    monkeypatch.setattr(check, "HELD_BYTES", held)
-    test = VideoCheck("nvdec", device_id=0)
-    shape = {"height": HEIGHT, "width": WIDTH}
-    assert test.problem(encoded[2], frames=30, **shape) is None
-    assert test.problem(encoded[2], frames=31, **shape) is not None
-    assert test.problem(encoded[2], frames=29, **shape) is not None
-    assert test.problem(encoded[2], frames=30, height=WIDTH, width=HEIGHT) is not None
-    assert test.problem(encoded[2], frames=30, **shape) is None
 
 
 def test_a_quarantine_in_another_file(clips: ShardSet, tmp_path: Path) -> None:

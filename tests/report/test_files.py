@@ -28,6 +28,7 @@ from lavila.report.files import (
     write_json_atomic,
     write_report,
 )
+from tests.shared import files_stay_below
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 NO_PICTURES = ReportPictures()
@@ -599,3 +600,20 @@ def test_stage_times(tmp_path: Path) -> None:
     (run / files.STAGES_FILE).open("a").write('{"stage": "sh')
     append_stage(run, "shard", 3.0)
     assert read_stages(run)["shard"] == 3.0
+
+
+def test_lines_wait_where_the_disk_refuses_and_are_written_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with MetricsLog(path) as log:
+        log.log(step=1)
+        with files_stay_below(path.stat().st_size + 5):
+            for step in (2, 3, 4):
+                log.log(step=step)
+            with pytest.raises(OSError, match="large"):
+                log.write_all()
+            assert [line["step"] for line in read_metrics(path)] == [1]
+        log.log(step=5)
+        assert [line["step"] for line in read_metrics(path)] == [1, 2, 3, 4, 5]
+    assert len([record for record in caplog.records if str(path) in record.getMessage()]) == 1

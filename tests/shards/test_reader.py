@@ -22,10 +22,11 @@ from lavila.ingest.jobs import clip_row
 from lavila.records import Clip
 from lavila.shards import reader as shards_module
 from lavila.shards import tars
-from lavila.shards.format import CLIPS_SCHEMA, ShardFile, ShardSetError, file_sha256
-from lavila.shards.reader import ShardSet, open_shard_set
+from lavila.shards.format import CLIPS_SCHEMA, ShardFile, ShardSetError, UnreadableClip, file_sha256
+from lavila.shards.reader import Patience, ShardSet, open_shard_set
 from lavila.shards.writer import SetContents, ShardWriter, write_manifest
 from tests.footage import decode, read_numbers, write_numbered_video
+from tests.shards.older_sets import as_format_2
 
 CLASSES = {"verb": ["take", "put"], "noun": ["plate"], "action": ["take plate"]}
 FACTS = {"dataset": "made_up", "split": "val", "encoder": {"codec": "vp9"}}
@@ -326,18 +327,41 @@ def test_what_is_not_whole_is_refused(folder: Path, damage: Any, message: str) -
     assert "\n" not in str(caught.value)
 
 
-def test_a_tar_of_another_size_is_found_when_it_is_read_from_or_verified(folder: Path) -> None:
+def test_a_tar_of_another_size_is_found_when_it_is_read_from_or_verified(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     _short_tar(folder)
     shard_set = open_shard_set(folder)
     wanted = f"{folder}/shard-000001.tar: 1000 bytes, should be {shard_set.shards[1].bytes}; copy the file again"
     assert shard_set.verify() == [wanted]
     shard_set.read_video(1)
-    with pytest.raises(ShardSetError) as caught:
+    with pytest.raises(UnreadableClip, match=r"shard-000001\.tar: ends before"):
         shard_set.read_video(2)
+    assert wanted in caplog.text
+    older = open_shard_set(as_format_2(folder))  # without checksums nothing shows that the rest is sound
+    with pytest.raises(UnreadableClip) as caught:
+        older.read_video(2)
     assert str(caught.value) == wanted
     (folder / "shard-000001.tar").unlink()
-    with pytest.raises(ShardSetError, match=r"shard-000001\.tar"):
-        shard_set.read_video(2)
+    with pytest.raises(UnreadableClip, match=r"shard-000001\.tar"):
+        older.read_video(2)
+
+
+def test_a_missing_tar_is_put_up_with_where_few_clips_are_lost(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lost = open_shard_set(folder).shards[1].clips
+    for file in ("shard-000001.tar", "shard-000001.idx"):
+        (folder / file).unlink()
+        with pytest.raises(ShardSetError, match=r"shard-000001\.(tar|idx): missing"):
+            open_shard_set(folder)
+        with pytest.raises(ShardSetError, match=r"shard-000001\.(tar|idx): missing"):
+            open_shard_set(folder, patience=Patience(missing_clips=lost - 1))
+        caplog.clear()
+        opened = open_shard_set(folder, patience=Patience(missing_clips=lost))
+        assert "shard-000001.tar" in caplog.text
+        assert pickle.loads(pickle.dumps(opened)).path == folder
+        opened.read_video(1)
+        with pytest.raises(UnreadableClip, match=r"shard-000001\.tar"):
+            opened.read_video(2)
 
 
 def test_hashes_find_what_sizes_do_not(folder: Path) -> None:

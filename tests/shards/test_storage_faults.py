@@ -20,7 +20,7 @@ from lavila.plan.crops import CropChoice
 from lavila.plan.frames import FrameChoice
 from lavila.plan.order import Shuffle
 from lavila.plan.plans import Ranks, TrainingPlan
-from lavila.shards.format import ShardSetError
+from lavila.shards.format import ShardSetError, UnreadableClip
 from lavila.shards.reader import ShardSet, open_shard_set
 
 ROWS_OF = {0: range(6), 1: range(6, 12)}  # of the two tars of `vp9_shards`
@@ -121,7 +121,7 @@ def test_readers_of_one_tar_write_one_line_for_one_fault(
     monkeypatch.setattr(os, "pread", Failing(os.pread, times=1000, error=errno.ESTALE))
     with caplog.at_level(logging.WARNING), ThreadPoolExecutor(6) as pool:
         ends = [future.exception() for future in [pool.submit(shards.read_video, row) for row in ROWS_OF[0]]]
-    assert [type(end) for end in ends] == [ShardSetError] * 6
+    assert [type(end) for end in ends] == [UnreadableClip] * 6
     assert len(caplog.records) == 1
 
 

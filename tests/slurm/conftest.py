@@ -1,4 +1,4 @@
-"""A real SLURM for as long as the tests run: one node, all state in a temporary folder, nothing in /etc.
+"""A real SLURM for as long as the tests run: two nodes, all state in a temporary folder, nothing in /etc.
 
 Needs Debian's slurmctld, slurmd, slurm-client and munge (or the same from elsewhere). Without them the tests are
 skipped; LAVILA_REQUIRE_SLURM=1 makes that a failure.
@@ -31,11 +31,11 @@ AuthType=auth/munge
 CredType=cred/munge
 AuthInfo=socket={folder}/munge/socket
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool/%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd.%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/slurmd.%n.log
 # Daemons for this machine only, that do without cgroups, MPI, accounts and mail.
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 ProctrackType=proctrack/linuxproc
@@ -52,12 +52,18 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 JobRequeue=1
 ReturnToService=2
+# Jobs of `urgent` take the places of others, which get SIGTERM and some time before they are requeued.
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 MaxArraySize={max_array}
-# The node may claim more than the machine has.
+# The nodes may claim more than the machine has. An address as a name needs no entry in /etc/hosts.
 SlurmdParameters=config_overrides
-NodeName=localhost NodeAddr=127.0.0.1 Port={node_port} CPUs=64 RealMemory=1000000 State=UNKNOWN
-PartitionName=main Nodes=localhost Default=YES MaxTime=INFINITE State=UP
+NodeName=127.0.0.1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[0]} CPUs=64 RealMemory=1000000 State=UNKNOWN
+NodeName=127.0.0.2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[1]} CPUs=64 RealMemory=1000000 State=UNKNOWN
+PartitionName=main Nodes=127.0.0.[1-2] Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=60
+PartitionName=urgent Nodes=127.0.0.[1-2] MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
 """
+NODES = ("127.0.0.1", "127.0.0.2")
 
 
 def free_ports(count: int) -> list[int]:
@@ -87,8 +93,10 @@ def daemon(*command: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
 def wait_until_idle(folder: Path) -> None:
     deadline = time.monotonic() + 30
     while True:
-        idle = subprocess.run(["sinfo", "--noheader", "--states=idle", "--format=%D"], capture_output=True, text=True)
-        if idle.stdout.strip() == "1":
+        idle = subprocess.run(
+            ["sinfo", "--noheader", "--partition=main", "--states=idle", "--format=%D"], capture_output=True, text=True
+        )
+        if idle.stdout.strip() == str(len(NODES)):
             return
         if time.monotonic() > deadline:
             logs = "\n".join(f"{log}:\n{log.read_text()[-2000:]}" for log in sorted(folder.glob("*.log")))
@@ -115,11 +123,11 @@ def slurm() -> Iterator[None]:
         key = folder / "munge/key"
         key.touch(mode=0o600)
         key.write_bytes(os.urandom(128))
-        controller, node = free_ports(2)
+        controller, *ports = free_ports(1 + len(NODES))
         config = folder / "slurm.conf"
         config.write_text(
             CONFIG.format(
-                folder=folder, user=getpass.getuser(), controller_port=controller, node_port=node, max_array=MAX_ARRAY
+                folder=folder, user=getpass.getuser(), controller_port=controller, ports=ports, max_array=MAX_ARRAY
             )
         )
         patch.setenv("SLURM_CONF", str(config))
@@ -132,7 +140,10 @@ def slurm() -> Iterator[None]:
             assert time.monotonic() < deadline, (folder / "munged.log").read_text()
             time.sleep(0.05)
         stack.enter_context(daemon("slurmctld", "-D", "-c", "-f", str(config), log=folder / "slurmctld.out.log"))
-        stack.enter_context(daemon("slurmd", "-D", "-N", "localhost", "-f", str(config), log=folder / "slurmd.out.log"))
+        for node in NODES:
+            (folder / "spool" / node).mkdir(mode=0o755)
+            log = folder / f"slurmd.{node}.out.log"
+            stack.enter_context(daemon("slurmd", "-D", "-N", node, "-f", str(config), log=log))
         wait_until_idle(folder)
         yield
         subprocess.run(["scancel", f"--user={getpass.getuser()}"], check=False)

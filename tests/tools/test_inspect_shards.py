@@ -15,6 +15,7 @@ from typing import Any
 import inspect_shards
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from lavila.cluster.workers import Progress
@@ -210,6 +211,13 @@ def test_wrong_arguments_end_with_2(arguments: list[str], message: str, capsys: 
         inspect_shards.main(arguments)
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_pictures_cannot_be_compared_without_a_gpu(clips: ShardSet) -> None:
+    done = run(clips.path, "--nvdec", 3)
+    assert done.returncode == 1 and str(clips.path) in done.stderr and "--nvdec" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_verify_tells_and_quarantines_and_forgets(clips: ShardSet) -> None:

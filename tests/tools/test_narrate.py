@@ -119,6 +119,9 @@ def test_arguments_that_contradict_are_refused(
         (["--video", "{video}", "--checkpoint", "nowhere.pth"], "nowhere.pth"),
         (["--video", "{video}", "--vocabulary", "{folder}"], "vocab.json"),
         (["--video", "{video}", "--between", "99", "100"], "6.00 s"),
+        # Found before the model is looked for, which may have to be downloaded.
+        (["--video", "{video}", "--checkpoint", "nowhere.pth", "--out", "{video}"], "another --out"),
+        (["--video", "{video}", "--checkpoint", "nowhere.pth", "--out", "{video}/a.parquet"], "another --out"),
     ],
 )
 def test_bad_input_is_one_line_that_names_it(

@@ -108,6 +108,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory, videos: Path) -> Path:
     assert done.returncode == 0, done.stderr
     assert "70 clips" in done.stdout
     assert "in 3 shards" in done.stdout and ", 0 failures" in done.stdout
+    assert "NVDEC" not in done.stdout, "GPUs decode H.264 at this size"
     return folder / "set"
 
 
@@ -133,6 +134,12 @@ def test_every_clip_is_there_exactly_cut(reference: Path) -> None:
     assert (manifest["dataset"], manifest["split"], manifest["failures"]) == ("ek100_cls", "train", 0)
     assert manifest["encoder"]["short_side"] == 48
     assert str(reference.parent) not in (reference / "shard_set.json").read_text()  # the set can be moved
+
+
+def test_a_set_that_gpus_cannot_decode_is_named(videos: Path, tmp_path: Path) -> None:
+    annotations = write_annotations(tmp_path / "annotations", lines())
+    done = run(annotations, videos, tmp_path / "set", "--codec", "vp9", "--speed", "8", "--limit", "3")
+    assert done.returncode == 0 and "note: NVDEC decodes vp9 from 128x128" in done.stdout, done.stderr
 
 
 def test_validation_keeps_the_order_and_limit_takes_the_first(csvs: Path, videos: Path, tmp_path: Path) -> None:

@@ -1,17 +1,13 @@
-"""Checks that DALI decodes every frame of a video, in bounded memory.
+"""Compares the pictures that one of DALI's decoders makes with those that FFmpeg makes on the CPU.
 
-DALI's own result does not show it: it gives as many pictures as the header promises, even where there is nothing to
-decode. So FFmpeg decodes the video first, on the CPU, and DALI after it.
-
-Only the pictures grow with a video's length, and they take most of the time. DALI's CPU decoder decodes all frames up
-to the requested one, so the last frame is enough. NVDEC may skip groups of pictures. So it gets requests for pictures
-no further apart than SEEK_FRAMES, and for at most HELD_BYTES of them at a time.
+DALI gives as many pictures as it is asked for, also where there is nothing to decode: on a GPU it then gives what lay
+in that memory, without an error. So only a comparison shows that its pictures are right. Whether a video is sound is
+FFmpeg's verdict alone (`host.decode.video_problem`).
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,84 +16,52 @@ from nvidia.dali import fn, types
 from nvidia.dali.pipeline import Pipeline
 
 from lavila.data.dali_pipelines.errors import decode_problem
-from lavila.data.host.decode import video_problem
+from lavila.data.dali_pipelines.probe import PictureDifference, picture_difference
+from lavila.data.host.decode import DecodeError, decode_frames
 from lavila.data.pictures import DecoderName
-
-HELD_BYTES = 256 << 20  # bytes of pictures from NVDEC on the GPU at a time
-BEYOND = "is out of bounds"  # part of DALI's message about a frame after the last
-SEEK_FRAMES = 8  # NVDEC may skip a group of pictures if the next requested frame is more than about ten ahead
+from lavila.data.streams.reduction import reduced
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Request:
-    """Frames start, start + stride, ...: `length` of them, or fewer at the end of the video."""
-
-    start: int
-    stride: int
-    length: int
-    expected: int  # the number of pictures that a video with the right number of frames gives
-
-
-def requests(frames: int, *, frame_bytes: int, reads_through: bool) -> list[Request]:
-    """The requests that decode each of `frames` frames, and would find one more.
-
-    `reads_through`: whether the decoder decodes all frames up to the requested one.
-    """
-    fit = max(HELD_BYTES // frame_bytes, 2)
-    end = Request(start=frames - 1, stride=1, length=2, expected=1)
-    if reads_through:
-        return [end]
-    if frames < fit:
-        return [Request(start=0, stride=1, length=frames + 1, expected=frames)]
-    pieces = []
-    for start in range(0, frames, fit * SEEK_FRAMES):
-        length = math.ceil(min(frames - start, fit * SEEK_FRAMES) / SEEK_FRAMES)
-        pieces.append(Request(start=start, stride=SEEK_FRAMES, length=length, expected=length))
-    return [*pieces, end]
-
-
-class VideoCheck:
-    """Decodes one video at a time with the operator that training uses."""
+class PictureCheck:
+    """Decodes one video at a time with the operator that training uses, and with FFmpeg."""
 
     def __init__(self, decoder: DecoderName, *, device_id: int | None = None) -> None:
-        assert decoder != "host", "the host decoder is not DALI's"
+        assert decoder != "host", "the host decoder is FFmpeg's"
         self._device = "mixed" if decoder == "nvdec" else "cpu"
         self._device_id = device_id
         self._pipeline: Pipeline | None = None
-        self._sample: tuple[npt.NDArray[np.uint8], Request] | None = None
+        self._sample: tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]] | None = None
 
-    def problem(self, data: bytes, *, frames: int, height: int, width: int) -> str | None:
-        """Why `data` is not an mp4 with that number of frames of that size in pixels, in one line; None if it is one.
+    def difference(self, data: bytes, frames: Sequence[int] | npt.NDArray[np.int32]) -> PictureDifference:
+        """How far the pictures of some frames differ. DALI gets what training gives it: a video with what they need.
 
-        Raises DALI's RuntimeError for faults of the machine, such as too little memory.
+        Args:
+            data: a whole encoded clip.
+            frames: ascending, distinct, 0-based numbers in display order, [U].
+
+        Raises:
+            DecodeError: one of the two cannot decode the video, or the pictures differ in size.
+            RuntimeError: DALI fails for another reason than the video, such as too little memory.
         """
-        problem = video_problem(data, frames=frames, height=height, width=width)
-        if problem is not None:
-            return problem
-        for request in requests(frames, frame_bytes=height * width * 3, reads_through=self._device == "cpu"):
-            try:
-                found = self._decode(data, request)
-            except RuntimeError as error:
-                self._pipeline = None  # a pipeline that has failed is dead
-                reason = decode_problem(error)
-                if reason is None:
-                    raise
-                return f"not the {frames} frames that the table says ({reason})" if BEYOND in reason else reason
-            if found[1:] != (height, width, 3):
-                return f"pictures of {found[2]}x{found[1]}, the table says {width}x{height}"
-            if found[0] != request.expected:
-                counted = request.start + found[0] * request.stride
-                more = "more than " if found[0] > request.expected else f"{counted} frames, not "
-                return f"{more}the {frames} frames that the table says"
-        return None
+        expected = decode_frames(data, frames)
+        stream = reduced(data, frames)
+        found = self._decoded(stream.data, stream.frames)
+        if found.shape != expected.shape:
+            raise DecodeError(f"pictures of shape {found.shape}, and {expected.shape} by FFmpeg")
+        return picture_difference(found, expected)
 
-    def _decode(self, data: bytes, request: Request) -> tuple[int, ...]:
-        """The shape of the pictures, [F, H, W, 3]."""
-        self._sample = (np.frombuffer(data, np.uint8), request)
-        if self._pipeline is None:
-            self._pipeline = self._build()
-        (pictures,) = self._pipeline.run()
-        return tuple(pictures.shape()[0])
+    def _decoded(self, data: bytes, frames: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8]:
+        self._sample = np.frombuffer(data, np.uint8), np.asarray(frames, np.int32)
+        try:
+            self._pipeline = self._pipeline or self._build()
+            (pictures,) = self._pipeline.run()
+        except RuntimeError as error:
+            self._pipeline = None  # a pipeline that has failed is dead
+            reason = decode_problem(error)
+            if reason is None:
+                raise
+            raise DecodeError(reason) from error
+        return np.array(pictures.as_cpu()[0])
 
     def _build(self) -> Pipeline:
         # Without prefetching, the source gives the current sample and not the one after it.
@@ -105,21 +69,14 @@ class VideoCheck:
             batch_size=1, num_threads=1, device_id=self._device_id, prefetch_queue_depth=1, exec_pipelined=False
         )
         with pipeline:
-            payload, start, stride, length = fn.external_source(
-                source=self._feed,
-                num_outputs=4,
-                dtype=[types.UINT8, types.INT32, types.INT32, types.INT32],
-                ndim=[1, 0, 0, 0],
-                batch=True,
+            payload, frames = fn.external_source(
+                source=self._feed, num_outputs=2, dtype=[types.UINT8, types.INT32], ndim=[1, 1], batch=True
             )
-            pictures = fn.decoders.video(
-                payload, device=self._device, start_frame=start, stride=stride, sequence_length=length, pad_mode="none"
-            )
-            pipeline.set_outputs(pictures)
+            pipeline.set_outputs(fn.decoders.video(payload, frames=frames, device=self._device, pad_mode="none"))
         pipeline.build()
         return pipeline
 
     def _feed(self) -> tuple[list[Any], ...]:
         assert self._sample is not None
-        data, request = self._sample
-        return [data], *([np.array(value, np.int32)] for value in (request.start, request.stride, request.length))
+        data, frames = self._sample
+        return [data], [frames]

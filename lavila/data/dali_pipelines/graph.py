@@ -22,8 +22,10 @@ from lavila.data.dali_pipelines.sources import ClipArguments, external_inputs
 from lavila.data.pictures import DecoderName, Execution, PictureSpec
 
 
-def build_pipeline(source: Any, spec: PictureSpec, execution: Execution) -> Pipeline:
+def build_pipeline(source: Any, spec: PictureSpec, execution: Execution, *, ahead: bool = True) -> Pipeline:
     """A pipeline that pulls batches from `source` (see `sources.external_inputs`), constructed but not yet built.
+
+    It pulls before `run` asks, unless `ahead` is False.
 
     `device_id=None` keeps everything on the CPU. With a number, nvdec decodes on that GPU. The other decoders decode on
     the CPU and copy the frames to the GPU, so that one augment graph serves all. Its output is
@@ -37,6 +39,7 @@ def build_pipeline(source: Any, spec: PictureSpec, execution: Execution) -> Pipe
         num_threads=execution.threads,
         device_id=device_id,
         prefetch_queue_depth=execution.prefetch,
+        exec_pipelined=ahead,
     )
     with pipeline:
         payload, arguments = external_inputs(source, spec, decoded=decoder == "host")
@@ -69,6 +72,8 @@ def augment(frames: Any, arguments: ClipArguments, spec: PictureSpec) -> Any:
         frames = fn.pad(frames, axes=[0], shape=arguments.padded_frames, fill_value=0)
     gathered = fn.sequence_rearrange(frames, new_order=arguments.order)
     pictures = [_normalised_crop(gathered, arguments, spec, crop) for crop in range(crops)]
+    if crops == 1:  # stacking would copy it
+        return fn.reshape(pictures[0], shape=[clips, 1, spec.frames, 3, spec.size, spec.size], layout="")
     shape = [clips, spec.frames, 3, spec.size, spec.size]
     return fn.stack(*[fn.reshape(picture, shape=shape, layout="") for picture in pictures], axis=1)
 

@@ -31,11 +31,12 @@ class Tolerance:
 def picture_tolerance(one: DecoderName, other: DecoderName) -> Tolerance:
     """The allowed difference of two decoders, before resizing and normalisation.
 
-    The CPU decoders are bit-identical. The bound for NVDEC is an estimate, not a measurement. Chip and libavcodec
-    decode a conforming stream to the same YCbCr. They may upsample chroma differently on the way to RGB, which shows at
-    coloured edges.
+    The CPU decoders are bit-identical. The bound for NVDEC is reasoned, not measured. Chip and libavcodec decode a
+    conforming stream to the same YCbCr, and both conversions to RGB are BT.601 with centred bilinear chroma. So they
+    differ by rounding: a level or two, less than half a level on average. A wrong colour matrix differs by 3 levels on
+    average and 25 at most (BT.709 in place of BT.601), and must not pass.
     """
-    return Tolerance(mean=3.0, most=60.0) if "nvdec" in (one, other) else Tolerance(mean=0.0, most=0.0)
+    return Tolerance(mean=1.0, most=8.0) if "nvdec" in (one, other) else Tolerance(mean=0.0, most=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from lavila.data.streams.av1 import Av1Reader, av1_pictures
 from lavila.data.streams.mp4 import Packets
@@ -112,18 +116,24 @@ class NalReader:
 
     def needed(self, packets: Packets, start: int, last: int, wanted: Collection[int]) -> list[int]:
         """As `Reader.needed`."""
-        data, starts, sizes = packets.data, packets.starts, packets.sizes
-        found: list[int] = []
-        for place in range(start, last + 1):
-            if place in wanted:
-                found.append(place)
-                continue
-            at, size = starts[place], sizes[place]
-            first = data[at + self.length_size] if size > self.length_size else 0
-            alone = int.from_bytes(data[at : at + self.length_size], "big") + self.length_size == size
-            if not (first in self.unreferenced if alone else self._idle(packets.packet(place))):
-                found.append(place)
-        return found
+        data = np.frombuffer(packets.data, np.uint8)
+        at = np.array(packets.starts[start : last + 1])
+        sizes = np.array(packets.sizes[start : last + 1])
+        lengths = np.zeros(len(at), np.int64)
+        for byte in range(self.length_size):
+            lengths = lengths << 8 | data[np.minimum(at + byte, len(data) - 1)]
+        # Nearly all packets have one unit, and these are looked at together.
+        alone = (lengths + self.length_size == sizes) & (sizes > self.length_size)
+        first = data[np.minimum(at + self.length_size, len(data) - 1)]
+        needed = ~(alone & self._is_unreferenced[first])
+        for place in np.flatnonzero(~alone).tolist():
+            needed[place] = not self._idle(packets.packet(start + place))
+        return [place for place, is_needed in enumerate(needed.tolist(), start) if is_needed or place in wanted]
+
+    @cached_property
+    def _is_unreferenced(self) -> npt.NDArray[np.bool_]:
+        """[256], by the first byte of a slice."""
+        return np.isin(np.arange(256), list(self.unreferenced))
 
     def _idle(self, packet: bytes) -> bool:
         return all(first in self.unreferenced or self.unit_type(first) in self.idle for first in self._units(packet))
@@ -144,6 +154,7 @@ class NalReader:
 _CONFIGURATION_VERSION = 1
 
 
+@lru_cache
 def _h264(avcc: bytes) -> Reader:
     """`avcc`: AVCDecoderConfigurationRecord (ISO/IEC 14496-15, 5.3.3); other bytes if units have no lengths.
 
@@ -162,6 +173,7 @@ def _h264(avcc: bytes) -> Reader:
     )
 
 
+@lru_cache
 def _hevc(hvcc: bytes) -> Reader:
     """`hvcc`: HEVCDecoderConfigurationRecord (ISO/IEC 14496-15, 8.3.3); other bytes if units have no lengths.
 

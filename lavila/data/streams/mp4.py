@@ -13,9 +13,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, chain, pairwise, repeat
 from operator import add
-from typing import Any
 
 from lavila.errors import UserError
 
@@ -120,7 +119,7 @@ def _read(data: bytes) -> Mp4:
         data=data,
         starts=table.starts,
         sizes=table.sizes,
-        numbers=shown_order(table.times),
+        numbers=table.numbers,
         keys=table.keys,
     )
     return Mp4(packets, header.width, header.height, table.delta, header.kept)
@@ -232,8 +231,9 @@ class _Table:
     spans: list[Span]  # the stretches of bytes that hold packets without a gap
     starts: list[int]
     sizes: list[int]
-    times: list[int]
+    numbers: list[int]  # of the frames, as they are shown
     keys: list[bool]
+    first: int  # the time at which the first frame is shown
     delta: int  # time from one packet to the next
 
 
@@ -260,10 +260,9 @@ def _tables(data: bytes, stbl: dict[bytes, Span], edit: tuple[int, int] | None) 
         runs = numbers(b"ctts", 2, "i")
         if sum(runs[::2]) != frames or min(runs[::2]) < 0:
             raise TableError("the table ctts of the mp4 is not for all of its packets")
-        shifts = [shift for count, shift in zip(runs[::2], runs[1::2], strict=True) for _ in range(count)]
-        times = list(map(add, times, shifts))
-    _check_times(times, delta)
-    if edit is not None and (min(times) != edit[1] or max(times) + delta > edit[0] + edit[1]):
+        times = list(map(add, times, chain.from_iterable(map(repeat, runs[1::2], runs[::2]))))
+    first, shown = _numbered(times, delta)
+    if edit is not None and (first != edit[1] or first + delta * frames > edit[0] + edit[1]):
         raise OtherForm("an edit list that hides frames")
     keys = [True] * frames
     if b"stss" in stbl:
@@ -273,7 +272,7 @@ def _tables(data: bytes, stbl: dict[bytes, Span], edit: tuple[int, int] | None) 
                 raise TableError("the table stss of the mp4 names packets that are not there")
             keys[number - 1] = True
     spans, starts = _places(numbers(b"stsc", 3), numbers(b"stco"), sizes)
-    return _Table(spans, starts, sizes, times, keys, delta)
+    return _Table(spans, starts, sizes, shown, keys, first, delta)
 
 
 def _sizes(data: bytes, span: Span) -> list[int]:
@@ -358,23 +357,21 @@ def _run(data: bytes, trun: Span, moof: int, *, first: int, defaults: tuple[int,
         raise OtherForm("a frame rate that varies")
     times = list(range(first, first + delta * count, delta))
     if TRUN_COMPOSITION in columns:
-        shifts = columns[TRUN_COMPOSITION]
-        times = list(map(add, times, map(_signed, shifts) if version else shifts))
-    _check_times(times, delta)
+        shifts = columns[TRUN_COMPOSITION]  # with a sign in version 1
+        times = list(map(add, times, [shift - (shift >> 31 << 32) for shift in shifts] if version else shifts))
+    begin, shown = _numbered(times, delta)
     ends = list(accumulate(sizes, initial=moof + offset))
-    return _Table([(ends[0], ends[-1])], ends[:-1], sizes, times, [not mode & NON_SYNC for mode in modes], delta)
+    keys = [not mode & NON_SYNC for mode in modes]
+    return _Table([(ends[0], ends[-1])], ends[:-1], sizes, shown, keys, begin, delta)
 
 
-def _check_times(times: Sequence[int], delta: int) -> None:
-    """Raise OtherForm unless the frames are shown at equal distances."""
+def _numbered(times: list[int], delta: int) -> tuple[int, list[int]]:
+    """The first time, and the number of each frame as they are shown. OtherForm unless their distances are equal."""
     first = min(times)
-    if sorted(times) != list(range(first, first + delta * len(times), delta)):
+    ordered = list(range(first, first + delta * len(times), delta))
+    if times != ordered and sorted(times) != ordered:
         raise OtherForm("frames at varying distances")
-
-
-def _signed(value: int) -> int:
-    """A number of 32 bits with a sign, from the same bits without one."""
-    return value - (1 << 32) if value >> 31 else value
+    return first, [(time - first) // delta for time in times]
 
 
 def _joined(parts: Sequence[_Table]) -> _Table:
@@ -382,11 +379,14 @@ def _joined(parts: Sequence[_Table]) -> _Table:
         raise TableError("the mp4 holds no frames")
     if any(part.delta != parts[0].delta for part in parts):
         raise OtherForm("a frame rate that varies")
-    if any(min(after.times) <= max(part.times) for part, after in pairwise(parts)):
+    if any(after.first <= part.first + part.delta * (len(part.numbers) - 1) for part, after in pairwise(parts)):
         raise TableError("its fragments are not in the order in which they are shown")
-    joined: Any = [list(chain.from_iterable(getattr(part, name) for part in parts)) for name in _Table.__slots__[:-1]]
-    spans, starts, sizes, times, keys = joined
-    return _Table(spans, starts, sizes, times, keys, parts[0].delta)
+    names = ("spans", "starts", "sizes", "keys")
+    spans, starts, sizes, keys = ([one for part in parts for one in getattr(part, name)] for name in names)
+    numbers: list[int] = []
+    for part in parts:
+        numbers += [len(numbers) + number for number in part.numbers]
+    return _Table(spans, starts, sizes, numbers, keys, parts[0].first, parts[0].delta)
 
 
 def _check_places(table: _Table, media: Sequence[Span]) -> None:

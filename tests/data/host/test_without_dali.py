@@ -19,7 +19,7 @@ sys.meta_path.insert(0, NoDali())
 
 import lavila
 from lavila.data.loader import ClipLoader, Pictures, clip_sizes
-from lavila.inspection.videos import RecordedShape, TrainingDecoder
+from lavila.inspection.videos import RecordedShape, decodes
 from lavila.plan.crops import ViewChoice
 from lavila.plan.frames import FrameChoice
 from lavila.plan.plans import Ranks, ViewPlan
@@ -36,7 +36,7 @@ pictures = Pictures(mean=(0, 0, 0), std=(255, 255, 255))
 print(sum(len(batch) for batch in ClipLoader(shards, plan, pictures=pictures)))
 row = shards.clips.slice(0, 1).to_pylist()[0]
 stored = RecordedShape(frames=row["num_frames"], height=row["height"], width=row["width"])
-print(TrainingDecoder(decoder="host")(shards.read_video(0), stored))
+print(decodes(shards.read_video(0), stored))
 loader = ClipLoader(shards, plan, pictures=pictures, decoder="dali_cpu")
 try:
     next(iter(loader))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
@@ -17,6 +19,7 @@ from lavila.data.loader import ClipLoader
 from lavila.data.streams.mp4 import read_mp4
 from lavila.data.streams.reduction import WHOLE
 from lavila.shards.reader import ShardSet
+from tests.data.nvdec.fakes import ANY_SIZE, fake_chip
 from tests.data.streams.test_mp4 import remuxed
 from tests.data.test_loader import training
 
@@ -31,8 +34,9 @@ def handed_over(loader: ClipLoader) -> list[LoadedBatch]:
 
 @pytest.mark.parametrize(("decoder", "codec"), [("nvdec", "h264"), ("nvdec", "vp9"), ("dali_cpu", "vp9")])
 def test_dali_is_given_only_what_is_needed(
-    decoder: str, codec: str, h264_shards: ShardSet, vp9_shards: ShardSet
+    decoder: str, codec: str, h264_shards: ShardSet, vp9_shards: ShardSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    fake_chip(monkeypatch, ANY_SIZE)
     shards = h264_shards if codec == "h264" else vp9_shards
     device = "cuda" if decoder == "nvdec" else "cpu"
     given = stored = 0
@@ -77,3 +81,39 @@ def test_a_clip_whose_tables_do_not_fit_is_bad_before_a_decoder_is_asked(
     monkeypatch.setattr(vp9_shards, "read_frames", lambda row, frames: (real(row, frames)[0][:-700], frames))
     for batch in handed_over(training(vp9_shards, decoder="dali_cpu")):
         assert not batch.payloads and batch.bad
+
+
+@pytest.mark.parametrize("form", ["hidden frames", "another container"])
+def test_frames_that_nvdec_would_count_otherwise_are_not_given_to_it(
+    vp9_shards: ShardSet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, form: str
+) -> None:
+    """The clip is named and counted as bad, for no other picture may take a frame's place."""
+    fake_chip(monkeypatch, ANY_SIZE)
+    real = vp9_shards.read_frames
+    make, name = (with_hidden_frame, "0.mp4") if form == "hidden frames" else (remuxed, "0.mkv")
+    made = make(vp9_shards.read_video(0), tmp_path / name)
+    monkeypatch.setattr(
+        vp9_shards, "read_frames", lambda row, frames: (made, frames) if row == 0 else real(row, frames)
+    )
+    bad = [one for batch in handed_over(training(vp9_shards, decoder="nvdec", device="cuda")) for one in batch.bad]
+    assert [plan.row for plan, _ in bad] == [0] and "NVDEC" in bad[0][1]
+    assert ("hidden" in bad[0][1]) == (form == "hidden frames")
+
+
+def with_hidden_frame(video: bytes, path: Path) -> bytes:
+    """The video as an mp4 in which packet 5 holds two frames, of which only the last is shown."""
+    with (
+        av.open(io.BytesIO(video)) as source,
+        av.open(str(path), "w", container_options={"fflags": "+bitexact"}) as out,
+    ):
+        stream = out.add_stream_from_template(source.streams.video[0])
+        for place, packet in enumerate(packet for packet in source.demux(video=0) if packet.size):
+            data = bytes(packet)
+            if place == 5:  # a superframe ends with a marker, the sizes of its frames, and the marker
+                marker = bytes([0b110_01_001])
+                data = data + data + marker + 2 * len(data).to_bytes(2, "little") + marker
+            other = av.Packet(data)
+            other.pts, other.dts, other.time_base = packet.pts, packet.dts, packet.time_base
+            other.is_keyframe, other.stream, other.duration = packet.is_keyframe, stream, packet.duration
+            out.mux(other)
+    return path.read_bytes()

@@ -1,4 +1,4 @@
-"""Asks the CUDA driver for its version and for the GPU's video decoders, without any CUDA package.
+"""Asks the CUDA driver for its version, for a GPU's name and for its video decoders, without any CUDA package.
 
 libcuda.so.1 and libnvcuvid.so.1 belong to the driver. The layout of CUVIDDECODECAPS and the numbers of the codecs are
 those that NVIDIA documents in cuviddec.h of its Video Codec SDK.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from ctypes import byref, c_int, c_ubyte, c_uint, c_ushort, c_void_p
+from ctypes import byref, c_int, c_ubyte, c_uint, c_ushort, c_void_p, create_string_buffer
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,6 +18,7 @@ Load = Callable[[str], Any]
 CODECS = {"h264": 4, "hevc": 8, "vp9": 10, "av1": 11}  # cudaVideoCodec
 CHROMA_420 = 1  # cudaVideoChromaFormat
 ERROR_NO_DEVICE = 100  # CUresult
+NAME_BYTES, UUID_BYTES = 128, 16
 
 
 class DriverError(RuntimeError):
@@ -53,8 +54,18 @@ class CodecCaps:
 
     supported: bool
     engines: int = 0  # number of NVDEC units for the codec
+    min_width: int = 0  # pixels
+    min_height: int = 0  # pixels
     max_width: int = 0  # pixels
     max_height: int = 0  # pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """A GPU as the driver knows it."""
+
+    name: str  # as nvidia-smi shows it
+    uuid: str  # 32 hexadecimal digits; the same in every process, whatever CUDA_VISIBLE_DEVICES says
 
 
 def driver_cuda(load: Load) -> tuple[int, int] | None:
@@ -85,9 +96,25 @@ def decode_caps(load: Load, *, device: int = 0) -> dict[str, CodecCaps]:
             found[name] = CodecCaps(supported=False)
             if caps.supported:
                 found[name] = CodecCaps(
-                    supported=True, engines=caps.engines, max_width=caps.max_width, max_height=caps.max_height
+                    supported=True,
+                    engines=caps.engines,
+                    min_width=caps.min_width,
+                    min_height=caps.min_height,
+                    max_width=caps.max_width,
+                    max_height=caps.max_height,
                 )
     return found
+
+
+def device_of(load: Load, *, device: int = 0) -> Device:
+    """Name and UUID of GPU number `device`. Raises as `decode_caps`."""
+    cuda = load("libcuda.so.1")
+    handle, name, uuid = c_int(0), create_string_buffer(NAME_BYTES), create_string_buffer(UUID_BYTES)
+    _check("cuInit", cuda.cuInit(0))
+    _check("cuDeviceGet", cuda.cuDeviceGet(byref(handle), device))
+    _check("cuDeviceGetName", cuda.cuDeviceGetName(name, NAME_BYTES, handle))
+    _check("cuDeviceGetUuid", cuda.cuDeviceGetUuid(uuid, handle))
+    return Device(name=name.value.decode(errors="replace"), uuid=uuid.raw.hex())
 
 
 @contextmanager

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from lavila.demo.journal import Journal, JournalError
+from lavila.journal import Journal, JournalError
 
-SETTINGS = {"of": 5, "seed": 0, "size": (1, 2)}
+SETTINGS: dict[str, Any] = {"of": 5, "seed": 0, "size": (1, 2)}
 ENTRIES = [{"n": n, "text": "切る"} for n in range(5)]
 
 
 def opened(path: Path, **changes: Any) -> Journal:
-    return Journal(path, settings={**SETTINGS, **changes}, group=2)
+    return Journal(path, settings={**SETTINGS, **changes}, group=2, total=SETTINGS["of"])
 
 
 @pytest.fixture
@@ -29,7 +29,8 @@ def whole(tmp_path: Path) -> Path:
 
 
 def test_what_was_added_is_there(whole: Path) -> None:
-    assert opened(whole).entries == ENTRIES
+    journal = opened(whole)
+    assert list(journal.entries()) == ENTRIES and journal.done == len(ENTRIES)
 
 
 def test_after_a_kill_at_any_byte_whole_groups_are_there_and_more_can_follow(whole: Path) -> None:
@@ -38,7 +39,8 @@ def test_after_a_kill_at_any_byte_whole_groups_are_there_and_more_can_follow(who
     for size in sorted({0, *range(5, len(content), 40), *(end + more for end in ends[:-1] for more in (0, 1))}):
         whole.write_bytes(content[:size])
         journal = opened(whole)
-        kept = journal.entries
+        kept = list(journal.entries())
+        assert journal.done == len(kept)
         assert kept == ENTRIES[: len(kept)] and len(kept) in (0, 2, 4)
         for first in range(len(kept), 5, 2):
             journal.add(ENTRIES[first : first + 2])
@@ -50,7 +52,7 @@ def test_a_line_of_garbage_and_what_follows_are_made_again(whole: Path) -> None:
     lines = whole.read_bytes().split(b"\n")
     lines[4] = b"\0" * len(lines[4])
     whole.write_bytes(b"\n".join(lines))
-    assert opened(whole).entries == ENTRIES[:2]
+    assert list(opened(whole).entries()) == ENTRIES[:2]
 
 
 def test_other_settings_are_refused_and_nothing_is_lost(whole: Path) -> None:
