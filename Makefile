@@ -4,18 +4,23 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
+# Of make soak.
+MINUTES ?= 30
+
 # Of pytest: one for each core, up to 8, for each takes 1 GB of memory. tests/conftest.py says which tests stay together.
 PROCESSES ?= --numprocesses auto --maxprocesses 8 --dist loadscope --no-loadscope-reorder
 
-.PHONY: help venv quickstart learn loop test check bench clean
+.PHONY: help venv quickstart learn loop demo test check bench soak clean
 
 help:
 	@echo "make quickstart   from five seconds of footage to a trained model and its report, in minutes, on any machine"
 	@echo "make learn        trains a classifier, a dual encoder and a narrator from random weights, and checks their scores"
 	@echo "make loop         a narrator writes captions for clips without, and a dual encoder trains on both kinds"
+	@echo "make demo         trains a dual encoder in minutes, indexes videos that it has not seen, and opens a page to search them"
 	@echo "make test         all tests (those for a GPU skip without one); TESTS=tests/engine for some of them"
 	@echo "make check        format, lint, types, import directions"
 	@echo "make bench        loader benchmarks -> benchmarks/results, docs (.venv/bin/pip install '.[bench]' adds the peers)"
+	@echo "make soak         $(MINUTES) minutes of training while faults are injected -> docs/RELIABILITY.md; MINUTES=2 for a short one"
 	@echo "make venv         only the environment"
 	@echo "With another Python (3.11, 3.12 and 3.13 will do): make PYTHON=python3.12 VENV=.venv312 ..."
 
@@ -47,6 +52,9 @@ learn: $(INSTALLED)
 loop: $(INSTALLED)
 	$(BIN)/python tools/loop.py
 
+demo: $(INSTALLED)
+	$(BIN)/python tools/try_demo.py
+
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(PROCESSES) $(TESTS)
 
@@ -59,6 +67,10 @@ check: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.loader
 	$(BIN)/python -m benchmarks.summary
+
+soak: $(INSTALLED)
+	$(BIN)/python tools/make_toy_data.py
+	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -3,7 +3,8 @@
     python -m benchmarks.summary
 
 Reads benchmarks/results/*.json and measures nothing. Writes docs/performance.png, and the tables between the markers of
-README.md, docs/PERFORMANCE.md and docs/PERFORMANCE_TABLES.md. Run it after a benchmark, or after a change to a table.
+README.md, docs/PERFORMANCE.md, docs/PERFORMANCE_TABLES.md and docs/SHARDS.md. Run it after a benchmark, or after a
+change to a table.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 import matplotlib
 
-from benchmarks import common, model, narrator
+from benchmarks import codecs, common, encoding, model, narrator
 from benchmarks.loader.report import SIDES, TITLES, by_row, markdown, section
 
 matplotlib.use("Agg")
@@ -143,6 +144,7 @@ def generated(found: Mapping[str, Json]) -> list[tuple[Path, str, str]]:
         (common.DOCS, "narrator", narrator.table(found["narrator"]["rows"])),
         (common.TABLES, "loader", section(found["loader"])),
         (common.TABLES, "model", model.table(found["model"]["rows"])),
+        (encoding.DOCS, "codecs", codecs.table(found["encoding"], found["streams"])),
     ]
 
 

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from benchmarks import model as model_bench
-from benchmarks import narrator as narrator_bench
 from benchmarks.gpu.material import Material
 from benchmarks.gpu.speed import FRAMES, SIZE, loader, training_plan, view_plan
 from benchmarks.gpu.step import TrainingStep, data_wait
@@ -24,16 +22,17 @@ from lavila.models.timesformer import TimeSformerConfig
 if TYPE_CHECKING:
     from benchmarks.gpu.parts import Results
 
+BASE = TimeSformerConfig(image_size=SIZE, num_frames=FRAMES, zero_time_attention=False)
 GOAL, AIM = 0.05, 0.01  # share of a step that may wait for data
 DECODERS: tuple[DecoderName, ...] = ("nvdec", "host")
 BATCHES = {"B": 16, "L": 8}  # clips of a step
 
 
 def size_of(name: str, material: Material) -> TimeSformerConfig:
-    """TimeSformer B or L as benchmarks.model has it; a small one for --tiny."""
+    """TimeSformer B or L; a small one for --tiny."""
     if material.tiny:
-        return replace(model_bench.SIZES["tiny"], num_frames=FRAMES)
-    return replace(model_bench.SIZES[name], image_size=SIZE, num_frames=FRAMES, zero_time_attention=False)
+        return replace(BASE, image_size=64, patch_size=16, width=64, depth=2, heads=4)
+    return BASE if name == "B" else replace(BASE, patch_size=14, width=1024, depth=24, heads=16)
 
 
 def epochs_of(made: ClipLoader) -> Callable[[int], Iterator[Tensor]]:
@@ -91,6 +90,8 @@ def measured(
 
 def model(gpu: Gpu, material: Material, results: Results) -> None:
     """Rows of benchmarks.model."""
+    from benchmarks import model as model_bench  # it needs timm, which the other parts do without
+
     short = ["--steps", "forward+backward", "--checkpointing", "off", "--compile", "off", "--precisions", "bf16"]
     given = ["--dry-run"] if material.tiny else [*short, "--rounds", "3", "--batch", "4"]
     for case in model_bench.cases_of(model_bench.parse([*given, "--device", gpu.device.partition(":")[0]])):
@@ -99,6 +100,8 @@ def model(gpu: Gpu, material: Material, results: Results) -> None:
 
 def narrator(gpu: Gpu, material: Material, results: Results) -> None:
     """The row of benchmarks.narrator."""
+    from benchmarks import narrator as narrator_bench
+
     asked = argparse.Namespace(
         model="tiny" if material.tiny else "base",
         sequences=10,

@@ -65,13 +65,11 @@ class Material:
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self.film.exists():
             write_film(self.film, frames=(self.seconds + 2) * FPS, short_side=self.short_side)
+        clips = [(codec, kind) for codec in CODECS for kind in ("long", "short", "chunk")] + [("vp9", "small")]
+        sets = [(codec, self.short_side) for codec in CODECS] + [("h264", self.short_side - 32)]
         with ProcessPoolExecutor(len(os.sched_getaffinity(0)), get_context("spawn")) as pool:
-            jobs = [
-                pool.submit(make_clip, self, codec, kind) for codec in CODECS for kind in ("long", "short", "chunk")
-            ]
-            jobs += [pool.submit(make_clip, self, "vp9", "small")]
-            sets = [(codec, self.short_side) for codec in CODECS] + [("h264", self.short_side - 32)]
-            jobs += [pool.submit(make_set, self, codec, side) for codec, side in sets]
+            jobs = [pool.submit(make_clip, self, *one) for one in clips]
+            jobs += [pool.submit(make_set, self, *one) for one in sets]
             for job in jobs:
                 job.result()
 

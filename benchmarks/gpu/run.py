@@ -25,10 +25,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +60,7 @@ PARTS = (
     Part(name="decoders", seconds=45),
     Part(name="stream", seconds=30),
     Part(name="step", seconds=90),
-    Part(name="model", seconds=40),
+    Part(name="model", seconds=60),
     Part(name="narrator", seconds=40),
 )
 
@@ -89,16 +92,22 @@ def child(name: str, args: argparse.Namespace) -> list[str]:
 def run_part(name: str, args: argparse.Namespace, *, seconds: float) -> dict[str, Any]:
     """Run a part. Returns how it ended, and the last lines that it wrote to stderr."""
     began = time.monotonic()
-    process = subprocess.Popen(child(name, args), cwd=ROOT, stderr=subprocess.PIPE, text=True, errors="replace")
+    # A session of its own: processes that the part has started are stopped with it.
+    process = subprocess.Popen(
+        child(name, args), cwd=ROOT, stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True
+    )
     try:
         _, said = process.communicate(timeout=seconds)
         ended = "whole" if process.returncode == 0 else f"status {process.returncode}"
         if process.returncode < 0:
             ended = f"killed by signal {-process.returncode}"
     except subprocess.TimeoutExpired:
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)
         _, said = process.communicate()
         ended = f"stopped after {seconds:.0f} s"
+    finally:  # also of an interrupted run
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     lines = [] if ended == "whole" else said.strip().splitlines()[-15:]
     return {"ended": ended, "seconds": round(time.monotonic() - began, 1), "stderr": lines}
 

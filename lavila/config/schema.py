@@ -58,7 +58,7 @@ Sampling = Literal["segments", "strided"]
 Crops = Literal["center", "three", "center_repeated"]
 Fusion = Literal["mean_logits", "max_similarity"]
 Device = Literal["auto", "cpu", "cuda"]
-PictureType = Literal["float32", "float16"]
+PictureType = Literal["auto", "float32", "float16"]
 Activation = Literal["quick_gelu", "gelu"]
 TextKind = Literal["auto", "clip", "distilbert"]
 Projection = Literal["matrices", "frozen_in_time"]
@@ -95,8 +95,8 @@ class DataConfig:
     std: tuple[Positive, ...] = ()  # R, G, B on 0..255, divided by; empty = likewise
     allow_other_statistics: bool = False  # mean and std that are set may differ from those that the weights know
     antialias: bool = False  # low-pass before shrinking; published weights were trained without
-    picture_type: PictureType = "float32"  # number type of the pictures; float16 halves the traffic on a GPU
-    decoder: Decoder = "auto"  # auto: nvdec on a GPU, else host (PyAV, every codec); dali_cpu: VP9
+    picture_type: PictureType = "auto"  # number type; auto: float16 on a GPU with bf16 or fp16, else float32
+    decoder: Decoder = "auto"  # auto: on a GPU nvdec or host, as measured; else host (every codec); dali_cpu: VP9
     threads: CountOrNone = 0  # CPU threads of the loader on each rank; 0 = this rank's share of the cores
     prefetch: Count = 2  # batches in flight between decoder and model
     host_memory_gib: Positive = 8.0  # main memory of each rank for pictures that CPU threads decode (decoder host), GiB
@@ -253,6 +253,7 @@ class EngineConfig:
     """How a run looks after itself; nothing here changes what is trained."""
 
     stop_signals: tuple[SignalName, ...] = ("SIGTERM", "SIGUSR2")  # on these training saves and ends with status 75
+    stall_seconds: NotNegative = 300.0  # without progress on a rank, until the log names it with its stacks; 0 = never
     save_in_background: bool = True  # training waits for a copy of the state in main memory; false: for the whole save
     save_signals: tuple[SignalName, ...] = ("SIGUSR1",)  # on these it saves, and continues
 

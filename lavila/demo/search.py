@@ -105,7 +105,7 @@ class Searcher:
         middles = (self.starts[first:end] + self.stops[first:end]) / 2
         chosen = np.flatnonzero((middles >= start) & (middles <= stop))
         if not len(chosen):  # shorter than the steps of the windows
-            chosen = np.abs(middles - (start + stop) / 2).argmin(keepdims=True)
+            chosen = np.abs(middles - (start + stop) / 2).argmin(axis=0, keepdims=True)
         mean = self._vectors[first + chosen].astype(np.float32).mean(0)
         return chosen, mean / max(float(np.linalg.norm(mean)), 1e-12)
 

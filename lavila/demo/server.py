@@ -235,7 +235,8 @@ def _wanted(request: Request) -> Wanted:
 
 
 def _text(request: Request, name: str) -> str:
-    if not (found := request.query_params.get(name)):
+    found: str = request.query_params.get(name, "")
+    if not found:
         raise WantedError(f"{name} is missing in the address")
     return found
 

@@ -40,7 +40,7 @@ class Listening:
 
     @property
     def access(self) -> Access:
-        return Access(token=self.token, hosts=(*LOOPBACK_NAMES, self.host))
+        return Access(token=self.token, hosts=tuple(dict.fromkeys([*LOOPBACK_NAMES, self.host])))
 
 
 def listen(host: str, port: int) -> Listening:

@@ -21,8 +21,8 @@ from lavila.demo.serving import Listening, listen, serve
 from lavila.demo.transcripts import Transcripts
 from lavila.engine.distributed import join
 from lavila.engine.narrating import vocabulary_of
-from lavila.engine.precision import decoder_type
 from lavila.models.captioner import PUBLISHED
+from lavila.models.generation import decoder_type
 from lavila.report.charts import duration
 
 Say = Callable[[str], None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast
@@ -29,6 +29,7 @@ from lavila.config.schema import (
 from lavila.data.loader import ClipLoader, Pictures, clip_sizes
 from lavila.data.sizes import ChosenSizes, shuffle_of
 from lavila.engine.distributed import Process
+from lavila.engine.precision import Arithmetic
 from lavila.engine.tables import tables_of
 from lavila.engine.task_options import task_options
 from lavila.models.dual_encoder import ClipDualEncoder
@@ -48,6 +49,8 @@ from lavila.tasks import (
 )
 
 log = logging.getLogger(__name__)
+
+ArithmeticOf = Callable[[RunConfig, torch.device], Arithmetic]
 
 RANDOM = "random"  # in `model.init`: no weights to start from
 CLIP = "clip:"  # before the name or the file of OpenAI's CLIP in `model.init`
@@ -198,7 +201,7 @@ def training_loader(config: RunConfig, shards: ShardSet, process: Process) -> Cl
         passes=config.optim.accumulate,
         shuffle=shuffle_of(shards, window=config.data.shuffle_window, read_ahead=config.data.read_ahead),
     )
-    return _loader(config, shards, plan, process, captions)
+    return _loader(config, shards, plan, process, captions, Arithmetic.of_training)
 
 
 def _sizes_to_train_on(config: RunConfig, shards: ShardSet, captions: Captions) -> Sizes:
@@ -238,7 +241,8 @@ def view_loader(
         ranks=Ranks(rank=process.rank, world=process.world),
         portion=max(1, config.views.view_batch_size // views.computed),
     )
-    return _loader(config, shards, plan, process, Captions(shards, config.data.val_captions))
+    captions = Captions(shards, config.data.val_captions)
+    return _loader(config, shards, plan, process, captions, Arithmetic.of_evaluation)
 
 
 def fresh_model(config: RunConfig, facts: TaskFacts, *, resumed: bool = False) -> nn.Module:
@@ -308,15 +312,28 @@ def _frame_choice(data: DataConfig) -> FrameChoice:
     return FrameChoice(frames=data.frames, sampling=data.sampling, stride=data.stride)
 
 
+def _half_pictures(config: RunConfig, process: Process, arithmetic: ArithmeticOf) -> bool:
+    """Whether pictures are float16. They are half the bytes on the way to a GPU, and bfloat16 rounds them more."""
+    if config.data.picture_type != "auto":
+        return config.data.picture_type == "float16"
+    return process.device.type == "cuda" and arithmetic(config, process.device).precision != "fp32"
+
+
 def _loader(
-    config: RunConfig, shards: ShardSet, plan: TrainingPlan | ViewPlan, process: Process, captions: Captions
+    config: RunConfig,
+    shards: ShardSet,
+    plan: TrainingPlan | ViewPlan,
+    process: Process,
+    captions: Captions,
+    arithmetic: ArithmeticOf,
 ) -> ClipLoader:
     data = config.data
     mean, std = (cast(tuple[float, float, float], values) for values in (data.mean, data.std))
+    half = _half_pictures(config, process, arithmetic)
     return ClipLoader(
         shards,
         plan,
-        pictures=Pictures(mean=mean, std=std, antialias=data.antialias, half=data.picture_type == "float16"),
+        pictures=Pictures(mean=mean, std=std, antialias=data.antialias, half=half),
         decoder=data.decoder,
         device=process.device,
         threads=data.threads or max(1, len(os.sched_getaffinity(0)) // process.local_world),

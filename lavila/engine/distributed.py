@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore
+from torch._C._distributed_c10d import PrefixStore, Store
+from torch.distributed import distributed_c10d
 from torch.distributed.rendezvous import rendezvous
 
 from lavila.errors import UserError
@@ -30,6 +31,7 @@ class Process:
     world: int
     local_world: int  # processes on this machine
     device: torch.device
+    alive: Callable[[], None] = lambda: None  # long work calls it as it gets on, and it may raise to end the work
 
     @property
     def is_main(self) -> bool:
@@ -92,6 +94,14 @@ def second_group() -> dist.ProcessGroup | None:
     group = dist.new_group(backend="gloo")
     assert isinstance(group, dist.ProcessGroup), "every rank belongs to it"
     return group
+
+
+def shared_store() -> Store | None:
+    """Where the ranks can leave one another short texts, for use by another thread; None where there is one process."""
+    if not dist.is_initialized():
+        return None
+    store: Store = PrefixStore("lavila", distributed_c10d._get_default_store().clone())
+    return store
 
 
 def leave(group: dist.ProcessGroup | None) -> None:

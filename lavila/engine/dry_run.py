@@ -21,6 +21,7 @@ from lavila.engine.run_folder import check_writable
 from lavila.engine.trainer import Trainer, prepare
 from lavila.errors import UserError
 from lavila.records import VideoBatch
+from lavila.shards.reader import open_shard_set
 from lavila.tasks import TaskFacts
 from lavila.tasks.words import CONTEXT
 
@@ -35,6 +36,8 @@ def check_training(config: RunConfig) -> None:
     """All that `train` does before its first step. Every rank calls this."""
     with join(config.device) as process:
         trainer = prepare(config, process)
+        for shards in (trainer.loader.shard_set, *(one.shards for one in trainer.evaluations)):
+            open_shard_set(shards.path)  # strictly: a run survives some missing tars, and now they can still be copied
         log.info("%s", trainer.summary())
         log.info("%s", _start(trainer))
         batch = _first_batch(trainer.loader)
@@ -66,6 +69,7 @@ def check_evaluation(config: RunConfig) -> None:
             return
         ready = evaluator.prepare(config, process)
         config = ready.config
+        open_shard_set(ready.shards.path)
         on_main(lambda: check_writable(ready.subject.output))
         facts = build.task_kind(config).describe(ready.facts)
         log.info("%s on %s: %d clips, %s", ready.trained.file, ready.shards.path, len(ready.shards), facts)

@@ -225,6 +225,7 @@ def _predict(
     frozen = PredictionWriter(folder, f"{FROZEN}-{process.rank}")
     began = logged = time.perf_counter()
     for batch in _forward_passes(loader):
+        process.alive()
         batch = arithmetic.fitted(batch)
         with arithmetic.autocast():
             predictions.add(task.predict(batch), batch.clip_ids)

@@ -18,8 +18,8 @@ from lavila.config.load import to_yaml
 from lavila.config.schema import RunConfig
 from lavila.engine.checkpoint import FOLDER, Best, TrainState, best_of, note_if_best, step_name
 from lavila.engine.distributed import Process, gather_to_all, leave, on_main, second_group, sum_over_ranks
-from lavila.engine.signals import Wish
-from lavila.engine.writing import Beside, SaveFailed, Staged, Staging, save, stage, write
+from lavila.engine.signals import Stopped, Wish
+from lavila.engine.writing import Beside, SaveFailed, Staged, Staging, reserve, save, stage, write
 from lavila.errors import UserError
 from lavila.metrics.units import Metric
 from lavila.report.files import METRICS_FILE, MetricsLog
@@ -53,6 +53,12 @@ class Saver:
         self._group: ProcessGroup | None = None  # for the thread's messages, made at the first save
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")  # starts with the first save
         self._writing: Future[Path] | None = None
+        self._reserving: Future[None] | None = None
+
+    def start(self) -> None:
+        """Have the thread get memory for the copies, before the first save wants it."""
+        if self._staging is not None:
+            self._reserving = self._thread.submit(reserve, self.state, process=self.process, staging=self._staging)
 
     def wish(self) -> Wish:
         """SAVE on the main rank, whose clock decides, once `checkpoint_every_minutes` have passed since a save."""
@@ -77,6 +83,8 @@ class Saver:
         they reach the disk before the checkpoint is whole, since a resume does not write them again.
         """
         self.finish()
+        if self._reserving is not None:
+            self._reserving.result()
         # A ruined model must not take the place of a sound checkpoint. A sum is finite where all its numbers are.
         sums = torch.stack([parameter.detach().sum() for parameter in self.state.model.parameters()])
         if not bool(sums.isfinite().all()):
@@ -114,6 +122,32 @@ class Saver:
             self.newest = writing.result()
         except SaveFailed:  # the thread has said so
             return
+
+    def check_end(self) -> None:
+        """TrainingError where the end of training could not be saved."""
+        self.finish()
+        if not self.is_saved:
+            raise TrainingError(
+                f"{self._run_dir}: the state after the last update, {self.state.progress.updates}, could not be saved; "
+                f"make room, and the same command continues from {self.newest or 'the start'}"
+            )
+
+    def stopped(self, *, by: str) -> Stopped:
+        """How a run ends that a signal has stopped; `by`: its name, empty on a rank that did not get it."""
+        self.finish()
+        updates = self.state.progress.updates
+        if self.is_saved:
+            kept = f"{self.newest} has its state"
+        else:
+            kept = (
+                f"it could not be saved, and {self.newest} is the newest checkpoint"
+                if updates
+                else "nothing was to save"
+            )
+        return Stopped(
+            f"training stopped after update {updates}, since {by or 'a signal'} asked for it; {kept}, and the same "
+            "command continues"
+        )
 
     def close(self) -> None:
         """Wait for what is being written, whatever becomes of it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from lavila.data.loader import ClipLoader
 from lavila.engine import build, checkpoint, nonfinite
 from lavila.engine.bad_clips import BadClips
 from lavila.engine.checkpoint import Progress, TrainState
-from lavila.engine.distributed import Process, join, mean_over_ranks, on_main, sum_over_ranks
+from lavila.engine.distributed import Process, join, mean_over_ranks, on_main, shared_store, sum_over_ranks
 from lavila.engine.evaluations import NamedEvaluation, missing_evaluations, named_evaluations
 from lavila.engine.meter import Meter, clock
 from lavila.engine.nonfinite import BadLoss, LossWatch
@@ -28,7 +28,8 @@ from lavila.engine.optim import LearningRate, build_optimizer, freeze, train_mod
 from lavila.engine.precision import Arithmetic
 from lavila.engine.run_folder import RunFolderError, changed_settings, check_writable, set_aside, start_from
 from lavila.engine.saving import Saver, TrainingError
-from lavila.engine.signals import Asked, Stopped, Wish, listening
+from lavila.engine.signals import Asked, Wish, listening
+from lavila.engine.stalls import StallWatch
 from lavila.engine.trackers import Trackers, check_trackers
 from lavila.metrics.units import Metric
 from lavila.plan.plans import TrainingPlan
@@ -99,10 +100,13 @@ class Trainer:
         loader, task = parts.loader, parts.task
         self.asked = asked or Asked()
         assert isinstance(loader.plan, TrainingPlan)
-        self.config, self.process, self.loader, self.task = config, process, loader, task
+        self.config, self.loader, self.task = config, loader, task
+        self.process = process = replace(process, alive=self._alive)
         self.evaluations, self.task_facts = parts.evaluations, parts.facts
         self.run_dir = Path(config.run_dir)
         self.watch = LossWatch(process.rank)
+        seconds, store = config.engine.stall_seconds, shared_store()
+        self.stalls = StallWatch(rank=process.rank, world=process.world, seconds=seconds, store=store)
         self.arithmetic = Arithmetic.of_training(config, process.device)
         model = task.model
         self.state = TrainState(
@@ -141,6 +145,8 @@ class Trainer:
         if changed:
             log.warning("resumed with other settings than the checkpoint's: %s", changed)
         on_main(self._open_run_folder)
+        self.stalls.start()
+        self.saver.start()
         try:
             self._evaluate(missing)
             while progress.epoch < config.optim.epochs:
@@ -150,9 +156,10 @@ class Trainer:
                 self._save()
                 self._stop_if_asked()  # a resume makes up for the evaluations
                 self._evaluate([one.name for one in self.evaluations if one.is_due(progress.epoch)])
-            self._check_saved()
+            self.saver.check_end()
         finally:
             self.saver.close()
+            self.stalls.end()
             if self.process.is_main:
                 self.metrics.close()
                 self.trackers.close()
@@ -160,15 +167,6 @@ class Trainer:
             append_stage(self.run_dir, "train", self._seconds())
         assert self.saver.newest is not None
         return self.saver.newest
-
-    def _check_saved(self) -> None:
-        """TrainingError where the end of training could not be saved."""
-        self.saver.finish()
-        if not self.saver.is_saved:
-            raise TrainingError(
-                f"{self.run_dir}: the state after the last update, {self.state.progress.updates}, could not be saved; "
-                f"make room, and the same command continues from {self.saver.newest or 'the start'}"
-            )
 
     def _resume(self, found: Path) -> None:
         facts = checkpoint.load(found, self.state, process=self.process)
@@ -205,11 +203,14 @@ class Trainer:
         meter, self.meter_before = Meter.resumed(self.meter_before, device=self.process.device), {}
         train_mode(self.task.model)
         waited = self.loader.wait_seconds - meter.wait
+        self.stalls.at("waits for a batch")
         for number, batch in enumerate(self.loader):
+            self.stalls.at(f"makes update {progress.updates + 1}")
             part = number % config.optim.accumulate
             last_part = part == config.optim.accumulate - 1
             meter.add(self._pass(batch, part=part, update=last_part), len(batch))
             if not last_part:
+                self.stalls.at(f"waits for a batch of update {progress.updates + 1}")
                 continue
             meter.skipped += self.watch.in_a_row > 0
             progress.updates += 1
@@ -225,24 +226,19 @@ class Trainer:
                 self._save(meter)
                 meter.since += time.perf_counter() - saving
                 if Wish.STOP in self.watch.wish:
-                    raise self._stopped()
+                    raise self.saver.stopped(by=self.asked.by)
+            self.stalls.at(f"waits for a batch of update {progress.updates + 1}")
+
+    def _alive(self) -> None:
+        """In the middle of an evaluation. All is saved, so a rank need not wait for others to stop."""
+        self.stalls.alive()
+        if Wish.STOP in self.asked.wish:
+            raise self.saver.stopped(by=self.asked.by)
 
     def _stop_if_asked(self) -> None:
         """Between two epochs, where all is saved: Stopped on every rank if a signal asked one of them to."""
         if sum_over_ranks({"stop": float(Wish.STOP in self.asked.wish)}, device=self.process.device)["stop"]:
-            raise self._stopped()
-
-    def _stopped(self) -> Stopped:
-        self.saver.finish()
-        newest, updates = self.saver.newest, self.state.progress.updates
-        if self.saver.is_saved:
-            kept = f"{newest} has its state"
-        else:
-            kept = f"it could not be saved, and {newest} is the newest checkpoint" if updates else "nothing was to save"
-        return Stopped(
-            f"training stopped after update {updates}, since {self.asked.by or 'a signal'} asked for it; {kept}, and "
-            "the same command continues"
-        )
+            raise self.saver.stopped(by=self.asked.by)
 
     def _end_epoch(self) -> None:
         progress = self.state.progress
@@ -269,6 +265,7 @@ class Trainer:
         with self.arithmetic.autocast():
             loss, logs = self.task.step(self.arithmetic.fitted(batch))
         self.watch.add(loss, batch, seed=seed)
+        self.stalls.at(f"shares update {progress.updates + 1} with the other ranks")
         bad_losses = self.watch.ask(self._wish()) if update else None
         state.scaler.scale(loss / optim.accumulate).backward()
         if bad_losses is not None:
@@ -345,11 +342,12 @@ class Trainer:
         epochs = self.config.optim.epochs
         left = (epochs - progress.epoch) * self.updates_per_epoch - progress.epoch_updates
         seconds_left = left * seconds * self.config.optim.accumulate / len(meter.logs)
+        memory = f"  memory {values['memory_gib']:.1f} GiB" if "memory_gib" in values else ""
         beside = " ".join(f"{name} {Metric(values[name], unit)}" for name, unit in self.task.logged.items())
         log.info(
-            "epoch %d/%d step %d/%d  loss %.3f  %s  lr %.2e  %.0f clips/s  data wait %.1f %%  %s left",
+            "epoch %d/%d step %d/%d  loss %.3f  %s  lr %.2e  %.0f clips/s  data wait %.1f %%%s  %s left",
             progress.epoch + 1, epochs, progress.updates, progress.updates + left, values["loss"], beside,
-            values["lr"], rate, values["data_wait_percent"], clock(seconds_left),
+            values["lr"], rate, values["data_wait_percent"], memory, clock(seconds_left),
         )  # fmt: skip
 
     def _note(self, values: Mapping[str, float]) -> None:
@@ -363,6 +361,7 @@ class Trainer:
         for evaluation in self.evaluations:
             if evaluation.name not in names:
                 continue
+            self.stalls.at(f"makes the evaluation {evaluation.name}")
             scores = evaluation.run(self.state.model, self.process, output=self.run_dir)
             named: dict[str, Metric] = {}
             if scores is not None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from lavila.checkpoints.errors import CheckpointError
@@ -37,7 +37,7 @@ from lavila.engine.checkpoint import (
     torn,
 )
 from lavila.engine.distributed import Process, on_main
-from lavila.engine.optim import own_part
+from lavila.engine.optim import blank_state, own_part
 from lavila.errors import UserError, one_line
 from lavila.files import sync, whole_file
 
@@ -71,16 +71,24 @@ class Staging:
 
     def copy(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Copies by the same names, complete when this returns. They hold until the next call with the name."""
-        copies = {}
-        for name, tensor in tensors.items():
-            buffer = self._buffers.get(name)
-            if buffer is None or (buffer.shape, buffer.dtype) != (tensor.shape, tensor.dtype):
-                buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-                self._buffers[name] = buffer
-            copies[name] = buffer.copy_(tensor.detach(), non_blocking=True)
+        copies = {
+            name: self._buffer(name, tensor).copy_(tensor.detach(), non_blocking=True)
+            for name, tensor in tensors.items()
+        }
         if any(tensor.is_cuda for tensor in tensors.values()):
             torch.cuda.current_stream().synchronize()
         return copies
+
+    def reserve(self, name: str, like: Tensor) -> None:
+        """Have the memory for copies of a tensor of this kind."""
+        self._buffer(name, like).zero_()  # the system gives memory when it is written to
+
+    def _buffer(self, name: str, like: Tensor) -> Tensor:
+        buffer = self._buffers.get(name)
+        if buffer is None or (buffer.shape, buffer.dtype) != (like.shape, like.dtype):
+            buffer = torch.empty(like.shape, dtype=like.dtype, pin_memory=like.is_cuda)
+            self._buffers[name] = buffer
+        return buffer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,19 +136,35 @@ def stage(state: TrainState, *, process: Process, beside: Beside, staging: Stagi
     )
 
 
-def _own_share(state: TrainState, process: Process) -> dict[str, dict[str, Any]]:
-    """The state of the optimiser that this rank writes, under the parameters' names: any number of ranks can read it.
-
-    Ranks with a sharded optimiser write what they keep. Where every rank has all of it, each writes every n-th
-    parameter, the largest first, so that shares are about equal.
-    """
+def reserve(state: TrainState, *, process: Process, staging: Staging) -> None:
+    """Have the memory for the copies of a state, so that the first save takes no longer than others."""
+    if process.is_main:
+        for name, tensor in model_file(state.model)[0].items():
+            staging.reserve(name, tensor)
     own = own_part(state.optimizer)
-    kept = {name: dict(own.state[p]) for name, p in state.model.named_parameters() if own.state.get(p)}
+    for name, parameter in _own_parameters(state, process).items():
+        for slot, value in blank_state(own, parameter).items():
+            staging.reserve(f"{OPTIMIZER}.{name}.{slot}", value)
+
+
+def _own_share(state: TrainState, process: Process) -> dict[str, dict[str, Any]]:
+    """The state of the optimiser that this rank writes, by names of parameters, so any number of ranks can read it."""
+    kept = own_part(state.optimizer).state
+    return {name: dict(kept[p]) for name, p in _own_parameters(state, process).items() if kept.get(p)}
+
+
+def _own_parameters(state: TrainState, process: Process) -> dict[str, nn.Parameter]:
+    """Ranks with a sharded optimiser write what they keep.
+
+    Where every rank has all of it, each writes every n-th parameter, the largest first, so that shares are about equal.
+    """
+    trained = {name: p for name, p in state.model.named_parameters() if p.requires_grad}
+    own = own_part(state.optimizer)
     if own is not state.optimizer:
-        return kept
-    sizes = {name: p.numel() for name, p in state.model.named_parameters()}
-    names = sorted(kept, key=lambda name: (-sizes[name], name))
-    return {name: kept[name] for name in names[process.rank :: process.world]}
+        kept = {id(p) for group in own.param_groups for p in group["params"]}
+        return {name: p for name, p in trained.items() if id(p) in kept}
+    names = sorted(trained, key=lambda name: (-trained[name].numel(), name))
+    return {name: trained[name] for name in names[process.rank :: process.world]}
 
 
 def write(run_dir: Path, staged: Staged, *, process: Process, group: ProcessGroup | None = None) -> Path:

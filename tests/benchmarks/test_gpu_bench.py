@@ -18,7 +18,7 @@ from lavila.data.streams.reduction import Stream
 SCRIPTS = {
     "material": "pass",
     "small": "import os, signal; os.kill(os.getpid(), signal.SIGABRT)",
-    "chip": "import time; time.sleep(60)",
+    "chip": "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])",
     "pictures": "import sys; print('a word of its own', file=sys.stderr); sys.exit(3)",
     "zeroed": "pass",
 }

@@ -88,7 +88,9 @@ def wait_for_moment(run_dir: Path, children: list[int], moment: str, chance: ran
 
 
 def main() -> None:
-    importlib.import_module("torch._dynamo")  # two seconds of every start, for the first optimiser imports it
+    # What a training imports only when it comes to it: seconds of every start.
+    for name in ("torch._dynamo", "torch.distributed.checkpoint.state_dict_saver", "torch.distributed.checkpoint"):
+        importlib.import_module(name)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", type=Path)
     parser.add_argument("--kills", type=int, default=10)

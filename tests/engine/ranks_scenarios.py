@@ -11,6 +11,7 @@ import itertools
 import json
 import signal
 import sys
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -91,6 +92,15 @@ def main(folder: Path, process: Process) -> None:
     run("dry run", dry_run.check_training, good.format("train"), f"run_dir={folder / 'dry'}", "optim.shard_state=true")
     bad_rank, updates = 1, {1}
     step = ClassificationTask.step
+    numbers = itertools.count(1)
+
+    def hanging(self: ClassificationTask, batch: VideoBatch) -> Any:
+        if next(numbers) == 3 and process.rank == bad_rank:  # in the second pass DDP itself asks the others
+            time.sleep(3)
+        return step(self, batch)
+
+    ClassificationTask.step = hanging  # type: ignore[method-assign]
+    run("one rank hangs", trainer.train, good.format("train"), "engine.stall_seconds=1", f"run_dir={folder / 'hangs'}")
 
     def spoiling(self: ClassificationTask, batch: VideoBatch) -> Any:
         loss, logs = step(self, batch)

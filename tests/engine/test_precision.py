@@ -10,6 +10,8 @@ import torch
 
 from lavila.config.load import load_config
 from lavila.config.schema import ConfigError
+from lavila.engine import build
+from lavila.engine.distributed import Process
 from lavila.engine.evaluator import evaluate
 from lavila.engine.precision import Arithmetic
 from lavila.engine.trainer import train
@@ -73,3 +75,24 @@ def test_auto_is_fp16_on_older_gpus_and_scales_the_loss(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
     arithmetic = Arithmetic.of_training(load_config("model/tiny"), CUDA)
     assert arithmetic.precision == "fp16" and arithmetic.scales_loss
+
+
+@pytest.mark.parametrize(
+    ("device", "picture_type", "precision", "half"),
+    [
+        ("cpu", "auto", "bf16", (False, False)),
+        ("cuda", "auto", "bf16", (True, True)),
+        ("cuda", "auto", "fp32", (False, False)),
+        ("cuda", "float32", "bf16", (False, False)),
+        ("cpu", "float16", "fp32", (True, True)),
+    ],
+)
+def test_pictures_are_float16_where_a_gpu_rounds_them_anyway(
+    vp9_shards: ShardSet, device: str, picture_type: str, precision: str, half: tuple[bool, bool]
+) -> None:
+    """In training and in evaluations. No GPU is needed to make a loader."""
+    settings = [f"data.picture_type={picture_type}", f"optim.precision={precision}", "data.decoder=host"]
+    config = load_config("model/tiny", [*settings, "data.image_size=32", "data.batch_size=4"])
+    process = Process(rank=0, world=1, local_world=1, device=torch.device(device))
+    loaders = [make(config, vp9_shards, process) for make in (build.training_loader, build.view_loader)]
+    assert tuple(loader.spec.half for loader in loaders) == half

@@ -56,6 +56,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory, vp9_shards: ShardSet) -> tup
         check=False,
     )
     assert result.returncode == 0, result.stderr
+    (folder / "log").write_text(result.stderr)
     return folder, [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
 
 
@@ -209,3 +210,11 @@ def test_a_signal_to_one_rank_saves_the_same_update_on_all(ended: tuple[Path, En
     assert [path.name for path in checkpoint.step_folders(kept)] == ["step-00000002"]
     names = [path.name for path in checkpoint.step_folders(folder / "SIGUSR1" / "checkpoints")]
     assert names == ["step-00000002", "step-00000003"]
+
+
+def test_a_rank_that_hangs_is_named_by_all_and_shows_its_stack(ended: tuple[Path, Ended]) -> None:
+    folder, ranks = ended
+    assert [one["one rank hangs"] for one in ranks] == ["done", "done"]
+    log = (folder / "log").read_text()
+    assert log.count("Behind all others: rank 1 (makes update 3)") == 2
+    assert log.count("in hanging") == 1

@@ -103,3 +103,23 @@ def test_a_signal_that_is_ignored_at_the_start_stays_ignored() -> None:
         assert asked.wish == Wish.NOTHING and signal.getsignal(signal.SIGUSR2) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGUSR2, before)
+
+
+def test_a_stop_signal_in_an_evaluation_ends_it_and_a_resume_makes_up_for_it(
+    tmp_path: Path, vp9_shards: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = config_file(tmp_path, vp9_shards, evals={"val": {"every_epochs": 1}}, optim={"epochs": 2})
+    predict = ClassificationTask.predict
+
+    def signalling(self: ClassificationTask, batch: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return predict(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ClassificationTask, "predict", signalling)
+        with pytest.raises(Stopped, match=checkpoint.step_name(3)):
+            train(load_config(path))
+    assert not list((tmp_path / "run").glob(".predictions*"))
+    train(load_config(path))
+    lines = read_metrics(tmp_path / "run/metrics.jsonl")
+    assert [line["step"] for line in lines if "val/action_top1" in line] == [3, 6]

@@ -75,7 +75,7 @@ async function list() {
     });
     const within = new Set(hits.map((hit) => hit.video)).size;
     const what = view.like ? ` like ${shortClock(view.like.from)} to ${shortClock(view.like.to)} of ${shortName(view.like.video)}` : "";
-    status(hits.length ? `${count(hits.length, "moment")}${what} in ${count(within, "video")}, best first` : "Nothing to compare in these videos.");
+    status(hits.length ? `${count(hits.length, "moment")}${what} in ${count(within, "video")}` : "Nothing to compare in these videos.");
     byId("more").hidden = hits.length < view.n || view.n >= MOST;
     drawExport(asked);
   } catch (error) {
@@ -249,6 +249,7 @@ async function start() {
   });
   listen();
   await show(read());
+  performance.mark("listed"); // for benchmarks/demo
   document.body.classList.add("ready");
 }
 

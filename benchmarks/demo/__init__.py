@@ -1,0 +1,1 @@
+"""How fast one's own videos are indexed, searched and shown."""

@@ -1,0 +1,101 @@
+"""The command that serves the demo's page, as a process of its own."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import demo
+import httpx2
+import make_sample_dataset
+import pytest
+import try_demo
+
+from lavila.demo.serving import ServingError, listen
+from lavila.sample.camera import read_source
+from lavila.sample.make import plan_videos
+from tests.demo.conftest import colours  # noqa: F401  # a fixture
+from tests.test_docs import ROOT
+
+
+def serve(folder: Path, index: Path, *options: str) -> tuple[Any, list[str], str]:
+    """The process, the lines up to the page's address, and that."""
+    command = [sys.executable, "tools/demo.py", "--videos", str(folder / "videos"), "--no-open", "--port", "0"]
+    command += ["--model", str(folder / "encoder.safetensors"), "--index", str(index), *options]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    lines: list[str] = []
+    for line in process.stdout:
+        lines.append(line)
+        if found := re.search(r"http://\S+", line):
+            return process, lines, found[0]
+    raise AssertionError("".join(lines))
+
+
+def end(process: Any) -> int:
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    return int(process.returncode)
+
+
+def test_it_indexes_serves_and_ends_by_ctrl_c(colours: Path, tmp_path: Path) -> None:  # noqa: F811
+    process, lines, url = serve(colours, tmp_path / "index", "--suggest", "everything is red")
+    try:
+        assert "24 moments of 3 videos" in "".join(lines) and "broken.mp4" in "".join(lines)
+        assert url.startswith("http://127.0.0.1:")
+        hits = httpx2.get(f"{url}api/search", params={"q": "everything is red"}).json()["hits"]
+        assert hits[0]["video"] == "walks/morning.mp4" and hits[0]["start"] < 4
+        assert httpx2.get(f"{url}api/library").json()["suggestions"] == ["everything is red"]
+    finally:
+        status = end(process)
+    assert status == 0
+
+
+def test_it_asks_for_a_token_where_others_may_reach_it(colours: Path) -> None:  # noqa: F811
+    process, _, url = serve(colours, colours / "index", "--host", "0.0.0.0")
+    try:
+        port = re.search(r":(\d+)/\?token=(.{20,})", url)
+        assert port is not None
+        here = f"http://127.0.0.1:{port[1]}"
+        assert httpx2.get(f"{here}/api/library").status_code == 401
+        with httpx2.Client(base_url=here, follow_redirects=True) as client:
+            assert client.get("/", params={"token": port[2]}).status_code == 200
+            assert client.get("/api/library").status_code == 200
+    finally:
+        assert end(process) == 0
+
+
+@pytest.mark.parametrize(("host", "port"), [("192.0.2.1", 0), ("127.0.0.1", 99999), ("no such name", 0)])
+def test_an_address_at_which_nobody_can_listen(host: str, port: int) -> None:
+    with pytest.raises(ServingError, match=f"--host {host} --port {port}"):
+        listen(host, port)
+
+
+def test_a_port_that_is_taken_is_said_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    taken = listen("127.0.0.1", 0)
+    taken.socket.listen()
+    try:
+        port = str(taken.socket.getsockname()[1])
+        missing = str(tmp_path / "none")
+        assert demo.main(["--videos", missing, "--model", missing, "--port", port]) == 1
+        assert f"--port {port}" in capsys.readouterr().err
+    finally:
+        taken.socket.close()
+
+
+def test_make_demo_asks_for_videos_that_the_encoder_has_not_seen() -> None:
+    steps = {step.name: step for step in try_demo.steps(["--no-open"])}
+    assert list(steps) == ["sample_dataset", "shard_train", "shard_val", "pretrain", "footage", "demo"]
+    asked = demo.parser().parse_args(steps["demo"].command[1:])
+    assert len(asked.suggest) == 3 and not asked.open
+    assert any(f"run_dir={Path(asked.model).parent}" == word for word in steps["pretrain"].command)
+    sample = make_sample_dataset.parse_arguments(steps["footage"].command[1:])
+    clips = {"train": sample.train_clips, "val": sample.val_clips}
+    source = read_source(ROOT / steps["footage"].command[2])
+    planned = plan_videos([source], clips=clips, videos=sample.videos, height=sample.height, seed=sample.seed)
+    assert {video.stem for video in asked.videos} == {video.video_id for video in planned if video.split == "val"}
+    assert sample.seed != 0  # other moves than those of the training set
