@@ -77,8 +77,8 @@ def join(device: str) -> Iterator[Process]:
 def _store() -> PrefixStore:
     """Where the processes of a run find each other, apart from those of earlier starts.
 
-    torchrun keeps one store for all its restarts. With PyTorch 2.14, restarted processes would find the addresses of
-    dead ones in it, and wait for them.
+    torchrun keeps one store for all its restarts. With PyTorch 2.14, restarted processes often find the addresses of
+    dead ones in it, and wait for them (findings/torchrun_restart_store.sh).
     """
     store, _, _ = next(rendezvous("env://"))
     return PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
