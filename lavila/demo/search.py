@@ -70,14 +70,8 @@ class Searcher:
     ) -> list[Hit]:
         """The moments most like a region of a video, best first, without that region itself. Seconds."""
         first, end = self._one(video)
-        if not start <= stop:
-            raise SearchError(f"the region from {start:g} s to {stop:g} s of {shown(video)} ends before it starts")
-        middles = (self.starts[first:end] + self.stops[first:end]) / 2
-        chosen = np.flatnonzero((middles >= start) & (middles <= stop))
-        if not len(chosen):  # shorter than the steps of the windows
-            chosen = np.abs(middles - (start + stop) / 2).argmin(0, keepdims=True)
-        mean = self._vectors[first + chosen].astype(np.float32).mean(0)
-        scores = self._similarities(mean / max(float(np.linalg.norm(mean)), 1e-12), self._spans(videos))
+        chosen, vector = self._example(video, start, stop)
+        scores = self._similarities(vector, self._spans(videos))
         inside = (self.starts[first:end] < stop) & (self.stops[first:end] > start)
         inside[chosen] = True
         scores[first:end][inside] = -np.inf
