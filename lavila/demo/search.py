@@ -127,13 +127,18 @@ class Searcher:
     def _best(self, scores: Scores, limit: int) -> list[Hit]:
         """The best moments of those whose score is not -inf."""
         hits: list[Hit] = []
+        if not len(scores):
+            return hits
         left = scores.copy()  # without what hits stand for
-        while len(hits) < limit and len(left) and (best := float(left.max())) > -np.inf:
-            row = int(left.argmax())
-            place = int(np.searchsorted(self._first, row, side="right")) - 1
+        tops = np.maximum.reduceat(left, self._first[:-1])  # of each video: a hit changes no other's
+        while len(hits) < limit and (best := float(tops.max())) > -np.inf:
+            place = int(tops.argmax())
+            first, end = self._rows(place)
+            row = first + int(left[first:end].argmax())
             name, start, stop = self._videos[place].name, float(self.starts[row]), float(self.stops[row])
             hits.append(Hit(video=name, start=start, stop=stop, score=best))
-            left[self._neighbours(scores, row, *self._rows(place))] = -np.inf
+            left[self._neighbours(scores, row, first, end)] = -np.inf
+            tops[place] = left[first:end].max()
         return hits
 
     def _neighbours(self, scores: Scores, row: int, first: int, end: int) -> slice:

@@ -75,8 +75,8 @@ def test_a_save_signal_saves_and_training_continues(tmp_path: Path, trained: Pat
 
 def test_the_signals_are_a_setting(tmp_path: Path, vp9_shards: ShardSet) -> None:
     path = config_file(tmp_path, vp9_shards)
-    config = load_config(path, ["engine.stop_signals=[SIGHUP]"])
-    with signalled(ClassificationTask, signal.SIGHUP, updates=1), pytest.raises(Stopped, match="SIGHUP"):
+    config = load_config(path, ["engine.stop_signals=[SIGUSR1]", "engine.save_signals=[]"])
+    with signalled(ClassificationTask, signal.SIGUSR1, updates=1), pytest.raises(Stopped, match="SIGUSR1"):
         train(config)
     for both in ("engine.save_signals=[SIGTERM]", "engine.stop_signals=[SIGKILL]"):
         with pytest.raises(ConfigError, match=both.partition("=")[0]):
