@@ -125,7 +125,7 @@ def table(found: dict[str, Any]) -> str:
             "| --- | --- | --- |",
             f"| from the sentence to the JSON | {found['milliseconds']:.0f} ms (of which the text tower "
             f"{found['text_tower_milliseconds']:.0f}) | {MUST_MS:.0f} ms |",
-            f"| memory of the index, beside its float16 vectors | {found['memory_of_vectors']:.2f} times | {MUST_MEMORY} |",
+            f"| memory of the index | {found['memory_of_vectors']:.2f} times its vectors | {MUST_MEMORY} times |",
         ]
     )
 
