@@ -67,7 +67,8 @@ def serve(library: Library, listening: Listening, *, ready: Callable[[str], None
     """Answer until Ctrl-C. ready: hears the page's address. browser: open it there, if there is one."""
     app = create_app(library, listening.access)
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=STOP_SECONDS)
+    listening.socket.listen()  # from now on, who asks waits for the answer, and is not refused
     ready(listening.url)
-    if browser:  # the port is open already, so the browser waits for the answer
+    if browser:
         threading.Thread(target=webbrowser.open, args=(listening.url,), daemon=True).start()
     uvicorn.Server(config).run(sockets=[listening.socket])
