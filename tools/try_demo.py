@@ -32,7 +32,7 @@ def steps(demo: Sequence[str]) -> list[Step]:
     sample += ["--videos", str(TRAIN_VIDEOS + VAL_VIDEOS), "--train-clips", "14", "--val-clips", "252"]
     videos = [str(SOURCE / f"videos/P01/P01_{TRAIN_VIDEOS + 1 + number:02}.MP4") for number in range(VAL_VIDEOS)]
     command = ["tools/demo.py", "--videos", *videos, "--model", str(trained / "checkpoints"), "--index", str(INDEX)]
-    command += ["--every", "0.5", "--suggest", *QUERIES, *demo]
+    command += ["--window", "1.5", "--every", "0.25", "--suggest", *QUERIES, *demo]
     return [
         *(step for step in quickstart.steps() if step.output),
         Step("pretrain", None, ["train.py", "--config", "learn_dual", "seed=0", f"run_dir={trained}"]),
