@@ -87,16 +87,12 @@ def write_library(folder: Path, videos: int) -> Path:
 
 
 @contextmanager
-def served(index: Path) -> Iterator[str]:
-    """The address of the page of an index."""
-
-    def encode(words: str) -> Any:
-        raise AssertionError(f"nobody searches for {words}")
-
+def served(searcher: Searcher, made: Path) -> Iterator[str]:
+    """The address of the page of an index. made: a folder for what is made of its videos."""
     listening = listen("127.0.0.1", 0)
-    made = index / "made"
-    library = make_library(Searcher(open_index(index), encode), Transcripts(made, None), cache=made)
+    library = make_library(searcher, Transcripts(made, None), cache=made)
     server = uvicorn.Server(uvicorn.Config(create_app(library, listening.access), log_level="error"))
+    listening.socket.listen()
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening.socket]})
     thread.start()
     try:
@@ -133,8 +129,14 @@ def visits(url: str, *, times: int, videos: int) -> dict[str, list[float]]:
 
 def measure(*, videos: int = VIDEOS, times: int = VISITS) -> dict[str, Any]:
     """The figures: medians of the visits, and each of them."""
-    with tempfile.TemporaryDirectory() as folder, served(write_library(Path(folder), videos)) as url:
-        found = visits(url, times=times, videos=videos)
+
+    def encode(words: str) -> Any:
+        raise AssertionError(f"nobody searches for {words}")
+
+    with tempfile.TemporaryDirectory() as folder:
+        index = write_library(Path(folder), videos)
+        with served(Searcher(open_index(index), encode), index / "made") as url:
+            found = visits(url, times=times, videos=videos)
     medians: dict[str, Any] = {name: statistics.median(values) for name, values in found.items()}
     return {"videos": videos, **medians, "visits": found}
 

@@ -16,6 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
+from urllib.request import urlopen
 
 import numpy as np
 import torch
@@ -23,7 +25,7 @@ from safetensors.numpy import save_file
 
 from benchmarks import common
 from benchmarks.common import fill_docs, machine
-from lavila.demo.exports import to_json
+from benchmarks.demo.page import served
 from lavila.demo.index import VECTORS, IndexedVideo, IndexSettings, open_index, write_moments
 from lavila.demo.search import Searcher
 from lavila.models.dual_encoder import ClipDualEncoder
@@ -79,6 +81,17 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
+def asked(url: str, sentence: str) -> float:
+    """Milliseconds from the request of a search until its JSON is there."""
+    address = f"{url}api/search?{urlencode({'q': sentence, 'limit': LIMIT})}"
+    began = time.perf_counter()
+    with urlopen(address, timeout=60) as answer:
+        data = answer.read()
+    spent = 1000 * (time.perf_counter() - began)
+    assert json.loads(data)["hits"]
+    return spent
+
+
 def measure(*, moments: int = MOMENTS, dimensions: int = DIMENSIONS, queries: int = QUERIES) -> dict[str, Any]:
     """The figures."""
     encode = text_encoder(dimensions)
@@ -89,16 +102,15 @@ def measure(*, moments: int = MOMENTS, dimensions: int = DIMENSIONS, queries: in
         began = time.perf_counter()
         searcher = Searcher(open_index(folder), encode)
         opened = time.perf_counter() - began
-        searcher.find("warm up", limit=LIMIT)
+        with served(searcher, Path(folder) / "made") as url:
+            whole = [asked(url, f"somebody does thing number {number} in a kitchen") for number in range(queries + 1)]
         memory = resident_bytes() - before
-        whole, alone = [], []
-        for number in range(queries):
-            began = time.perf_counter()
-            encode(f"somebody does thing number {number} in a kitchen")
-            middle = time.perf_counter()
-            to_json(searcher.find(f"somebody does thing number {number} in a kitchen", limit=LIMIT))
-            whole.append(1000 * (time.perf_counter() - middle))
-            alone.append(1000 * (middle - began))
+    whole = whole[1:]  # the first one imports and starts threads
+    alone = []
+    for number in range(queries):
+        began = time.perf_counter()
+        encode(f"moment number {number} of somebody who does something")
+        alone.append(1000 * (time.perf_counter() - began))
     return {
         "moments": moments,
         "dimensions": dimensions,
@@ -123,7 +135,7 @@ def table(found: dict[str, Any]) -> str:
             "",
             "| | measured | must |",
             "| --- | --- | --- |",
-            f"| from the sentence to the JSON | {found['milliseconds']:.0f} ms (of which the text tower "
+            f"| from the request to the JSON | {found['milliseconds']:.0f} ms (of which the text tower "
             f"{found['text_tower_milliseconds']:.0f}) | {MUST_MS:.0f} ms |",
             f"| memory of the index | {found['memory_of_vectors']:.2f} times its vectors | {MUST_MEMORY} times |",
         ]

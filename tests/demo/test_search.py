@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,43 @@ def test_only_the_wanted_videos_are_searched(searcher: Searcher) -> None:
     assert {hit.video for hit in searcher.find("red", limit=50, videos=["b/c.mp4", "d.webm"])} == {"b/c.mp4"}
     with pytest.raises(IndexFolderError, match="nowhere"):
         searcher.find("red", limit=1, videos=["nowhere.mp4"])
+
+
+def write_peaks(folder: Path, heights: list[float]) -> Searcher:
+    """A video whose windows, 2 s long and one every second, fit any sentence as well as `heights` say."""
+    (folder / VECTORS).mkdir()
+    up = np.array(heights)
+    save_file({"vectors": np.stack([up, np.sqrt(1 - up**2)], 1).astype(np.float16)}, folder / VECTORS / "0.safetensors")
+    starts = np.arange(len(up), dtype=np.float64)
+    video = IndexedVideo(
+        name="a.mp4", path="/a.mp4", duration=len(up) + 1, fps=30, width=64, height=48, size=1, mtime_ns=1,
+        moments=len(up), file="0.safetensors",
+    )  # fmt: skip
+    settings = IndexSettings(window=2, every=1, model="tiny", facts={"dimensions": 2})
+    write_moments(folder, settings, [video], [(starts, starts + 2)])
+    return Searcher(open_index(folder), lambda sentence: np.array([1, 0], np.float32), threads=1)
+
+
+def test_the_neighbours_of_a_hit_do_not_fill_the_list(tmp_path: Path) -> None:
+    low, peak, narrow = [0.1] * 20, [0.65, 0.8, 0.9, 0.95, 0.9, 0.85, 0.6], [0.7]
+    heights = [*low, *peak, *low, *narrow, *low]
+    searcher = write_peaks(tmp_path, heights)
+    hits = searcher.find("anything", limit=2)
+    assert [(hit.start, hit.score) for hit in hits] == [
+        (23, pytest.approx(0.95, abs=1e-3)),
+        (47, pytest.approx(0.7, abs=1e-3)),
+    ]
+    everything = searcher.find("anything", limit=100)
+    starts = sorted(hit.start for hit in everything)
+    assert all(after - before > 2 for before, after in pairwise(starts)), "no two overlap or touch"
+    assert not any(20 <= start <= 26 and start != 23 for start in starts), "one hit for the whole peak"
+
+
+def test_a_curve_of_likeness(searcher: Searcher, vectors: dict[str, np.ndarray]) -> None:
+    middles, scores = searcher.curve_like("a.mp4", 40, 42, "b/c.mp4")
+    wanted = vectors["b/c.mp4"].astype(np.float32) @ vectors["a.mp4"][4].astype(np.float32)
+    assert middles.tolist() == [10.0 * place + 1 for place in range(7)]
+    np.testing.assert_allclose(scores, wanted, atol=2e-3)
 
 
 def test_more_like_a_moment_leaves_that_moment_out(searcher: Searcher, vectors: dict[str, np.ndarray]) -> None:
