@@ -103,9 +103,11 @@ def measure(*, moments: int = MOMENTS, dimensions: int = DIMENSIONS, queries: in
         searcher = Searcher(open_index(folder), encode)
         opened = time.perf_counter() - began
         with served(searcher, Path(folder) / "made") as url:
-            whole = [asked(url, f"somebody does thing number {number} in a kitchen") for number in range(queries + 1)]
+            asked(url, "warm up the server")  # imports, and starts threads
+            cpu = time.process_time()
+            whole = [asked(url, f"somebody does thing number {number} in a kitchen") for number in range(queries)]
+            cpu = time.process_time() - cpu
         memory = resident_bytes() - before
-    whole = whole[1:]  # the first one imports and starts threads
     alone = []
     for number in range(queries):
         began = time.perf_counter()
@@ -118,6 +120,7 @@ def measure(*, moments: int = MOMENTS, dimensions: int = DIMENSIONS, queries: in
         "open_seconds": opened,
         "milliseconds": statistics.median(whole),
         "slowest_milliseconds": max(whole),
+        "cpu_milliseconds": 1000 * cpu / queries,
         "text_tower_milliseconds": statistics.median(alone),
         "memory_bytes": memory,
         "memory_of_vectors": memory / (moments * dimensions * 2),
@@ -136,7 +139,7 @@ def table(found: dict[str, Any]) -> str:
             "| | measured | must |",
             "| --- | --- | --- |",
             f"| from the request to the JSON | {found['milliseconds']:.0f} ms (of which the text tower "
-            f"{found['text_tower_milliseconds']:.0f}) | {MUST_MS:.0f} ms |",
+            f"{found['text_tower_milliseconds']:.0f}; CPU time {found['cpu_milliseconds']:.0f}) | {MUST_MS:.0f} ms |",
             f"| memory of the index | {found['memory_of_vectors']:.2f} times its vectors | {MUST_MEMORY} times |",
         ]
     )
