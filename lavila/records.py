@@ -29,6 +29,11 @@ BLACK_FRAME = -1
 HUMAN = "human"
 """The source of narrations that a person wrote. Narrations of any other source were not written by a person."""
 
+VIDEO_SUFFIXES = (
+    ".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".ogg", ".ogv", ".m4v",
+)  # fmt: skip
+"""How the names of videos end, in lower case."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Clip:

@@ -1,7 +1,8 @@
 """Ego4D (Grauman et al., CVPR 2022) clips with narrations, from pickles as LaViLa publishes and writes them.
 
 A pickle is a list of (video_uid, start_second, end_second, narration or narrations[, scores]). A video is named
-<video_uid>.mp4, which is a file or a folder of chunks.
+<video_uid>.mp4, which is a file or a folder of chunks. Where somebody's own videos are meant, the name may have another
+ending of videos, such as day1/GX01.MOV.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from lavila.annotations.base import AnnotationError, AnnotationSet, Failure
 from lavila.annotations.checks import ClipNames, as_seconds, as_text, interval_problem, locate, video_path_problem
 from lavila.annotations.tables import read_plain_pickle
 from lavila.errors import shown
-from lavila.records import Clip
+from lavila.records import VIDEO_SUFFIXES, Clip
 
 SPLITS = {"train": "ego4d_train.pkl", "val": "ego4d_val.pkl"}
 LAYOUTS = (  # of LaViLa's preparation, and of the dataset's downloader: the smaller pictures first
@@ -32,7 +33,7 @@ class Narrated(NamedTuple):
     """One entry of a pickle, checked."""
 
     clip_id: str
-    video: str  # without .mp4
+    video: str  # the name, without .mp4
     video_path: str
     start_second: float  # float64
     stop_second: float  # float64
@@ -96,7 +97,7 @@ def _entries(file: Path) -> Iterator[Narrated]:
                 f"{file}, entry {number}: {shown(entry[0])} is not a video's name; needed are {_FORM}"
             )
         if name not in videos:  # checked once, so that all clips of a video share its strings
-            video_path = f"{name}.mp4"
+            video_path = name if name.lower().endswith(VIDEO_SUFFIXES) else f"{name}.mp4"
             problem = video_path_problem(video_path)
             videos[name] = name, video_path, f"{problem}; correct the video's name" if problem else ""
         video, video_path, problem = videos[name]

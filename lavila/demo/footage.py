@@ -29,14 +29,13 @@ from lavila.ingest.source_video import SourceVideo
 from lavila.ingest.video_files import EncodeError, Limits
 from lavila.plan.crops import crop_offsets, resized_size
 from lavila.plan.frames import FrameChoice, choose_frames, frame_span
-from lavila.records import ClipPlan, Frames
+from lavila.records import VIDEO_SUFFIXES, ClipPlan, Frames
 
 T = TypeVar("T")
 S = TypeVar("S", bound=Sized)
 
 SHORT_SIDE = 288  # pixels: the default of shard sets, so that models see pictures like those that they were trained on
 SEEK_SECONDS = 10.0  # a longer gap between two wanted frames is skipped; groups of pictures are seldom longer
-SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".ogg", ".ogv", ".m4v")
 AT_ONCE = 1000  # windows that are planned together: what a damaged frame makes plan again
 GRAIN = 8  # pixels: changes are measured between squares of this side, in which the coder's noise averages out
 CHANGED_SHARE = 99.0  # percentile of the squares that decides, so that a moving hand counts as much as a moving camera
@@ -88,18 +87,18 @@ def find_videos(path: Path) -> list[Path]:
 
     A folder that is named like a video (`x.mp4/0.mp4, 300.mp4`) is one video. FootageError where there is none.
     """
-    if path.is_file() or (path.is_dir() and path.suffix.lower() in SUFFIXES):
+    if path.is_file() or (path.is_dir() and path.suffix.lower() in VIDEO_SUFFIXES):
         return [path]
     if not path.is_dir():
         raise FootageError(f"{path}: no such video or folder; give the path of a video file, or of a folder of them")
     found: list[Path] = []
     for entry in sorted(path.iterdir()):
-        if entry.suffix.lower() in SUFFIXES:
+        if entry.suffix.lower() in VIDEO_SUFFIXES:
             found.append(entry)
         elif entry.is_dir() and not entry.name.startswith("."):
             found += _videos_below(entry)
     if not found:
-        raise FootageError(f"{path}: holds no video; looked for files that end in {', '.join(SUFFIXES)}")
+        raise FootageError(f"{path}: holds no video; looked for files that end in {', '.join(VIDEO_SUFFIXES)}")
     return found
 
 

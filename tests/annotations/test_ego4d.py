@@ -44,6 +44,12 @@ def test_entries_with_one_narration(tmp_path: Path) -> None:
     assert found.files == [tmp_path / "ego4d_train.pkl"]
 
 
+def test_a_name_with_the_ending_of_a_video_is_the_files(tmp_path: Path) -> None:
+    data = [("day 1/GX01.MP4", 1.0, 2.0, "a"), ("b.mkv", 1.0, 2.0, "b"), ("c.d", 1.0, 2.0, "c")]
+    clips = read_annotations("ego4d", save(tmp_path, data), split="train").clips
+    assert [clip.video_path for clip in clips] == ["day 1/GX01.MP4", "b.mkv", "c.d.mp4"]
+
+
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_numpy_numbers_lists_and_arrays(tmp_path: Path, protocol: int) -> None:
     data = [
