@@ -25,7 +25,7 @@ from lavila.checkpoints.store import load_model
 from lavila.config.load import load_config
 from lavila.config.schema import ConfigError, RunConfig
 from lavila.engine import build, checkpoint, evaluator
-from lavila.engine.command_line import compute_the_same_bits
+from lavila.engine.command_line import compute_the_same_bits, parse
 from lavila.engine.distributed import Process
 from lavila.engine.evaluator import evaluate
 from lavila.engine.predictions import PredictionParts
@@ -478,13 +478,16 @@ def test_commands_leave_cores_to_others_before_torch_is_there() -> None:
     assert done.stdout.strip() == "PASSIVE", done.stderr
 
 
-def test_evaluations_ask_mkl_for_one_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_and_evaluations_ask_mkl_for_one_order(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, vp9_shards: ShardSet
+) -> None:
     """Where the processor has what that takes; a value that is set stays."""
+    arguments = ["--config", str(config_file(tmp_path, vp9_shards))]
     monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
     compute_the_same_bits()
     assert os.environ["MKL_CBWR"] == "COMPATIBLE"
     monkeypatch.delenv("MKL_CBWR")
-    compute_the_same_bits()
+    parse("trains", example="none", arguments=arguments)
     flags = Path("/proc/cpuinfo").read_text().split()
     wanted = "AVX512,STRICT" if "avx512f" in flags else "AVX2,STRICT" if "avx2" in flags else None
     assert os.environ.get("MKL_CBWR") == wanted
