@@ -82,8 +82,9 @@ def leave_cores_to_others() -> None:
 def compute_the_same_bits() -> None:
     """Have MKL add up matrix products in one order, whatever the number of threads; works until PyTorch is imported.
 
-    One process has all cores by default, each of several that torchrun starts has one; neither predictions nor a run
-    that continues elsewhere shall depend on that. In turn with and without, on one core with AVX-512: 0.94 s and 0.89 to 1.01 s for a forward pass.
+    One process has all cores by default, each of several that torchrun starts has one. Neither predictions nor a run
+    that continues elsewhere shall depend on that. In turn with and without, on one core with AVX-512: 0.94 s and 0.89
+    to 1.01 s for a forward pass.
     """
     cpu = Path("/proc/cpuinfo")
     flags = cpu.read_text(errors="replace").split() if cpu.is_file() else []
