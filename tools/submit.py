@@ -111,7 +111,7 @@ def main() -> None:
         try:
             sys.exit(0 if follow(jobs, sys.stdout) else 1)
         except KeyboardInterrupt:
-            print(f"\nno longer followed; the job goes on (scancel {jobs[0].id} ends it)")
+            print(f"\nno longer followed; the job continues (scancel {jobs[0].id} ends it)")
 
 
 if __name__ == "__main__":

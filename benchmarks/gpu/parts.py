@@ -1,4 +1,4 @@
-"""One part of the GPU benchmark, in a process of its own: `python -m benchmarks.gpu.parts NAME --out DIR ...`.
+"""One part of the GPU benchmark, in a separate process: `python -m benchmarks.gpu.parts NAME --out DIR ...`.
 
 `run` starts it, and says what each part is for.
 """

@@ -92,7 +92,7 @@ def child(name: str, args: argparse.Namespace) -> list[str]:
 def run_part(name: str, args: argparse.Namespace, *, seconds: float) -> dict[str, Any]:
     """Run a part. Returns how it ended, and the last lines that it wrote to stderr."""
     began = time.monotonic()
-    # A session of its own: processes that the part has started are stopped with it.
+    # A separate session: processes that the part has started are stopped with it.
     process = subprocess.Popen(
         child(name, args), cwd=ROOT, stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True
     )

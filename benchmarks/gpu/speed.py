@@ -64,7 +64,7 @@ def rates(gpu: Gpu, material: Material, results: Results) -> None:
 
 
 def rate_row(gpu: Gpu, material: Material, results: Results, *, codec: str, last: int, form: str, threads: int) -> None:
-    """Measure one combination, and go on after an error."""
+    """Measure one combination, and continue after an error."""
     data = material.clip(codec, "long" if last >= 90 else "short")
     frames = np.linspace(0, last, FRAMES).astype(np.int32)
     given = reduced(data, frames) if form == "reduced" else None

@@ -88,7 +88,7 @@ class ClipLoader:
             batches are made ahead. One always is, and a warning says if that one takes more.
         max_bad_clips: the largest number of bad clips in an epoch; one more is an error. The loader counts the clips
             of its rank. A caller that knows the sum over all ranks gives it to `check_bad_clips`. None: the caller
-            looks at `bad_clips`, and the loader goes on whatever it finds. If no clip that is tried for a place is
+            looks at `bad_clips`, and the loader continues whatever it finds. If no clip that is tried for a place is
             good, the batch becomes smaller.
         captions: the clips' narrations; None = those stored with the shard set.
 

@@ -16,7 +16,7 @@ from lavila.demo.library import Library
 from lavila.demo.server import create_app
 from lavila.errors import UserError
 
-STOP_SECONDS = 2  # for which answers that are on their way may go on after Ctrl-C: a video may last for hours
+STOP_SECONDS = 2  # for which answers that are on their way may continue after Ctrl-C: a video may last for hours
 
 
 class ServingError(UserError):

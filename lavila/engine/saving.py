@@ -30,7 +30,7 @@ SPARE_BYTES = 64 * 2**20  # that stay free beside a checkpoint, for logs and for
 
 
 class TrainingError(UserError):
-    """Training that cannot go on."""
+    """Training that cannot continue."""
 
 
 class Saver:
@@ -90,7 +90,7 @@ class Saver:
         if not bool(sums.isfinite().all()):
             raise TrainingError(
                 f"the model is not finite at step {self.state.progress.updates}; lower optim.lr, set "
-                "optim.clip_grad_norm, or train in fp32 (optim.precision=fp32), and go on from the newest checkpoint"
+                "optim.clip_grad_norm, or train in fp32 (optim.precision=fp32), and continue from the newest checkpoint"
             )
         self._saved_at = time.monotonic()
         logs = () if metrics is None else (metrics.path,)

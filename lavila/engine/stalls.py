@@ -89,7 +89,7 @@ class StallWatch:
                 self._store = None
 
     def _places(self) -> dict[int, tuple[int, str]]:
-        """Count and place of each rank that has told it."""
+        """Count and place of each rank that has said it."""
         found = {self._rank: (self._count, self._what)}
         for rank in range(self._world):
             key = f"place-{rank}"

@@ -313,7 +313,7 @@ class Trainer:
             raise TrainingError(
                 f"the loss is not finite at step {update}, {most} time(s) in a row (optim.max_nonfinite_losses): "
                 f"{where}; the state is in {self.run_dir / nonfinite.FOLDER}. Lower optim.lr, set "
-                "optim.clip_grad_norm, or train in fp32 (optim.precision=fp32), and go on from the newest checkpoint"
+                "optim.clip_grad_norm, or train in fp32 (optim.precision=fp32), and continue from the newest checkpoint"
             )
 
     def _keep_for_a_look(self, bad: list[BadLoss]) -> None:

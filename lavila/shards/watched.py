@@ -1,4 +1,4 @@
-"""Reads of storage that may never answer: the caller waits for a limited time, and goes on without the answer.
+"""Reads of storage that may never answer: the caller waits for a limited time, and continues without the answer.
 
 A thread that the system holds in a read cannot be ended. So a read runs in a thread that nobody else needs, and that no
 process waits for at its end. It comes back when the storage answers after all.

@@ -76,7 +76,7 @@ def test_a_set_with_five_bad_clips_in_a_hundred_trains_through(
         assert line["shard"] == f"shard-{int(line['clip_id'][5:]) // 2:06d}.tar" and line["epoch"] == 1
     assert read_metrics(Path(config.run_dir) / "metrics.jsonl")[-1]["bad_clips"] == len(found)
 
-    # A run that is stopped in the middle goes on with the same substitutes.
+    # A run that is stopped in the middle continues with the same substitutes.
     again = of(tmp_path, vp9_shards, f"data.train={harmed}", f"data.decoder={decoder}", f"run_dir={tmp_path / 'two'}")
     with clips_seen() as halves:
         train_until(again, 3)
@@ -94,7 +94,7 @@ def test_more_than_allowed_stop_the_run_with_a_summary(config: RunConfig, tmp_pa
         train(few)
     found = bad_clips(few.run_dir)
     assert FILE in str(stopped.value) and len(found) >= 4 and found[-1]["clip_id"] in str(stopped.value)
-    # Whoever allows more goes on from there, and nothing is listed twice.
+    # Whoever allows more continues from there, and nothing is listed twice.
     train(config)
     places = [(line["position"], line["attempt"]) for line in bad_clips(config.run_dir)]
     assert len(set(places)) == len(places) >= len(DAMAGE.rows)

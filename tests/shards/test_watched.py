@@ -1,4 +1,4 @@
-"""Reads that have no answer: the caller goes on, others are spared the wait, and the process can end."""
+"""Reads that have no answer: the caller continues, others are spared the wait, and the process can end."""
 
 from __future__ import annotations
 
