@@ -18,7 +18,7 @@ import functools
 import sys
 from collections.abc import Sequence
 
-from lavila.engine.command_line import leave_cores_to_others, start_log
+from lavila.engine.command_line import leave_cores_to_others, run_tool, start_log
 from lavila.errors import UserError
 from lavila.files import user_path
 
@@ -60,14 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         p.error(str(error))
     start_log()
-    try:
-        return run(wanted, say=functools.partial(print, flush=True))
-    except KeyboardInterrupt:
-        print("\ninterrupted; finished work is kept, and the same command continues", file=sys.stderr)
-        return 130
-    except (UserError, OSError) as error:
-        print(f"embed_videos: error: {error}", file=sys.stderr)
-        return 1
+    work = functools.partial(run, wanted, say=functools.partial(print, flush=True))
+    return run_tool("embed_videos", work, interrupted="finished work is kept, and the same command continues")
 
 
 if __name__ == "__main__":

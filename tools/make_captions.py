@@ -27,7 +27,7 @@ from collections.abc import Iterable, Sequence
 from tqdm import tqdm
 
 from lavila.annotations.ego4d import read_narrations
-from lavila.errors import UserError
+from lavila.engine.command_line import run_tool
 from lavila.files import user_path
 from lavila.ingest.caption_tables import coverage, gather, read_table
 from lavila.shards.captions import CaptionError, Words, write_captions
@@ -94,15 +94,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool. Returns the exit status."""
     args = parser().parse_args(argv)
-    try:
-        make_table(args)
-    except KeyboardInterrupt:
-        print("\ninterrupted; nothing was written", file=sys.stderr)
-        return 130
-    except (UserError, OSError) as error:
-        print(f"make_captions: error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_tool("make_captions", lambda: make_table(args), interrupted="nothing was written")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ import pyarrow as pa
 import torch
 from tqdm import tqdm
 
-from lavila.errors import UserError
+from lavila.engine.command_line import run_tool
 from lavila.files import user_path
 from lavila.ingest.rephrasing import Rephrasing, about_run, journal_path, rephrase, write_rephrased
 from lavila.journal import Journal
@@ -137,15 +137,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool. Returns the exit status."""
     args = parser().parse_args(argv)
-    try:
-        rephrase_table(args)
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command continues", file=sys.stderr)
-        return 130
-    except (UserError, OSError) as error:
-        print(f"rephrase: error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_tool("rephrase", lambda: rephrase_table(args), interrupted="the same command continues")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What train.py and evaluate.py share: arguments, logging, and one line for a mistake of the user."""
+"""What commands share: arguments, logging, and one line for a mistake of the user."""
 
 from __future__ import annotations
 
@@ -112,6 +112,21 @@ def start_log() -> None:
         datefmt="%H:%M:%S",
         stream=sys.stdout,
     )
+
+
+def run_tool(name: str, work: Callable[[], int | None], *, interrupted: str) -> int:
+    """The exit status of a tool's work: its own or 0, 130 after Ctrl-C, 1 after an error, which is one line.
+
+    interrupted: what is said after Ctrl-C of what is kept.
+    """
+    try:
+        return work() or 0
+    except KeyboardInterrupt:
+        sys.stderr.write(f"\ninterrupted; {interrupted}\n")
+        return 130
+    except (UserError, OSError) as error:
+        sys.stderr.write(f"{name}: error: {error}\n")
+        return 1
 
 
 def run(work: Callable[[RunConfig], object], config: RunConfig) -> None:
