@@ -40,12 +40,13 @@ from typing import Any
 
 from benchmarks import common
 from benchmarks.common import ROOT, fill_docs, machine
+from lavila.cluster.launch import STOPPED
 from lavila.report.files import read_metrics
 from lavila.shards.reader import open_shard_set
 
 DOCS = ROOT / "docs/RELIABILITY.md"
 TOY = ROOT / "data/toy/ek100/shards/train"
-RANKS, STOPPED = 2, 75
+RANKS = 2
 LIVES = 6  # of the run in the first half
 PAUSE_SECONDS, STALL_SECONDS, FULL_SECONDS = 4.0, 2.0, 3.0
 PATIENCE_SECONDS = 120.0  # until a process is ready, or has ended

@@ -21,7 +21,7 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-STOPPED = 75  # exit status of a command that has saved and that the same command continues
+STOPPED = 75  # exit status of a command that has saved and that the same command continues (EX_TEMPFAIL, sysexits.h)
 OTHERS_SECONDS = 60.0  # how long rank 0 waits for the commands of the others to stop
 HEARD = (signal.SIGUSR2, signal.SIGTERM, signal.SIGCONT)
 PREEMPTED = re.compile(r"PreemptTime=(?!None|Unknown)\S")

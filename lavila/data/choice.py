@@ -12,7 +12,9 @@ import time
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
+
+import torch
 
 from lavila.data.nvdec import fastest
 from lavila.data.nvdec.chip import chip_of, nvdec_problem
@@ -23,9 +25,6 @@ from lavila.plan.plans import Plan
 from lavila.records import ClipPlan
 from lavila.shards.pictures import StoredPictures
 from lavila.shards.reader import ShardSet
-
-if TYPE_CHECKING:
-    import torch
 
 log = logging.getLogger(__name__)
 
@@ -89,8 +88,6 @@ def runner_rate(runner: Runner, batches: Iterable[list[ClipPlan]], *, warm: int,
 
 
 def _wait_for_gpu() -> None:
-    import torch
-
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -119,8 +116,6 @@ def choose_decoder(decoder: str, *, shard_set: ShardSet, device: torch.device, t
 
 def _check_nvdec(shard_set: ShardSet, device: torch.device) -> None:
     if device.type != "cuda":
-        import torch
-
         driver = "" if torch.cuda.is_available() else " and this machine has no usable NVIDIA driver"
         raise LoaderError(
             f"data.decoder=nvdec decodes on a GPU, but device is {device.type}{driver}; use data.decoder=auto"

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
+from lavila.cluster.launch import STOPPED
 from lavila.config.load import known_names, load_config, to_yaml
 from lavila.config.schema import ConfigError, RunConfig
 from lavila.engine.signals import Stopped
@@ -20,7 +21,6 @@ from lavila.files import user_path
 log = logging.getLogger(__name__)
 
 USER_ERROR = 2  # exit status
-STOPPED = 75  # exit status of a run that a signal stopped: the same command continues it (EX_TEMPFAIL of sysexits.h)
 
 
 def parse(
