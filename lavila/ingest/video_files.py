@@ -143,7 +143,8 @@ def _film(container: Any) -> Any:
     """The video stream that FFmpeg finds best, among those that are no thumbnails; None where there is none.
 
     Some cameras put a picture of the film, or some seconds of it, into a stream before the film. In an mp4 the first
-    stream is the default one, and FFmpeg prefers that to all others. A thumbnail has one frame, or lasts less than half of the longest stream.
+    stream is the default one, and FFmpeg prefers that to all others. A thumbnail has one frame, or lasts less than
+    half of the longest stream.
     """
     best = container.streams.best("video")
     if best is None or len(container.streams.video) == 1:
