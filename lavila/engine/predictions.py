@@ -31,7 +31,19 @@ NUMBERS = "biuf"  # kinds of numpy arrays that a column may be, beside texts
 
 
 class PredictionsError(UserError):
-    """Saved predictions that cannot be read, or that are of other clips."""
+    """Predictions that cannot be written or read, or that are of other clips."""
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or " ".join(str(error).split())
+        raise PredictionsError(
+            f"{path}: cannot be written ({why}); make room or change the permissions, and the same command makes the "
+            "evaluation again"
+        ) from None
 
 
 @contextmanager
@@ -43,8 +55,9 @@ def predictions_folder(output: Path, process: Process, *, kept: bool = False) ->
     """
 
     def make() -> Path:
-        output.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f".{KEPT}-", dir=output))
+        with _writing(output):
+            output.mkdir(parents=True, exist_ok=True)
+            return Path(tempfile.mkdtemp(prefix=f".{KEPT}-", dir=output))
 
     folder = on_main(make)
     try:
@@ -86,7 +99,8 @@ class PredictionWriter:
         # Dictionaries help texts alone; scores hardly ever repeat.
         texts = [name for name in table.column_names if pa.types.is_string(table.schema.field(name).type)]
         file = self._folder / f"{self._name}-{self._parts:06d}.parquet"
-        pq.write_table(table, file, compression="zstd", use_dictionary=texts or False)
+        with _writing(file):
+            pq.write_table(table, file, compression="zstd", use_dictionary=texts or False)
         self._parts += 1
         self._waiting, self._bytes = [], 0
 

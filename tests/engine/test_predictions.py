@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -111,3 +112,25 @@ def test_a_kept_folder_takes_the_place_of_an_older_one(tmp_path: Path) -> None:
     with pytest.raises(ValueError), predictions_folder(tmp_path, ALONE, kept=True) as folder:
         raise ValueError
     assert [path.name for path in (tmp_path / "predictions").iterdir()] == ["two"]
+
+
+def test_a_disk_that_takes_no_more_is_named(tmp_path: Path) -> None:
+    """A limit on the size of files stands for a full disk."""
+    writer = PredictionWriter(tmp_path, "predicted-0")
+    random = np.random.default_rng(0)
+    writer.add(
+        Predictions(rows=np.arange(99), columns={"vector": random.random((99, 999))}), [str(n) for n in range(99)]
+    )
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(PredictionsError, match=r"predicted-0-000000\.parquet: cannot be written .*make room"):
+            writer.flush()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(PredictionsError, match="file: cannot be written"),
+        predictions_folder(tmp_path / "file", ALONE),
+    ):
+        pass
