@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lavila.demo.moments import Moment
-from lavila.demo.narrators import open_narrator
+from lavila.demo.narrators import OpenNarrator, open_narrator
 from lavila.demo.subtitles import to_jsonl
 from lavila.demo.transcripts import TranscriptError, Transcripts
 from lavila.models.generation import GenerationConfig
@@ -31,16 +31,10 @@ def test_narrations_beside_a_video_are_shown_and_read_again_when_they_change(tmp
     assert len(transcripts.transcript("a.mp4", video).moments) == 1
 
 
-def test_without_a_narrator_nobody_narrates(tmp_path: Path) -> None:
-    transcripts = Transcripts(tmp_path, None)
-    assert not transcripts.can_narrate
-    with pytest.raises(TranscriptError, match="--narrator"):
-        transcripts.ask("a.mp4", tmp_path / "a.mp4")
-
-
-def test_a_narrator_narrates_what_is_asked_for_and_keeps_it(tmp_path: Path) -> None:
+@pytest.fixture
+def narrator(tmp_path: Path) -> OpenNarrator:
     checkpoint, vocabulary = save_tiny_narrator(tmp_path)
-    narrator = open_narrator(
+    return open_narrator(
         str(checkpoint),
         vocabulary=str(vocabulary),
         options=GenerationConfig(max_length=12),
@@ -48,6 +42,16 @@ def test_a_narrator_narrates_what_is_asked_for_and_keeps_it(tmp_path: Path) -> N
         device=torch.device("cpu"),
         half=False,
     )
+
+
+def test_without_a_narrator_nobody_narrates(tmp_path: Path) -> None:
+    transcripts = Transcripts(tmp_path, None)
+    assert not transcripts.can_narrate
+    with pytest.raises(TranscriptError, match="--narrator"):
+        transcripts.ask("a.mp4", tmp_path / "a.mp4")
+
+
+def test_a_narrator_narrates_what_is_asked_for_and_keeps_it(tmp_path: Path, narrator: OpenNarrator) -> None:
     video = write_colours(tmp_path / "videos/a.mp4", "red", "green")
     transcripts = Transcripts(tmp_path / "made", narrator)
     assert transcripts.ask("walks/a.mp4", video).state in {"waiting", "running", "done"}
@@ -62,16 +66,7 @@ def test_a_narrator_narrates_what_is_asked_for_and_keeps_it(tmp_path: Path) -> N
     assert Transcripts(tmp_path / "made", None).transcript("walks/a.mp4", video).moments == found.moments
 
 
-def test_a_video_that_cannot_be_narrated_says_why(tmp_path: Path) -> None:
-    checkpoint, vocabulary = save_tiny_narrator(tmp_path)
-    narrator = open_narrator(
-        str(checkpoint),
-        vocabulary=str(vocabulary),
-        options=GenerationConfig(max_length=12),
-        seed=0,
-        device=torch.device("cpu"),
-        half=False,
-    )
+def test_a_video_that_cannot_be_narrated_says_why(tmp_path: Path, narrator: OpenNarrator) -> None:
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"no video" * 99)
     transcripts = Transcripts(tmp_path / "made", narrator)
