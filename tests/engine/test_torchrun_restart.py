@@ -13,6 +13,8 @@ from tests.engine.test_runs import ENVIRONMENT, ROOT, config_file, same, weights
 KILLED_ONCE = """
 import os, signal, sys
 from pathlib import Path
+from lavila.engine.command_line import compute_the_same_bits
+compute_the_same_bits()  # as train.py does
 from lavila.engine import trainer
 from lavila.config.load import load_config
 done = trainer.Trainer._pass
