@@ -231,7 +231,7 @@ def test_nothing_beside_the_result_costs_it(finished: RunConfig, monkeypatch: py
     folder = Path(finished.run_dir)
     for name in ("metrics.jsonl", "stages.jsonl"):
         (folder / name).write_text("spoilt\nspoilt\n")
-    monkeypatch.setattr(environment, "distributions", lambda: 1 / 0)
+    monkeypatch.setattr(environment, "dali_wheels", lambda: 1 / 0)
     monkeypatch.setattr(compose, "_view_strip", lambda *_: 1 / 0)
     assert evaluate(finished) == folder / "report.html"
     report = json.loads((folder / "report.json").read_text())
