@@ -26,6 +26,7 @@ from lavila.config.load import load_config
 from lavila.config.schema import ConfigError, RunConfig
 from lavila.engine import build, checkpoint, evaluator
 from lavila.engine.command_line import compute_the_same_bits, parse
+from lavila.engine.command_line import run as run_command
 from lavila.engine.distributed import Process
 from lavila.engine.evaluator import evaluate
 from lavila.engine.predictions import PredictionParts
@@ -460,6 +461,17 @@ def test_commands_leave_cores_to_others_before_torch_is_there() -> None:
         [sys.executable, "-c", code], cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True
     )
     assert done.stdout.strip() == "PASSIVE", done.stderr
+
+
+def test_a_command_computes_on_as_many_threads_as_are_asked_for(config: RunConfig) -> None:
+    before, seen = torch.get_num_threads(), []
+    try:
+        for wanted in (0, before + 1):
+            given = replace(config, engine=replace(config.engine, cpu_threads=wanted))
+            run_command(lambda _: seen.append(torch.get_num_threads()), given)
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [before, before + 1]
 
 
 def test_training_and_evaluations_ask_mkl_for_one_order(
