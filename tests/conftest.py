@@ -185,6 +185,11 @@ class ByFile(LoadScopeScheduling):
         return scope_of(nodeid)
 
 
+def pytest_configure() -> None:
+    """Before any test."""
+    forks.share_server()
+
+
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
     """How `make test` deals tests out to processes."""
     return ByFile(config, log)

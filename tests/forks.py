@@ -39,6 +39,12 @@ PRELOADED = (
 )
 
 
+def share_server() -> None:
+    """Whoever starts the server of this process first (multiprocessing has one) preloads what forks need, too."""
+    preload = forkserver.set_forkserver_preload
+    forkserver.set_forkserver_preload = lambda names: preload([*PRELOADED, *names])
+
+
 class Fork:
     """A command in a forked process; a small part of what subprocess.Popen has."""
 
@@ -48,7 +54,7 @@ class Fork:
         with tempfile.NamedTemporaryFile(delete=False) as out, tempfile.NamedTemporaryFile(delete=False) as err:
             self._files = Path(out.name), Path(err.name)
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(list(PRELOADED))
+        context.set_forkserver_preload([])  # see `share_server`
         with pytest.MonkeyPatch.context() as patch:  # the server has the environment of the first command
             patch.setenv("OMP_NUM_THREADS", "1")
             patch.delenv("MKL_CBWR", raising=False)
