@@ -29,14 +29,14 @@ import torch
 from torch import nn
 
 from lavila.checkpoints.errors import CheckpointError
-from lavila.checkpoints.store import LATEST, WEIGHTS, load_model
+from lavila.checkpoints.store import LATEST, OF_A_RUN, WEIGHTS, load_model
 from lavila.engine.distributed import Process
 from lavila.engine.optim import blank_state, own_part
 from lavila.files import whole_file
 
 log = logging.getLogger(__name__)
 
-FOLDER = "checkpoints"
+FOLDER = OF_A_RUN
 FACTS, TRAIN_STATE, CONFIG = "checkpoint.json", "train_state", "config.yaml"
 BEST = "best.json"
 OPTIMIZER = "optimizer.state"  # before the names of parameters in train_state

@@ -56,7 +56,13 @@ def parse(
         help="check everything before the first step, print the shapes of a batch and an estimate of memory, and stop",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.batch_size=8 or seed=1")
-    given = parser.parse_intermixed_args(arguments)
+    given, unknown = parser.parse_known_intermixed_args(arguments)
+    if unknown:
+        keys = [word.lstrip("-") for word in unknown if "=" in word]
+        parser.error(
+            f"unrecognized arguments: {' '.join(unknown)}; a setting has the form key=value, without dashes"
+            + (f": {' '.join(keys)}" if keys else "")
+        )
     try:
         if given.config is None:
             config = _config_of_predictions(user_path(given.predictions), given.overrides)
