@@ -160,6 +160,19 @@ def changed_settings(path: Path, config: RunConfig) -> str:
     return ", ".join(changes)
 
 
+def of_run(config: RunConfig, path: Path | None) -> Path | None:
+    """The same checkpoint. CheckpointError where it is of another task, or was trained on another dataset."""
+    before = flatten(read_config(path) or {}) if path else {}
+    for key, now in (("task.name", config.task.name), ("data.dataset", config.data.dataset)):
+        was = before.get(key)
+        if was and now and was != now:
+            raise CheckpointError(
+                f"{path}: is of a run with {key}={was}, and this config has {key}={now}, so two runs would mix; give "
+                f"another run_dir=... and, to start from its weights, model.init={path}"
+            )
+    return path
+
+
 def _newest_in(path: Path) -> Path | None:
     """The newest whole checkpoint of a folder of checkpoints or of a run folder; None where it is neither."""
     return next((checkpoint.newest(folder) for folder in (path, path / FOLDER) if step_folders(folder)), None)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from lavila.checkpoints.errors import CheckpointError
 from lavila.checkpoints.store import trained_on
@@ -17,6 +18,7 @@ from lavila.config.load import load_config
 from lavila.config.schema import RunConfig
 from lavila.engine import evaluator
 from lavila.engine.evaluator import evaluate
+from lavila.engine.run_folder import of_run
 from lavila.engine.trainer import train
 from lavila.report.files import append_stage, read_metrics
 from lavila.shards.reader import ShardSet
@@ -96,6 +98,23 @@ def test_an_older_checkpoint_does_not_mix_with_the_later_ones(folder: Path) -> N
     assert branch == folder / "branch" / "checkpoints" / "step-00000009" and steps(folder / "branch") == list(
         range(4, 10)
     )
+
+
+@pytest.mark.parametrize("epochs", [3, 5])  # a run that is finished, and one that would go on
+def test_a_run_of_another_task_or_dataset_does_not_mix_with_it(folder: Path, epochs: int) -> None:
+    before = files_of(folder / "run")
+    newest = folder / "run/checkpoints/step-00000009"
+    for key, was, now in (("task.name", "classification", "zero_shot"), ("data.dataset", "synthetic", "egtea")):
+        config = yaml.safe_load((newest / "config.yaml").read_text())
+        config["data"]["dataset"] = "synthetic"
+        (newest / "config.yaml").write_text(yaml.safe_dump(config))
+        with pytest.raises(CheckpointError, match=rf"{key}={was}, .*{key}={now}.*run_dir=.*model\.init="):
+            of_run(settings(folder, f"{key}={now}", f"optim.epochs={epochs}"), newest)
+    with pytest.raises(CheckpointError, match=r"task\.name=classification, .*task\.name=zero_shot"):
+        train(settings(folder, "task.name=zero_shot", f"optim.epochs={epochs}"))
+    assert {name: kept for name, kept in files_of(folder / "run").items() if "config.yaml" not in str(name)} == {
+        name: kept for name, kept in before.items() if "config.yaml" not in str(name)
+    }
 
 
 def test_a_finished_run_keeps_its_config(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -35,6 +35,7 @@ async function show(next, { push = false, play = false } = {}) {
   } else {
     player.close();
     await listed;
+    if (view.v && mine === turn) trouble(`No video ${view.v} here. It may have another name now, or be left out.`);
   }
   markWatched();
 }
