@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import zlib
@@ -32,6 +33,17 @@ def unwritable(folder: Path) -> Path | None:
     """
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     return None if there.is_dir() and os.access(there, os.W_OK | os.X_OK) else there
+
+
+def explained(error: OSError) -> str:
+    """An error of the operating system as one line that says what to do."""
+    if error.filename is not None and error.errno in (errno.EEXIST, errno.ENOTDIR):
+        return f"{error.filename}: is a file, or lies below one, where a folder is wanted; give another name"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{error}: the disk is full; make room and run again"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{error}: this user may not do that; change the permissions or give another folder"
+    return str(error)
 
 
 def is_below(path: Path, folder: Path) -> bool:

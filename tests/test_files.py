@@ -10,7 +10,7 @@ import pytest
 from lavila.checkpoints.store import find_model
 from lavila.checkpoints.zoo import home
 from lavila.config.load import load_config
-from lavila.files import fitting_name, user_path, whole_file
+from lavila.files import explained, fitting_name, user_path, whole_file
 from lavila.shards.format import ShardSetError
 from lavila.shards.reader import open_shard_set
 
@@ -67,6 +67,16 @@ def test_functions_for_python_users_know_it_too(at_home: Path, monkeypatch: pyte
         open_shard_set("~/sets")
     monkeypatch.setenv("LAVILA_HOME", "~/cache")
     assert home() == at_home / "cache"
+
+
+def test_an_error_of_the_system_names_the_file_and_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "taken").touch()
+    for folder in (tmp_path / "taken", tmp_path / "taken/below"):
+        with pytest.raises(OSError) as caught:
+            folder.mkdir(parents=True)
+        assert "taken" in explained(caught.value) and "another name" in explained(caught.value)
+    assert "make room" in explained(OSError(28, "No space left on device"))
+    assert explained(OSError("something else")) == "something else"
 
 
 @pytest.mark.parametrize("letter", ["x", "ü", "🎬"])

@@ -16,7 +16,7 @@ from lavila.config.load import known_names, load_config, to_yaml
 from lavila.config.schema import ConfigError, RunConfig
 from lavila.engine.signals import Stopped
 from lavila.errors import UserError
-from lavila.files import user_path
+from lavila.files import explained, user_path
 
 log = logging.getLogger(__name__)
 
@@ -130,9 +130,12 @@ def run_tool(name: str, work: Callable[[], int | None], *, interrupted: str) -> 
     except KeyboardInterrupt:
         sys.stderr.write(f"\ninterrupted; {interrupted}\n")
         return 130
-    except (UserError, OSError) as error:
-        sys.stderr.write(f"{name}: error: {error}\n")
-        return 1
+    except UserError as error:
+        problem = str(error)
+    except OSError as error:
+        problem = explained(error)
+    sys.stderr.write(f"{name}: error: {problem}\n")
+    return 1
 
 
 def run(work: Callable[[RunConfig], object], config: RunConfig) -> None:

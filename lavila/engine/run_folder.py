@@ -21,7 +21,7 @@ from lavila.checkpoints.zoo import ZOO
 from lavila.config.load import flatten, to_dict
 from lavila.config.schema import RunConfig
 from lavila.engine import checkpoint
-from lavila.engine.checkpoint import CONFIG, FOLDER, best_of, read_facts, step_folders, torn
+from lavila.engine.checkpoint import CONFIG, FOLDER, STEP, best_of, read_facts, step_folders, torn
 from lavila.errors import UserError
 from lavila.files import unwritable
 from lavila.report.compose import Subject
@@ -102,6 +102,8 @@ def set_aside(run_dir: Path) -> Path | None:
 def subject_of(run_dir: Path, wanted: str) -> Subject:
     """What `checkpoint=wanted` means for a run folder; empty = the run's newest checkpoint, best = its best one.
 
+    The name of a step folder, such as step-00000480, is one of the run where there is none here.
+
     CheckpointError where no model is found.
     """
     own = run_dir / FOLDER
@@ -110,6 +112,8 @@ def subject_of(run_dir: Path, wanted: str) -> Subject:
         if (best := best_of(own)) is None:
             raise CheckpointError(f"checkpoint=best: {own} has no best checkpoint; train with keep_best=NAME/METRIC")
         wanted = str(own / best.checkpoint)
+    if STEP.fullmatch(wanted) and not Path(wanted).exists():
+        wanted = str(own / wanted)
     if wanted in ZOO and not Path(wanted).exists():
         return Subject(model=wanted, output=run_dir / EVALUATIONS / wanted)
     model = _newest_model(Path(wanted)) if wanted else newest

@@ -239,7 +239,7 @@ async function start() {
     return;
   }
   for (const video of library.videos) videos.set(video.name, video);
-  byId("about").textContent = `${count(library.moments, "moment")} of ${library.window} s in ${count(library.videos.length, "video")}. ` +
+  byId("about").textContent = `${count(library.moments, "moment")} of ${library.window} s in ${count(library.videos.filter((video) => video.moments).length, "video")}. ` +
     `Compared by ${library.model}, on this machine. A model can be wrong.`;
   player = new Player({
     like: (from, to) => likeThis(player.name, from, to),

@@ -184,6 +184,7 @@ export class Player {
       parts.unshift(el("button", { onclick: () => { this.seek(this.region[0], true); this.stopAt = this.region[1]; } }, "Play the stretch"));
       parts.push(el("button", { onclick: () => this.mark(null) }, "Forget it"));
     }
+    byId("region").hidden = !this.duration; // nothing of it could be read
     byId("region").replaceChildren(...parts, el("span", { class: "quiet" }, this.region ? "" : "Drag over the timeline to mark a stretch."));
     this.#nameStretch();
   }
