@@ -183,6 +183,11 @@ def test_subtitles_and_a_transcript_to_click_on(site: Site, page: Any) -> None:
         page.locator("#transcript a").click()
     text = Path(saved.value.path()).read_text()
     assert text.startswith("WEBVTT") and text.count("-->") == len(SAID)
+    # A video that cannot be read keeps nothing of the one before.
+    page.evaluate("history.pushState(null, '', '/?v=broken.mp4'); window.dispatchEvent(new PopStateEvent('popstate'))")
+    until(lambda: "not a readable video" in (page.text_content("#wait") or ""))
+    assert page.locator("#transcript").is_hidden() and page.locator("#region").is_hidden()
+    assert video(page, "textTracks[0].cues.length") == 0
 
 
 def test_a_link_brings_the_same_view_back(site: Site, page: Any) -> None:

@@ -58,6 +58,7 @@ export class Player {
     this.video.removeAttribute("src");
     this.video.load();
     this.#wait("");
+    this.transcript.clear();
     this.timeline.now = second;
     this.timeline.show({ duration: video.duration, curve: null, hits: [], range: [0, 1] });
     this.#tick(second);
