@@ -7,12 +7,14 @@ out the square that a model sees. Only the lossy coding between the two is missi
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cache
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,11 +27,14 @@ from lavila.data.host.render import ClipRenderer
 from lavila.data.pictures import PictureSpec
 from lavila.errors import UserError
 from lavila.ingest.converter import SIDE_MULTIPLE, Converter
+from lavila.ingest.notes import KIND_NOTES
 from lavila.ingest.source_video import SourceVideo
 from lavila.ingest.video_files import EncodeError, Limits
 from lavila.plan.crops import crop_offsets, resized_size
 from lavila.plan.frames import FrameChoice, choose_frames, frame_span
 from lavila.records import VIDEO_SUFFIXES, ClipPlan, Frames
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 S = TypeVar("S", bound=Sized)
@@ -250,6 +255,11 @@ def _stretches(numbers: Sequence[int], fps: Fraction) -> Iterator[list[int]]:
         yield list(numbers[start:stop])
 
 
+@cache
+def _say_once(path: Path, note: str, kind: str) -> None:
+    log.warning("%s: %s (%s)", path, note, kind)
+
+
 class _Drawing:
     """Draws frames of one size for every look."""
 
@@ -257,6 +267,8 @@ class _Drawing:
         side = max([SHORT_SIDE, *(look.size for look in looks)])
         side += -side % SIDE_MULTIPLE
         self._convert = Converter(first, source.header, short_side=side, fit="crop")
+        for name, kind in self._convert.kind.row().items():
+            _say_once(source.path, KIND_NOTES[name], kind)
         height, width = self._convert.sizes.stored
         self._looks = [(look.size, ClipRenderer(_spec(look)), _plan(height, width, look.size)) for look in looks]
 
