@@ -6,6 +6,8 @@ frame before for longer, as the recording means it. Frames that were lost on the
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -22,6 +24,7 @@ class Gaps:
 
     lossy: bool  # whether the container is one of LOSSY
     regular: bool  # whether nearly all frames of the file have the same distance
+    indexed: Sequence[int] = ()  # ascending times of frames that an index lists apart from the frames
     _step: int = FRAME_STEP
 
     def missing(self, before: Decoded, after: Decoded, distance: Fraction) -> int:
@@ -36,4 +39,6 @@ class Gaps:
                 lost |= self.lossy and rise > self._step
         else:  # the numbers begin anew between the two, or there are none
             lost = self.lossy and (self.regular or after.lossy)
+        place = bisect_right(self.indexed, before.pts)
+        lost |= place < len(self.indexed) and self.indexed[place] < after.pts
         return max(round(distance) - 1, 1) if lost and distance >= GAP_FRAMES else 0

@@ -242,7 +242,8 @@ class SourceVideo:
         pts: int | None = None
         last: Decoded | None = None
         lacks = False  # whether frames may refer to lost ones
-        gaps = Gaps(lossy=container.format.name in LOSSY, regular=self._times[part].regular)
+        times = self._times[part]
+        gaps = Gaps(lossy=container.format.name in LOSSY, regular=times.regular, indexed=times.indexed)
         try:
             for one in self._decoded_from(part, first_pts, first_pts + math.floor((start - part.start) / tick)):
                 if pts is not None and one.pts < pts:
@@ -259,7 +260,9 @@ class SourceVideo:
         except DAMAGE as error:
             second = float(((first_pts if pts is None else pts) - first_pts) * tick)
             raise EncodeError(f"{part.name}: damaged after {second:.2f} s ({reason(error)})") from error
-        times = self._times[part]
+        if pts is not None and times.indexed and times.indexed[-1] > pts:
+            second = float((pts - first_pts) * tick)
+            raise EncodeError(f"{part.name}: damaged after {second:.2f} s (its index lists frames that are not there)")
         if times.hold is not None and times.last_dts == self._reader.last_dts:
             self._stop = max(self._stop, self.end + times.hold)
         elif times.stop is not None:

@@ -56,6 +56,7 @@ class FileTimes:
     last_dts: int | None = None  # decoding time of the last packet, if a table lists it
     hold: Fraction | None = None  # the seconds for which the last frame is shown, by that table
     stop: Fraction | None = None  # when the last frame ends, in seconds from the first, if there is no such table
+    indexed: tuple[int, ...] = ()  # times of keyframes by an index apart from the frames, in ticks; Matroska only
     regular: bool = False  # whether nearly all frames have the same distance; only where the file is read through
 
 
@@ -152,7 +153,17 @@ class _Reading:
         fps, stated = self._rate(head)
         if not stated:
             fps, stated = self._rate(self._packets(None))
-        return FileTimes(fps=fps, stated=stated, by_order=head.by_order, stop=stop)
+        return FileTimes(fps=fps, stated=stated, by_order=head.by_order, stop=stop, indexed=self._indexed())
+
+    def _indexed(self) -> tuple[int, ...]:
+        container, stream = open_video(self.part, self.limits, self.deadline)
+        try:
+            container.seek(stream.start_time or 0, stream=stream)  # with the first seek, FFmpeg reads the index
+            return tuple(sorted(entry.timestamp for entry in stream.index_entries))
+        except DAMAGE:
+            return ()
+        finally:
+            container.close()
 
     def _of_all(self, packets: _Packets) -> FileTimes:
         tick = self.stream.time_base
