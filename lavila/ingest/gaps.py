@@ -6,9 +6,9 @@ frame before for longer, as the recording means it. Frames that were lost on the
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 
 from lavila.ingest.decoded import Decoded
@@ -18,27 +18,36 @@ GAP_FRAMES = Fraction(3, 2)  # from this distance on, in frames, there was place
 FRAME_STEP = 2  # by so much the order count of H.264 rises from frame to frame, or by 1
 
 
-@dataclass(kw_only=True)
 class Gaps:
     """Compares the frames of one file, in the order in which they are shown."""
 
-    lossy: bool  # whether the container is one of LOSSY
-    regular: bool  # whether nearly all frames of the file have the same distance
-    indexed: Sequence[int] = ()  # ascending times of frames that an index lists apart from the frames
-    _step: int = FRAME_STEP
+    def __init__(self, *, lossy: bool, regular: bool, indexed: Sequence[int], rate: Fraction) -> None:
+        """
+        lossy: whether the container is one of LOSSY.
+        regular: whether nearly all frames of the file have the same distance.
+        indexed: ascending times of frames that an index lists apart from the frames.
+        rate: frames in a tick of the file's clock.
+        """
+        self._lossy, self._regular, self._indexed, self._rate = lossy, regular, indexed, rate
+        self._least = math.ceil(GAP_FRAMES / rate)  # ticks
+        self._step = FRAME_STEP
 
-    def missing(self, before: Decoded, after: Decoded, distance: Fraction) -> int:
-        """The number of frames that were lost between two. `distance`: their distance in time, in frames."""
+    def missing(self, before: Decoded, after: Decoded) -> int:
+        """The number of frames that were lost between two."""
+        ticks = after.pts - before.pts
         one, other = before.place, after.place
-        if one is not None and other is not None and one.group == other.group:
-            lost = one.losses != other.losses
-            if one.order is not None and other.order is not None:
-                rise = other.order - one.order
-                if 0 < rise < self._step:
-                    self._step = rise
-                lost |= self.lossy and rise > self._step
+        known = one is not None and other is not None and one.group == other.group
+        rise = 0
+        if known and one.order is not None and other.order is not None:
+            rise = other.order - one.order
+            if 0 < rise < self._step:
+                self._step = rise
+        if ticks < self._least:
+            return 0
+        if known:
+            lost = one.losses != other.losses or (self._lossy and rise > self._step)
         else:  # the numbers begin anew between the two, or there are none
-            lost = self.lossy and (self.regular or after.lossy)
-        place = bisect_right(self.indexed, before.pts)
-        lost |= place < len(self.indexed) and self.indexed[place] < after.pts
-        return max(round(distance) - 1, 1) if lost and distance >= GAP_FRAMES else 0
+            lost = self._lossy and (self._regular or after.lossy)
+        place = bisect_right(self._indexed, before.pts)
+        lost |= place < len(self._indexed) and self._indexed[place] < after.pts
+        return max(round(ticks * self._rate) - 1, 1) if lost else 0

@@ -243,7 +243,9 @@ class SourceVideo:
         last: Decoded | None = None
         lacks = False  # whether frames may refer to lost ones
         times = self._times[part]
-        gaps = Gaps(lossy=container.format.name in LOSSY, regular=times.regular, indexed=times.indexed)
+        gaps = Gaps(
+            lossy=container.format.name in LOSSY, regular=times.regular, indexed=times.indexed, rate=tick * self.fps
+        )
         try:
             for one in self._decoded_from(part, first_pts, first_pts + math.floor((start - part.start) / tick)):
                 if pts is not None and one.pts < pts:
@@ -252,7 +254,7 @@ class SourceVideo:
                         f"{part.name}: the time goes back from {before:.2f} s to {after:.2f} s; remux it, for example "
                         "to mp4"
                     )
-                missing = 0 if last is None else gaps.missing(last, one, (one.pts - last.pts) * tick * self.fps)
+                missing = 0 if last is None else gaps.missing(last, one)
                 last, pts = one, one.pts
                 second = part.start + (one.pts - first_pts) * tick
                 lacks = not one.starts and (lacks or (missing > 0 and one.place is None))
