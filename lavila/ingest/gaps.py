@@ -34,18 +34,18 @@ class Gaps:
 
     def missing(self, before: Decoded, after: Decoded) -> int:
         """The number of frames that were lost between two."""
-        ticks = after.pts - before.pts
+        ticks, rise, losses = after.pts - before.pts, 0, 0
         one, other = before.place, after.place
         known = one is not None and other is not None and one.group == other.group
-        rise = 0
-        if known and one.order is not None and other.order is not None:
-            rise = other.order - one.order
+        if one is not None and other is not None and known:
+            losses = other.losses - one.losses
+            rise = 0 if one.order is None or other.order is None else other.order - one.order
             if 0 < rise < self._step:
                 self._step = rise
         if ticks < self._least:
             return 0
         if known:
-            lost = one.losses != other.losses or (self._lossy and rise > self._step)
+            lost = losses != 0 or (self._lossy and rise > self._step)
         else:  # the numbers begin anew between the two, or there are none
             lost = self._lossy and (self._regular or after.lossy)
         place = bisect_right(self._indexed, before.pts)
