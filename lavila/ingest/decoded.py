@@ -57,6 +57,7 @@ class FrameReader:
     container: Any
     stream: Any
     deadline: Deadline
+    gap: int  # ticks from one packet to the next from which on there was time for one more
     by_order: bool = False
     from_start: bool = False
     last_dts: int | None = None  # decoding time of the last packet
@@ -80,7 +81,9 @@ class FrameReader:
         for packet, following in pairwise(chain(self.container.demux(self.stream), [None])):
             self.deadline.check()
             time = packet.pts if packet.dts is None else packet.dts
+            late = False
             if time is not None:
+                late = self.last_dts is not None and time - self.last_dts >= self.gap
                 self.last_dts = time
                 if not packet.size:  # it holds no picture, and decoders take it for the end of the stream
                     continue
@@ -89,7 +92,11 @@ class FrameReader:
             if self.by_order:
                 self._dts.append(time if time is not None else self._dts[-1] + 1 if self._dts else 0)
             place = counter.place(bytes(packet)) if counter is not None and packet.size else None
-            self._note_losses(packet, following, number, place)
+            self._note_losses(packet, following, number)
+            # A keyframe is whole without the missing picture, but frames that are shown before it may refer to that.
+            # Where no time is missing, the encoder has counted in its own way.
+            if place is not None and place.missing and late:
+                self._damaged = [*self._damaged[-REMEMBERED:], number - packet.is_keyframe]
             packet.opaque = _Tag(number, place)
             self._unseen.add(number)
             self._begun |= packet.is_keyframe
@@ -100,7 +107,7 @@ class FrameReader:
         while self._held:
             yield self._judged(self._held.popleft())
 
-    def _note_losses(self, packet: Any, following: Any, number: int, place: Place | None) -> None:
+    def _note_losses(self, packet: Any, following: Any, number: int) -> None:
         # In a transport stream a flag says that something lacks in the next packet, of which the decoder finds most, or
         # behind it. There it may be frames, or nothing where files were joined, which begin with a keyframe.
         inside = number - 1 in self._flagged and following is not None and not following.is_keyframe
@@ -109,9 +116,6 @@ class FrameReader:
             self._damaged = [*self._damaged[-REMEMBERED:], number]
         if packet.is_corrupt:
             self._flagged = [*self._flagged[-REMEMBERED:], number]
-        # A keyframe is whole without the missing one, but frames that are shown before it may refer to that.
-        if place is not None and place.missing:
-            self._damaged = [*self._damaged[-REMEMBERED:], number - packet.is_keyframe]
 
     def _take(self, frame: Any) -> None:
         place = None

@@ -18,6 +18,11 @@ GAP_FRAMES = Fraction(3, 2)  # from this distance on, in frames, there was place
 FRAME_STEP = 2  # by so much the order count of H.264 rises from frame to frame, or by 1
 
 
+def gap_ticks(rate: Fraction) -> int:
+    """The distance in ticks from which on there was time for one more frame. `rate`: frames in a tick."""
+    return math.ceil(GAP_FRAMES / rate)
+
+
 class Gaps:
     """Compares the frames of one file, in the order in which they are shown."""
 
@@ -29,7 +34,7 @@ class Gaps:
         rate: frames in a tick of the file's clock.
         """
         self._lossy, self._regular, self._indexed, self._rate = lossy, regular, indexed, rate
-        self._least = math.ceil(GAP_FRAMES / rate)  # ticks
+        self._least = gap_ticks(rate)
         self._step = FRAME_STEP
 
     def missing(self, before: Decoded, after: Decoded) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 import av
 
 from lavila.ingest.decoded import Decoded, FrameReader
-from lavila.ingest.gaps import LOSSY, Gaps
+from lavila.ingest.gaps import LOSSY, Gaps, gap_ticks
 from lavila.ingest.times import FileTimes, file_times
 from lavila.ingest.video_files import (
     TRUNCATED_SECONDS,
@@ -320,8 +320,14 @@ class SourceVideo:
 
     def _frames(self, container: Any, stream: Any, *, by_order: bool, from_start: bool = False) -> Iterator[Any]:
         """The frames that have a time. One without a time has no place, and is left out."""
+        gap = gap_ticks(stream.time_base * self.fps)
         self._reader = FrameReader(
-            container=container, stream=stream, deadline=self.deadline, by_order=by_order, from_start=from_start
+            container=container,
+            stream=stream,
+            deadline=self.deadline,
+            gap=gap,
+            by_order=by_order,
+            from_start=from_start,
         )
         return (one for one in self._reader.frames() if one.pts is not None)
 

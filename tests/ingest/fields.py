@@ -57,11 +57,11 @@ def parameter_sets(height: int, width: int) -> bytes:
     return unit(SEQUENCE, packed(sequence)) + unit(PICTURE, packed(picture))
 
 
-def field(number: int, luma: npt.NDArray[np.uint8], *, bottom: bool) -> bytes:
-    """One field of frame `number`; luma: [H / 2, W]."""
+def field(number: int, luma: npt.NDArray[np.uint8], *, bottom: bool, step: int) -> bytes:
+    """One field of frame `number`; luma: [H / 2, W]; step: by so much frame_num rises, by the standard 1."""
     in_group = number % GROUP
     idr = in_group == 0 and not bottom
-    bits = golomb(0) + golomb(I_SLICE) + golomb(0) + f"{in_group:08b}" + "1" + str(int(bottom))
+    bits = golomb(0) + golomb(I_SLICE) + golomb(0) + f"{step * in_group:08b}" + "1" + str(int(bottom))
     bits += (golomb(number // GROUP % 2) if idr else "") + f"{2 * in_group + bottom:08b}"
     bits += ("00" if idr else "0") + golomb(0)
     grey = bytes([128]) * 128
@@ -74,19 +74,19 @@ def field(number: int, luma: npt.NDArray[np.uint8], *, bottom: bool) -> bytes:
     return unit(IDR if idr else OTHER, content + b"\x80")
 
 
-def fields(number: int, picture: Picture) -> tuple[bytes, bytes]:
+def fields(number: int, picture: Picture, *, step: int = 1) -> tuple[bytes, bytes]:
     """Both fields of a frame, the upper one first; picture: [H, W, 3]."""
     luma = np.ascontiguousarray(picture[..., 0])
-    return field(number, luma[0::2], bottom=False), field(number, luma[1::2], bottom=True)
+    return field(number, luma[0::2], bottom=False, step=step), field(number, luma[1::2], bottom=True, step=step)
 
 
-def write_fields(path: Path, pictures: Sequence[Picture], *, apart: bool, rate: int = 25) -> Path:
-    """A video of frames of two fields. `apart`: each field is a packet of its own, shown half a frame after the other.
+def write_fields(path: Path, pictures: Sequence[Picture], *, apart: bool, rate: int = 25, step: int = 1) -> Path:
+    """A video of frames of two fields. `apart`: each field is a separate packet, shown half a frame after the other.
 
-    pictures: [H, W, 3], H a multiple of 32 and W of 16.
+    pictures: [H, W, 3], H a multiple of 32 and W of 16. step: by so much frame_num rises.
     """
     height, width = pictures[0].shape[:2]
-    pairs = [fields(number, picture) for number, picture in enumerate(pictures)]
+    pairs = [fields(number, picture, step=step) for number, picture in enumerate(pictures)]
     sets = parameter_sets(height, width)
     raw = path.with_suffix(".h264")
     raw.write_bytes(sets + b"".join(pairs[0]))

@@ -28,3 +28,12 @@ def test_a_frame_of_two_fields_is_one_frame(tmp_path: Path, name: str, apart: bo
         assert read_numbers(clip.data) == list(range(round(25 * start), round(25 * start) + 5))
     chunk = encode_chunk(video, number=1, seconds=1.0, settings=SMALL)
     assert read_numbers(chunk.data) == list(range(25, FRAMES))
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.ts", "a.flv"])
+def test_an_encoder_that_counts_in_its_own_way_has_lost_nothing(tmp_path: Path, name: str) -> None:
+    """Its frame numbers look as if every second frame were missing, but no time is."""
+    pictures = [numbered_picture(number, height=64, width=64) for number in range(FRAMES)]
+    video = write_fields(tmp_path / name, pictures, apart=False, step=2)
+    clip = encode_clip(video, interval=Interval(start_second=0.0, stop_second=None), settings=SMALL)
+    assert read_numbers(clip.data) == list(range(FRAMES))
