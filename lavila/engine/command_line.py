@@ -145,6 +145,10 @@ def run(work: Callable[[RunConfig], object], config: RunConfig) -> None:
     A run that a signal stopped ends with status 75.
     """
     start_log()
+    if config.engine.cpu_threads:
+        import torch  # the work has imported it
+
+        torch.set_num_threads(config.engine.cpu_threads)
     try:
         work(config)
     except Stopped as stopped:
