@@ -17,7 +17,7 @@ import functools
 import sys
 from collections.abc import Sequence
 
-from lavila.engine.command_line import leave_cores_to_others, start_log
+from lavila.engine.command_line import compute_the_same_bits, leave_cores_to_others, start_log
 from lavila.errors import UserError
 from lavila.files import user_path
 
@@ -57,12 +57,18 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool. Returns the exit status."""
     leave_cores_to_others()
-    args = parser().parse_args(argv)
-    from lavila.engine.asking import Asked, run  # after parsing, so that --help is quick
-
-    start_log()
+    compute_the_same_bits()
+    p = parser()
+    args = p.parse_args(argv)
     try:
-        run(Asked(**vars(args)), say=functools.partial(print, flush=True))
+        from lavila.engine.asking import Asked, run  # after parsing, so that --help is quick
+
+        try:
+            asked = Asked(**vars(args))
+        except UserError as error:
+            p.error(str(error))
+        start_log()
+        run(asked, say=functools.partial(print, flush=True))
     except KeyboardInterrupt:
         print("\nended; the index keeps what is finished")
     except (UserError, OSError) as error:

@@ -20,7 +20,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from lavila.engine.command_line import leave_cores_to_others, run_tool, start_log
+from lavila.engine.command_line import compute_the_same_bits, leave_cores_to_others, run_tool, start_log
 from lavila.errors import UserError
 from lavila.files import user_path
 
@@ -84,16 +84,20 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool. Returns the exit status."""
     leave_cores_to_others()
+    compute_the_same_bits()
     p = parser()
     args = p.parse_args(argv)
-    from lavila.engine.narrating import Wanted, run  # after parsing, so that --help is quick
 
-    try:
-        wanted = Wanted(**vars(args))
-    except UserError as error:
-        p.error(str(error))
-    start_log()
-    work = functools.partial(run, wanted, os.environ, say=functools.partial(print, flush=True))
+    def work() -> int:
+        from lavila.engine.narrating import Wanted, run  # after parsing, so that --help is quick
+
+        try:
+            wanted = Wanted(**vars(args))
+        except UserError as error:
+            p.error(str(error))
+        start_log()
+        return run(wanted, os.environ, say=functools.partial(print, flush=True))
+
     return run_tool("narrate", work, interrupted="finished work is kept, and the same command continues")
 
 

@@ -15,7 +15,7 @@ import dataclasses
 import difflib
 import logging
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lavila.config.schema import ConfigError, RunConfig, check
+from lavila.errors import one_line
 from lavila.files import user_path
 
 log = logging.getLogger(__name__)
@@ -200,10 +201,31 @@ def _override_layer(text: str) -> tuple[str, dict[str, Any]]:
         parsed = yaml.load(value, Loader=_LOADER) if value else ""
     except yaml.YAMLError:
         parsed = value
-    values: Any = _at_home(parsed)
-    for part in reversed(key.split(".")):
-        values = {part: values}
-    return source, values
+    parts = key.split(".")
+    if _hint_of(parts) is str and not isinstance(parsed, str | list | dict | None):
+        parsed = value.strip()  # a name as it was written: 007, 2024-01-01 and yes are no numbers, dates and truths
+    return source, _nested(parts, _at_home(parsed))
+
+
+def _nested(keys: Sequence[str], value: Any) -> dict[str, Any]:
+    """{a: {b: value}} of the keys a and b."""
+    for key in reversed(keys):
+        value = {key: value}
+    found: dict[str, Any] = value
+    return found
+
+
+def _hint_of(keys: Sequence[str]) -> Any:
+    """The type of a field; None where there is none."""
+    hint: Any = RunConfig
+    for place, key in enumerate(keys):
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            hint = typing.get_type_hints(hint).get(key)
+        elif (entry := _entries_of(hint)) is not None:
+            hint = entry
+        else:  # evals.NAME.data.KEY: the type of the run's own data.KEY
+            return _hint_of(keys[2:]) if place == 3 and keys[0] == "evals" else None
+    return hint
 
 
 def _at_home(value: Any) -> Any:
@@ -220,10 +242,55 @@ def _merge(merged: Any, values: dict[str, Any], source: str) -> None:
     _check_keys(values, RunConfig, source, prefix="")
     try:
         OmegaConf.unsafe_merge(merged, values)
-    except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None)
-        reason = str(getattr(error, "msg", None) or error).splitlines()[0]
-        raise ConfigError(f"{source}: {key + ': ' if key else ''}{reason}") from None
+    except (OmegaConfBaseException, TypeError) as error:  # TypeError: a section in the place of a list
+        raise ConfigError(f"{source}: {_wrong_value(values, error)}") from None
+
+
+def _wrong_value(values: dict[str, Any], error: Exception) -> str:
+    """Which value of a layer OmegaConf refuses, and what the field is. Its own words name neither in each case."""
+    for keys, hint, value in _leaves(values, RunConfig):
+        try:
+            OmegaConf.merge(_schema(), _nested(keys, value))
+        except (OmegaConfBaseException, TypeError):
+            if "${" not in str(value):
+                return f"{'.'.join(keys)}: is {one_line(repr(value), most=80)}; must be {_kind(hint)}"
+    key = getattr(error, "full_key", None)
+    reason = str(getattr(error, "msg", None) or error).splitlines()[0]
+    return f"{key + ': ' if key else ''}{reason}"
+
+
+def _leaves(
+    values: dict[str, Any], schema: type, keys: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
+    """(keys, type, value) of each field that a layer sets."""
+    hints = typing.get_type_hints(schema)
+    for key, value in values.items():
+        hint, place = hints[key], (*keys, key)
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            yield from _leaves(value, hint, place)
+        elif (entry := _entries_of(hint)) is not None:
+            for name, named in value.items():
+                yield from _leaves(named, entry, (*place, name))
+        else:
+            yield place, hint, value
+
+
+def _kind(hint: Any, *, many: bool = False) -> str:
+    """What a field holds, in plain words."""
+    kinds = typing.get_args(hint)
+    if typing.get_origin(hint) is typing.Literal:
+        return f"{'names among' if many else 'one of'} {', '.join(map(repr, kinds))}"
+    if typing.get_origin(hint) is tuple and Ellipsis in kinds:
+        return f"a list of {_kind(kinds[0], many=True)} in square brackets"
+    if typing.get_origin(hint) is tuple:
+        return f"a list of {len(kinds)} {_kind(kinds[0], many=True)}"
+    one, several = {
+        int: ("a whole number", "whole numbers"),
+        float: ("a number", "numbers"),
+        bool: ("true or false", "truths"),
+        str: ("a text, which may be empty", "texts"),
+    }.get(hint, ("a section of settings", "sections"))
+    return several if many else one
 
 
 def _check_keys(values: dict[str, Any], schema: type, source: str, *, prefix: str) -> None:
@@ -231,8 +298,9 @@ def _check_keys(values: dict[str, Any], schema: type, source: str, *, prefix: st
     hints = typing.get_type_hints(schema)
     for key, value in values.items():
         if key not in hints:
-            near = difflib.get_close_matches(str(key), hints, n=1)
-            hint = f" Did you mean '{near[0]}'?" if near else ""
+            near = _elsewhere(str(key)) if not prefix else []
+            near = near or difflib.get_close_matches(str(key), hints, n=1)
+            hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
             raise ConfigError(f"{source}: {prefix}{key}: no such key.{hint} Allowed here: {', '.join(hints)}")
         section = hints[key]
         if dataclasses.is_dataclass(section):
@@ -252,6 +320,12 @@ def _check_keys(values: dict[str, Any], schema: type, source: str, *, prefix: st
         elif typing.get_origin(section) is tuple and Ellipsis not in (kinds := typing.get_args(section)):
             if not isinstance(value, list | tuple) or len(value) != len(kinds):
                 raise ConfigError(f"{source}: {prefix}{key}: is {value!r}; it is a list of {len(kinds)} numbers")
+
+
+def _elsewhere(key: str) -> list[str]:
+    """The fields of sections that are called so: who types batch_size=8 means one of them."""
+    sections = {name: hint for name, hint in typing.get_type_hints(RunConfig).items() if dataclasses.is_dataclass(hint)}
+    return [f"{name}.{key}" for name, section in sections.items() if key in typing.get_type_hints(section)]
 
 
 def _entries_of(hint: Any) -> type | None:

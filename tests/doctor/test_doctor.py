@@ -81,6 +81,7 @@ def test_something_broken_is_the_first_line_and_the_status(fake: Fake, capsys: p
         (["--config", "quickstrat"], "Did you mean 'quickstart'"),
         (["--config", "quickstart", "data.batch=8"], "no such key"),
         (["--config", "quickstart", "data.train=/no/such"], "give --shards DIR"),
+        (["--config", "quickstart", "--config", "toy", "data.train=/no/such"], "--config quickstart toy: "),
         (["--what"], "unrecognized arguments"),
     ],
 )

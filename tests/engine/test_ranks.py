@@ -172,7 +172,7 @@ def test_ranks_skip_an_update_together_and_name_who_had_a_bad_loss(ended: tuple[
     assert [line.get("skipped_updates") for line in lines] == [None, 1, None]
     assert all(line["loss"] > 0 for line in lines)  # the other rank's
     kept = folder / "skipped" / "nonfinite" / "checkpoints" / "step-00000001"
-    (bad,) = json.loads((kept / "losses.json").read_text())
+    (bad,) = json.loads((kept / "passes.json").read_text())
     assert (bad["rank"], bad["loss"], len(bad["clip_ids"]), len(bad["rows"])) == (1, "nan", 2, 2)
     # The state is the one before the skipped update, and the run's checkpoint is sound.
     for model in (kept, folder / "skipped" / "checkpoints"):
@@ -180,6 +180,21 @@ def test_ranks_skip_an_update_together_and_name_who_had_a_bad_loss(ended: tuple[
     resumed = [f"data.train={folder / 'good'}", f"resume={kept}", f"run_dir={folder / 'looked at'}"]
     progress = prepare(load_config(folder / "tiny.yaml", resumed), ALONE).state.progress
     assert (progress.updates, progress.epoch_updates) == (1, 1)
+
+
+@pytest.mark.parametrize("state", ["whole", "sharded"])
+def test_ranks_skip_a_shared_gradient_and_name_whose_it_is(ended: tuple[Path, Ended], state: str) -> None:
+    """All ranks meet it in what they share; only the rank whose passes made it has it when alone."""
+    folder, ranks = ended
+    assert all(one[f"a gradient of one rank is not finite, {state}"] == "done" for one in ranks)
+    run = folder / f"gradient-{state}"
+    assert [line.get("skipped_updates") for line in read_metrics(run / "metrics.jsonl")] == [None, 1, None]
+    kept = run / "nonfinite" / "checkpoints" / "step-00000001"
+    (bad,) = json.loads((kept / "passes.json").read_text())
+    assert (bad["rank"], len(bad["clip_ids"])) == (1, 2) and float(bad["loss"]) > 0 and bad["gradient"]
+    steps = [load_model(run / "checkpoints" / checkpoint.step_name(number)).state_dict() for number in (1, 2, 3)]
+    assert equal(steps[0], steps[1]) and not equal(steps[1], steps[2])
+    assert all(bool(value.isfinite().all()) for value in steps[2].values())
 
 
 def test_a_rank_whose_losses_stay_bad_stops_all_ranks(ended: tuple[Path, Ended]) -> None:

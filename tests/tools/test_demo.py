@@ -70,6 +70,13 @@ def test_an_address_at_which_nobody_can_listen(host: str, port: int) -> None:
         listen(host, port)
 
 
+@pytest.mark.parametrize(("option", "value"), [("--batch-size", "0"), ("--every", "1e-9"), ("--window", "nan")])
+def test_numbers_that_cannot_be(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        demo.main(["--videos", "x", "--model", "y", option, value])
+    assert end.value.code == 2 and f"{option} {float(value):g}" in capsys.readouterr().err
+
+
 def test_a_port_that_is_taken_is_said_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     taken = listen("127.0.0.1", 0)
     taken.socket.listen()

@@ -95,6 +95,7 @@ def test_labels_of_a_shard_set_and_of_windows(
         (["--video", "x", "--uncovered", "y", "--out", "a.pkl"], "--uncovered"),
         (["--video", "x", "--between", "5", "5"], "--between 5 5"),
         (["--video", "x", "--every", "0"], "--every 0"),
+        (["--video", "x", "--out", "my.srt"], "--out my.srt"),
         (["--video", "x", "--batch-size", "0"], "--batch-size 0"),
         (["--video", "x", "--top-p", "2"], "top_p=2"),
         (["--video", "x", "--num-beams", "2", "--num-return-sequences", "3"], "num_return_sequences=3"),

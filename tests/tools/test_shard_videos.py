@@ -348,6 +348,8 @@ def test_paths_at_home(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         (["--shard-size", "12"], "give for example 512MB"),
         (["--fps", "fast"], "give 'native' or frames per second"),
         (["--limit", "0"], "not a whole number of at least 1"),
+        (["--workers", "-1"], "--workers -1: give 0 or more"),
+        (["--clip-seconds", "nan"], "--clip-seconds nan: give 0.001 or more"),
     ],
 )
 def test_wrong_arguments(csvs: Path, videos: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
