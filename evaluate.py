@@ -3,6 +3,7 @@
 Score saved predictions again: evaluate.py --from runs/NAME/predictions
 """
 
+from lavila.config.schema import RunConfig
 from lavila.engine.command_line import parse, run
 
 
@@ -14,10 +15,14 @@ def main() -> None:
         example="python evaluate.py --config quickstart checkpoint=runs/quickstart/checkpoints views.clips=4",
         scores_again=True,
     )
-    from lavila.engine.dry_run import check_evaluation  # after parsing, so that --help and config errors are quick
-    from lavila.engine.evaluator import evaluate
 
-    run(check_evaluation if config.dry_run else evaluate, config)
+    def work(config: RunConfig) -> None:
+        from lavila.engine.dry_run import check_evaluation  # after parsing, so that --help and config errors are quick
+        from lavila.engine.evaluator import evaluate
+
+        (check_evaluation if config.dry_run else evaluate)(config)
+
+    run(work, config)
 
 
 if __name__ == "__main__":

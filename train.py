@@ -1,5 +1,6 @@
 """Train a model: [torchrun --nproc-per-node 8] train.py --config NAME [key=value ...]"""
 
+from lavila.config.schema import RunConfig
 from lavila.engine.command_line import parse, run
 
 
@@ -8,10 +9,14 @@ def main() -> None:
         "Trains a model on a shard set; continues from the run's newest checkpoint if there is one.",
         example="torchrun --nproc-per-node 8 train.py --config ek100_cls_tsf_l optim.epochs=50 seed=1",
     )
-    from lavila.engine.dry_run import check_training  # after parsing, so that --help and config errors are quick
-    from lavila.engine.trainer import train
 
-    run(check_training if config.dry_run else train, config)
+    def work(config: RunConfig) -> None:
+        from lavila.engine.dry_run import check_training  # after parsing, so that --help and config errors are quick
+        from lavila.engine.trainer import train
+
+        (check_training if config.dry_run else train)(config)
+
+    run(work, config)
 
 
 if __name__ == "__main__":

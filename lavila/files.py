@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+LONGEST_NAME = 255  # bytes
 
 
 def user_path(text: str | Path) -> Path:
@@ -31,6 +35,32 @@ def unwritable(folder: Path) -> Path | None:
     return None if there.is_dir() and os.access(there, os.W_OK | os.X_OK) else there
 
 
+def explained(error: OSError) -> str:
+    """An error of the operating system as one line that says what to do."""
+    if error.filename is not None and error.errno in (errno.EEXIST, errno.ENOTDIR):
+        return f"{error.filename}: is a file, or lies below one, where a folder is wanted; give another name"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{error}: the disk is full; make room and run again"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{error}: this user may not do that; change the permissions or give another folder"
+    return str(error)
+
+
+def is_below(path: Path, folder: Path) -> bool:
+    """Whether a path is a folder, or lies below it; links are followed."""
+    return path.resolve().is_relative_to(folder.resolve())
+
+
+def fitting_name(name: str, *, room: int) -> str:
+    """A name that leaves `room` bytes to the 255 that file systems allow: the same, or cut, with a checksum."""
+    most = LONGEST_NAME - room
+    data = name.encode(errors="surrogateescape")
+    if len(data) <= most:
+        return name
+    mark = f"-{zlib.crc32(data):08x}"
+    return data[: most - len(mark)].decode(errors="ignore") + mark
+
+
 def sync(path: Path) -> None:
     """Wait until the disk holds a file's content, or a folder's list of names."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -46,7 +76,8 @@ def whole_path(path: Path) -> Iterator[Path]:
 
     The name holds machine and process id, so that a process left over from a killed run cannot write to the same file.
     """
-    temporary = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    mark = f".{socket.gethostname()}.{os.getpid()}.tmp"
+    temporary = path.with_name(fitting_name(path.name, room=len(mark)) + mark)
     try:
         yield temporary
         sync(temporary)

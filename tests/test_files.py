@@ -10,7 +10,7 @@ import pytest
 from lavila.checkpoints.store import find_model
 from lavila.checkpoints.zoo import home
 from lavila.config.load import load_config
-from lavila.files import user_path
+from lavila.files import explained, fitting_name, user_path, whole_file
 from lavila.shards.format import ShardSetError
 from lavila.shards.reader import open_shard_set
 
@@ -67,3 +67,26 @@ def test_functions_for_python_users_know_it_too(at_home: Path, monkeypatch: pyte
         open_shard_set("~/sets")
     monkeypatch.setenv("LAVILA_HOME", "~/cache")
     assert home() == at_home / "cache"
+
+
+def test_an_error_of_the_system_names_the_file_and_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "taken").touch()
+    for folder in (tmp_path / "taken", tmp_path / "taken/below"):
+        with pytest.raises(OSError) as caught:
+            folder.mkdir(parents=True)
+        assert "taken" in explained(caught.value) and "another name" in explained(caught.value)
+    assert "make room" in explained(OSError(28, "No space left on device"))
+    assert explained(OSError("something else")) == "something else"
+
+
+@pytest.mark.parametrize("letter", ["x", "ü", "🎬"])
+def test_a_name_that_is_too_long_is_cut(tmp_path: Path, letter: str) -> None:
+    name = letter * (255 // len(letter.encode()))
+    short = fitting_name(name, room=10)
+    assert len(short.encode()) <= 245 and short != name
+    assert short != fitting_name(name[:-1] + "y", room=10)  # and stays its own
+    assert fitting_name(letter, room=10) == letter
+    (tmp_path / f"{short}.narration").mkdir()
+    with whole_file(tmp_path / name) as file:  # the temporary name would be longer than the name
+        file.write(b"1")
+    assert (tmp_path / name).read_bytes() == b"1"

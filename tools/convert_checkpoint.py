@@ -30,7 +30,7 @@ from lavila.checkpoints.published import published_name, read_published
 from lavila.checkpoints.store import WEIGHTS, find_model, load_model
 from lavila.checkpoints.wrappers import taken_off, unwrapped
 from lavila.errors import UserError, listed
-from lavila.files import user_path
+from lavila.files import explained, user_path
 from lavila.pickles.tensors import is_pickled
 
 
@@ -93,11 +93,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         model = load_model(file)
         lines = report(file, model)
         written = (to_lavila if args.to == "lavila" else to_ours)(file, model, args.out)
-    except (UserError, OSError) as error:
-        print(f"convert_checkpoint: error: {error}", file=sys.stderr)
-        return 1
-    print("\n".join([*lines, f"written: {', '.join(map(str, written))}"]))
-    return 0
+    except UserError as error:
+        problem = str(error)
+    except OSError as error:
+        problem = explained(error)
+    else:
+        print("\n".join([*lines, f"written: {', '.join(map(str, written))}"]))
+        return 0
+    print(f"convert_checkpoint: error: {problem}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

@@ -58,12 +58,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool. Returns the exit status."""
     leave_cores_to_others()
     compute_the_same_bits()
-    args = parser().parse_args(argv)
-    from lavila.engine.asking import Asked, run  # after parsing, so that --help is quick
-
-    start_log()
+    p = parser()
+    args = p.parse_args(argv)
     try:
-        run(Asked(**vars(args)), say=functools.partial(print, flush=True))
+        from lavila.engine.asking import Asked, run  # after parsing, so that --help is quick
+
+        try:
+            asked = Asked(**vars(args))
+        except UserError as error:
+            p.error(str(error))
+        start_log()
+        run(asked, say=functools.partial(print, flush=True))
     except KeyboardInterrupt:
         print("\nended; the index keeps what is finished")
     except (UserError, OSError) as error:

@@ -44,7 +44,8 @@ def parser() -> argparse.ArgumentParser:
     )
     add = p.add_argument
     add("--shards", type=user_path, metavar="DIR", help="a shard set made by tools/shard_videos.py")
-    add("--config", metavar="NAME", help="a file of lavila/configs/ without .yaml, or a path; measures a training step")
+    add("--config", action="append", metavar="NAME",
+        help="a file of lavila/configs/ without .yaml, or a path; measures a step; may be repeated")  # fmt: skip
     add("overrides", nargs="*", metavar="key=value", help="settings of the config, such as data.batch_size=8")
     add("--quick", action="store_true", help="look, but measure nothing: no encoding, decoding, reading or training")
     add("--json", action="store_true", help="print everything as JSON instead of text")
@@ -80,7 +81,9 @@ def main(argv: Sequence[str] | None = None, *, machine: Machine | None = None) -
         p.error(str(error))
     folder = args.shards or (Path(config.data.train) if config and config.data.train else None)
     if config and (folder is None or not folder.is_dir()):
-        p.error(f"--config {args.config}: its data.train={config.data.train!r} is no folder; give --shards DIR")
+        p.error(
+            f"--config {' '.join(args.config)}: its data.train={config.data.train!r} is no folder; give --shards DIR"
+        )
     broken: list[Finding] = []
     if folder is not None:
         from lavila.shards.reader import open_shard_set

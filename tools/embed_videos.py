@@ -53,14 +53,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     leave_cores_to_others()
     p = parser()
     args = p.parse_args(argv)
-    from lavila.engine.embedding import Embedding, run  # after parsing, so that --help is quick
 
-    try:
-        wanted = Embedding(**vars(args))
-    except UserError as error:
-        p.error(str(error))
-    start_log()
-    work = functools.partial(run, wanted, say=functools.partial(print, flush=True))
+    def work() -> int:
+        from lavila.engine.embedding import Embedding, run  # after parsing, so that --help is quick
+
+        try:
+            wanted = Embedding(**vars(args))
+        except UserError as error:
+            p.error(str(error))
+        start_log()
+        return run(wanted, say=functools.partial(print, flush=True))
+
     return run_tool("embed_videos", work, interrupted="finished work is kept, and the same command continues")
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lavila.errors import UserError
-from lavila.files import user_path
+from lavila.files import explained, user_path
 from lavila.models.tokenizers import learn_vocabulary
 from lavila.shards.captions import OWN, Captions
 from lavila.shards.reader import open_shard_set
@@ -41,11 +41,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     try:
         ids = learn_vocabulary(narrations(asked.shards, asked.captions), asked.out, size=asked.size)
-    except (UserError, ValueError, OSError) as error:
-        print(f"make_vocabulary: error: {error}", file=sys.stderr)
-        return 1
-    print(f"{asked.out}: {ids} ids; name it in model.decoder.vocabulary, with model.decoder.init=random")
-    return 0
+    except (UserError, ValueError) as error:
+        problem = str(error)
+    except OSError as error:
+        problem = explained(error)
+    else:
+        print(f"{asked.out}: {ids} ids; name it in model.decoder.vocabulary, with model.decoder.init=random")
+        return 0
+    print(f"make_vocabulary: error: {problem}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

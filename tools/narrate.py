@@ -87,14 +87,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     compute_the_same_bits()
     p = parser()
     args = p.parse_args(argv)
-    from lavila.engine.narrating import Wanted, run  # after parsing, so that --help is quick
 
-    try:
-        wanted = Wanted(**vars(args))
-    except UserError as error:
-        p.error(str(error))
-    start_log()
-    work = functools.partial(run, wanted, os.environ, say=functools.partial(print, flush=True))
+    def work() -> int:
+        from lavila.engine.narrating import Wanted, run  # after parsing, so that --help is quick
+
+        try:
+            wanted = Wanted(**vars(args))
+        except UserError as error:
+            p.error(str(error))
+        start_log()
+        return run(wanted, os.environ, say=functools.partial(print, flush=True))
+
     return run_tool("narrate", work, interrupted="finished work is kept, and the same command continues")
 
 

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import math
 import os
 import re
 import sys
@@ -36,7 +37,7 @@ from lavila.cluster.arrays import ClusterOptions
 from lavila.config.load import load_config
 from lavila.config.schema import FRAMES
 from lavila.errors import UserError
-from lavila.files import user_path
+from lavila.files import explained, user_path
 from lavila.ingest.assembly import work_folder
 from lavila.ingest.encode import ENCODERS, EncodeSettings, Limits, check_encoder
 from lavila.ingest.jobs import EvaluationFrames, SetSettings
@@ -170,8 +171,15 @@ def read_settings(args: argparse.Namespace) -> SetSettings:
         margin=args.margin,
         fit=args.fit,
     )
-    if not args.chunk_seconds >= 1:
-        raise UserError(f"--chunk-seconds {args.chunk_seconds}: give 1 or more")
+    for name, least in (
+        ("chunk_seconds", 1),
+        ("clip_seconds", 0.001),
+        ("workers", 0),
+        ("max_failures", 0),
+        ("seed", 0),
+    ):
+        if not least <= getattr(args, name) < math.inf:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: give {least} or more")
     if args.frames_for and (args.layout == "chunks" or args.split == "train"):
         what = "--layout chunks" if args.layout == "chunks" else "--split train"
         raise UserError(f"--frames-for stores the frames of an evaluation, clip by clip; it cannot be used with {what}")
@@ -229,7 +237,7 @@ def explain(error: OSError) -> str:
         return f"{error}: the disk is full; whole shards are kept: make room and run again with --resume"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{error}: this user may not read or write there; change the permissions or give another folder"
-    return str(error)
+    return explained(error)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -52,11 +52,11 @@ log = logging.getLogger(__name__)
 
 FORMAT_VERSION = "1"
 WEIGHTS = "model.safetensors"
-LATEST = "latest"
+LATEST, OF_A_RUN = "latest", "checkpoints"  # the file that names the newest; the folder of a run that has it
 RESERVED = "lavila."
 READABLE = (
-    f"a .safetensors file, a step folder with {WEIGHTS}, a checkpoints folder with the file '{LATEST}', a .pth file of "
-    "LaViLa or EgoVLP, or a name that `python -m lavila.checkpoints.zoo_command` lists"
+    f"a .safetensors file, a step folder with {WEIGHTS}, a run folder or its {OF_A_RUN} with the file '{LATEST}', a "
+    ".pth file of LaViLa or EgoVLP, or a name that `python -m lavila.checkpoints.zoo_command` lists"
 )
 
 Inflation = Literal["bilinear", "zeros", "interp"]
@@ -303,6 +303,7 @@ def find_model(path: str | Path) -> Path:
         raise CheckpointError(f"{path}: not a model file; can be read: {READABLE}")
     if (path / WEIGHTS).is_file():
         return path / WEIGHTS
+    path = path / OF_A_RUN if (path / OF_A_RUN / LATEST).is_file() else path
     if (path / LATEST).is_file():
         step = (path / LATEST).read_text(encoding="utf-8").strip()
         if step in {"", ".", ".."} or Path(step).name != step:

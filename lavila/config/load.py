@@ -2,19 +2,20 @@
 
 A config file is YAML that sets fields of `RunConfig`. `base: [data/ek100_cls, model/tsf_l]` at its top names files
 that come first (depth first, a later one wins). Several configs can be named, too: what a later one sets replaces what
-an earlier one sets, so that `toy` makes any recipe small. Nothing else composes. Every layer is merged onto the schema
-on its own before it joins the others, so that an error names the file or the argument it came from.
+an earlier one sets, so that `toy` makes any recipe small. Nothing else composes. Layers join one after another, and
+each is checked against the schema then, so that an error names the file or the argument it came from.
 
 A value that begins with `~/` or `~name/` is a path in a home folder. No shell expands it in a file or a `key=value`.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import logging
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,14 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lavila.config.schema import ConfigError, RunConfig, check
+from lavila.errors import one_line
 from lavila.files import user_path
 
 log = logging.getLogger(__name__)
+
+# libyaml's, which PyYAML's wheels have, take a tenth of the time of those in Python.
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 
@@ -44,11 +50,11 @@ def load_config(name: str | Path | Sequence[str | Path], overrides: Sequence[str
     """
     names = [name] if isinstance(name, str | Path) else name
     paths = [_find(str(one), wanted_by=None) for one in names]
-    merged = _schema()
+    merged = copy.deepcopy(_schema())
     layers = [layer for path in paths for layer in _file_layers(path, chain=())]
     given = [_override_layer(text) for text in overrides]
     for source, values in layers + given:
-        merged = _merge(merged, values, source)
+        _merge(merged, values, source)
     shown = " and ".join(map(_shown, paths)) + (f" with {' '.join(overrides)}" if overrides else "")
     try:
         config = OmegaConf.to_object(merged)
@@ -93,8 +99,8 @@ def evaluation_config(config: RunConfig, name: str) -> RunConfig:
     """
     own = to_dict(config.evals[name])
     run = OmegaConf.merge(_schema(), to_dict(config) | {"evals": {}, "keep_best": ""})
-    changed = _merge(run, {section: own[section] for section in ("data", "views", "task")}, f"evals.{name}")
-    merged = OmegaConf.to_object(changed)
+    _merge(run, {section: own[section] for section in ("data", "views", "task")}, f"evals.{name}")
+    merged = OmegaConf.to_object(run)
     assert isinstance(merged, RunConfig)
     try:
         check(merged)
@@ -119,7 +125,8 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def to_yaml(config: RunConfig) -> str:
     """The whole resolved config as YAML; `load_config` reads it back to an equal one."""
-    return str(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True, default_flow_style=None))
+    text = yaml.dump(to_dict(config), Dumper=_DUMPER, sort_keys=False, allow_unicode=True, default_flow_style=None)
+    return str(text)
 
 
 def known_names() -> list[str]:
@@ -129,7 +136,7 @@ def known_names() -> list[str]:
 
 @cache
 def _schema() -> Any:
-    """The schema for OmegaConf, which takes long to make. `OmegaConf.merge` copies what it merges into."""
+    """The schema for OmegaConf, which takes long to make. Copy it before anything is merged into it."""
     return OmegaConf.structured(RunConfig)
 
 
@@ -167,7 +174,7 @@ def _file_layers(path: Path, *, chain: tuple[Path, ...]) -> list[tuple[str, dict
     if path in chain:
         raise ConfigError(f"base: goes in a circle: {' -> '.join(_shown(p) for p in (*chain, path))}")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
     except yaml.YAMLError as error:
         raise ConfigError(f"{_shown(path)}: not YAML: {' '.join(str(error).split())}") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -191,13 +198,34 @@ def _override_layer(text: str) -> tuple[str, dict[str, Any]]:
     if not equals or not key:
         raise ConfigError(f"{source}: an override has the form key=value, such as data.batch_size=8")
     try:
-        parsed = yaml.safe_load(value) if value else ""
+        parsed = yaml.load(value, Loader=_LOADER) if value else ""
     except yaml.YAMLError:
         parsed = value
-    values: Any = _at_home(parsed)
-    for part in reversed(key.split(".")):
-        values = {part: values}
-    return source, values
+    parts = key.split(".")
+    if _hint_of(parts) is str and not isinstance(parsed, str | list | dict | None):
+        parsed = value.strip()  # a name as it was written: 007, 2024-01-01 and yes are no numbers, dates and truths
+    return source, _nested(parts, _at_home(parsed))
+
+
+def _nested(keys: Sequence[str], value: Any) -> dict[str, Any]:
+    """{a: {b: value}} of the keys a and b."""
+    for key in reversed(keys):
+        value = {key: value}
+    found: dict[str, Any] = value
+    return found
+
+
+def _hint_of(keys: Sequence[str]) -> Any:
+    """The type of a field; None where there is none."""
+    hint: Any = RunConfig
+    for place, key in enumerate(keys):
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            hint = typing.get_type_hints(hint).get(key)
+        elif (entry := _entries_of(hint)) is not None:
+            hint = entry
+        else:  # evals.NAME.data.KEY: the type of the run's own data.KEY
+            return _hint_of(keys[2:]) if place == 3 and keys[0] == "evals" else None
+    return hint
 
 
 def _at_home(value: Any) -> Any:
@@ -209,15 +237,60 @@ def _at_home(value: Any) -> Any:
     return str(user_path(value)) if isinstance(value, str) and value.startswith("~") and "/" in value else value
 
 
-def _merge(merged: Any, values: dict[str, Any], source: str) -> Any:
+def _merge(merged: Any, values: dict[str, Any], source: str) -> None:
+    """Set what a layer sets. In place: a copy of the whole config for each layer was most of the time of a load."""
     _check_keys(values, RunConfig, source, prefix="")
     try:
-        OmegaConf.merge(_schema(), values)  # alone, so that the error is this layer's own
-        return OmegaConf.merge(merged, values)
-    except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None)
-        reason = str(getattr(error, "msg", None) or error).splitlines()[0]
-        raise ConfigError(f"{source}: {key + ': ' if key else ''}{reason}") from None
+        OmegaConf.unsafe_merge(merged, values)
+    except (OmegaConfBaseException, TypeError) as error:  # TypeError: a section in the place of a list
+        raise ConfigError(f"{source}: {_wrong_value(values, error)}") from None
+
+
+def _wrong_value(values: dict[str, Any], error: Exception) -> str:
+    """Which value of a layer OmegaConf refuses, and what the field is. Its own words name neither in each case."""
+    for keys, hint, value in _leaves(values, RunConfig):
+        try:
+            OmegaConf.merge(_schema(), _nested(keys, value))
+        except (OmegaConfBaseException, TypeError):
+            if "${" not in str(value):
+                return f"{'.'.join(keys)}: is {one_line(repr(value), most=80)}; must be {_kind(hint)}"
+    key = getattr(error, "full_key", None)
+    reason = str(getattr(error, "msg", None) or error).splitlines()[0]
+    return f"{key + ': ' if key else ''}{reason}"
+
+
+def _leaves(
+    values: dict[str, Any], schema: type, keys: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
+    """(keys, type, value) of each field that a layer sets."""
+    hints = typing.get_type_hints(schema)
+    for key, value in values.items():
+        hint, place = hints[key], (*keys, key)
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            yield from _leaves(value, hint, place)
+        elif (entry := _entries_of(hint)) is not None:
+            for name, named in value.items():
+                yield from _leaves(named, entry, (*place, name))
+        else:
+            yield place, hint, value
+
+
+def _kind(hint: Any, *, many: bool = False) -> str:
+    """What a field holds, in plain words."""
+    kinds = typing.get_args(hint)
+    if typing.get_origin(hint) is typing.Literal:
+        return f"{'names among' if many else 'one of'} {', '.join(map(repr, kinds))}"
+    if typing.get_origin(hint) is tuple and Ellipsis in kinds:
+        return f"a list of {_kind(kinds[0], many=True)} in square brackets"
+    if typing.get_origin(hint) is tuple:
+        return f"a list of {len(kinds)} {_kind(kinds[0], many=True)}"
+    one, several = {
+        int: ("a whole number", "whole numbers"),
+        float: ("a number", "numbers"),
+        bool: ("true or false", "truths"),
+        str: ("a text, which may be empty", "texts"),
+    }.get(hint, ("a section of settings", "sections"))
+    return several if many else one
 
 
 def _check_keys(values: dict[str, Any], schema: type, source: str, *, prefix: str) -> None:
@@ -225,8 +298,9 @@ def _check_keys(values: dict[str, Any], schema: type, source: str, *, prefix: st
     hints = typing.get_type_hints(schema)
     for key, value in values.items():
         if key not in hints:
-            near = difflib.get_close_matches(str(key), hints, n=1)
-            hint = f" Did you mean '{near[0]}'?" if near else ""
+            near = _elsewhere(str(key)) if not prefix else []
+            near = near or difflib.get_close_matches(str(key), hints, n=1)
+            hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
             raise ConfigError(f"{source}: {prefix}{key}: no such key.{hint} Allowed here: {', '.join(hints)}")
         section = hints[key]
         if dataclasses.is_dataclass(section):
@@ -246,6 +320,12 @@ def _check_keys(values: dict[str, Any], schema: type, source: str, *, prefix: st
         elif typing.get_origin(section) is tuple and Ellipsis not in (kinds := typing.get_args(section)):
             if not isinstance(value, list | tuple) or len(value) != len(kinds):
                 raise ConfigError(f"{source}: {prefix}{key}: is {value!r}; it is a list of {len(kinds)} numbers")
+
+
+def _elsewhere(key: str) -> list[str]:
+    """The fields of sections that are called so: who types batch_size=8 means one of them."""
+    sections = {name: hint for name, hint in typing.get_type_hints(RunConfig).items() if dataclasses.is_dataclass(hint)}
+    return [f"{name}.{key}" for name, section in sections.items() if key in typing.get_type_hints(section)]
 
 
 def _entries_of(hint: Any) -> type | None:

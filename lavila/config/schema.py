@@ -258,6 +258,7 @@ class EngineConfig:
     stall_seconds: NotNegative = 300.0  # without progress on a rank, until the log names it with its stacks; 0 = never
     save_in_background: bool = True  # training waits for a copy of the state in main memory; false: for the whole save
     save_signals: tuple[SignalName, ...] = ("SIGUSR1",)  # on these it saves, and continues
+    cpu_threads: CountOrNone = 0  # threads of PyTorch on the CPU; 0 = OMP_NUM_THREADS, or one for each core
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lavila.demo.index import Index
 from lavila.demo.search import Hit
-from lavila.files import whole_file
+from lavila.files import fitting_name, whole_file
 from lavila.ingest.encode import EncodeSettings, Interval, encode_clip
 
 QUALITY = EncodeSettings(codec="h264", short_side=1088, crf=20)
@@ -23,7 +23,8 @@ def cut(index: Index, hit: Hit, folder: Path, *, margin: float, place: int) -> P
     start, stop = max(hit.start - margin, 0.0), min(hit.stop + margin, video.duration)
     clip = encode_clip(Path(video.path), interval=Interval(start_second=start, stop_second=stop), settings=QUALITY)
     plain = re.sub(r"[^\w.-]", "_", Path(hit.video).with_suffix("").as_posix(), flags=re.ASCII)
-    file = folder / f"{place:03d}-{plain}-{start:.2f}-{stop:.2f}.mp4"
+    times = f"-{start:.2f}-{stop:.2f}.mp4"
+    file = folder / f"{place:03d}-{fitting_name(plain, room=len(times) + 8)}{times}"
     folder.mkdir(parents=True, exist_ok=True)
     with whole_file(file) as opened:
         opened.write(clip.data)

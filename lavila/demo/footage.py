@@ -7,12 +7,15 @@ out the square that a model sees. Only the lossy coding between the two is missi
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cache
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,11 +28,14 @@ from lavila.data.host.render import ClipRenderer
 from lavila.data.pictures import PictureSpec
 from lavila.errors import UserError
 from lavila.ingest.converter import SIDE_MULTIPLE, Converter
+from lavila.ingest.notes import KIND_NOTES
 from lavila.ingest.source_video import SourceVideo
 from lavila.ingest.video_files import EncodeError, Limits
 from lavila.plan.crops import crop_offsets, resized_size
 from lavila.plan.frames import FrameChoice, choose_frames, frame_span
 from lavila.records import VIDEO_SUFFIXES, ClipPlan, Frames
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 S = TypeVar("S", bound=Sized)
@@ -82,31 +88,60 @@ class LostWindow:
     reason: str
 
 
-def find_videos(path: Path) -> list[Path]:
+def find_videos(path: Path, *, without: Path | None = None) -> list[Path]:
     """The videos that a path means: itself, or all videos below a folder, by name.
 
-    A folder that is named like a video (`x.mp4/0.mp4, 300.mp4`) is one video. FootageError where there is none.
+    A folder that is named like a video (`x.mp4/0.mp4, 300.mp4`) is one video. Hidden files and folders are left out:
+    macOS writes a `._x.mp4` beside each video on a foreign disk. without: a folder that is left out, too.
+    FootageError where there is none.
     """
     if path.is_file() or (path.is_dir() and path.suffix.lower() in VIDEO_SUFFIXES):
+        if not _has_plain_name(path):
+            raise FootageError(f"{_readable(path)}: its name is not UTF-8; give it another name")
         return [path]
     if not path.is_dir():
         raise FootageError(f"{path}: no such video or folder; give the path of a video file, or of a folder of them")
-    found: list[Path] = []
-    for entry in sorted(path.iterdir()):
-        if entry.suffix.lower() in VIDEO_SUFFIXES:
-            found.append(entry)
-        elif entry.is_dir() and not entry.name.startswith("."):
-            found += _videos_below(entry)
+    passed = [] if without is None else [without.resolve()]
+    found = []
+    for video in _videos_below(path, passed):
+        if _has_plain_name(video):
+            found.append(video)
+        else:
+            log.warning("%s: left out, since its name is not UTF-8; give it another name", _readable(video))
     if not found:
         raise FootageError(f"{path}: holds no video; looked for files that end in {', '.join(VIDEO_SUFFIXES)}")
     return found
 
 
-def _videos_below(folder: Path) -> list[Path]:
-    try:
-        return find_videos(folder)
-    except FootageError:
+def _videos_below(folder: Path, passed: Sequence[Path]) -> list[Path]:
+    """passed: folders that are not looked into, and those above this one: a link may lead back to one of them."""
+    real = folder.resolve()
+    if real in passed:
         return []
+    try:
+        entries = sorted(folder.iterdir())
+    except PermissionError as error:
+        log.warning("%s: cannot be looked into (%s); its videos are left out", folder, error.strerror)
+        return []
+    found: list[Path] = []
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.suffix.lower() in VIDEO_SUFFIXES:
+            found.append(entry)
+        elif entry.is_dir():
+            found += _videos_below(entry, [*passed, real])
+    return found
+
+
+def _has_plain_name(video: Path) -> bool:
+    """Whether the path is text. Names in another coding, as from an old archive, fit into no table and no address."""
+    return _readable(video) == str(video)
+
+
+def _readable(video: Path) -> str:
+    """The path as text, with a mark for each byte that is none."""
+    return os.fsencode(video).decode(errors="replace")
 
 
 def windows_of(start: float, stop: float, *, every: float, length: float) -> list[Window]:
@@ -250,6 +285,11 @@ def _stretches(numbers: Sequence[int], fps: Fraction) -> Iterator[list[int]]:
         yield list(numbers[start:stop])
 
 
+@cache
+def _say_once(path: Path, note: str, kind: str) -> None:
+    log.warning("%s: %s (%s)", path, note, kind)
+
+
 class _Drawing:
     """Draws frames of one size for every look."""
 
@@ -257,6 +297,8 @@ class _Drawing:
         side = max([SHORT_SIDE, *(look.size for look in looks)])
         side += -side % SIDE_MULTIPLE
         self._convert = Converter(first, source.header, short_side=side, fit="crop")
+        for name, kind in self._convert.kind.row().items():
+            _say_once(source.path, KIND_NOTES[name], kind)
         height, width = self._convert.sizes.stored
         self._looks = [(look.size, ClipRenderer(_spec(look)), _plan(height, width, look.size)) for look in looks]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lavila.demo.encoders import OpenEncoder
-from lavila.demo.footage import NO_LIMIT, find_videos, uncovered, windows_of
+from lavila.demo.footage import NO_LIMIT, FootageError, find_videos, uncovered, windows_of
 from lavila.demo.index import (
     MOMENTS,
     VECTORS,
@@ -25,8 +26,9 @@ from lavila.demo.index import (
 )
 from lavila.errors import shown
 from lavila.ingest.source_video import probe_video
-from lavila.ingest.video_files import EncodeError
+from lavila.ingest.video_files import EncodeError, find_parts
 
+LEAST_SECONDS = 0.01  # of a window, and from one to the next; at less, an hour would have more windows than memory
 KEY_LENGTH = 16
 LONGEST_STEM = 100  # characters of a video's name in that of its matrix
 PART_NAME = re.compile(r"([0-9a-f]+)-(\d+)-(\d+)\.safetensors")
@@ -34,11 +36,17 @@ PART_NAME = re.compile(r"([0-9a-f]+)-(\d+)-(\d+)\.safetensors")
 
 @dataclass(frozen=True, kw_only=True)
 class IndexOptions:
-    """How videos become windows."""
+    """How videos become windows. FootageError for numbers that cannot be."""
 
     window: float = 2.0  # seconds of a window
     every: float = 1.0  # seconds from the start of one window to the next
     batch_size: int = 16  # windows of a forward pass
+
+    def __post_init__(self) -> None:
+        for name, least in (("window", LEAST_SECONDS), ("every", LEAST_SECONDS), ("batch_size", 1)):
+            if not least <= getattr(self, name) < math.inf:
+                flag = f"--{name.replace('_', '-')}"
+                raise FootageError(f"{flag} {getattr(self, name):g}: must be at least {least}, and finite")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +87,9 @@ class IndexPlan:
 
 def plan_index(folder: Path, paths: Sequence[Path], encoder: OpenEncoder, options: IndexOptions) -> IndexPlan:
     """What an index of some videos needs. Raises as `update_index`."""
-    windows_of(0, 1, every=options.every, length=options.window)  # raises where there can be none
     settings = IndexSettings(window=options.window, every=options.every, model=encoder.name, facts=encoder.facts)
-    files = sorted({_absolute(file) for path in paths for file in find_videos(path)})
+    # The index itself may lie below a path, with the copies that the demo makes of videos.
+    files = sorted({_absolute(file) for path in paths for file in find_videos(path, without=folder)})
     before = _index_before(folder, settings)
     parts = parts_of(folder)
     videos = [_planned(folder, file, name, settings) for name, file in sorted(_names(files, paths).items())]
@@ -114,7 +122,12 @@ def _index_before(folder: Path, settings: IndexSettings) -> list[IndexedVideo]:
     found, wanted = ({"window": s.window, "every": s.every, **s.facts} for s in (index.settings, settings))
     names = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
     if names:
-        changes = [f"{name} was {shown(found.get(name))}, is {shown(wanted.get(name))}" for name in names]
+        # People know a model by its name, and two checkpoints of one name by their checksums.
+        told = {"sha256": (index.settings.model, settings.model)} if index.settings.model != settings.model else {}
+        pairs = [
+            ("model" if name in told else name, told.get(name, (found.get(name), wanted.get(name)))) for name in names
+        ]
+        changes = [f"{name} was {shown(was)}, is {shown(now)}" for name, (was, now) in pairs]
         raise IndexFolderError(
             f"{folder}: holds an index by {index.settings.model} with other settings ({'; '.join(changes)}); give "
             "those, or another folder, or remove this one"
@@ -158,8 +171,8 @@ def _planned(folder: Path, file: Path, name: str, settings: IndexSettings) -> Pl
 
 
 def _signature(file: Path) -> tuple[int, int, list[Any]]:
-    """Bytes, time of the last change, and what tells a changed video from the former one."""
-    files = [file] if file.is_file() else sorted(file.iterdir())
+    """Bytes, time of the last change, and what tells a changed video from the former one. EncodeError without files."""
+    files = [part.path for part in find_parts(file)]
     content: list[Any] = [[one.name, one.stat().st_size, one.stat().st_mtime_ns] for one in files]
     return sum(size for _, size, _ in content), max(mtime for _, _, mtime in content), content
 
@@ -188,5 +201,7 @@ def may_come_back(file: Path, settings: IndexSettings) -> bool:
     try:
         video = Path(json.loads(read_about(file)["video"])["path"])
         return file.name == _matrix_name(video, _key(video, _signature(video)[2], settings))
-    except (IndexFolderError, KeyError, ValueError, OSError):
+    except PermissionError:
+        return True
+    except (IndexFolderError, KeyError, ValueError, OSError):  # ValueError: EncodeError, too
         return False

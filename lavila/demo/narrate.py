@@ -39,7 +39,7 @@ from lavila.demo.narrators import OpenNarrator
 from lavila.demo.page import THUMB_WIDTH, PageOf, page
 from lavila.demo.subtitles import to_jsonl, to_srt, to_vtt
 from lavila.errors import UserError
-from lavila.files import whole_file
+from lavila.files import fitting_name, whole_file
 from lavila.ingest.source_video import probe_video
 from lavila.ingest.video_files import EncodeError
 from lavila.journal import Entry, Journal, JournalError
@@ -48,6 +48,7 @@ from lavila.report.charts import duration
 
 # A line holds for its window: start, stop, and lost (why), still (its change), or texts, nll, key_frame and maybe best.
 JOURNAL = "windows.jsonl"
+FOLDER_ENDING = ".narration"
 JPEG_QUALITY = 80
 
 
@@ -94,7 +95,7 @@ class VideoPlan:
 
     def output(self, suffix: str) -> Path:
         """A result: .jsonl, .srt, .vtt or .html."""
-        return self.folder / f"{self.path.stem}{suffix}"
+        return narration_file(self.folder, self.path, suffix)
 
 
 @dataclass(kw_only=True)
@@ -118,6 +119,16 @@ class Listener(Protocol):
         ...
 
 
+def narration_folder(inside: Path, name: str) -> Path:
+    """The folder in `inside` that takes the results of a video; a name that is too long is cut."""
+    return inside / f"{fitting_name(name, room=len(FOLDER_ENDING))}{FOLDER_ENDING}"
+
+
+def narration_file(folder: Path, video: Path, suffix: str) -> Path:
+    """A result in that folder."""
+    return folder / f"{fitting_name(video.stem, room=len(suffix))}{suffix}"
+
+
 def plan_videos(
     paths: Sequence[Path], options: NarrateOptions, *, out: Path | None
 ) -> tuple[list[VideoPlan], list[tuple[Path, str]]]:
@@ -130,7 +141,7 @@ def plan_videos(
     for path in paths:
         for video in find_videos(path):
             inside = video.parent if video == path else path
-            folder = (out or inside) / video.relative_to(inside).parent / f"{video.name}.narration"
+            folder = narration_folder((out or inside) / video.relative_to(inside).parent, video.name)
             try:
                 plans.append(_plan(video, folder, options))
             except (EncodeError, NarrationError) as error:

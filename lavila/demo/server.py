@@ -17,6 +17,7 @@ Videos are called by their names in the index. No text of a request becomes a pa
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -40,6 +41,8 @@ from lavila.demo.playable import media_type, playback
 from lavila.demo.subtitles import to_vtt
 from lavila.demo.transcripts import Transcript
 from lavila.errors import UserError
+
+log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
@@ -77,7 +80,7 @@ def create_app(library: Library, access: Access) -> Starlette:
             Route("/subtitles", answers.subtitles),
         ],
         middleware=[Middleware(Guard, access=access)],
-        exception_handlers={UserError: _refused},
+        exception_handlers={UserError: _refused, OSError: _failed},
         lifespan=lifespan,
     )
 
@@ -85,6 +88,12 @@ def create_app(library: Library, access: Access) -> Starlette:
 async def _refused(_: Request, error: Exception) -> Response:
     """A request that asks for what is not there, or a video that cannot be read."""
     return JSONResponse({"error": str(error)}, 404 if isinstance(error, NoVideoError) else 400)
+
+
+async def _failed(_: Request, error: Exception) -> Response:
+    """A disk that is full or gone: nothing that a traceback would help with."""
+    log.warning("%s", error)
+    return JSONResponse({"error": f"the server cannot read or write a file: {error}"}, 500)
 
 
 async def _in_thread(work: Callable[..., R], *args: Any, limiter: CapacityLimiter | None = None, **options: Any) -> R:

@@ -11,7 +11,14 @@ from typing import Literal
 
 from lavila.demo.chores import Chores, Progress
 from lavila.demo.moments import Moment
-from lavila.demo.narrate import NarrateOptions, VideoPlan, narrate, plan_videos
+from lavila.demo.narrate import (
+    NarrateOptions,
+    VideoPlan,
+    narrate,
+    narration_file,
+    narration_folder,
+    plan_videos,
+)
 from lavila.demo.narrators import OpenNarrator
 from lavila.errors import UserError
 
@@ -67,8 +74,8 @@ class Transcripts:
 
     def transcript(self, name: str, video: Path) -> Transcript:
         """What is said of a video. name: of the video in the index."""
-        for folder in (self._own(name), video.with_name(f"{video.name}.narration")):
-            file = folder / f"{video.stem}.jsonl"
+        for folder in (self._own(name), narration_folder(video.parent, video.name)):
+            file = narration_file(folder, video, ".jsonl")
             if file.is_file():
                 return Transcript(state="done", moments=self._moments(file), share=1.0)
         chore = self._chores.state(name)
@@ -93,7 +100,7 @@ class Transcripts:
         self._chores.close()
 
     def _own(self, name: str) -> Path:
-        return self._folder / f"{name}.narration"
+        return narration_folder(self._folder / Path(name).parent, Path(name).name)
 
     def _narrate(self, name: str, video: Path, progress: Progress) -> None:
         assert self._narrator is not None

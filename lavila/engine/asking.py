@@ -42,6 +42,13 @@ class Asked:
     suggest: list[str]
     open: bool
 
+    def __post_init__(self) -> None:
+        self.options()
+
+    def options(self) -> IndexOptions:
+        """How videos become windows. FootageError for numbers that cannot be."""
+        return IndexOptions(window=self.window, every=self.every, batch_size=self.batch_size)
+
 
 def run(asked: Asked, *, say: Say) -> None:
     """Index, and serve until Ctrl-C. Raises UserErrors of the parts."""
@@ -49,8 +56,7 @@ def run(asked: Asked, *, say: Say) -> None:
     with join(asked.device) as process:
         encoder = open_encoder_on(process.device, asked.model, vocabulary=asked.vocabulary)
         narrator = _narrator(asked, process.device, half=encoder.half) if asked.narrator else None
-        options = IndexOptions(window=asked.window, every=asked.every, batch_size=asked.batch_size)
-        index = make_index(asked.index, asked.videos, encoder, options, process, say=say)
+        index = make_index(asked.index, asked.videos, encoder, asked.options(), process, say=say)
         made = asked.index / MADE
         transcripts = Transcripts(made / "narrations", narrator, NarrateOptions(subject=asked.subject))
         library = make_library(Searcher(index, encoder.text), transcripts, cache=made, suggestions=asked.suggest)

@@ -54,6 +54,8 @@ ArithmeticOf = Callable[[RunConfig, torch.device], Arithmetic]
 
 RANDOM = "random"  # in `model.init`: no weights to start from
 CLIP = "clip:"  # before the name or the file of OpenAI's CLIP in `model.init`
+OTHER_SPLIT = {"train": "so scores would be of clips that models learn from", "val": "so clips would be learned from "
+               "that models are evaluated on"}  # fmt: skip
 SAME_LEVEL = 0.05  # on 0..255: statistics closer than this are the same, written with fewer digits
 
 
@@ -70,6 +72,9 @@ def shard_set(config: RunConfig, which: str) -> ShardSet:
             f"data.{which}={path}: is a shard set of {found}, and this config is for {wanted} (data.dataset); give a "
             f"set made with --dataset {wanted}, or data.dataset={found} where this one is meant"
         )
+    split = shards.manifest.get("split")
+    if split in OTHER_SPLIT and split != which:
+        log.warning("data.%s=%s: was made with --split %s, %s", which, path, split, OTHER_SPLIT[split])
     return shards
 
 
@@ -102,6 +107,8 @@ def start_weights(config: RunConfig) -> TrainedOn | None:
     ConfigError where `model.init` is empty: nothing shall be trained from random weights that nobody asked for.
     """
     init = config.model.init
+    if config.checkpoint:
+        log.warning("checkpoint=%s: evaluate.py reads it; training starts from model.init=%s", config.checkpoint, init)
     if not init:
         raise ConfigError(
             "model.init is empty: name the weights to start from (a folder, a file, a name of the zoo, or "

@@ -21,22 +21,24 @@ import re
 import shutil
 import warnings
 import zlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lavila.checkpoints.errors import CheckpointError
-from lavila.checkpoints.store import LATEST, WEIGHTS, load_model
+from lavila.checkpoints.store import LATEST, OF_A_RUN, WEIGHTS, load_model
 from lavila.engine.distributed import Process
 from lavila.engine.optim import blank_state, own_part
+from lavila.errors import listed
 from lavila.files import whole_file
 
 log = logging.getLogger(__name__)
 
-FOLDER = "checkpoints"
+FOLDER = OF_A_RUN
 FACTS, TRAIN_STATE, CONFIG = "checkpoint.json", "train_state", "config.yaml"
 BEST = "best.json"
 OPTIMIZER = "optimizer.state"  # before the names of parameters in train_state
@@ -79,6 +81,17 @@ class Facts:
     meters: list[dict[str, Any]]  # for each rank what it had summed up for the next line of the log, see `Meter`
 
 
+def _misfits(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """Tensors that are missing, left over, or of another shape."""
+
+    def shape(tensors: Mapping[str, Tensor], name: str) -> str:
+        return str(list(tensors[name].shape)) if name in tensors else "absent"
+
+    names = dict.fromkeys([*wanted, *found])
+    shapes = [(name, shape(found, name), shape(wanted, name)) for name in names]
+    return [f"{name} is {there}, should be {here}" for name, there, here in shapes if there != here]
+
+
 def step_name(updates: int) -> str:
     """The folder name of a checkpoint after so many updates."""
     return f"step-{updates:08d}"
@@ -96,14 +109,14 @@ def load(path: Path, state: TrainState, *, process: Process) -> Facts:
     optimiser is of another kind than the checkpoint's.
     """
     facts = read_facts(path)
-    try:
-        state.model.load_state_dict(load_model(path).state_dict())
-    except RuntimeError as error:
+    found = load_model(path).state_dict()
+    if wrong := _misfits(found, state.model.state_dict()):
         raise CheckpointError(
-            f"{path}: its model is not the one of this config ({' '.join(str(error).split())}); resume with the model, "
-            "the frames, the picture size and the classes that it was trained with, or start another run from its "
-            f"weights (model.init={path} run_dir=...)"
-        ) from None
+            f"{path}: its model is not the one of this config ({listed(wrong, most=3)}); resume with the model, the "
+            f"frames, the picture size and the classes that it was trained with, which {CONFIG} there says, or start "
+            f"another run from its weights (model.init={path} run_dir=...)"
+        )
+    state.model.load_state_dict(found)
     _load_optimizer(path, state, process=process)
     if facts.scaler and state.scaler.is_enabled():
         state.scaler.load_state_dict(facts.scaler)

@@ -16,7 +16,7 @@ from lavila.config.load import known_names, load_config, to_yaml
 from lavila.config.schema import ConfigError, RunConfig
 from lavila.engine.signals import Stopped
 from lavila.errors import UserError
-from lavila.files import user_path
+from lavila.files import explained, user_path
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,13 @@ def parse(
         help="check everything before the first step, print the shapes of a batch and an estimate of memory, and stop",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.batch_size=8 or seed=1")
-    given = parser.parse_intermixed_args(arguments)
+    given, unknown = parser.parse_known_intermixed_args(arguments)
+    if unknown:
+        keys = [word.lstrip("-") for word in unknown if "=" in word]
+        parser.error(
+            f"unrecognized arguments: {' '.join(unknown)}; a setting has the form key=value, without dashes"
+            + (f": {' '.join(keys)}" if keys else "")
+        )
     try:
         if given.config is None:
             config = _config_of_predictions(user_path(given.predictions), given.overrides)
@@ -125,9 +131,12 @@ def run_tool(name: str, work: Callable[[], int | None], *, interrupted: str) -> 
     except KeyboardInterrupt:
         sys.stderr.write(f"\ninterrupted; {interrupted}\n")
         return 130
-    except (UserError, OSError) as error:
-        sys.stderr.write(f"{name}: error: {error}\n")
-        return 1
+    except UserError as error:
+        problem = str(error)
+    except OSError as error:
+        problem = explained(error)
+    sys.stderr.write(f"{name}: error: {problem}\n")
+    return 1
 
 
 def run(work: Callable[[RunConfig], object], config: RunConfig) -> None:
@@ -136,6 +145,10 @@ def run(work: Callable[[RunConfig], object], config: RunConfig) -> None:
     A run that a signal stopped ends with status 75.
     """
     start_log()
+    if config.engine.cpu_threads:
+        import torch  # the work has imported it
+
+        torch.set_num_threads(config.engine.cpu_threads)
     try:
         work(config)
     except Stopped as stopped:

@@ -44,7 +44,6 @@ def check_training(config: RunConfig) -> None:
         log.info("a batch of training on a rank: %s", shapes(batch))
         for evaluation in trainer.evaluations:
             first = _first_batch(build.view_loader(evaluation.config, evaluation.shards, process))
-            build.build_task(evaluation.config, trainer.state.model, evaluation.facts, evaluation.shards)
             every, clips = evaluation.every_epochs, len(evaluation.shards)
             log.info("evals.%s, every %d epoch(s): %d clips, a batch: %s", evaluation.name, every, clips, shapes(first))
         size = _pass_size(batch, trainer.task_facts, clips=trainer.loader.plan.largest_batch)

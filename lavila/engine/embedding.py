@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -17,7 +18,8 @@ from lavila.demo.index_plan import IndexOptions, plan_index
 from lavila.demo.indexing import Progress, embed, index_lock, publish
 from lavila.demo.search import Searcher
 from lavila.engine.distributed import Process, barrier, join, on_main
-from lavila.errors import UserError
+from lavila.errors import UserError, listed
+from lavila.files import is_below, unwritable
 from lavila.models.generation import decoder_type
 from lavila.report.charts import duration
 
@@ -51,17 +53,28 @@ class Embedding:
     def __post_init__(self) -> None:
         if self.cut is not None and self.query is None:
             raise EmbeddingError("--cut writes what --query finds: give a sentence with --query")
-        for name, least in (("batch_size", 1), ("limit", 1), ("margin", 0)):
-            if not getattr(self, name) >= least:
-                raise EmbeddingError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least {least}")
+        if self.cut is not None and (inside := next((path for path in self.videos if is_below(self.cut, path)), None)):
+            raise EmbeddingError(
+                f"--cut {self.cut}: lies in --videos {inside}, so the next run would take the cuts for videos; give a "
+                "folder elsewhere"
+            )
+        if self.cut is not None and (there := unwritable(self.cut)):
+            raise EmbeddingError(f"--cut {self.cut}: {there} is no folder that can be written to; give another one")
+        for name, least in (("limit", 1), ("margin", 0)):
+            if not least <= getattr(self, name) < math.inf:
+                raise EmbeddingError(f"--{name} {getattr(self, name)}: must be at least {least}, and finite")
+        self.options()
+
+    def options(self) -> IndexOptions:
+        """How videos become windows. FootageError for numbers that cannot be."""
+        return IndexOptions(window=self.window, every=self.every, batch_size=self.batch_size)
 
 
 def run(wanted: Embedding, *, say: Say) -> int:
     """Embed, search and cut. Returns the exit status. Raises UserErrors of the parts."""
     with join(wanted.device) as process:
         encoder = open_encoder_on(process.device, wanted.model, vocabulary=wanted.vocabulary)
-        options = IndexOptions(window=wanted.window, every=wanted.every, batch_size=wanted.batch_size)
-        index = make_index(wanted.out, wanted.videos, encoder, options, process, say=say)
+        index = make_index(wanted.out, wanted.videos, encoder, wanted.options(), process, say=say)
         if not process.is_main:
             return DONE
         if wanted.query is not None:
@@ -83,6 +96,8 @@ def make_index(
     with ExitStack() as held:
         on_main(lambda: held.enter_context(index_lock(folder)))
         plan = on_main(lambda: plan_index(folder, videos, encoder, options))
+        if gone := plan.removed:
+            say(f"{folder}: {counted(gone)} leave it, as they are gone or not among --videos: {listed(gone, most=3)}")
         embed(
             plan,
             encoder,
@@ -95,11 +110,16 @@ def make_index(
     index = open_index(folder)
     readable = [video for video in index.videos if video.moments]
     seconds = sum(video.duration for video in readable)
-    say(f"{index.folder}: {index.moments.num_rows:,} moments of {len(readable):,} videos, {duration(seconds)}")
+    say(f"{index.folder}: {index.moments.num_rows:,} moments of {counted(readable)}, {duration(seconds)}")
     for video in index.videos:
         if video.reason:
             say(f"{'in part' if video.moments else 'left out'}: {video.reason}")
     return index
+
+
+def counted(videos: Sequence[object]) -> str:
+    """1 video, 2 videos."""
+    return f"{len(videos):,} video{'s' * (len(videos) != 1)}"
 
 
 def _search(wanted: Embedding, index: Index, encoder: OpenEncoder, say: Say) -> None:

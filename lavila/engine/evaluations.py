@@ -34,6 +34,13 @@ class NamedEvaluation:
         """Whether it follows the epoch with this number, 1 being the first."""
         return epoch > 0 and epoch % self.every_epochs == 0
 
+    def check_model(self, model: nn.Module) -> None:
+        """Raise a UserError that begins with the evaluation's name where its task cannot ask a model of this kind."""
+        try:
+            build.build_task(self.config, model, self.facts, self.shards)
+        except UserError as error:
+            raise type(error)(f"evals.{self.name}: {error}") from None
+
     def run(self, model: nn.Module, process: Process, *, output: Path) -> Scores | None:
         """What the model, without a wrapper, is worth; None on other ranks than the main one. Every rank calls this."""
         task = build.build_task(self.config, model, self.facts, self.shards)

@@ -111,9 +111,10 @@ def evaluate(config: RunConfig) -> Path | None:
         machine = environment(process.device, ranks=process.world)
         beside = Circumstances(machine=machine, notes=notes, published=published)
         if kept:
-            _submit(config, task, subject.output / KEPT, subject.output)
             save(config, Saved(subject=subject, made=result, beside=beside, task_facts=ready.facts))
-        return _report(config, subject, shards, result, beside, process)
+        page = _report(config, subject, shards, result, beside, process)
+        _submit(config, task, subject.output / KEPT, subject.output)  # last: where there is no challenge, all is kept
+        return page
 
 
 def prepare_saved(config: RunConfig) -> tuple[Saved, ShardSet, Task]:
@@ -128,8 +129,9 @@ def _score_again(config: RunConfig, process: Process) -> Path:
     """The report of saved predictions, which lies beside their folder."""
     saved, shards, task = prepare_saved(config)
     result = Evaluation(**vars(_scored(task, Path(config.predictions))), **vars(saved.made))
+    page = _report(config, saved.subject, shards, result, saved.beside, process)
     _submit(config, task, Path(config.predictions), saved.subject.output)
-    return _report(config, saved.subject, shards, result, saved.beside, process)
+    return page
 
 
 def _submit(config: RunConfig, task: Task, predictions: Path, output: Path) -> None:

@@ -33,6 +33,7 @@ from lavila.shards.reader import open_shard_set
 log = logging.getLogger(__name__)
 
 FORMATS: dict[str, LabelFormat] = {".parquet": "captions", ".pkl": "lavila-pkl"}
+RESULTS = {".srt", ".vtt", ".json", ".jsonl", ".html", ".csv", ".tsv", ".txt"}  # no folder has such a name
 LABEL_BATCH, MOMENT_BATCH = 16, 4  # clips of a forward pass; of a video few, so that the first lines come soon
 DONE, NOT_DONE = 0, 1
 
@@ -85,6 +86,10 @@ class Wanted:
         if self.labels and self.out and not self.format and self.out.suffix not in FORMATS:
             raise ArgumentError(
                 f"--out {self.out}: ends in .parquet (captions table) or .pkl (LaViLa's), or give --format"
+            )
+        if not self.labels and self.out and self.out.suffix.lower() in RESULTS and not self.out.is_dir():
+            raise ArgumentError(
+                f"--out {self.out}: subtitles and pages go to a folder, and labels to a .parquet or .pkl file; give one"
             )
         if self.captioned and not self.shards:
             raise ArgumentError("--except leaves out clips of a shard set: give --shards")

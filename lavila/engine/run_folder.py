@@ -21,7 +21,7 @@ from lavila.checkpoints.zoo import ZOO
 from lavila.config.load import flatten, to_dict
 from lavila.config.schema import RunConfig
 from lavila.engine import checkpoint
-from lavila.engine.checkpoint import CONFIG, FOLDER, best_of, read_facts, step_folders, torn
+from lavila.engine.checkpoint import CONFIG, FOLDER, STEP, best_of, read_facts, step_folders, torn
 from lavila.errors import UserError
 from lavila.files import unwritable
 from lavila.report.compose import Subject
@@ -102,6 +102,8 @@ def set_aside(run_dir: Path) -> Path | None:
 def subject_of(run_dir: Path, wanted: str) -> Subject:
     """What `checkpoint=wanted` means for a run folder; empty = the run's newest checkpoint, best = its best one.
 
+    The name of a step folder, such as step-00000480, is one of the run where there is none here.
+
     CheckpointError where no model is found.
     """
     own = run_dir / FOLDER
@@ -110,6 +112,8 @@ def subject_of(run_dir: Path, wanted: str) -> Subject:
         if (best := best_of(own)) is None:
             raise CheckpointError(f"checkpoint=best: {own} has no best checkpoint; train with keep_best=NAME/METRIC")
         wanted = str(own / best.checkpoint)
+    if STEP.fullmatch(wanted) and not Path(wanted).exists():
+        wanted = str(own / wanted)
     if wanted in ZOO and not Path(wanted).exists():
         return Subject(model=wanted, output=run_dir / EVALUATIONS / wanted)
     model = _newest_model(Path(wanted)) if wanted else newest
@@ -158,6 +162,19 @@ def changed_settings(path: Path, config: RunConfig) -> str:
     changes += [f"{key}={value} (a setting that is new)" for key, value in now.items() if key not in before]
     changes += [f"{key} (was {value}; no such setting now)" for key, value in before.items() if key not in now]
     return ", ".join(changes)
+
+
+def of_run(config: RunConfig, path: Path | None) -> Path | None:
+    """The same checkpoint. CheckpointError where it is of another task, or was trained on another dataset."""
+    before = flatten(read_config(path) or {}) if path else {}
+    for key, now in (("task.name", config.task.name), ("data.dataset", config.data.dataset)):
+        was = before.get(key)
+        if was and now and was != now:
+            raise CheckpointError(
+                f"{path}: is of a run with {key}={was}, and this config has {key}={now}, so two runs would mix; give "
+                f"another run_dir=... and, to start from its weights, model.init={path}"
+            )
+    return path
 
 
 def _newest_in(path: Path) -> Path | None:

@@ -46,6 +46,7 @@ class Saver:
     ) -> None:
         self.config, self.process, self.state, self.newest = config, process, state, newest
         self._extra = extra
+        self._config_yaml = to_yaml(config)
         self._run_dir = Path(config.run_dir)
         self._saved_at = time.monotonic()
         background = config.engine.save_in_background
@@ -168,7 +169,7 @@ class Saver:
         """What stays in `run_dir` beside the newest checkpoints is the best by `keep_best`."""
         best = best_of(run_dir / FOLDER, metric=self.config.keep_best)
         return Beside(
-            config_yaml=to_yaml(self.config),
+            config_yaml=self._config_yaml,
             extra=self._extra,
             keep=self.config.keep_checkpoints,
             spared=best.checkpoint if best else "",

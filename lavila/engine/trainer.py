@@ -26,7 +26,7 @@ from lavila.engine.meter import Meter, clock
 from lavila.engine.nonfinite import BadPass, PassWatch
 from lavila.engine.optim import LearningRate, build_optimizer, freeze, train_mode
 from lavila.engine.precision import Arithmetic
-from lavila.engine.run_folder import RunFolderError, changed_settings, check_writable, set_aside, start_from
+from lavila.engine.run_folder import RunFolderError, changed_settings, check_writable, of_run, set_aside, start_from
 from lavila.engine.saving import Saver, TrainingError
 from lavila.engine.signals import Asked, Wish, listening
 from lavila.engine.stalls import StallWatch
@@ -56,7 +56,7 @@ def prepare(config: RunConfig, process: Process, asked: Asked | None = None) -> 
     check_trackers(config.log)
     on_main(lambda: check_writable(Path(config.run_dir)))
     shards = build.shard_set(config, "train")
-    found = on_main(lambda: start_from(Path(config.run_dir), config.resume))
+    found = on_main(lambda: of_run(config, start_from(Path(config.run_dir), config.resume)))
     trained = trained_on(found) if found else build.start_weights(config)
     config = build.with_weights(config, trained)
     facts = build.task_facts(config, shards)
@@ -67,6 +67,8 @@ def prepare(config: RunConfig, process: Process, asked: Asked | None = None) -> 
     build.check_words(config, shards, loader.captions)
     model = build.fresh_model(config, facts, resumed=found is not None).to(process.device)
     task = build.build_task(config, model, facts, shards)
+    for evaluation in evaluations:
+        evaluation.check_model(model)
     freeze(model, config.model.freeze)
     parts = RunParts(loader=loader, task=task, facts=facts, evaluations=evaluations)
     return Trainer(config, process, parts=parts, found=found, asked=asked)

@@ -20,6 +20,8 @@ from lavila.metrics.classification import fuse_views
 from lavila.metrics.epic_submissions import SupervisionLevels
 from lavila.metrics.units import Unit
 from lavila.models.classifier import VideoClassifier
+from lavila.models.dual_encoder import DualEncoder
+from lavila.models.narrator import Narrator
 from lavila.records import VideoBatch
 from lavila.tasks import (
     ModelParts,
@@ -48,7 +50,7 @@ class Classification:
         classes = tables.classes
         missing = [head for head in options.heads if not classes.get(head)]
         if missing:
-            known = [kind for kind, names in classes.items() if names]
+            known = [kind for kind, names in classes.items() if names] or ["none"]
             raise TaskError(f"task.heads: {tables.of} has no {', '.join(missing)} labels; it has {', '.join(known)}")
         return {"classes": {head: list(classes[head]) for head in options.heads}}
 
@@ -121,7 +123,7 @@ class ClassificationTask:
     """A `VideoClassifier` with the names of its classes.
 
     model: logits of a head each, as a tensor or a tuple. classes: head -> class names, in the order of the model's
-    heads. Raises TaskError where their numbers disagree.
+    heads. Raises TaskError where their numbers disagree, and for a model of another kind.
 
     tables: of the shard set whose batches come; None = nothing is known of it but the classes.
 
@@ -137,6 +139,12 @@ class ClassificationTask:
         options: TaskOptions,
         tables: Tables | None = None,
     ):
+        inner = getattr(model, "module", model)
+        if isinstance(inner, DualEncoder | Narrator):
+            raise TaskError(
+                f"this task needs a classifier, but the model is a {type(inner).__name__}; name a checkpoint of a "
+                "classifier, such as ek100_cls_tsf_b, or set task.name=zero_shot for a dual encoder"
+            )
         sizes = tuple(len(names) for names in classes.values())
         if tuple(getattr(model, "num_classes", sizes)) != sizes:
             raise TaskError(

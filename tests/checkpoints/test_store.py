@@ -121,11 +121,12 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(saved: Path, monkeyp
 
 
 def test_folders_of_a_run_are_read(tmp_path: Path) -> None:
+    run, tmp_path = tmp_path, tmp_path / "checkpoints"
     for step, classes in (("step-0000001", 3), ("step-0000002", 5)):
-        (tmp_path / step).mkdir()
+        (tmp_path / step).mkdir(parents=True)
         save_model(classifier(classes), tmp_path / step / "model.safetensors")
     (tmp_path / "latest").write_text("step-0000001\n")
-    for path, classes in ((tmp_path, 3), (tmp_path / "step-0000002", 5), (str(tmp_path / "step-0000002"), 5)):
+    for path, classes in ((tmp_path, 3), (run, 3), (tmp_path / "step-0000002", 5), (str(tmp_path / "step-0000002"), 5)):
         assert load_model(path).num_classes == (classes,)
     (tmp_path / "latest").write_text("step-0000009")
     with pytest.raises(CheckpointError, match="'step-0000009'"):

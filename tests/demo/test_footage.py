@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -103,15 +104,27 @@ def test_what_is_uncovered_and_what_is_covered_fill_the_video(spans: list[tuple[
 
 
 def test_videos_of_a_folder(tmp_path: Path) -> None:
-    for name in ("b.MP4", "notes.txt", "sub/c.webm", "sub/empty/readme", ".hidden/d.mp4", "chunks.mp4/0.mp4"):
+    names = ("b.MP4", "notes.txt", "sub/c.webm", "sub/empty/readme", "chunks.mp4/0.mp4", "index/made/e.mp4")
+    for name in (*names, ".hidden/d.mp4", "._b.MP4"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    found = [path.relative_to(tmp_path).as_posix() for path in find_videos(tmp_path)]
+    (tmp_path / "sub/again").symlink_to(tmp_path)  # round in a circle
+    found = [path.relative_to(tmp_path).as_posix() for path in find_videos(tmp_path, without=tmp_path / "index")]
     assert found == ["b.MP4", "chunks.mp4", "sub/c.webm"]
     assert find_videos(tmp_path / "notes.txt") == [tmp_path / "notes.txt"]  # a file is taken at its word
     for wrong in ("sub/empty", "nothing"):
         with pytest.raises(FootageError, match=wrong):
             find_videos(tmp_path / wrong)
+
+
+def test_a_name_that_is_no_text_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a.mp4").touch()
+    latin = Path(os.fsdecode(os.fsencode(tmp_path) + b"/gr\xfcn.mp4"))  # as an old archive unpacks it
+    latin.touch()
+    assert find_videos(tmp_path) == [tmp_path / "a.mp4"]
+    assert "gr\ufffdn.mp4" in caplog.text
+    with pytest.raises(FootageError, match="gr\ufffdn"):
+        find_videos(latin)
 
 
 # ---------------------------------------------------------------- which pictures

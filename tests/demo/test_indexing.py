@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -251,8 +252,32 @@ def test_two_processes_do_not_work_on_one_index(made: Path, tmp_path: Path) -> N
 def test_paths_and_windows_that_cannot_be(made: Path, tmp_path: Path) -> None:
     with pytest.raises(FootageError, match="nowhere"):
         update_index(tmp_path, [made / "nowhere"], NumberEncoder(), OPTIONS)
-    with pytest.raises(FootageError, match="every 0 s"):
-        update_index(tmp_path, [made], NumberEncoder(), IndexOptions(every=0))
+    for wrong in ({"every": 0}, {"window": math.nan}, {"window": math.inf}, {"every": 1e-9}, {"batch_size": 0}):
+        with pytest.raises(FootageError, match=f"--{min(wrong).replace('_', '-')} "):
+            IndexOptions(**wrong)
+
+
+def test_an_index_among_its_videos_is_no_video(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made, tmp_path / "videos")
+    index = tmp_path / "videos/features"
+    before = update_index(index, [tmp_path / "videos"], NumberEncoder(), OPTIONS)
+    (index / "made/copies").mkdir(parents=True)
+    write_numbered(index / "made/copies/copy.mp4", 2)
+    (tmp_path / "videos/empty.mp4").mkdir()
+    after = update_index(index, [tmp_path / "videos"], NumberEncoder(), OPTIONS)
+    assert after.moments.num_rows == before.moments.num_rows
+    assert [video.name for video in after.videos if video.moments] == [video.name for video in before.videos]
+    assert [video.name for video in after.videos if video.reason] == ["empty.mp4"]
+
+
+def test_another_model_is_named(made: Path, tmp_path: Path) -> None:
+    update_index(tmp_path, [made], NumberEncoder(), OPTIONS)
+    other = NumberEncoder(sha256="b")
+    with pytest.raises(IndexFolderError, match="sha256 was 'a', is 'b'"):
+        update_index(tmp_path, [made], other, OPTIONS)
+    other.name = "letters"
+    with pytest.raises(IndexFolderError, match="model was 'numbers', is 'letters'"):
+        update_index(tmp_path, [made], other, OPTIONS)
 
 
 def test_a_full_disk_is_named(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -183,6 +183,11 @@ def test_subtitles_and_a_transcript_to_click_on(site: Site, page: Any) -> None:
         page.locator("#transcript a").click()
     text = Path(saved.value.path()).read_text()
     assert text.startswith("WEBVTT") and text.count("-->") == len(SAID)
+    # A video that cannot be read keeps nothing of the one before.
+    page.evaluate("history.pushState(null, '', '/?v=broken.mp4'); window.dispatchEvent(new PopStateEvent('popstate'))")
+    until(lambda: "not a readable video" in (page.text_content("#wait") or ""))
+    assert page.locator("#transcript").is_hidden() and page.locator("#region").is_hidden()
+    assert video(page, "textTracks[0].cues.length") == 0
 
 
 def test_a_link_brings_the_same_view_back(site: Site, page: Any) -> None:
@@ -236,6 +241,11 @@ def test_a_link_brings_the_same_view_back(site: Site, page: Any) -> None:
         assert video(again, "paused")
     finally:
         other.close()
+
+
+def test_a_link_to_a_video_that_is_gone_says_so(site: Site, page: Any) -> None:
+    opened(page, f"{site.url}?v=gone.mp4")
+    assert "gone.mp4" in page.text_content("#trouble") and page.locator("#watch").is_hidden()
 
 
 def test_hits_are_exported(site: Site, page: Any) -> None:
@@ -318,13 +328,22 @@ def test_a_token_is_asked_for_and_the_view_comes_afterwards(site: Site, page: An
     assert page.evaluate("document.cookie") == ""  # no script reads it
 
 
-def test_it_fits_a_telephone(site: Site) -> None:
-    context = site.browser.new_context(viewport={"width": 360, "height": 700}, has_touch=True)
+@pytest.mark.parametrize("width", [320, 360])
+def test_it_fits_a_telephone(site: Site, width: int) -> None:
+    context = site.browser.new_context(viewport={"width": width, "height": 700}, has_touch=True)
     try:
         page = opened(context.new_page(), f"{site.url}?q=everything+is+green&v={MORNING}&t=5")
         page.wait_for_selector("#timeline .curve", state="attached")
-        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        beside = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        assert page.evaluate(beside) <= 0
         player, cards = page.locator("#watch").bounding_box(), page.locator("#cards").bounding_box()
         assert player["y"] + player["height"] <= cards["y"]  # below each other, the player first
+        for menu in ("#filter", "#export"):
+            page.click(f"{menu} summary")
+            page.wait_for_selector(f"{menu} .sheet")
+            assert page.evaluate(beside) <= 0, menu
+            page.click(f"{menu} summary")
+        page.click("#help")
+        assert page.evaluate("document.querySelector('#keys').scrollTop") == 0  # it is read from its head on
     finally:
         context.close()

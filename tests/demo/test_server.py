@@ -229,6 +229,15 @@ def test_what_cannot_be_answered_is_refused_with_a_reason(client: TestClient, pa
     assert response.status_code == 400 and response.json()["error"]
 
 
+def test_a_full_disk_is_an_answer(client: TestClient, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **more: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lavila.demo.strips.whole_file", full)
+    answer = client.get("/strip", params={"video": MORNING, "start": 0.25, "stop": 1.75, "frames": 3})
+    assert answer.status_code == 500 and "No space left" in answer.json()["error"]
+
+
 def test_a_video_that_has_gone_is_said_to_be(colours: Path, tmp_path: Path) -> None:
     library = open_library(colours, tmp_path)
     library.index.by_name[MORNING] = replace(library.video(MORNING), path=str(tmp_path / "gone.mp4"))

@@ -31,6 +31,14 @@ def test_narrations_beside_a_video_are_shown_and_read_again_when_they_change(tmp
     assert len(transcripts.transcript("a.mp4", video).moments) == 1
 
 
+def test_a_long_name_has_no_narration_and_no_error(tmp_path: Path) -> None:
+    name = "ü" * 125 + ".mp4"  # 254 bytes; with ".narration" no file system takes it
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / name).touch()
+    transcripts = Transcripts(tmp_path / "made", None)
+    assert transcripts.transcript(f"sub/{name}", tmp_path / "sub" / name).state == "none"
+
+
 @pytest.fixture
 def narrator(tmp_path: Path) -> OpenNarrator:
     checkpoint, vocabulary = save_tiny_narrator(tmp_path)

@@ -1,6 +1,4 @@
-"""What test_ranks.py has two ranks do, one thing after another, in one start of torchrun.
-
-    torchrun --nproc-per-node 2 tests/engine/ranks_scenarios.py FOLDER
+"""What test_ranks.py has two ranks do, one thing after another. Argument: FOLDER.
 
 Each rank writes to FOLDER/rank-<n>.json how each scenario ended: its error, or "done".
 """

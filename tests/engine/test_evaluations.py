@@ -137,7 +137,7 @@ def test_a_metric_that_is_none_is_named_with_those_that_are(
     [
         (["evals.x.data.vall=3"], r"evals\.x: data\.vall: no such key\. Did you mean 'val'"),
         (["evals.x.views.clips=0"], r"evals\.x: views\.clips=0: must be at least 1"),
-        (["evals.x.views.crops=all"], r"evals\.x: views\.crops: Invalid value 'all'"),
+        (["evals.x.views.crops=all"], r"evals\.x: views\.crops: is 'all'; .*'three'"),
         (["evals.x.every_epochs=-1"], r"evals\.x\.every_epochs=-1: must be at least 0"),
         (["evals.x.optim=3"], r"evals\.x\.optim: no such key\. Allowed here: every_epochs, data, views, task"),
         (["evals=3"], "evals: is 3; it maps names to sections"),

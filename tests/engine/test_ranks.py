@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ from lavila.engine.trainer import prepare, train
 from lavila.plan.plans import Ranks
 from lavila.report.files import read_metrics
 from lavila.shards.reader import ShardSet
+from tests import forks
 from tests.data.test_loader import damaged, viewing
 from tests.engine.ranks_scenarios import CONTRASTIVE
 from tests.engine.test_runs import ENVIRONMENT, ROOT, config_file
@@ -30,7 +29,7 @@ VIEWS = {"clips": 1, "crops": "center", "batch_size": 4, "view_batch_size": 1}
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory: pytest.TempPathFactory, vp9_shards: ShardSet) -> tuple[Path, Ended]:
-    """How each scenario ended on each rank. The slow part is that two processes import PyTorch and DALI."""
+    """How each scenario ended on each rank: twenty trainings, one after another."""
     folder = tmp_path_factory.mktemp("ranks")
     path = config_file(folder, vp9_shards, optim={"epochs": 1}, views=VIEWS)
     orders = []
@@ -45,18 +44,11 @@ def ended(tmp_path_factory: pytest.TempPathFactory, vp9_shards: ShardSet) -> tup
     for name, rows in (("first", first[:2]), ("both", first[:2] + second[:2]), ("none", list(range(12))), ("good", [])):
         damaged(vp9_shards, folder, *rows).path.rename(folder / name)
     train(load_config(path, [f"data.train={folder / 'good'}", f"run_dir={folder / 'one'}"]))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    result = subprocess.run(
-        [*command, str(ROOT / "tests/engine/ranks_scenarios.py"), str(folder)],
-        cwd=ROOT,
-        env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,  # a rank that waits for one that has stopped would wait for half an hour
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    (folder / "log").write_text(result.stderr)
+    script, environment = ROOT / "tests/engine/ranks_scenarios.py", ENVIRONMENT | {"PYTHONPATH": str(ROOT)}
+    # A rank that waits for one that has stopped would wait for half an hour.
+    results = forks.run_ranks(2, script, folder, environment=environment, timeout=300)
+    assert [result.returncode for result in results] == [0, 0], results
+    (folder / "log").write_text("".join(result.stderr for result in results))
     return folder, [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,7 @@ def test_another_model_or_optimiser_is_told_in_one_line(tmp_path: Path, vp9_shar
     with pytest.raises(TaskError if heads else CheckpointError, match=r"task\.heads=|model\.init=") as refused:
         train(load_config(path, [override, "optim.epochs=2"]))
     assert "\n" not in str(refused.value) and files_of(tmp_path / "run") == before
+    assert "width" not in override or re.search(r"\[1, 1, 32\], should be \[1, 1, 64\]", str(refused.value))
 
 
 def test_parts_may_be_frozen_and_thawed(tmp_path: Path, vp9_shards: ShardSet, caplog: pytest.LogCaptureFixture) -> None:

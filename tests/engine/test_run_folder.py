@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from lavila.checkpoints.errors import CheckpointError
 from lavila.checkpoints.store import trained_on
@@ -17,9 +18,12 @@ from lavila.config.load import load_config
 from lavila.config.schema import RunConfig
 from lavila.engine import evaluator
 from lavila.engine.evaluator import evaluate
+from lavila.engine.run_folder import of_run, subject_of
 from lavila.engine.trainer import train
 from lavila.report.files import append_stage, read_metrics
 from lavila.shards.reader import ShardSet
+from lavila.tasks import TaskError
+from lavila.tasks.classification import ClassificationTask
 from tests.engine.interrupted import train_until
 from tests.engine.test_resume import files_of
 from tests.engine.test_runs import config_file
@@ -98,6 +102,23 @@ def test_an_older_checkpoint_does_not_mix_with_the_later_ones(folder: Path) -> N
     )
 
 
+@pytest.mark.parametrize("epochs", [3, 5])  # a run that is finished, and one that would go on
+def test_a_run_of_another_task_or_dataset_does_not_mix_with_it(folder: Path, epochs: int) -> None:
+    before = files_of(folder / "run")
+    newest = folder / "run/checkpoints/step-00000009"
+    for key, was, now in (("task.name", "classification", "zero_shot"), ("data.dataset", "synthetic", "egtea")):
+        config = yaml.safe_load((newest / "config.yaml").read_text())
+        config["data"]["dataset"] = "synthetic"
+        (newest / "config.yaml").write_text(yaml.safe_dump(config))
+        with pytest.raises(CheckpointError, match=rf"{key}={was}, .*{key}={now}.*run_dir=.*model\.init="):
+            of_run(settings(folder, f"{key}={now}", f"optim.epochs={epochs}"), newest)
+    with pytest.raises(CheckpointError, match=r"task\.name=classification, .*task\.name=zero_shot"):
+        train(settings(folder, "task.name=zero_shot", f"optim.epochs={epochs}"))
+    assert {name: kept for name, kept in files_of(folder / "run").items() if "config.yaml" not in str(name)} == {
+        name: kept for name, kept in before.items() if "config.yaml" not in str(name)
+    }
+
+
 def test_a_finished_run_keeps_its_config(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     before = files_of(folder / "run")
     with caplog.at_level("INFO", logger="lavila"):
@@ -119,6 +140,26 @@ def test_the_report_of_a_run_tells_its_own_training(folder: Path) -> None:
     assert not {"optim", "seed", "model"} & set(report["config"])
     text = page.read_text()
     assert 'id="training"' in text and "7.0" not in text.split('id="details"')[1]
+
+
+def test_a_step_of_the_run_is_known_by_its_name(folder: Path) -> None:
+    found = subject_of(folder / "run", "step-00000003")
+    assert found.model == str(folder / "run/checkpoints/step-00000003")
+    assert found.output == folder / "run/evaluations/step-00000003"
+    with pytest.raises(CheckpointError, match="step-00000004"):
+        subject_of(folder / "run", "step-00000004")
+
+
+def test_an_evaluation_is_kept_where_there_is_no_challenge(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*args: object) -> None:
+        raise TaskError("submission: there is no challenge")
+
+    monkeypatch.setattr(ClassificationTask, "submit", none)
+    with pytest.raises(TaskError, match="submission"):
+        evaluate(settings(folder, "submission=[0,1,2]"))
+    assert (folder / "run/report.html").is_file()
+    predictions = f"predictions={folder / 'run/predictions'}"
+    assert evaluate(settings(folder, predictions)) == folder / "run/report.html"
 
 
 def test_evaluations_of_other_checkpoints_lie_beside_it(folder: Path) -> None:

@@ -165,6 +165,30 @@ def test_a_classifier_is_no_dual_encoder(tmp_path: Path, vp9_shards: ShardSet) -
         evaluate(dual_config(tmp_path, vp9_shards, f"checkpoint={file}"))
 
 
+def test_a_dual_encoder_is_no_classifier(tmp_path: Path, vp9_shards: ShardSet) -> None:
+    """Told before the first step, not after the first epoch."""
+    with pytest.raises(TaskError, match=r"^evals\.x: .*a classifier.*ClipDualEncoder"):
+        train(dual_config(tmp_path, vp9_shards, "evals.x.task.name=classification"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_set_of_the_other_split_is_named(
+    tmp_path: Path, vp9_shards: ShardSet, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = load_config(config_file(tmp_path, vp9_shards))
+    for which in ("train", "val"):
+        caplog.clear()
+        build.shard_set(config, which)
+        assert ("--split" in caplog.text) == (which != vp9_shards.manifest["split"])
+
+
+def test_a_checkpoint_that_training_does_not_read_is_named(
+    tmp_path: Path, vp9_shards: ShardSet, caplog: pytest.LogCaptureFixture
+) -> None:
+    build.start_weights(load_config(config_file(tmp_path, vp9_shards), ["checkpoint=lavila_tsf_b_ep5"]))
+    assert "checkpoint=lavila_tsf_b_ep5" in caplog.text and "model.init=random" in caplog.text
+
+
 def test_a_size_that_no_patch_divides_is_told_when_it_is_known(tmp_path: Path, vp9_shards: ShardSet) -> None:
     config = load_config(config_file(tmp_path, vp9_shards), ["data.image_size=0", "model.patch_size=9"])
     with pytest.raises(ConfigError, match=r"data\.image_size=224.*model\.patch_size=9"):

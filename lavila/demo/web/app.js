@@ -35,6 +35,7 @@ async function show(next, { push = false, play = false } = {}) {
   } else {
     player.close();
     await listed;
+    if (view.v && mine === turn) trouble(`No video ${view.v} here. It may have another name now, or be left out.`);
   }
   markWatched();
 }
@@ -238,7 +239,7 @@ async function start() {
     return;
   }
   for (const video of library.videos) videos.set(video.name, video);
-  byId("about").textContent = `${count(library.moments, "moment")} of ${library.window} s in ${count(library.videos.length, "video")}. ` +
+  byId("about").textContent = `${count(library.moments, "moment")} of ${library.window} s in ${count(library.videos.filter((video) => video.moments).length, "video")}. ` +
     `Compared by ${library.model}, on this machine. A model can be wrong.`;
   player = new Player({
     like: (from, to) => likeThis(player.name, from, to),

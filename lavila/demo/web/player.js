@@ -58,6 +58,7 @@ export class Player {
     this.video.removeAttribute("src");
     this.video.load();
     this.#wait("");
+    this.transcript.clear();
     this.timeline.now = second;
     this.timeline.show({ duration: video.duration, curve: null, hits: [], range: [0, 1] });
     this.#tick(second);
@@ -184,6 +185,7 @@ export class Player {
       parts.unshift(el("button", { onclick: () => { this.seek(this.region[0], true); this.stopAt = this.region[1]; } }, "Play the stretch"));
       parts.push(el("button", { onclick: () => this.mark(null) }, "Forget it"));
     }
+    byId("region").hidden = !this.duration; // nothing of it could be read
     byId("region").replaceChildren(...parts, el("span", { class: "quiet" }, this.region ? "" : "Drag over the timeline to mark a stretch."));
     this.#nameStretch();
   }

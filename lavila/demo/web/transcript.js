@@ -16,11 +16,19 @@ export class Transcript {
     this.at = -1;
   }
 
+  /** Show nothing: another video is opened, and it is not known yet what is said of it. */
+  clear() {
+    clearTimeout(this.timer);
+    Object.assign(this, { name: null, moments: [], rows: [], at: -1 });
+    for (const cue of [...(this.track.cues ?? [])]) this.track.removeCue(cue);
+    this.box.replaceChildren();
+    this.box.hidden = true;
+  }
+
   /** Show what is said of a video. lead: how far the clock of the file is ahead. */
   show(name, narration, lead) {
-    clearTimeout(this.timer);
-    Object.assign(this, { name, lead, moments: [], rows: [], at: -1 });
-    for (const cue of [...(this.track.cues ?? [])]) this.track.removeCue(cue);
+    this.clear();
+    Object.assign(this, { name, lead });
     this.list = el("ol", {});
     this.head = el("h3", {});
     this.note = el("p", { class: "quiet" });
