@@ -1,9 +1,9 @@
 """What test_captioner.py runs in another process, where MKL has not started: texts of clips, together and alone.
 
-    python tests/models/any_batch.py [bfloat16]
+    python tests/models/any_batch.py float32 bfloat16
 
-Sizes are GPT-2's but for the depths: in small products the order of sums is the same anyway. Prints how many texts
-there are, and whether all bits of likelihoods and tokens are the same.
+Sizes are GPT-2's but for the depths: in small products the order of sums is the same anyway. Prints for each type of
+number whether all bits of likelihoods and tokens are the same.
 """
 
 from __future__ import annotations
@@ -51,8 +51,9 @@ def main(kind: torch.dtype) -> None:
     same = torch.equal(together.nll, torch.cat([one.nll for one in alone])) and all(
         together.tokens[place].tolist() == one.tokens[0].tolist() for place, one in enumerate(alone)
     )
-    print(len(alone), "same" if same else "different")
+    print(kind, "same" if same else "different")
 
 
 if __name__ == "__main__":
-    main(torch.bfloat16 if sys.argv[1:] == ["bfloat16"] else torch.float32)
+    for name in sys.argv[1:]:
+        main(getattr(torch, name))
