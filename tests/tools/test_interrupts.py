@@ -49,3 +49,17 @@ def test_it_ends_with_a_line(
     assert found == status
     said = capsys.readouterr()
     assert "Traceback" not in said.err and len((said.out + said.err).strip().splitlines()) == 1
+
+
+def test_so_does_one_while_the_config_is_read(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lavila.engine.command_line.load_config", interrupted)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--config", "quickstart"])
+    with pytest.raises(SystemExit) as end:
+        train.main()
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and "Traceback" not in said and len(said.strip().splitlines()) == 1
