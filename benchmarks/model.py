@@ -210,7 +210,7 @@ def peak_of(case: Case, side: str) -> dict[str, int]:
 def in_fresh_process(function: Callable[..., Any], *args: Any) -> Any:
     """function(*args) in a child that holds nothing but imports. MemoryError when it dies."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "lavila.models.timesformer", "torch.utils.flop_counter"])
+    context.set_forkserver_preload(["benchmarks.model"])  # so that no child imports anything
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
             return pool.submit(function, *args).result()

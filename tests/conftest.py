@@ -24,6 +24,8 @@ from lavila.ingest.jobs import clip_row
 from lavila.records import Clip
 from lavila.shards.reader import ShardSet, open_shard_set
 from lavila.shards.writer import SetContents, ShardWriter, write_manifest
+from tests import forks
+from tests.commands import run_here
 from tests.footage import Coding, Picture, write_video
 from tests.shared import made_once
 
@@ -36,6 +38,7 @@ CLASSES = {
     "action": ["left dark", "right bright", "hold dark"],
 }
 FRAMES = (30, 24, 41, 9, 30, 33, 30, 24, 41, 9, 30, 33)  # frames of each clip; 9 is shorter than a view
+EPOCHS = 20  # of `undisturbed`, and of the trainings that are compared with it; an epoch is three updates
 TALL = (2, 8)  # clips that are higher than wide
 
 
@@ -89,6 +92,21 @@ def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made_once(tmp_path_factory, "toy", make_toy_datasets)
 
 
+@pytest.fixture(scope="session")
+def every_form(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sample dataset in every published form, and in `printed` what the command that made it said."""
+    import make_sample_dataset  # imports PyTorch
+
+    from tests.toy import EVERY_FORM
+
+    def make(folder: Path) -> None:
+        done = run_here(make_sample_dataset.main, [*EVERY_FORM, "--out", folder / "sample", "--workers", "1"])
+        assert done.returncode == 0, done.stderr
+        (folder / "printed").write_text(done.stdout)
+
+    return made_once(tmp_path_factory, "every-form", make)
+
+
 @pytest.fixture(autouse=True)
 def no_realtime_is_left() -> Iterator[None]:
     """Every later test inherits the priority of this process, and its busy children would then stop the machine."""
@@ -104,13 +122,13 @@ def no_realtime_is_left() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, vp9_shards: ShardSet) -> Path:
-    """The run folder of a training by two ranks that nothing disturbs: 15 epochs of `config_file`."""
-    from tests.engine.test_runs import config_file, run  # imports the commands, which few tests need
+    """The run folder of a training by two ranks that nothing disturbs: EPOCHS epochs of `config_file`."""
+    from tests.engine.test_runs import ENVIRONMENT, TRAIN, config_file  # imports the commands, which few tests need
 
     def make(folder: Path) -> None:
-        path = config_file(folder, vp9_shards, optim={"epochs": 15}, keep_checkpoints=1)
-        done = run("train.py", "--config", str(path), ranks=2)
-        assert done.returncode == 0, done.stdout + done.stderr
+        path = config_file(folder, vp9_shards, optim={"epochs": EPOCHS}, keep_checkpoints=1)
+        done = forks.run_ranks(2, TRAIN, "--config", path, environment=ENVIRONMENT)
+        assert [rank.returncode for rank in done] == [0, 0], done
 
     return made_once(tmp_path_factory, "undisturbed", make) / "run"
 
@@ -165,6 +183,11 @@ class ByFile(LoadScopeScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         return scope_of(nodeid)
+
+
+def pytest_configure() -> None:
+    """Before any test."""
+    forks.share_server()
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:

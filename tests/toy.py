@@ -9,6 +9,14 @@ import make_sample_dataset
 import make_toy_data
 import shard_videos
 
+from lavila.sample.forms import FORMS
+
+FOOTAGE = Path(__file__).resolve().parents[1] / "assets/bigbuckbunny.mp4"
+CLIPS = {"train": 8, "val": 12}  # of EVERY_FORM
+EVERY_FORM = [
+    "--footage", str(FOOTAGE), "--train-clips", str(CLIPS["train"]), "--val-clips", str(CLIPS["val"]), "--videos", "4",
+    "--height", "64", "--chunk-seconds", "2", "--form", *FORMS,
+]  # fmt: skip
 MAINS = {
     "make_sample_dataset.py": make_sample_dataset.main,
     "shard_videos.py": shard_videos.main,

@@ -8,10 +8,10 @@
 Without options the command reads the tables only.
 
 --verify reads every byte (checksums, tar members, indexes, tables) and decodes every frame of every clip on the CPU. It
-writes clips that do not decode to quarantine.jsonl; training and
-evaluation leave those out. It replaces an earlier quarantine.jsonl, or removes it when every clip is sound. A worker
-needs about 200 MiB, whatever the length of a clip. A set on a read-only disk is verified, too: the command prints the
-bad clips, and --quarantine FILE writes them to another place, for data.quarantine=FILE of train.py and evaluate.py.
+writes clips that do not decode to quarantine.jsonl; training and evaluation leave those out. It replaces an earlier
+quarantine.jsonl, or removes it when every clip is sound. A worker needs about 200 MiB, whatever the length of a clip. A
+set on a read-only disk is verified, too: the command prints the bad clips, and --quarantine FILE writes them to another
+place, for data.quarantine=FILE of train.py and evaluate.py.
 
 --nvdec N then decodes N clips, spread over the set, with the GPU's decoder, too, and compares the pictures with the
 CPU's. It puts nothing into quarantine: a difference is no fault of the set.
@@ -33,22 +33,14 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-from tqdm import tqdm
+from functools import partial
 
 from lavila.cluster.workers import WorkerDied
 from lavila.errors import UserError
 from lavila.files import user_path
-from lavila.inspection.facts import describe, shard_set_facts
-from lavila.inspection.verdict import verdict_text, verify
-from lavila.shards.checksums import add_checksums
-from lavila.shards.format import QUARANTINE, read_manifest
-from lavila.shards.reader import ShardSet, open_shard_set
+from lavila.inspection.session import Inspection, add_missing_checksums
+from lavila.shards.format import QUARANTINE
 from lavila.shards.writer import add_mapped
-
-if TYPE_CHECKING:  # it needs DALI
-    from lavila.inspection.comparison import Comparison
 
 
 def parse_count(text: str) -> int:
@@ -72,11 +64,7 @@ def parser() -> argparse.ArgumentParser:
     add("--workers", default=0, type=int, metavar="N", help="processes that check; 0 = one for each core (0)")
     add("--preview", type=parse_count, metavar="N", help="draw a contact sheet of N clips; needs --out")
     add("--out", type=user_path, metavar="PNG", help="the picture that --preview makes")
-    add(
-        "--add-mapped",
-        action="store_true",
-        help="write clips.arrow anew, the mapped form of clips.parquet",
-    )
+    add("--add-mapped", action="store_true", help="write clips.arrow anew, the mapped form of clips.parquet")
     add("--add-checksums", action="store_true", help="add checksums to the tables; reads every tar")
     add("--json", action="store_true", help="print the figures as JSON instead of text")
     return p
@@ -100,63 +88,34 @@ def check_arguments(p: argparse.ArgumentParser, args: argparse.Namespace) -> Non
         p.error(f"--workers {args.workers}: give 0 or more")
 
 
-def compare_with_nvdec(shard_set: ShardSet, clips: int) -> Comparison:
-    """Compare some clips' pictures with those of the GPU's decoder."""
-    from lavila.inspection.comparison import check_nvdec, compare
-
-    check_nvdec(shard_set)
-    with tqdm(total=clips, unit="clip", desc="nvdec against the CPU", dynamic_ncols=True) as bar:
-        return compare(shard_set, "nvdec", clips=clips, on_clip=bar.update)
+def note(text: str) -> None:
+    """Print beside the result."""
+    print(text, file=sys.stderr)
 
 
 def work(args: argparse.Namespace) -> int:
     """Do what the arguments say. Returns the exit status."""
     if args.add_checksums:
-        total = sum(entry["bytes"] for entry in read_manifest(args.folder)["shards"])
-        with tqdm(total=total, unit="B", unit_scale=True, desc="tars", dynamic_ncols=True) as bar:
-            threads = args.workers or len(os.sched_getaffinity(0))
-            written = add_checksums(args.folder, threads=threads, on_progress=bar.update)
-        done = f"written: {', '.join(written)}" if written else f"{args.folder}: has checksums already"
-        print(done, file=sys.stderr)
+        written = add_missing_checksums(args.folder, threads=args.workers)
+        note(f"written: {', '.join(written)}" if written else f"{args.folder}: has checksums already")
     if args.add_mapped:
-        written = add_mapped(args.folder)
-        print(f"written: {', '.join(written)}", file=sys.stderr)
-    shard_set = open_shard_set(args.folder)
-    facts = shard_set_facts(shard_set)
+        note(f"written: {', '.join(add_mapped(args.folder))}")
+    say = (lambda _: None) if args.json else partial(print, flush=True)
     plain = "utf" not in (sys.stdout.encoding or "").lower()
-    if not args.json:
-        print(describe(facts, plain=plain), flush=True)
-    sound = True
+    inspection = Inspection(args.folder, workers=args.workers, say=say, plain=plain)
     if args.verify:
         if args.quarantine is None and not os.access(args.folder, os.W_OK):
-            print(
-                f"{args.folder}: cannot be written; what is bad is printed, and --quarantine FILE keeps it",
-                file=sys.stderr,
-            )
-        found = verify(shard_set, workers=args.workers, quarantine=args.quarantine)
-        sound = not found["problems"] and not found["quarantine"]
-        facts |= {"verified": found, "quarantine": len(found["quarantine"])}
-        if not args.json:
-            print("\n" + verdict_text(shard_set, found))
-            shard_set = open_shard_set(args.folder)  # with the new quarantine
+            note(f"{args.folder}: cannot be written; what is bad is printed, and --quarantine FILE keeps it")
+        inspection.verify(args.quarantine)
     if args.nvdec is not None:
-        compared = compare_with_nvdec(shard_set, args.nvdec)
-        sound = sound and not compared.differing
-        facts["nvdec"] = compared.as_json()
-        if not args.json:
-            print("\n" + compared.text)
+        inspection.compare(args.nvdec)
     try:
         if args.preview is not None:
-            from lavila.inspection.preview import write_preview
-
-            width, height = write_preview(shard_set, args.preview, args.out)
-            facts["preview"] = {"path": str(args.out), "width": width, "height": height}
-            if not args.json:
-                print(f"\ncontact sheet: {args.out} ({width}x{height} pixels)")
+            inspection.preview(args.preview, args.out)
     finally:  # hours of verification are printed even if the picture cannot be drawn
         if args.json:
-            print(json.dumps(facts, indent=1))
-    return 0 if sound else 1
+            print(json.dumps(inspection.facts, indent=1))
+    return 0 if inspection.sound else 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -167,19 +126,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return work(args)
     except KeyboardInterrupt:
-        before = (
-            f": {args.quarantine or QUARANTINE} is as it was before, and no clip is left out because of this run"
-            if args.verify
-            else ""
-        )
-        print(f"\ninspect_shards: interrupted{before}", file=sys.stderr)
+        kept = f": {args.quarantine or QUARANTINE} is as it was before, and no clip is left out because of this run"
+        note(f"\ninspect_shards: interrupted{kept if args.verify else ''}")
         return 130
     except WorkerDied as error:
         cause = str(error).partition(";")[0]
         problem = f"{cause}; {QUARANTINE} is as it was before: run again, with fewer --workers if memory is short"
     except (UserError, OSError) as error:
         problem = str(error)
-    print(f"inspect_shards: error: {problem}", file=sys.stderr)
+    note(f"inspect_shards: error: {problem}")
     return 1
 
 

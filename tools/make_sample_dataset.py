@@ -23,9 +23,9 @@ from pathlib import Path
 from lavila.errors import UserError
 from lavila.files import user_path
 from lavila.sample.camera import SampleError, Video, read_source
+from lavila.sample.files import Sample
 from lavila.sample.forms import FORMS, commands, with_needed
 from lavila.sample.make import CHUNK_SECONDS, already_there, describe, make, plan_videos
-from lavila.sample.render import Sample
 
 
 def report(videos: list[Video], out: Path, message: str, *, forms: list[str]) -> None:

@@ -23,6 +23,7 @@ from lavila.sample.forms import FORMS
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {"ek100": "ek100"}  # where a form's shard sets are not in a folder with the name of the dataset
 CAPTIONS = {"rephrased": ego4d.REPHRASED, "narrated": ego4d.NARRATED}  # table -> pickle
+QUICK = ["--codec", "h264", "--speed", "superfast", "--short-side", "64", "--fps", "15"]
 SOURCES = {"rephrased": "rephrased", "narrated": "machine"}
 
 
@@ -37,7 +38,7 @@ def commands(out: Path) -> list[tuple[Path, list[str]]]:
             target = out / FOLDERS.get(name, form.dataset) / "shards" / split
             command = ["shard_videos.py", "--dataset", form.dataset, "--split", split, "--out", str(target)]
             command += ["--annotations", f"{source}/{form.annotations}", "--videos", f"{source}/{form.videos}"]
-            made.append((target, [*command, "--codec", "h264", "--short-side", "64", "--fps", "15"]))
+            made.append((target, [*command, *QUICK]))
     for table, file in CAPTIONS.items():
         target = out / "ego4d" / f"{table}.parquet"
         command = ["make_captions.py", "--ego4d", f"{source}/{ego4d.FOLDER}/{file}", "--out", str(target)]

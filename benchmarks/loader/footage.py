@@ -30,7 +30,8 @@ from av.video.frame import PictureType
 from benchmarks.common import ROOT
 from benchmarks.sharding import COLUMNS, stamp
 from lavila.ingest.jobs import BYTES_PER_SECOND
-from lavila.sample.camera import WINDOW, Footage, Pose
+from lavila.sample.camera import WINDOW, Pose
+from lavila.sample.drawing import Footage
 from lavila.shards.reader import ShardSet, open_shard_set
 
 FILM = ROOT / "assets/bigbuckbunny.mp4"

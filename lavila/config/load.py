@@ -2,14 +2,15 @@
 
 A config file is YAML that sets fields of `RunConfig`. `base: [data/ek100_cls, model/tsf_l]` at its top names files
 that come first (depth first, a later one wins). Several configs can be named, too: what a later one sets replaces what
-an earlier one sets, so that `toy` makes any recipe small. Nothing else composes. Every layer is merged onto the schema
-on its own before it joins the others, so that an error names the file or the argument it came from.
+an earlier one sets, so that `toy` makes any recipe small. Nothing else composes. Layers join one after another, and
+each is checked against the schema then, so that an error names the file or the argument it came from.
 
 A value that begins with `~/` or `~name/` is a path in a home folder. No shell expands it in a file or a `key=value`.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import logging
@@ -29,6 +30,10 @@ from lavila.files import user_path
 
 log = logging.getLogger(__name__)
 
+# libyaml's, which PyYAML's wheels have, take a tenth of the time of those in Python.
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 
 
@@ -45,11 +50,11 @@ def load_config(name: str | Path | Sequence[str | Path], overrides: Sequence[str
     """
     names = [name] if isinstance(name, str | Path) else name
     paths = [_find(str(one), wanted_by=None) for one in names]
-    merged = _schema()
+    merged = copy.deepcopy(_schema())
     layers = [layer for path in paths for layer in _file_layers(path, chain=())]
     given = [_override_layer(text) for text in overrides]
     for source, values in layers + given:
-        merged = _merge(merged, values, source)
+        _merge(merged, values, source)
     shown = " and ".join(map(_shown, paths)) + (f" with {' '.join(overrides)}" if overrides else "")
     try:
         config = OmegaConf.to_object(merged)
@@ -94,8 +99,8 @@ def evaluation_config(config: RunConfig, name: str) -> RunConfig:
     """
     own = to_dict(config.evals[name])
     run = OmegaConf.merge(_schema(), to_dict(config) | {"evals": {}, "keep_best": ""})
-    changed = _merge(run, {section: own[section] for section in ("data", "views", "task")}, f"evals.{name}")
-    merged = OmegaConf.to_object(changed)
+    _merge(run, {section: own[section] for section in ("data", "views", "task")}, f"evals.{name}")
+    merged = OmegaConf.to_object(run)
     assert isinstance(merged, RunConfig)
     try:
         check(merged)
@@ -120,7 +125,8 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def to_yaml(config: RunConfig) -> str:
     """The whole resolved config as YAML; `load_config` reads it back to an equal one."""
-    return str(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True, default_flow_style=None))
+    text = yaml.dump(to_dict(config), Dumper=_DUMPER, sort_keys=False, allow_unicode=True, default_flow_style=None)
+    return str(text)
 
 
 def known_names() -> list[str]:
@@ -130,7 +136,7 @@ def known_names() -> list[str]:
 
 @cache
 def _schema() -> Any:
-    """The schema for OmegaConf, which takes long to make. `OmegaConf.merge` copies what it merges into."""
+    """The schema for OmegaConf, which takes long to make. Copy it before anything is merged into it."""
     return OmegaConf.structured(RunConfig)
 
 
@@ -168,7 +174,7 @@ def _file_layers(path: Path, *, chain: tuple[Path, ...]) -> list[tuple[str, dict
     if path in chain:
         raise ConfigError(f"base: goes in a circle: {' -> '.join(_shown(p) for p in (*chain, path))}")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
     except yaml.YAMLError as error:
         raise ConfigError(f"{_shown(path)}: not YAML: {' '.join(str(error).split())}") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -192,7 +198,7 @@ def _override_layer(text: str) -> tuple[str, dict[str, Any]]:
     if not equals or not key:
         raise ConfigError(f"{source}: an override has the form key=value, such as data.batch_size=8")
     try:
-        parsed = yaml.safe_load(value) if value else ""
+        parsed = yaml.load(value, Loader=_LOADER) if value else ""
     except yaml.YAMLError:
         parsed = value
     parts = key.split(".")
@@ -231,11 +237,11 @@ def _at_home(value: Any) -> Any:
     return str(user_path(value)) if isinstance(value, str) and value.startswith("~") and "/" in value else value
 
 
-def _merge(merged: Any, values: dict[str, Any], source: str) -> Any:
+def _merge(merged: Any, values: dict[str, Any], source: str) -> None:
+    """Set what a layer sets. In place: a copy of the whole config for each layer was most of the time of a load."""
     _check_keys(values, RunConfig, source, prefix="")
     try:
-        OmegaConf.merge(_schema(), values)  # alone, so that the error is this layer's own
-        return OmegaConf.merge(merged, values)
+        OmegaConf.unsafe_merge(merged, values)
     except (OmegaConfBaseException, TypeError) as error:  # TypeError: a section in the place of a list
         raise ConfigError(f"{source}: {_wrong_value(values, error)}") from None
 

@@ -56,13 +56,14 @@ SupervisionLevel = Annotated[int, Range(least=0, most=5)]  # as the EPIC-KITCHEN
 Decoder = Literal["auto", "nvdec", "dali_cpu", "host"]
 Sampling = Literal["segments", "strided"]
 Crops = Literal["center", "three", "center_repeated"]
-Fusion = Literal["mean_logits", "max_similarity"]
+Fusion = Literal["mean_logits", "max_similarity", "max_cosine"]
 Device = Literal["auto", "cpu", "cuda"]
 PictureType = Literal["auto", "float32", "float16"]
 Activation = Literal["quick_gelu", "gelu"]
 TextKind = Literal["auto", "clip", "distilbert"]
 Projection = Literal["matrices", "frozen_in_time"]
 CaptionAverage = Literal["positions", "tokens"]
+Similarity = Literal["cosine", "dot"]
 Optimizer = Literal["adamw", "sgd"]
 Schedule = Literal["cosine", "constant"]
 MultiplierScope = Literal["all", "backbone"]
@@ -110,7 +111,7 @@ class ViewsConfig:
 
     clips: Count = 1  # temporal clips, spread evenly over the video
     crops: Crops = "three"  # three: left/centre/right (top/centre/bottom); center_repeated: published protocol
-    fusion: Fusion = "mean_logits"  # mean of logits then softmax, or maximum over views then softmax
+    fusion: Fusion = "mean_logits"  # mean of logits or largest over views, then softmax; max_cosine: none
     batch_size: Count = 8  # clips (not views) in flight over all ranks; a rank has one whole forward pass at the least
     view_batch_size: Count = 16  # views of a forward pass, always of the same clips; docs/RUNS.md says why
     precision: Precision = "auto"  # number type of evaluations; auto: optim.precision, or fp32 if a CPU lacks it
@@ -199,6 +200,7 @@ class TaskConfig:
     margin: NotNegative = 0.2  # max-margin: by which a pair should be more similar than others
     keep_diagonal: bool = False  # max-margin: a pair counts among those that it is compared with
     scale_margin: bool = False  # max-margin: the margin is times the relevancy of a pair's sentence
+    similarity: Similarity = "cosine"  # multiple choice; dot: features keep their length, as published
     caption_average: CaptionAverage = "positions"  # narration: the loss is a mean over all positions, or the tokens
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     relevancy_above: ChanceBelowOne = 0.1  # retrieval: a clip is paired with any sentence that is more relevant to it
@@ -223,7 +225,7 @@ class OptimConfig:
     eps: Positive = 1e-8  # adamw: added to the root of the mean square
     clip_grad_norm: NotNegative = 0.0  # largest norm of the whole gradient; 0 = no limit
     clip_grad_value: NotNegative = 0.0  # largest size of each number in the gradient; 0 = no limit
-    max_nonfinite_losses: Count = 3  # in a row; their updates are skipped, and at so many training stops
+    max_nonfinite_losses: Count = 3  # in a row, or gradients; updates are skipped, and at so many training stops
     shard_state: bool = False  # each rank keeps its share of the optimizer's state, not all of it: saves memory
     accumulate: Count = 1  # passes of a rank in an update, to save memory; a clip is compared with those of its pass
     precision: Precision = "auto"  # auto: bf16 where the GPU has it, fp16 on older GPUs, fp32 on the CPU
@@ -256,6 +258,7 @@ class EngineConfig:
     stall_seconds: NotNegative = 300.0  # without progress on a rank, until the log names it with its stacks; 0 = never
     save_in_background: bool = True  # training waits for a copy of the state in main memory; false: for the whole save
     save_signals: tuple[SignalName, ...] = ("SIGUSR1",)  # on these it saves, and continues
+    cpu_threads: CountOrNone = 0  # threads of PyTorch on the CPU; 0 = OMP_NUM_THREADS, or one for each core
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cache
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +28,7 @@ from lavila.data.host.render import ClipRenderer
 from lavila.data.pictures import PictureSpec
 from lavila.errors import UserError
 from lavila.ingest.converter import SIDE_MULTIPLE, Converter
+from lavila.ingest.notes import KIND_NOTES
 from lavila.ingest.source_video import SourceVideo
 from lavila.ingest.video_files import EncodeError, Limits
 from lavila.plan.crops import crop_offsets, resized_size
@@ -283,6 +285,11 @@ def _stretches(numbers: Sequence[int], fps: Fraction) -> Iterator[list[int]]:
         yield list(numbers[start:stop])
 
 
+@cache
+def _say_once(path: Path, note: str, kind: str) -> None:
+    log.warning("%s: %s (%s)", path, note, kind)
+
+
 class _Drawing:
     """Draws frames of one size for every look."""
 
@@ -290,6 +297,8 @@ class _Drawing:
         side = max([SHORT_SIDE, *(look.size for look in looks)])
         side += -side % SIDE_MULTIPLE
         self._convert = Converter(first, source.header, short_side=side, fit="crop")
+        for name, kind in self._convert.kind.row().items():
+            _say_once(source.path, KIND_NOTES[name], kind)
         height, width = self._convert.sizes.stored
         self._looks = [(look.size, ClipRenderer(_spec(look)), _plan(height, width, look.size)) for look in looks]
 

@@ -52,7 +52,7 @@ def make_samples(folder: Path, *, footage: Path = FOOTAGE) -> Samples:
 
 def synthetic_video(path: Path, *, height: int = SHORT_SIDE, width: int = 512) -> Path:
     """Two and a half seconds of moving stripes and noise, H.264."""
-    from lavila.sample.render import Encoder
+    from lavila.sample.drawing import Encoder
 
     random = np.random.default_rng(0)
     fps = Fraction(25)

@@ -17,7 +17,8 @@ class Meter:
     since: float = field(default_factory=lambda: time.perf_counter())  # on that clock, seconds
     logs: list[dict[str, torch.Tensor]] = field(default_factory=list)
     clips: int = 0
-    skipped: int = 0  # updates, for a loss that was not finite
+    skipped: int = 0  # updates, for a loss or a gradient that was not finite
+    overflows: int = 0  # updates that fp16's loss scaler left out, see `Outcome.OVERFLOW`
     wait: float = 0.0  # for batches, seconds
 
     def add(self, logs: dict[str, torch.Tensor], clips: int) -> None:
@@ -34,7 +35,8 @@ class Meter:
         """The sums as numbers, with `seconds` so far: a resumed run logs the same means as one without a break."""
         logs = [{name: float(value) for name, value in log.items()} for log in self.logs]
         seconds = time.perf_counter() - self.since
-        return {"logs": logs, "clips": self.clips, "skipped": self.skipped, "wait": self.wait, "seconds": seconds}
+        counted = {"clips": self.clips, "skipped": self.skipped, "overflows": self.overflows, "wait": self.wait}
+        return {"logs": logs, "seconds": seconds, **counted}
 
     @classmethod
     def resumed(cls, state: dict[str, Any], *, device: torch.device) -> Meter:
@@ -46,7 +48,9 @@ class Meter:
             for log in state["logs"]
         ]
         since = time.perf_counter() - state["seconds"]
-        return cls(since=since, logs=logs, clips=state["clips"], skipped=state["skipped"], wait=state["wait"])
+        # Checkpoints of older versions have no overflows.
+        counted = {name: state.get(name, 0) for name in ("clips", "skipped", "overflows", "wait")}
+        return cls(since=since, logs=logs, **counted)
 
 
 def clock(seconds: float) -> str:

@@ -16,7 +16,7 @@ from torch.distributed import ProcessGroup
 
 from lavila.config.load import to_yaml
 from lavila.config.schema import RunConfig
-from lavila.engine.checkpoint import FOLDER, Best, TrainState, best_of, note_if_best, step_name
+from lavila.engine.checkpoint import FOLDER, Best, TrainState, best_of, note_if_best, step_name, torn
 from lavila.engine.distributed import Process, gather_to_all, leave, on_main, second_group, sum_over_ranks
 from lavila.engine.signals import Stopped, Wish
 from lavila.engine.writing import Beside, SaveFailed, Staged, Staging, reserve, save, stage, write
@@ -46,6 +46,7 @@ class Saver:
     ) -> None:
         self.config, self.process, self.state, self.newest = config, process, state, newest
         self._extra = extra
+        self._config_yaml = to_yaml(config)
         self._run_dir = Path(config.run_dir)
         self._saved_at = time.monotonic()
         background = config.engine.save_in_background
@@ -154,15 +155,21 @@ class Saver:
         self._thread.shutdown()
         leave(self._group)
 
-    def keep_apart(self, folder: Path) -> None:
-        """Write this moment's state, for a look at it, into a folder of checkpoints elsewhere."""
-        save(folder, self.state, process=self.process, beside=self._beside(folder))
+    def keep_apart(self, folder: Path) -> Path:
+        """Write this moment's state, for a look at it, into a folder of checkpoints elsewhere; gives the checkpoint.
+
+        One that is there already is left: the run was here before, and continued from an earlier checkpoint.
+        """
+        there = folder / FOLDER / step_name(self.state.progress.updates)
+        if on_main(lambda: torn(there) is not None):
+            save(folder, self.state, process=self.process, beside=self._beside(folder))
+        return there
 
     def _beside(self, run_dir: Path) -> Beside:
         """What stays in `run_dir` beside the newest checkpoints is the best by `keep_best`."""
         best = best_of(run_dir / FOLDER, metric=self.config.keep_best)
         return Beside(
-            config_yaml=to_yaml(self.config),
+            config_yaml=self._config_yaml,
             extra=self._extra,
             keep=self.config.keep_checkpoints,
             spared=best.checkpoint if best else "",

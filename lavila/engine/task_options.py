@@ -57,6 +57,7 @@ def task_options(config: RunConfig) -> TaskOptions:
         ),
         templates=task.templates,
         fusion=config.views.fusion,
+        similarity=task.similarity,
         view_batch_size=config.views.view_batch_size,
     )
 

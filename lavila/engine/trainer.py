@@ -23,7 +23,7 @@ from lavila.engine.checkpoint import Progress, TrainState
 from lavila.engine.distributed import Process, join, mean_over_ranks, on_main, shared_store, sum_over_ranks
 from lavila.engine.evaluations import NamedEvaluation, missing_evaluations, named_evaluations
 from lavila.engine.meter import Meter, clock
-from lavila.engine.nonfinite import BadLoss, LossWatch
+from lavila.engine.nonfinite import BadPass, PassWatch
 from lavila.engine.optim import LearningRate, build_optimizer, freeze, train_mode
 from lavila.engine.precision import Arithmetic
 from lavila.engine.run_folder import RunFolderError, changed_settings, check_writable, of_run, set_aside, start_from
@@ -31,6 +31,7 @@ from lavila.engine.saving import Saver, TrainingError
 from lavila.engine.signals import Asked, Wish, listening
 from lavila.engine.stalls import StallWatch
 from lavila.engine.trackers import Trackers, check_trackers
+from lavila.engine.updates import Mover, Outcome, bad_gradients
 from lavila.metrics.units import Metric
 from lavila.plan.plans import TrainingPlan
 from lavila.records import VideoBatch
@@ -106,7 +107,7 @@ class Trainer:
         self.process = process = replace(process, alive=self._alive)
         self.evaluations, self.task_facts = parts.evaluations, parts.facts
         self.run_dir = Path(config.run_dir)
-        self.watch = LossWatch(process.rank)
+        self.watch = PassWatch(process.rank)
         seconds, store = config.engine.stall_seconds, shared_store()
         self.stalls = StallWatch(rank=process.rank, world=process.world, seconds=seconds, store=store)
         self.arithmetic = Arithmetic.of_training(config, process.device)
@@ -119,7 +120,8 @@ class Trainer:
             order=loader.plan.order,
         )
         self.updates_per_epoch = len(loader) // config.optim.accumulate
-        self.rate = LearningRate.of(config.optim, model, steps=self.updates_per_epoch, in_backbone=task.in_backbone)
+        rate = LearningRate.of(config.optim, model, steps=self.updates_per_epoch, in_backbone=task.in_backbone)
+        self.mover, self.outcome = Mover(state=self.state, rate=rate, optim=config.optim), Outcome.MOVED
         self.meter_before: dict[str, Any] = {}  # the state of the meter where a resumed run was
         if found is not None:
             self._resume(found)
@@ -214,7 +216,8 @@ class Trainer:
             if not last_part:
                 self.stalls.at(f"waits for a batch of update {progress.updates + 1}")
                 continue
-            meter.skipped += self.watch.in_a_row > 0
+            meter.skipped += self.outcome is Outcome.SKIPPED
+            meter.overflows += self.outcome is Outcome.OVERFLOW
             progress.updates += 1
             progress.epoch_updates += 1
             progress.good_clips += config.data.batch_size  # every place has a clip
@@ -255,76 +258,77 @@ class Trainer:
 
     def _pass(self, batch: VideoBatch, *, part: int, update: bool) -> dict[str, torch.Tensor]:
         """Forward and backward of part `part` of an update; with `update`, the optimiser's step as well."""
-        optim, state, progress = self.config.optim, self.state, self.state.progress
+        progress = self.state.progress
         # Dropout and stochastic depth depend on the place in the run alone, so that a resumed run repeats them.
-        number = progress.epoch_updates * optim.accumulate + part + 1
+        number = progress.epoch_updates * self.config.optim.accumulate + part + 1
         sequence = np.random.SeedSequence([self.config.seed, progress.epoch, number, self.process.rank])
         seed = int(sequence.generate_state(1, np.uint64)[0] >> 1)
-        torch.manual_seed(seed)
-        model = self.task.model
-        if isinstance(model, DistributedDataParallel):
-            model.require_backward_grad_sync = update
-        with self.arithmetic.autocast():
-            loss, logs = self.task.step(self.arithmetic.fitted(batch))
+        loss, logs = self._forward(batch, seed=seed, shared=update)
         self.watch.add(loss, batch, seed=seed)
         self.stalls.at(f"shares update {progress.updates + 1} with the other ranks")
         bad_losses = self.watch.ask(self._wish()) if update else None
-        state.scaler.scale(loss / optim.accumulate).backward()
+        self._backward(loss)
         if bad_losses is not None:
-            bad = bad_losses()
-            if Wish.BAD_CLIPS in self.watch.wish:
-                self.bad_clips.share(update=progress.updates + 1)
-            if bad:
-                self._skip(bad)
-            else:
-                self._move()
+            self._end_update(bad_losses())
         return logs
+
+    def _forward(self, batch: VideoBatch, *, seed: int, shared: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Loss and logs; shared: the backward pass will share the gradients with the other ranks."""
+        torch.manual_seed(seed)
+        model = self.task.model
+        if isinstance(model, DistributedDataParallel):
+            model.require_backward_grad_sync = shared
+        with self.arithmetic.autocast():
+            return self.task.step(self.arithmetic.fitted(batch))
+
+    def _backward(self, loss: torch.Tensor) -> None:
+        self.state.scaler.scale(loss / self.config.optim.accumulate).backward()
 
     def _wish(self) -> Wish:
         """What this rank wants all ranks to do at this update."""
         bad_clips = Wish.BAD_CLIPS if self.bad_clips.unshared else Wish.NOTHING
         return self.asked.take_save() | self.saver.wish() | bad_clips
 
-    def _move(self) -> None:
-        """The weights, by the gradients that were gathered."""
-        optim, state, progress = self.config.optim, self.state, self.state.progress
-        # By epochs, not by updates so far: after a resume with another batch size, epochs have another length.
-        place = progress.epoch * self.updates_per_epoch + progress.epoch_updates
-        self.rate.set(state.optimizer.param_groups, place)
-        if optim.clip_grad_norm or optim.clip_grad_value:
-            state.scaler.unscale_(state.optimizer)
-        if optim.clip_grad_norm:
-            torch.nn.utils.clip_grad_norm_(state.model.parameters(), optim.clip_grad_norm)
-        if optim.clip_grad_value:
-            torch.nn.utils.clip_grad_value_(state.model.parameters(), optim.clip_grad_value)
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
-        state.optimizer.zero_grad(set_to_none=True)
-        self.task.after_update()
+    def _end_update(self, bad: list[BadPass]) -> None:
+        """Move the weights by the gradients that were gathered, or skip that on all ranks. bad: by their losses."""
+        progress, optimizer = self.state.progress, self.state.optimizer
+        if Wish.BAD_CLIPS in self.watch.wish:
+            self.bad_clips.share(update=progress.updates + 1)
+        if bad:
+            self.outcome = Outcome.SKIPPED
+        else:
+            # By epochs, not by updates so far: after a resume with another batch size, epochs have another length.
+            self.outcome = self.mover.move(progress.epoch * self.updates_per_epoch + progress.epoch_updates)
+            if self.outcome is Outcome.SKIPPED:
+                bad = self.watch.whose_gradient(self._gradient_again)
+        self.watch.end(skipped=self.outcome is Outcome.SKIPPED)
+        optimizer.zero_grad(set_to_none=True)
+        if bad:
+            self._skip(bad)
+        elif self.outcome is Outcome.MOVED:
+            self.task.after_update()
 
-    def _skip(self, bad: list[BadLoss]) -> None:
-        """Leave the weights as they are, as all ranks do, and keep a checkpoint of the first time in a row."""
-        in_a_row, most = self.watch.in_a_row, self.config.optim.max_nonfinite_losses
+    def _gradient_again(self, batch: VideoBatch, seed: int) -> list[str]:
+        """The parameters whose gradient is not finite when this rank makes a pass again for itself alone."""
         self.state.optimizer.zero_grad(set_to_none=True)
-        update = self.state.progress.updates + 1
-        where = nonfinite.listed_losses(bad)
-        log.warning("step %d is skipped, the loss is not finite (%d in a row): %s", update, in_a_row, where)
+        self._backward(self._forward(batch, seed=seed, shared=False)[0])
+        return bad_gradients(self.state.model)
+
+    def _skip(self, bad: list[BadPass]) -> None:
+        """Say that the weights stay as they are, and keep a checkpoint of the first time in a row."""
+        in_a_row, most = self.watch.in_a_row, self.config.optim.max_nonfinite_losses
+        update, what = self.state.progress.updates + 1, nonfinite.listed(bad)
+        log.warning("step %d is skipped, %s, %d in a row", update, what, in_a_row)
+        folder = self.run_dir / nonfinite.FOLDER
         if in_a_row == 1:
-            self._keep_for_a_look(bad)
+            there = self.saver.keep_apart(folder)
+            on_main(lambda: nonfinite.write_passes(there, bad))
         if in_a_row == most:
             raise TrainingError(
-                f"the loss is not finite at step {update}, {most} time(s) in a row (optim.max_nonfinite_losses): "
-                f"{where}; the state is in {self.run_dir / nonfinite.FOLDER}. Lower optim.lr, set "
-                "optim.clip_grad_norm, or train in fp32 (optim.precision=fp32), and continue from the newest checkpoint"
+                f"step {update}: {what}, {most} time(s) in a row (optim.max_nonfinite_losses); the state is in "
+                f"{folder}. Lower optim.lr, set optim.clip_grad_norm, or train in fp32 (optim.precision=fp32), and "
+                "continue from the newest checkpoint"
             )
-
-    def _keep_for_a_look(self, bad: list[BadLoss]) -> None:
-        folder = self.run_dir / nonfinite.FOLDER
-        there = folder / checkpoint.FOLDER / checkpoint.step_name(self.state.progress.updates)
-        if on_main(lambda: checkpoint.torn(there) is None):
-            return  # the run was here before, and went on from an earlier checkpoint
-        self.saver.keep_apart(folder)
-        on_main(lambda: nonfinite.write_losses(there, bad))
 
     def _log(self, meter: Meter) -> None:
         progress, seconds = self.state.progress, time.perf_counter() - meter.since
@@ -336,8 +340,8 @@ class Trainer:
         values |= {"lr": self.state.optimizer.param_groups[-1]["lr"], "clips_per_second": rate}
         if self.process.device.type == "cuda":
             values["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        if meter.skipped:
-            values["skipped_updates"] = meter.skipped
+        stayed = {"skipped_updates": meter.skipped, "overflowed_updates": meter.overflows}
+        values |= {name: number for name, number in stayed.items() if number}
         if progress.bad_clips:
             values["bad_clips"] = progress.bad_clips  # of this epoch so far
         self._note(values)

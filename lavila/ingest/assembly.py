@@ -27,7 +27,7 @@ from lavila.annotations.base import AnnotationSet
 from lavila.files import whole_file
 from lavila.ingest.jobs import Failure, ShardResult, read_result, words
 from lavila.ingest.needs import ChunkNeeds
-from lavila.ingest.notes import ESTIMATED, Notes
+from lavila.ingest.notes import ESTIMATED, KIND, Notes
 from lavila.records import Clip, Ints, SpanRule
 from lavila.shards.chunks import ChunkError, ChunkIndex, Place
 from lavila.shards.format import (
@@ -239,6 +239,7 @@ class ChunkAssembly:
                 **asdict(place),
                 **{name: row[name] for name in (*same, *sizes)},
                 ESTIMATED: row.get(ESTIMATED, False),
+                KIND: row.get(KIND),
             }
 
     def _storage_order(self, places: Ints) -> Ints:

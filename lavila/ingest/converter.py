@@ -1,16 +1,24 @@
-"""Turns pictures of any size, orientation and colour into stored ones: upright, sides multiples of 16, BT.601."""
+"""Turns pictures of any size, orientation and colour into stored ones: upright, sides multiples of 16, BT.601.
+
+HDR is brought into the range of ordinary video after the resizing, by a table (`hdr`).
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 import av
 import av.filter
+import numpy as np
+import numpy.typing as npt
 
+from lavila.ingest.hdr import HDR_TRANSFERS, table
 from lavila.ingest.orientation import Orientation, orientation_of
+from lavila.ingest.picture_kinds import kind_of
 from lavila.ingest.source_video import PictureHeader
 from lavila.ingest.video_files import EncodeError
 
@@ -30,6 +38,11 @@ COLOR_MATRICES = {
     9: "bt2020",
 }
 UNSPECIFIED_RANGE, FULL_RANGE = 0, 2  # FFmpeg's AVCOL_RANGE
+UNSPECIFIED = 2  # primaries or transfer characteristics of H.273
+# swscale truncates by default. With these flags the mean differs from the exact one by at most 0.03 levels, or 0.9 for
+# full-range BT.601, whose chroma swscale rounds up.
+SCALE_FLAGS = "bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
+TO_BT601 = {"out_range": "tv", "out_color_matrix": "bt601"}
 
 Size = tuple[int, int]
 """Height and width in pixels."""
@@ -82,6 +95,7 @@ class Converter:
     """Turns a decoded frame into an upright, resized, 8-bit yuv420p frame in BT.601 limited range.
 
     The first frame decides the size, and a video that changes it is refused. The form of the colours may change.
+    `kind`: what is unusual in its pictures. Raises EncodeError for pictures that cannot be converted.
     """
 
     def __init__(self, first: Any, header: PictureHeader, *, short_side: int, fit: str) -> None:
@@ -89,6 +103,7 @@ class Converter:
         scaled, stored = stored_size(*source, short_side=short_side, fit=fit)
         self.sizes = PictureSizes(source=source, scaled=scaled, stored=stored)
         self._header = header
+        self.kind = kind_of(first, transfer=self._transfer(first), codec_tag=header.codec_tag)
         self._shape = _shape(first)
         self._colours: tuple[Any, ...] | None = None
         self._graph: Any = None
@@ -99,7 +114,10 @@ class Converter:
                 f"the picture changes from {_shape_text(self._shape)} to {_shape_text(_shape(frame))} within the clip"
             )
         try:
-            colours = (frame.format.name, frame.colorspace, frame.color_range)
+            colours = (
+                *(frame.format.name, frame.colorspace, frame.color_range),
+                *(self._transfer(frame), frame.color_primaries),
+            )
             if colours != self._colours:
                 self._graph, self._colours = self._build(frame), colours
             self._graph[1].push(frame)
@@ -115,28 +133,38 @@ class Converter:
         matrix = self._header.colorspace if frame.colorspace == UNSPECIFIED_MATRIX else frame.colorspace
         color_range = self._header.color_range if frame.color_range == UNSPECIFIED_RANGE else frame.color_range
         full_range = color_range == FULL_RANGE or frame.format.name.startswith("yuvj")
-        # swscale truncates by default. With these flags the mean differs from the exact one by at most 0.03 levels, or
-        # 0.9 for full-range BT.601, whose chroma swscale rounds up.
         scale = {
             "w": str(width),
             "h": str(height),
-            "flags": "bicubic+accurate_rnd+full_chroma_int+full_chroma_inp",
+            "flags": SCALE_FLAGS,
             "in_range": "pc" if full_range else "tv",
-            "out_range": "tv",
-            "out_color_matrix": "bt601",
         }
+        hdr = self._transfer(frame) in HDR_TRANSFERS
         if matrix in COLOR_MATRICES:  # RGB has no matrix
-            scale["in_color_matrix"] = COLOR_MATRICES[matrix]
-        steps = [("scale", scale), ("format", {"pix_fmts": "yuv420p"}), *orientation.filters]
-        steps += [*self._fit(), ("setsar", {"sar": "1"})]
+            scale["in_color_matrix"] = "bt2020" if hdr and matrix == UNSPECIFIED_MATRIX else COLOR_MATRICES[matrix]
         graph: Any = av.filter.Graph()
         graph.threads = 1
         source = graph.add_buffer(
             width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base
         )
-        nodes = [source, *(graph.add(name, **options) for name, options in steps), graph.add("buffersink")]
+        last, begin = source, None
+        if hdr:
+            last, begin = _tone_mapping(graph, source, scale, self._table(frame))
+            scale = {"flags": SCALE_FLAGS}
+        steps = [("scale", {**scale, **TO_BT601}), ("format", {"pix_fmts": "yuv420p"}), *orientation.filters]
+        steps += [*self._fit(), ("setsar", {"sar": "1"})]
+        nodes = [last, *(graph.add(name, **options) for name, options in steps), graph.add("buffersink")]
         graph.link_nodes(*nodes).configure()
+        if begin is not None:
+            begin()
         return graph, source, nodes[-1]
+
+    def _transfer(self, frame: Any) -> int:
+        return int(self._header.transfer if frame.color_trc == UNSPECIFIED else frame.color_trc)
+
+    def _table(self, frame: Any) -> npt.NDArray[np.uint16]:
+        primaries = self._header.primaries if frame.color_primaries == UNSPECIFIED else frame.color_primaries
+        return table(self._transfer(frame), int(primaries))
 
     def _fit(self) -> list[tuple[str, dict[str, str]]]:
         """Crop or pad, or neither."""
@@ -147,6 +175,35 @@ class Converter:
         if stored[0] >= height and stored[1] >= width:
             return [("pad", {**sides, "x": "(ow-iw)/2", "y": "(oh-ih)/2", "color": "black"})]
         return [("crop", sides)]
+
+
+def _tone_mapping(
+    graph: Any, source: Any, scale: dict[str, str], colours: npt.NDArray[np.uint16]
+) -> tuple[Any, Callable[[], None]]:
+    """Add the filters that resize a picture and look its colours up in a table.
+
+    They work on interleaved RGB, since haldclut of FFmpeg 8.1 exchanges the channels of planes.
+
+    Returns:
+        the last filter, and what has to be called when the graph is configured.
+    """
+    picture: Any = av.VideoFrame.from_ndarray(colours, format="rgb48le")
+    picture.pts, picture.time_base = 0, Fraction(1)
+    feed = graph.add_buffer(
+        width=picture.width, height=picture.height, format=picture.format, time_base=picture.time_base
+    )
+    resized = graph.add("scale", **scale, out_range="pc")
+    rgb, look_up = graph.add("format", pix_fmts="rgb48le"), graph.add("haldclut")
+    source.link_to(resized)
+    resized.link_to(rgb)
+    rgb.link_to(look_up, 0, 0)
+    feed.link_to(look_up, 0, 1)
+
+    def begin() -> None:
+        feed.push(picture)
+        feed.push(None)  # so that the one picture serves all frames
+
+    return look_up, begin
 
 
 def _shape(frame: Any) -> Shape:

@@ -11,10 +11,12 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain, pairwise
 from typing import Any
 
 from av.video.frame import PictureType
 
+from lavila.ingest.h264 import PictureCounter, Place
 from lavila.ingest.video_files import Deadline
 
 MOST_HELD = 16  # the most frames that H.264 and HEVC hold back to reorder them
@@ -24,10 +26,10 @@ REMEMBERED = 4 * MOST_HELD  # numbers of damaged frames, and of starts, that are
 class _Tag:
     """What a packet hands to its frame. PyAV finds it by its address, so each packet needs an object for itself."""
 
-    __slots__ = ("number",)
+    __slots__ = ("number", "place")
 
-    def __init__(self, number: int) -> None:
-        self.number = number
+    def __init__(self, number: int, place: Place | None) -> None:
+        self.number, self.place = number, place
 
 
 @dataclass(kw_only=True, slots=True)
@@ -39,6 +41,8 @@ class Decoded:
     starts: bool  # whether decoding can begin with it
     pts: Any  # when it is shown, in ticks of the stream (int); None = unknown
     damaged: bool = False  # whether it is damaged itself, or was decoded on top of damage
+    lossy: bool = False  # whether the container says that packets are missing in its group of pictures
+    place: Place | None = None  # its place in the stream; H.264 only
 
 
 @dataclass(kw_only=True)
@@ -53,40 +57,49 @@ class FrameReader:
     container: Any
     stream: Any
     deadline: Deadline
+    gap: int  # ticks from one packet to the next from which on there was time for one more
     by_order: bool = False
     from_start: bool = False
     last_dts: int | None = None  # decoding time of the last packet
     _held: deque[Decoded] = field(default_factory=deque)  # decoded, but something that they refer to may be missing
     _unseen: set[int] = field(default_factory=set)  # packets of which no frame has come
     _damaged: list[int] = field(default_factory=list)  # numbers of frames that are damaged themselves
+    _flagged: list[int] = field(default_factory=list)  # numbers of packets at which the container says that some lack
     _starts: list[int] = field(default_factory=list)  # numbers of frames at which decoding can begin, ascending
     _dts: list[int] = field(default_factory=list)  # decoding time of each packet; by_order only
     _anchor: int | None = None  # the start from which `_slot` counts
     _slot: int = 0  # place of the next frame in display order
+    _begun: bool = False  # whether a keyframe has come, by its packet (an edit list may hide its frame) or its frame
 
     def frames(self) -> Iterator[Decoded]:
         """The frames in display order."""
         context = self.stream.codec_context
         context.copy_opaque = True  # a frame carries the tag of its packet
         self.from_start |= not context.has_b_frames
+        counter = PictureCounter(bytes(context.extradata or b"")) if context.name == "h264" else None
         number = 0
-        lossy: set[int] = set()  # packets in front of which something may be missing
-        for packet in self.container.demux(self.stream):
+        for packet, following in pairwise(chain(self.container.demux(self.stream), [None])):
             self.deadline.check()
             time = packet.pts if packet.dts is None else packet.dts
+            late = False
             if time is not None:
+                late = self.last_dts is not None and time - self.last_dts >= self.gap
                 self.last_dts = time
                 if not packet.size:  # it holds no picture, and decoders take it for the end of the stream
                     continue
+            if number == 0 and context.name == "hevc" and packet.size and not packet.is_keyframe:
+                continue  # a seek may land there; this decoder raises errors for what comes before a keyframe
             if self.by_order:
                 self._dts.append(time if time is not None else self._dts[-1] + 1 if self._dts else 0)
-            # In a transport stream a flag says that something lacks in the next packet, which the decoder finds, or
-            # behind it. There it may be frames, or nothing where files were joined, which begin with a keyframe.
-            if number in lossy and packet.size and not packet.is_keyframe:
-                self._damaged = [*self._damaged[-REMEMBERED:], number]
-            lossy = {number + 2, *(later for later in lossy if later > number)} if packet.is_corrupt else lossy
-            packet.opaque = _Tag(number)
+            place = counter.place(bytes(packet)) if counter is not None and packet.size else None
+            self._note_losses(packet, following, number)
+            # A keyframe is whole without the missing picture, but frames that are shown before it may refer to that.
+            # Where no time is missing, the encoder has counted in its own way.
+            if place is not None and place.missing and late:
+                self._damaged = [*self._damaged[-REMEMBERED:], number - packet.is_keyframe]
+            packet.opaque = _Tag(number, place)
             self._unseen.add(number)
+            self._begun |= packet.is_keyframe
             number += 1
             for frame in packet.decode():
                 self._take(frame)
@@ -94,9 +107,20 @@ class FrameReader:
         while self._held:
             yield self._judged(self._held.popleft())
 
+    def _note_losses(self, packet: Any, following: Any, number: int) -> None:
+        # In a transport stream a flag says that something lacks in the next packet, of which the decoder finds most, or
+        # behind it. There it may be frames, or nothing where files were joined, which begin with a keyframe.
+        inside = number - 1 in self._flagged and following is not None and not following.is_keyframe
+        behind = number - 2 in self._flagged and not packet.is_keyframe
+        if packet.size and (inside or behind):
+            self._damaged = [*self._damaged[-REMEMBERED:], number]
+        if packet.is_corrupt:
+            self._flagged = [*self._flagged[-REMEMBERED:], number]
+
     def _take(self, frame: Any) -> None:
+        place = None
         if isinstance(frame.opaque, _Tag):
-            number = frame.opaque.number
+            number, place = frame.opaque.number, frame.opaque.place
         else:  # this decoder does not hand tags on
             number = min(self._unseen, default=self._held[-1].number if self._held else 0)
         self._unseen.discard(number)
@@ -104,9 +128,10 @@ class FrameReader:
         starts = bool(frame.key_frame) and frame.pict_type in (PictureType.I, PictureType.NONE)
         if starts and (not self._starts or number > self._starts[-1]):
             self._starts = [*self._starts[-REMEMBERED:], number]
-        if frame.is_corrupt:
+        self._begun |= bool(frame.key_frame)
+        if frame.is_corrupt or not self._begun:
             self._damaged = [*self._damaged[-REMEMBERED:], number]
-        self._held.append(Decoded(frame=frame, number=number, starts=starts, pts=frame.pts))
+        self._held.append(Decoded(frame=frame, number=number, starts=starts, pts=frame.pts, place=place))
 
     def _released(self, *, reorders: bool) -> Iterator[Decoded]:
         """The frames of which everything that they may refer to has come: the frames of earlier packets.
@@ -126,6 +151,7 @@ class FrameReader:
     def _judged(self, one: Decoded) -> Decoded:
         place = bisect_right(self._starts, one.number) - 1
         start = self._starts[place] if place >= 0 else None
+        one.lossy = bool(self._flagged) and (place <= 0 or self._flagged[-1] >= self._starts[place - 1])
         if self._damaged:
             # A frame that is shown before the start of its group may refer to the group before, too.
             leads = any(held.number == start for held in self._held)

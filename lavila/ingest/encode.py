@@ -31,6 +31,7 @@ from lavila.ingest.codecs import (
     encoder_versions,
 )
 from lavila.ingest.converter import Converter, PictureSizes, stored_size
+from lavila.ingest.picture_kinds import PictureKind
 from lavila.ingest.source_video import MAX_SECONDS, SourceVideo, VideoFacts, probe_video
 from lavila.ingest.video_files import EncodeError, Limits
 from lavila.plan.frames import frame_span
@@ -89,6 +90,7 @@ class EncodedClip:
     width: int
     source_fps: float  # the video's own average
     fps_stated: bool  # whether the video states it; else it is estimated from the times of the frames
+    kind: PictureKind  # what is unusual in the video's pictures
     start_frame: int  # 0-based number of the interval's first frame in the video, at source_fps
     first_frame: int  # frames stored before the interval
     frames_after: int  # frames stored after the interval
@@ -113,6 +115,7 @@ class EncodedChunk:
     width: int
     source_fps: float  # the video's own average
     fps_stated: bool  # whether the video states it; else it is estimated from the times of the frames
+    kind: PictureKind  # what is unusual in the video's pictures
     source_height: int  # pixels of the video, upright and square
     source_width: int
     scaled_height: int  # pixels after resizing; cropped or padded to height and width
@@ -321,6 +324,7 @@ class _Coded:
     data: bytes
     num_frames: int
     sizes: PictureSizes
+    kind: PictureKind
 
 
 def _picture(coded: _Coded, source: SourceVideo, fps: Fraction) -> dict[str, Any]:
@@ -330,6 +334,7 @@ def _picture(coded: _Coded, source: SourceVideo, fps: Fraction) -> dict[str, Any
         "fps": float(fps),
         "source_fps": float(source.fps),
         "fps_stated": source.fps_stated,
+        "kind": coded.kind,
         **dict(zip(("height", "width"), sizes.stored, strict=True)),
         **dict(zip(("source_height", "source_width"), sizes.source, strict=True)),
         **dict(zip(("scaled_height", "scaled_width"), sizes.scaled, strict=True)),
@@ -374,7 +379,7 @@ def _code(
                 num_packets += 1
     assert num_packets == count, (num_packets, count)
     assert not fragments or keyframes == list(range(0, count, gop)), (keyframes, count, gop)
-    return _Coded(data=buffer.getvalue(), num_frames=count, sizes=convert.sizes)
+    return _Coded(data=buffer.getvalue(), num_frames=count, sizes=convert.sizes, kind=convert.kind)
 
 
 def _fragment_offsets(data: bytes) -> list[int]:

@@ -34,7 +34,7 @@ from lavila.ingest.encode import (
     encode_clip,
     encoder_versions,
 )
-from lavila.ingest.notes import ESTIMATED, stored_stop
+from lavila.ingest.notes import ESTIMATED, KIND, stored_stop
 from lavila.plan.frames import FrameChoice, chosen_frames
 from lavila.records import Clip, SpanRule
 from lavila.shards.format import WORK, ShardFile, ShardSetError, file_sha256, shard_name, verify_shard
@@ -223,10 +223,10 @@ class ShardJob:
         if isinstance(item, Chunk):
             seconds = self.settings.chunk_seconds
             chunk = encode_chunk(path, number=item.number, seconds=seconds, settings=settings, limits=self.limits)
-            row = {name: value for name, value in vars(chunk).items() if name not in ("data", "fps_stated")}
+            row = {name: value for name, value in vars(chunk).items() if name not in ("data", "fps_stated", "kind")}
             header = hashlib.sha256(chunk.data[: chunk.header_size]).hexdigest()
             ids = {"chunk_id": item.chunk_id, "video_id": item.video_id}
-            return chunk.data, {**ids, **row, **_estimated(chunk), "header_sha256": header}
+            return chunk.data, {**ids, **row, **_noted(chunk), "header_sha256": header}
         assert isinstance(item, Clip)
         interval = Interval(start_second=item.start_second, stop_second=item.stop_second, rule=self.span_rule)
         choose = self._chooser(item) if self.settings.frames_for else None
@@ -283,13 +283,15 @@ def clip_row(clip: Clip, encoded: EncodedClip) -> dict[str, Any]:
     return {
         **words(clip, num_frames=encoded.num_frames, fps=encoded.fps),
         **{name: getattr(encoded, name) for name in ("first_frame", "num_frames", "frames_after", *picture)},
-        **_estimated(encoded),
+        **_noted(encoded),
         "chunk": None,
     }
 
 
-def _estimated(encoded: EncodedClip | EncodedChunk) -> dict[str, bool]:
-    return {} if encoded.fps_stated else {ESTIMATED: True}
+def _noted(encoded: EncodedClip | EncodedChunk) -> dict[str, Any]:
+    """What notes.jsonl says of a video; nothing for an ordinary one."""
+    kind = encoded.kind.row()
+    return {**({} if encoded.fps_stated else {ESTIMATED: True}), **({KIND: kind} if kind else {})}
 
 
 def words(clip: Clip, *, num_frames: int, fps: float) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any
 import av
 
 from lavila.ingest.decoded import Decoded, FrameReader
+from lavila.ingest.gaps import LOSSY, Gaps, gap_ticks
 from lavila.ingest.times import FileTimes, file_times
 from lavila.ingest.video_files import (
     TRUNCATED_SECONDS,
@@ -56,6 +57,7 @@ class _Shown:
     second: Fraction
     frame: Any
     damaged: bool
+    missing: int = 0  # frames that were lost between the one before it and this one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +67,9 @@ class PictureHeader:
     pixel_aspect: Fraction | None  # width / height of a pixel
     colorspace: int  # number of the colour matrix (AVCOL_SPC of FFmpeg)
     color_range: int  # number of the range (AVCOL_RANGE of FFmpeg)
+    transfer: int  # number of the transfer characteristics (AVCOL_TRC)
+    primaries: int  # number of the primaries (AVCOL_PRI)
+    codec_tag: str  # kind of its sample entry in an mp4
 
 
 class SourceVideo:
@@ -94,6 +99,9 @@ class SourceVideo:
                 else None,  # an unknown aspect is None before PyAV 19, and 0/1 since then
                 colorspace=context.colorspace,
                 color_range=context.color_range,
+                transfer=context.color_trc,
+                primaries=context.color_primaries,
+                codec_tag=context.codec_tag,
             )
             self._coded = context.height, context.width
         except BaseException:
@@ -140,6 +148,13 @@ class SourceVideo:
         for second, shown in self._timed(due):
             # Up to `until` the frame before is the nearest one.
             until = second if shown is None or last is None else (last.second + second) / 2
+            if shown is not None and shown.missing and last is not None:
+                half = (second - last.second) / (2 * (shown.missing + 1))
+                while due is not None and due <= last.second + half:
+                    yield self._sound(last)
+                    due = next(wanted, None)
+                if due is not None and due < second - half:
+                    raise self._lost(last.second, shown)
             while due is not None and last is not None and (due < until or (due == until and shown is not None)):
                 yield self._sound(last)
                 due = next(wanted, None)
@@ -186,6 +201,10 @@ class SourceVideo:
         check_size(str(self.path), shown.frame.width, shown.frame.height, self.limits)
         return shown.frame
 
+    def _lost(self, before: Fraction, shown: _Shown) -> EncodeError:
+        between = f"{float(before):.2f} s and {float(shown.second):.2f} s"
+        return EncodeError(f"{self.path}: frames were lost between {between} ({shown.missing}, by the times)")
+
     def _timed(self, start: Fraction) -> Iterator[tuple[Fraction, _Shown | None]]:
         """(second, frame) from a keyframe at or before `start` on. After each file: when its last frame ends, and None.
 
@@ -218,9 +237,15 @@ class SourceVideo:
 
     def _decoded(self, part: Part, start: Fraction) -> Iterator[_Shown]:
         """The frames of a file from a keyframe at or before `start` on. Knows in the end when the last one ends."""
-        stream = self._opened(part)[1]
+        container, stream = self._opened(part)
         first_pts, tick = stream.start_time or 0, stream.time_base
         pts: int | None = None
+        last: Decoded | None = None
+        lacks = False  # whether frames may refer to lost ones
+        times = self._times[part]
+        gaps = Gaps(
+            lossy=container.format.name in LOSSY, regular=times.regular, indexed=times.indexed, rate=tick * self.fps
+        )
         try:
             for one in self._decoded_from(part, first_pts, first_pts + math.floor((start - part.start) / tick)):
                 if pts is not None and one.pts < pts:
@@ -229,13 +254,17 @@ class SourceVideo:
                         f"{part.name}: the time goes back from {before:.2f} s to {after:.2f} s; remux it, for example "
                         "to mp4"
                     )
-                pts = one.pts
+                missing = 0 if last is None else gaps.missing(last, one)
+                last, pts = one, one.pts
                 second = part.start + (one.pts - first_pts) * tick
-                yield _Shown(second=second, frame=one.frame, damaged=one.damaged)
+                lacks = not one.starts and (lacks or (missing > 0 and one.place is None))
+                yield _Shown(second=second, frame=one.frame, damaged=one.damaged or lacks, missing=missing)
         except DAMAGE as error:
             second = float(((first_pts if pts is None else pts) - first_pts) * tick)
             raise EncodeError(f"{part.name}: damaged after {second:.2f} s ({reason(error)})") from error
-        times = self._times[part]
+        if pts is not None and times.indexed and times.indexed[-1] > pts:
+            second = float((pts - first_pts) * tick)
+            raise EncodeError(f"{part.name}: damaged after {second:.2f} s (its index lists frames that are not there)")
         if times.hold is not None and times.last_dts == self._reader.last_dts:
             self._stop = max(self._stop, self.end + times.hold)
         elif times.stop is not None:
@@ -256,16 +285,18 @@ class SourceVideo:
             except av.FFmpegError:  # the index is missing or damaged
                 break
             frames = self._frames(container, stream, by_order=by_order)
-            one = next(frames, None)
             # Frames between the place of a seek and the next keyframe may refer to frames that were skipped. Where the
-            # order gives the times, those have none.
+            # order gives the times, those have none. A transport stream notes on the packet before one that a part of
+            # it was lost, so there the first packet is not known to be whole.
             placed = by_order and stream.codec_context.has_b_frames
-            while one is not None and not (one.starts or placed) and one.pts <= target + 1:
-                one = next(frames, None)
-            if one is not None and (one.starts or placed) and one.pts <= target + 1:
-                yield one
-                yield from frames
-                return
+            first = 1 if container.format.name == "mpegts" else 0
+            for one in frames:
+                if one.pts > target + 1:
+                    break
+                if placed or (one.starts and one.number >= first):
+                    yield one
+                    yield from frames
+                    return
         if not self._at_start:  # a seek to the start of a transport stream can miss it
             self.close()
         container, stream = self._opened(part)
@@ -289,8 +320,14 @@ class SourceVideo:
 
     def _frames(self, container: Any, stream: Any, *, by_order: bool, from_start: bool = False) -> Iterator[Any]:
         """The frames that have a time. One without a time has no place, and is left out."""
+        gap = gap_ticks(stream.time_base * self.fps)
         self._reader = FrameReader(
-            container=container, stream=stream, deadline=self.deadline, by_order=by_order, from_start=from_start
+            container=container,
+            stream=stream,
+            deadline=self.deadline,
+            gap=gap,
+            by_order=by_order,
+            from_start=from_start,
         )
         return (one for one in self._reader.frames() if one.pts is not None)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from lavila.ingest.h264 import PictureCounter
 from lavila.ingest.video_files import (
     Deadline,
     EncodeError,
@@ -36,6 +37,7 @@ USUAL_RATES = [
     *(Fraction(1000 * rate, 1001) for rate in (24, 30, 48, 60, 120)),
     *map(Fraction, (10, 12, 15, 20, 24, 25, 30, 48, 50, 60, 90, 100, 120)),
 ]
+REGULAR_SHARE, NEAR_FRAME = 0.9, 0.25  # of the distances; by so much of a frame these may differ from one
 CLOCK_GAP_SECONDS = 10  # FFmpeg takes a longer gap in a broadcast stream for another clock, too
 MOST_REORDERED = 16  # the most frames by which H.264 and HEVC decode a frame early
 HEAD_PACKETS = 256  # packets that show the rate of a file, and whether it has times of presentation
@@ -54,6 +56,8 @@ class FileTimes:
     last_dts: int | None = None  # decoding time of the last packet, if a table lists it
     hold: Fraction | None = None  # the seconds for which the last frame is shown, by that table
     stop: Fraction | None = None  # when the last frame ends, in seconds from the first, if there is no such table
+    indexed: tuple[int, ...] = ()  # times of keyframes by an index apart from the frames, in ticks; Matroska only
+    regular: bool = False  # whether nearly all frames have the same distance; only where the file is read through
 
 
 _known: dict[tuple[str, int, int], FileTimes | EncodeError] = {}
@@ -78,13 +82,14 @@ def file_times(part: Part, container: Any, stream: Any, limits: Limits, deadline
 
 @dataclass(frozen=True)
 class _Packets:
-    """The packets of a stream, in decoding order."""
+    """The packets of a stream, in decoding order. Of frames whose two fields are packets, the first ones."""
 
     shown: Ints  # when each is shown, in ticks; where that is missing, when it is decoded
     dts: Ints  # when each is decoded
     keys: Ints  # whether each is a keyframe
     stop: int  # when the last one ends, in ticks
     by_order: bool  # whether times of presentation are missing
+    fields: bool  # whether there are frames whose two fields are packets
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,11 @@ class _Reading:
             film, pause = film_rate(stamps, tick, last=ticks)
             if pause and film is not None:
                 times = replace(times, fps=film, stated=False)
+        if (counter := self._counter(stream)) is not None and counter.may_have_fields:
+            head = self._packets(HEAD_PACKETS)
+            if head.fields:  # the table counts fields
+                fps, is_stated = self._rate(head)
+                times = replace(times, fps=fps, stated=is_stated)
         # With times of presentation, the first frame of a stream with B-frames is decoded before its time.
         if stream.codec_context.has_b_frames and len(entries) and entries[0].timestamp == (stream.start_time or 0):
             head = self._packets(HEAD_PACKETS)
@@ -143,7 +153,17 @@ class _Reading:
         fps, stated = self._rate(head)
         if not stated:
             fps, stated = self._rate(self._packets(None))
-        return FileTimes(fps=fps, stated=stated, by_order=head.by_order, stop=stop)
+        return FileTimes(fps=fps, stated=stated, by_order=head.by_order, stop=stop, indexed=self._indexed())
+
+    def _indexed(self) -> tuple[int, ...]:
+        container, stream = open_video(self.part, self.limits, self.deadline)
+        try:
+            container.seek(stream.start_time or 0, stream=stream)  # with the first seek, FFmpeg reads the index
+            return tuple(sorted(entry.timestamp for entry in stream.index_entries))
+        except DAMAGE:
+            return ()
+        finally:
+            container.close()
 
     def _of_all(self, packets: _Packets) -> FileTimes:
         tick = self.stream.time_base
@@ -158,7 +178,8 @@ class _Reading:
             )
         fps, stated = self._rate(packets)
         stop = Fraction((packets.stop - int(packets.shown.min())) * tick) if len(packets.shown) else None
-        return FileTimes(fps=fps, stated=stated, by_order=packets.by_order, stop=stop)
+        regular = is_regular(packets.shown, fps * tick)
+        return FileTimes(fps=fps, stated=stated, by_order=packets.by_order, stop=stop, regular=regular)
 
     def _rate(self, packets: _Packets) -> tuple[Fraction, bool]:
         """Frames per second, and whether the header states them."""
@@ -168,16 +189,30 @@ class _Reading:
             return frame_rate(self.part.name, self.stream), True
         return allowed_rate(self.part.name, measured), False
 
+    @staticmethod
+    def _counter(stream: Any) -> PictureCounter | None:
+        context = stream.codec_context
+        return PictureCounter(bytes(context.extradata or b"")) if context.name == "h264" else None
+
     def _packets(self, most: int | None) -> _Packets:
         """The first `most` packets; None = all. Opens the file anew."""
         container, stream = open_video(self.part, self.limits, self.deadline)
-        shown, dts, keys, untimed, stop = [], [], [], 0, 0
+        counter, fields = self._counter(stream), False
+        shown: list[int] = []
+        dts, keys, untimed, stop = [], [], 0, 0
         try:
             for packet in container.demux(stream):
                 self.deadline.check()
                 decoded = packet.pts if packet.dts is None else packet.dts
                 if decoded is None or not packet.size:
                     continue
+                if counter is not None:
+                    place = counter.place(bytes(packet))
+                    if place is not None and place.second_field:
+                        fields = True
+                        continue
+                    if len(shown) == HEAD_PACKETS and not fields:  # so there will be none
+                        counter = None
                 untimed += packet.pts is None
                 shown.append(decoded if packet.pts is None else packet.pts)
                 dts.append(decoded)
@@ -191,11 +226,18 @@ class _Reading:
         finally:
             container.close()
         by_order = untimed > len(shown) / 2 and bool(stream.codec_context.has_b_frames)
-        return _Packets(np.array(shown, np.int64), np.array(dts, np.int64), np.array(keys, bool), stop, by_order)
+        arrays = np.array(shown, np.int64), np.array(dts, np.int64), np.array(keys, bool)
+        return _Packets(*arrays, stop=stop, by_order=by_order, fields=fields)
 
 
 def _keyframes(entries: Sequence[Any]) -> tuple[int, ...]:
     return tuple(entry.timestamp for entry in entries if entry.is_keyframe)
+
+
+def is_regular(stamps: Ints, frames_per_tick: Fraction) -> bool:
+    """Whether nearly all distances between frames are one frame, but for rounding."""
+    distances = np.diff(np.unique(stamps)) * float(frames_per_tick)
+    return len(distances) > 0 and bool(np.mean(np.abs(distances - 1) < NEAR_FRAME) >= REGULAR_SHARE)
 
 
 def film_rate(stamps: Ints, tick: Fraction, *, last: int | None = None) -> tuple[Fraction | None, bool]:

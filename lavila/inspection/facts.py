@@ -65,6 +65,8 @@ def shard_set_facts(shard_set: ShardSet) -> Facts:
         "tables": {name: pq.read_metadata(shard_set.path / name).num_rows for name in manifest["tables"]},
         "shortened": manifest.get("shortened", 0),
         "estimated_rates": manifest.get("estimated_rates", 0),
+        "hdr_videos": manifest.get("hdr_videos", 0),
+        "spherical_videos": manifest.get("spherical_videos", 0),
         "failures": failure_groups(shard_set.path / FAILURES),
         "quarantine": len(shard_set.quarantine),
     }

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.floating[Any]]
 Integers = npt.NDArray[np.integer[Any]]
-FusionRule = Literal["mean_logits", "max_similarity"]
+FusionRule = Literal["mean_logits", "max_similarity", "max_cosine"]
 
 
 def topk_accuracy(scores: Floats, targets: Integers, *, k: int) -> float:
@@ -78,11 +78,14 @@ def mean_class_accuracy(confusion: Integers, *, absent_as_zero: bool) -> float:
 
 
 def fuse_views(logits: Floats, *, rule: FusionRule) -> npt.NDArray[np.float64]:
-    """Scores of V views of each clip -> one probability for each class.
+    """Scores of V views of each clip -> one for each class.
 
-    logits: [N,V,K], finite. rule: `mean_logits` (mean over views, then softmax; LaViLa's fine-tuned classifiers) or
-    `max_similarity` (maximum over views, then softmax; its zero-shot classification).
-    Returns [N,K] float64, rows sum to 1. ValueError for another rule or shape, and for infinite or NaN logits.
+    logits: [N,V,K], finite. rule: `mean_logits` (mean over views, then softmax; LaViLa's fine-tuned models),
+    `max_similarity` (maximum over views, then softmax; its zero-shot classification by several views) or `max_cosine`
+    (the maximum as it is; its zero-shot scores of a single view). A softmax keeps the order of a clip's classes and
+    changes that of clips within a class, which mAP goes by.
+    Returns [N,K] float64: probabilities, rows sum to 1, or with `max_cosine` what was given. ValueError for another
+    rule or shape, and for infinite or NaN logits.
     """
     _shape("logits", logits, "N", "V", "K")
     if not np.isfinite(logits).all():
@@ -90,10 +93,12 @@ def fuse_views(logits: Floats, *, rule: FusionRule) -> npt.NDArray[np.float64]:
     views = logits.astype(np.float64)
     if rule == "mean_logits":
         fused = views.mean(axis=1)
-    elif rule == "max_similarity":
+    elif rule in ("max_similarity", "max_cosine"):
         fused = views.max(axis=1)
     else:
-        raise ValueError(f"rule={rule!r}: expected one of ['max_similarity', 'mean_logits']")
+        raise ValueError(f"rule={rule!r}: expected one of ['max_cosine', 'max_similarity', 'mean_logits']")
+    if rule == "max_cosine":
+        return np.asarray(fused)
     powers = np.exp(fused - fused.max(axis=1, keepdims=True))
     return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 

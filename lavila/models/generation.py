@@ -285,8 +285,8 @@ def sample(writer: Writer, config: GenerationConfig, *, generator: Generators = 
     """Sample texts; the result says how likely and how uncertain each is.
 
     generator: one for all clips, or one for each, so that a clip's random numbers do not depend on the other clips.
-    They are drawn on its device. With one for each, a clip has the same texts in any batch, but for this: products of
-    other sizes differ in their last bits, which decide a draw that falls on the border of two tokens.
+    They are drawn on its device. With one for each, a clip has the same texts in any batch, as long as products of
+    other sizes have the same last bits; `lavila.models.captioner.Captioner` says where they have.
     """
     sequences, steps = writer.clips * config.num_return_sequences, config.max_length - 1
     uniform_BRL = uniform(writer.clips, (config.num_return_sequences, steps), generator)

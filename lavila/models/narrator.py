@@ -169,7 +169,9 @@ class Narrator(nn.Module):
         if self.training:
             raise ValueError("the narrator is in training mode, where dropout would spoil its texts; call eval() first")
         if video.ndim != 3:
-            return self.encode_video(video)
+            # On a CPU each clip by itself, so that its last bits do not depend on the others; it takes no longer.
+            at_once = 1 if video.device.type == "cpu" else max(len(video), 1)
+            return torch.cat([self.encode_video(clips) for clips in video.split(at_once)])
         if video.shape[1:] != self.img_queries.shape:
             raise ValueError(
                 f"visual tokens of shape {tuple(video.shape)}: expected [B, {self.img_queries.shape[0]}, "

@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from enum import Enum
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import IO, Any
@@ -254,11 +255,16 @@ def write_report(
 
 
 def _draw(values: dict[str, Any], *, pictures: ReportPictures, history: Sequence[Mapping[str, Any]]) -> str:
+    return _template().render(page_values(values, pictures=pictures, history=history))
+
+
+@cache
+def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True,  # narrations and class names are other people's text
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    template = resources.files("lavila.report").joinpath("page.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(template).render(page_values(values, pictures=pictures, history=history))
+    text = resources.files("lavila.report").joinpath("page.html.j2").read_text(encoding="utf-8")
+    return environment.from_string(text)

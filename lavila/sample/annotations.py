@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from lavila.sample.camera import VERBS, Video, picture_width
-from lavila.sample.render import Sample, VideoFile
+from lavila.sample.files import Sample, VideoFile
 
 SENTENCES = (
     "pans left over",

@@ -1,4 +1,4 @@
-"""The camera of the sample dataset: its place at each moment, and what it sees of the footage from there.
+"""The camera of the sample dataset: its place at each moment, and the footage that it looks at.
 
 A pose is four numbers: centre x, centre y (in picture heights of the footage, y down), log of the zoom-out (0 = the
 usual window) and roll (radians, clockwise). A move changes exactly one of them, at constant speed:
@@ -12,18 +12,16 @@ its move; only the order of several frames does.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from lavila.errors import UserError
 from lavila.libav import ANY_TAGS
@@ -241,90 +239,6 @@ class Video:
         return min(place, 2 * count - 1 - place)
 
 
-@dataclass
-class Footage:
-    """Some frames of a video in memory, and a window moved over them."""
-
-    planes: list[tuple[torch.Tensor, torch.Tensor]]  # per frame: luma uint8 [1,1,H,W], chroma uint8 [1,2,H/2,W/2]
-    aspect: float  # width over height
-    size: tuple[int, int]  # height, width of what is rendered, pixels, even
-    _recent: tuple[int, tuple[torch.Tensor, torch.Tensor]] | None = field(default=None, init=False)
-
-    @classmethod
-    def load(cls, path: Path, first: int, stop: int, *, height: int) -> Footage:
-        """Frames `first` to `stop` - 1, in BT.601 limited range, no larger than a window of `height` pixels needs."""
-        planes = []
-        try:
-            with av.open(str(path), **ANY_TAGS) as container:
-                stream = container.streams.video[0]
-                stream.thread_type = "AUTO"
-                for number, frame in enumerate(container.decode(stream)):
-                    if number >= stop:
-                        break
-                    if number >= first:
-                        planes.append(_planes(frame, round(height / WINDOW * 1.05)))
-                        aspect = frame.width / frame.height
-        except av.error.FFmpegError as error:
-            raise SampleError(
-                f"{path}: damaged after frame {first + len(planes)} ({error.strerror}); repair it"
-            ) from None
-        if len(planes) != stop - first:
-            raise SampleError(f"{path}: frames {first} to {stop - 1} were to be played, but it ends before; repair it")
-        return cls(planes=planes, aspect=aspect, size=(height, picture_width(height, aspect)))
-
-    def render(self, number: int, pose: Pose) -> npt.NDArray[np.uint8]:
-        """The window at `pose` on frame `number`, as one yuv420p picture: uint8 [height * 3/2, width]."""
-        if self._recent is None or self._recent[0] != number:
-            luma, chroma = self.planes[number]
-            self._recent = number, (luma.float(), chroma.float())
-        height, width = self.size
-        picture = np.empty(height * width * 3 // 2, np.uint8)
-        for plane, (rows, columns), place in (
-            (self._recent[1][0], (height, width), slice(0, height * width)),
-            (self._recent[1][1], (height // 2, width // 2), slice(height * width, None)),
-        ):
-            grid = sampling_grid(pose, rows, columns, self.aspect)
-            seen = torch.nn.functional.grid_sample(plane, grid, "bilinear", "border", align_corners=False)
-            picture[place] = seen.add_(0.5).numpy().astype(np.uint8).ravel()
-        return picture.reshape(height * 3 // 2, width)
-
-
 def picture_width(height: int, aspect: float) -> int:
     """The even width that keeps the shape of the picture."""
     return round(height * aspect / 2) * 2
-
-
-def sampling_grid(pose: Pose, rows: int, columns: int, aspect: float) -> torch.Tensor:
-    """float32 [1, rows, columns, 2]: x, y in the picture, -1 to 1, of each pixel of the window at `pose`."""
-    x, y, zoom_out, roll = pose.tolist()
-    window = WINDOW * math.exp(zoom_out)
-    across, down = _steps(columns) * (window * aspect), _steps(rows)[:, None] * window
-    cos, sin = math.cos(roll), math.sin(roll)
-    grid = torch.empty(1, rows, columns, 2)
-    # Short vectors in numpy, pictures in torch: each is several times quicker there.
-    for axis, along, other in (
-        (0, (across * cos + x) * (2 / aspect) - 1, down * (-sin * 2 / aspect)),
-        (1, (across * sin + y) * 2 - 1, down * (cos * 2)),
-    ):
-        torch.add(torch.from_numpy(along), torch.from_numpy(other), out=grid[0, ..., axis])
-    return grid
-
-
-@functools.cache
-def _steps(count: int) -> npt.NDArray[np.float32]:
-    """Middles of `count` equal parts of -1/2 .. 1/2."""
-    return ((np.arange(count) + 0.5) / count - 0.5).astype(np.float32)
-
-
-def _planes(frame: av.VideoFrame, largest: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Luma and chroma of a frame at a height of at most `largest` pixels. Untagged colours are taken as BT.601."""
-    height = min(frame.height, largest) // 2 * 2
-    width = round(frame.width * height / frame.height / 2) * 2
-    chosen = av.video.reformatter.Interpolation
-    flags = chosen.BICUBIC | chosen.ACCURATE_RND | chosen.FULL_CHR_H_INT
-    small = frame.reformat(
-        width, height, "yuv420p", interpolation=flags, dst_colorspace="ITU601", dst_color_range="MPEG"
-    )
-    stacked = torch.from_numpy(small.to_ndarray())  # [H * 3/2, W]: luma, then both chroma planes
-    luma = stacked[:height].reshape(1, 1, height, width)
-    return luma, stacked[height:].reshape(1, 2, height // 2, width // 2)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lavila.sample.annotations import SENTENCES
 from lavila.sample.camera import VERBS, Move, SampleError, Video
-from lavila.sample.render import Sample, VideoFile
+from lavila.sample.files import Sample, VideoFile
 
 FOLDER = "charades_ego"
 ANNOTATIONS, VIDEOS = f"{FOLDER}/CharadesEgo", f"{FOLDER}/CharadesEgo_v1_480"

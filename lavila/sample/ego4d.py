@@ -15,7 +15,7 @@ import numpy as np
 
 from lavila.sample.annotations import SENTENCES
 from lavila.sample.camera import VERBS, Move, SampleError, Video
-from lavila.sample.render import Sample, VideoFile
+from lavila.sample.files import Sample, VideoFile
 
 FOLDER = "ego4d"
 WHOLE, CHUNKS = f"{FOLDER}/videos", f"{FOLDER}/video_chunks"

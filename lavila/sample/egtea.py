@@ -9,7 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from lavila.sample.camera import VERBS, Move, Video
-from lavila.sample.render import Sample, VideoFile
+from lavila.sample.files import Sample, VideoFile
 
 FOLDER = "egtea"
 CLIPS = f"{FOLDER}/cropped_clips"

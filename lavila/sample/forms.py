@@ -10,7 +10,7 @@ from lavila.sample import annotations as ek100
 from lavila.sample import charades as charades_ego
 from lavila.sample import ego4d, egtea
 from lavila.sample.camera import Video
-from lavila.sample.render import Sample, VideoFile
+from lavila.sample.files import Sample, VideoFile
 
 
 def _no_files(sample: Sample) -> Iterator[tuple[Video, VideoFile]]:

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from lavila.sample.camera import STRETCH, VERBS, SampleError, Source, Video, draw_moves
+from lavila.sample.files import Sample, gather
 from lavila.sample.forms import FORMS, with_needed
-from lavila.sample.render import Sample, gather, render_all
+from lavila.sample.render import render_all
 
 FORMAT = 1  # raise this number when the same arguments give other bytes
 RATES = (Fraction(50), Fraction(60000, 1001))  # frame rates, which alternate from video to video

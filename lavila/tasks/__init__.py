@@ -32,6 +32,9 @@ TextKind = Literal["clip", "distilbert"]
 CaptionAverage = Literal["positions", "tokens"]
 """What a captioning loss is averaged over; see `lavila.losses.captioning_loss`."""
 
+Similarity = Literal["cosine", "dot"]
+"""Of clips and texts: of their features at unit length, or as long as the model makes them."""
+
 TextFeatures = dict[str, npt.NDArray[Any]]
 """What a model says of the texts that clips are compared with, by name; see `Task.know_texts`."""
 
@@ -113,6 +116,7 @@ class TaskOptions:
     narration: NarrationOptions = field(default_factory=NarrationOptions)
     templates: tuple[str, ...] = ("{}",)  # into which each text of a class is put
     fusion: FusionRule = "mean_logits"  # how the views of a clip become one answer
+    similarity: Similarity = "cosine"  # by which a choice among clips is made
     view_batch_size: int = 16  # views of a forward pass
 
 

@@ -17,7 +17,7 @@ from lavila.metrics.classification import confused_pairs, confusion_matrix, mean
 from lavila.metrics.epic_kitchens import JointActions, Segments, challenge_accuracies, verbs_and_nouns
 from lavila.metrics.epic_submissions import SupervisionLevels, write_recognition_submission
 from lavila.metrics.units import Metric, Metrics, Unit
-from lavila.tasks import Baseline, Headline, Predictions, Scores, Section, TaskError, concatenate
+from lavila.tasks import Baseline, Headline, Predictions, Scores, Section, TaskError, TaskOptions, concatenate
 from lavila.tasks.tables import Tables
 
 LARGEST_MATRIX = 300  # classes; above, the report lists the pairs most often confused
@@ -169,6 +169,15 @@ class ClassScores:
         return {
             f"challenge_{name}": Metric(value, Unit.percent) for name, value in found.items() if not np.isnan(value)
         }
+
+
+def check_probabilities(options: TaskOptions) -> None:
+    """TaskError where views are fused to something else: sums over actions and confidences need probabilities."""
+    if options.fusion == "max_cosine":
+        raise TaskError(
+            "views.fusion=max_cosine: one label a clip is scored by probabilities of classes; set "
+            "views.fusion=max_similarity (zero-shot) or mean_logits (heads)"
+        )
 
 
 def joint_actions(classes: Mapping[str, Sequence[str]]) -> JointActions | None:

@@ -32,7 +32,7 @@ from lavila.tasks import (
     TaskOptions,
     TextFeatures,
 )
-from lavila.tasks.class_scores import ClassScores
+from lavila.tasks.class_scores import ClassScores, check_probabilities
 from lavila.tasks.tables import Tables
 from lavila.tasks.views import over_views
 
@@ -46,6 +46,7 @@ class Classification:
     def facts(self, options: TaskOptions, tables: Tables) -> TaskFacts:
         """Class names of each head. TaskError for heads or weights that make no sense, and where labels are missing."""
         _check_heads(options)
+        check_probabilities(options)
         classes = tables.classes
         missing = [head for head in options.heads if not classes.get(head)]
         if missing:

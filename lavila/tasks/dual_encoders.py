@@ -145,11 +145,15 @@ class Encoders:
         return torch.cat(blocks) if blocks else torch.zeros(0, self._dual.embed_dim, device=self.device)
 
     @torch.no_grad()
-    def views(self, video: Tensor) -> Tensor:
-        """Features of unit length, float32 [B,V,D], of clips [B,V,C,T,H,W], `view_batch_size` views at a time."""
+    def views(self, video: Tensor, *, unit: bool = True) -> Tensor:
+        """Features, float32 [B,V,D], of clips [B,V,C,T,H,W], `view_batch_size` views at a time.
+
+        unit: of unit length, and not of the length that the model gives them.
+        """
         if not len(video):
             return torch.zeros(0, video.shape[1], self._dual.embed_dim, device=video.device)
-        return over_views(self._unit_features, video, at_once=self.options.view_batch_size)
+        features = self._unit_features if unit else self._dual.encode_video
+        return over_views(features, video, at_once=self.options.view_batch_size)
 
     def _unit_features(self, video: Tensor) -> Tensor:
         return normalize(self._dual.encode_video(video).float(), dim=-1)

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import nn
+from torch import Tensor, nn
 
 from lavila.metrics.multiple_choice import accuracy_by_kind, lost_a_choice
 from lavila.metrics.units import Metric, Metrics, Unit
+from lavila.records import VideoBatch
 from lavila.tasks import (
     Baseline,
     Headline,
@@ -47,9 +48,17 @@ class MultipleChoice(DualEncoderKind):
 class MultipleChoiceTask(DualEncoderTask):
     """A dual encoder, the questions of a set and the clips that are choices of some of them.
 
-    Its texts: `questions` [Q,D]. The column of its predictions: `video` [N,D]. Both float32 of unit length. A clip is
-    predicted once, in however many questions it is a choice.
+    Its texts: `questions` [Q,D] of unit length. The column of its predictions: `video` [N,D], of unit length as well
+    with `task.similarity=cosine`. With `dot` it has the length that the model gives it, and the published scores were
+    made so: of two clips that point the same way, the longer is chosen. Both are float32. A clip is predicted once, in
+    however many questions it is a choice.
     """
+
+    def clip_features(self, batch: VideoBatch) -> Tensor:
+        """[B,D]: of each clip the mean over its views."""
+        if self.options.similarity == "dot":
+            return self.encoders.views(batch.video, unit=False).mean(1)
+        return super().clip_features(batch)
 
     def know_texts(self, known: TextFeatures | None) -> TextFeatures:
         """Features of all questions."""
@@ -109,7 +118,7 @@ class MultipleChoiceTask(DualEncoderTask):
         raise AssertionError("no clip is a mistake by itself")
 
     def _scores(self, parts: Iterable[Predictions], questions: Questions) -> Floats:
-        """[questions, choices] cosines; NaN where a clip was not predicted."""
+        """[questions, choices] similarities; NaN where a clip was not predicted."""
         video = np.full((self.tables.clips + 1, self._questions.shape[1]), np.nan, np.float32)  # the last: no clip
         for part in parts:
             video[part.rows] = part.columns["video"]

@@ -1,7 +1,8 @@
 """Zero-shot classification: the class whose texts are nearest to a clip, as LaViLa does it (Zhao et al., CVPR 2023).
 
 A class has any number of texts, each put into each template. Its feature is the mean of theirs, each of unit length,
-brought to unit length again. Views are fused, then a softmax over the classes follows; no temperature comes in.
+brought to unit length again. Views are fused, and a softmax over the classes follows unless `views.fusion=max_cosine`
+says otherwise; no temperature comes in.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from lavila.tasks import (
     TextFeatures,
     concatenate,
 )
-from lavila.tasks.class_scores import ClassScores
+from lavila.tasks.class_scores import ClassScores, check_probabilities
 from lavila.tasks.dual_encoders import DualEncoderKind, DualEncoderTask
 from lavila.tasks.tables import Tables
 from lavila.tasks.training_steps import LABELS, ContrastiveStep
@@ -47,11 +48,14 @@ class ZeroShot(DualEncoderKind):
 
     def facts(self, options: TaskOptions, tables: Tables) -> TaskFacts:
         """How words become tokens. TaskError where the shard set has no classes with texts."""
-        if not kinds_of(options, tables) and tables.split != "train":
+        kinds = kinds_of(options, tables)
+        if not kinds and tables.split != "train":
             known = ", ".join(kind for kind, texts in tables.class_texts.items() if texts) or "none"
             raise TaskError(
                 f"task.heads: {tables.of} has no texts of {', '.join(options.heads)} classes; it has {known}"
             )
+        if kinds != [LABELS] and tables.split != "train":
+            check_probabilities(options)
         return super().facts(options, tables)
 
     def task(self, model: nn.Module, facts: TaskFacts, options: TaskOptions, tables: Tables) -> ZeroShotTask:
@@ -71,7 +75,8 @@ class ZeroShotTask(DualEncoderTask):
     """A dual encoder and the texts of classes.
 
     Its texts: a feature [K,D] for the classes of each kind of label. Columns of its predictions: `scores.<kind>` [N,K]
-    probabilities, and `target.<kind>`: [N] a class, -1 = not labelled, or [N,K] bool where a clip has several labels.
+    probabilities, or cosines with `views.fusion=max_cosine`. And `target.<kind>`: [N] a class, -1 = not labelled, or
+    [N,K] bool where a clip has several labels.
     """
 
     def know_texts(self, known: TextFeatures | None) -> TextFeatures:
@@ -114,7 +119,8 @@ class ZeroShotTask(DualEncoderTask):
         names = self.tables.classes[LABELS]
         truth = ", ".join(names[k] for k in np.flatnonzero(shown)[:SHOWN_LABELS])
         answer = names[int(scores.argmax())]
-        return {"truth": {"action": truth}, "predicted": {"action": answer}, "confidence": float(scores.max())}
+        sure = None if self.options.fusion == "max_cosine" else float(scores.max())
+        return {"truth": {"action": truth}, "predicted": {"action": answer}, "confidence": sure}
 
     def submit(self, parts: Iterable[Predictions], folder: Path, levels: SupervisionLevels) -> Path:
         """The file that EPIC-KITCHENS-100's challenge of action recognition takes."""

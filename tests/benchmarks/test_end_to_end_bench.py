@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from benchmarks.loader.peers import decord_chunks
 
 
 @pytest.mark.parametrize("protocol", list(end_to_end.PROTOCOLS))
-def test_both_sides_evaluate_every_clip(material: Material, protocol: Any) -> None:
-    """Their pictures differ a little, by coding; so do their scores, but both have all of them."""
+def test_both_sides_evaluate_every_clip(material: Material, protocol: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their pictures differ a little, by coding; so do their scores, but both have all of them. Small pictures do."""
+    monkeypatch.setattr(end_to_end, "SIZE", 64)
+    monkeypatch.setattr(end_to_end, "TOWER", replace(end_to_end.TOWER, image_size=64))
     what = end_to_end.setup(protocol, material, codec="vp9", workers=1)
     found = end_to_end.ours(what)()
     wanted = {"egtea": {"action_top1", "action_mean_class"}, "mir": {"map", "ndcg"}}[protocol]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +11,7 @@ import pytest
 from benchmarks import common
 from benchmarks.evaluation import metrics
 from lavila.metrics.retrieval import query_scores
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests import forks
 
 
 @pytest.mark.parametrize("name", list(metrics.LOOPS))
@@ -37,16 +34,15 @@ def test_the_matrix_is_like_the_dataset_s() -> None:
 
 def test_a_dry_run_measures_and_writes_nothing() -> None:
     before = (common.RESULTS / "evaluation_metrics.json").read_bytes()
-    command = [sys.executable, "-m", "benchmarks.evaluation", "metrics", "--dry-run"]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    result = forks.run("-m", "benchmarks.evaluation", "metrics", "--dry-run")
+    assert result.returncode == 0, result.stderr
     row = json.loads(result.stdout)
     assert row["clips"] == 60 and row["seconds"]["loop"]["cpu"] > 0 and row["peak_bytes"] > row["input_bytes"]
     assert (common.RESULTS / "evaluation_metrics.json").read_bytes() == before
 
 
 def test_an_unknown_part_is_refused() -> None:
-    command = [sys.executable, "-m", "benchmarks.evaluation", "speed"]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    result = forks.run("-m", "benchmarks.evaluation", "speed")
     assert result.returncode != 0 and "metrics" in result.stderr
 
 

@@ -28,6 +28,7 @@ from benchmarks.loader.peers import decord_chunks, pyav_clips, torchcodec_clips,
 from benchmarks.loader.peers.common import Job
 from lavila.ingest.encode import EncodeSettings, Interval, encode_clip
 from lavila.shards.reader import ShardSet
+from tests import forks
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,10 +52,8 @@ def test_every_row_and_the_graphs_of_a_gpu_can_be_made(material: Material, capsy
 
 
 def test_a_tiny_run_writes_json_and_tables(material: Material, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks.loader", "--tiny", "--material", str(material.folder)]
-    command += ["--out", str(tmp_path), "--rounds", "1", "--workers", "1", "--only", "train h264 224px"]
-    here = {**os.environ, "PYTHONPATH": str(ROOT)}
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=here)
+    command = ["-m", "benchmarks.loader", "--tiny", "--material", material.folder, "--out", tmp_path, "--rounds", "1"]
+    result = forks.run(*command, "--workers", "1", "--only", "train h264 224px")
     assert result.returncode == 0, result.stderr
     found = json.loads((tmp_path / "loader.json").read_text())
     assert found["machine"]["cores"] and found["machine"]["torch"]

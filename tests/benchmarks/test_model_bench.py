@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 from benchmarks import model as bench
+from tests import forks
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -15,8 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_a_dry_run_measures_equal_sides_and_writes_nothing() -> None:
     results = ROOT / "benchmarks/results/model.json"
     before = results.read_bytes()
-    command = [sys.executable, "-m", "benchmarks.model", "--dry-run"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = forks.run("-m", "benchmarks.model", "--dry-run")
     assert done.returncode == 0, done.stderr
     (row,) = json.loads(done.stdout.splitlines()[-1])
     assert row["difference"] < 1e-4

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
+
+from tests import forks
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -13,8 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_a_dry_run_times_all_sides_and_writes_nothing() -> None:
     docs = ROOT / "docs/PERFORMANCE.md"
     before = docs.read_bytes()
-    command = [sys.executable, "-m", "benchmarks.narrator", "--dry-run", "--threads", "1"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = forks.run("-m", "benchmarks.narrator", "--dry-run", "--threads", "1")
     assert done.returncode == 0, done.stderr
     row = json.loads(done.stdout.splitlines()[-1])
     assert 0 < row["limit_seconds"] < row["ours_seconds"]

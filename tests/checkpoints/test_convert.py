@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +17,8 @@ from lavila.checkpoints.published import PUBLISHED
 from lavila.checkpoints.store import build_model, load_model, read_extra, save_model
 from lavila.checkpoints.zoo import ZOO
 from lavila.pickles.tensors import read_pickled
+from tests import forks
 from tests.checkpoints.published_files import ARCHITECTURES, TOWER, layouts, outputs, published_state, tiny, write
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 def convert(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[str]:
@@ -163,7 +160,7 @@ def test_mistakes_are_told_and_write_nothing(tmp_path: Path, capsys: pytest.Capt
 
 def test_the_command_line(tmp_path: Path) -> None:
     source = write(tmp_path / "m.pth", published_state(tiny("clip")))
-    command = [sys.executable, "tools/convert_checkpoint.py", str(source), "--out", str(tmp_path / "ours")]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=True)
+    result = forks.run(forks.ROOT / "tools/convert_checkpoint.py", source, "--out", tmp_path / "ours")
+    assert result.returncode == 0, result.stderr
     assert "dual_encoder, in LaViLa: no model name" in result.stdout
     assert load_model(tmp_path / "ours").embed_dim == 24

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,6 +31,7 @@ from lavila.doctor.machine import check_cache, check_cores, check_java, check_me
 from lavila.doctor.rate import PROBES, _cache_state, drop_cache, medians, rate
 from lavila.doctor.storage import check_storage, file_system
 from lavila.shards.reader import ShardSet
+from tests import forks
 from tests.doctor.fakes import Fake, hanging
 
 TOOL = Path(__file__).parents[2] / "tools" / "doctor.py"
@@ -51,8 +51,7 @@ def fake(tmp_path: Path) -> Fake:
 
 
 def test_this_machine_from_the_shell(vp9_shards: ShardSet) -> None:
-    command = [sys.executable, str(TOOL), "--json", "--quick", "--shards", str(vp9_shards.path)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    result = forks.run(TOOL, "--json", "--quick", "--shards", vp9_shards.path)
     told = json.loads(result.stdout)
     assert result.returncode == told["exit_status"] == int(bool(told["broken"]))
     names = [one["name"] for one in told["findings"]]

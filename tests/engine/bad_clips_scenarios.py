@@ -1,6 +1,4 @@
-"""What test_bad_clips.py has three ranks do, in one start of torchrun.
-
-    torchrun --nproc-per-node 3 tests/engine/bad_clips_scenarios.py FOLDER WHOLE_SET HARMED_SET
+"""What test_bad_clips.py has three ranks do. Arguments: FOLDER WHOLE_SET HARMED_SET.
 
 Each rank writes to FOLDER/rank-<n>.json how each scenario ended. In the last one a rank kills itself.
 """

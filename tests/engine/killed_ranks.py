@@ -24,7 +24,7 @@ from pathlib import Path
 
 from lavila.config.load import load_config
 from lavila.config.schema import RunConfig
-from lavila.engine.command_line import start_log
+from lavila.engine.command_line import compute_the_same_bits, start_log
 from lavila.engine.trainer import train
 from lavila.report.files import read_metrics
 
@@ -97,6 +97,7 @@ def main() -> None:
     parser.add_argument("--moment", choices=("any", "saving"), default="any")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
+    compute_the_same_bits()  # as train.py does
     config, chance = load_config(given.config), random.Random(given.seed)
     run_dir = Path(config.run_dir)
     for number in range(given.kills):

@@ -1,6 +1,4 @@
-"""What test_ranks.py has two ranks do, one thing after another, in one start of torchrun.
-
-    torchrun --nproc-per-node 2 tests/engine/ranks_scenarios.py FOLDER
+"""What test_ranks.py has two ranks do, one thing after another. Argument: FOLDER.
 
 Each rank writes to FOLDER/rank-<n>.json how each scenario ended: its error, or "done".
 """
@@ -24,6 +22,7 @@ from lavila.engine.optim import own_part
 from lavila.records import VideoBatch
 from lavila.tasks.classification import ClassificationTask
 from tests.engine.interrupted import signalled
+from tests.engine.spoilt import bad_gradients
 
 # Without chance in the model, and with an optimizer that does not magnify what differs by rounding.
 CONTRASTIVE = (
@@ -114,6 +113,11 @@ def main(folder: Path, process: Process) -> None:
     run("all losses of one rank are not finite", trainer.train, good.format("train"), f"run_dir={folder / 'stopped'}",
         "optim.max_nonfinite_losses=2")  # fmt: skip
     ClassificationTask.step = step  # type: ignore[method-assign]
+    for name in ("whole", "sharded"):
+        with bad_gradients(*[1] * (process.rank == bad_rank)):
+            run(f"a gradient of one rank is not finite, {name}", trainer.train, good.format("train"),
+                f"run_dir={folder / f'gradient-{name}'}", "checkpoint_every_steps=1", "keep_checkpoints=9",
+                f"optim.shard_state={str(name == 'sharded').lower()}")  # fmt: skip
     run("train, one meets too many", trainer.train, first.format("train"), "data.max_bad_clips=1",
         f"run_dir={folder / 'too many'}")  # fmt: skip
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
+import signal
 import threading
 from itertools import chain
 from pathlib import Path
@@ -22,6 +21,7 @@ from lavila.plan.plans import SUBSTITUTES
 from lavila.report.files import read_metrics
 from lavila.shards.format import ShardSetError
 from lavila.shards.reader import ShardSet
+from tests import forks
 from tests.data.test_loader import damaged
 from tests.engine.interrupted import clips_seen, train_until
 from tests.engine.test_runs import ENVIRONMENT, ROOT, config_file, same, weights
@@ -190,18 +190,10 @@ def test_three_ranks_keep_step_whoever_meets_bad_clips(
     config = of(tmp_path, vp9_shards, "data.batch_size=12", f"run_dir={tmp_path / 'one'}", f"data.train={harmed}")
     with clips_seen() as alone:
         train(config)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"]
-    script = [str(ROOT / "tests/engine/bad_clips_scenarios.py"), str(tmp_path), str(whole), str(harmed)]
-    done = subprocess.run(
-        [*launcher, *script],
-        cwd=ROOT,
-        env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=200,  # a rank that waits for a dead one would wait for half an hour
-        check=False,
-    )
-    assert done.returncode != 0 and "SIGKILL" in done.stderr, done.stderr  # the last scenario
+    script = [ROOT / "tests/engine/bad_clips_scenarios.py", tmp_path, whole, harmed]
+    # A rank that waits for a dead one would wait for half an hour.
+    done = forks.run_ranks(3, *script, environment=ENVIRONMENT | {"PYTHONPATH": str(ROOT)}, timeout=200)
+    assert [one.returncode for one in done] == [0, 0, -signal.SIGKILL], done  # the last scenario
     ranks = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(3)]
     assert all(rank["harmed"] == rank["hung"] == "done" for rank in ranks)
     assert [list(chain(*parts)) for parts in zip(*(rank["rows"] for rank in ranks), strict=True)] == alone

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +10,11 @@ import pytest
 
 from lavila.report.files import read_metrics
 from lavila.shards.reader import ShardSet
+from tests import forks
+from tests.conftest import EPOCHS
 from tests.engine.test_runs import ENVIRONMENT, ROOT, config_file, same, weights
 
-KILLS, EPOCHS = 10, 20
+KILLS = 10
 
 
 def trained(folder: Path, shards: ShardSet, *arguments: str) -> list[dict[str, Any]]:
@@ -23,26 +23,17 @@ def trained(folder: Path, shards: ShardSet, *arguments: str) -> list[dict[str, A
     path = config_file(
         folder, shards, optim={"epochs": EPOCHS}, checkpoint_every_steps=2, log_every_steps=1, keep_checkpoints=3
     )
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tests/engine/killed_ranks.py"), str(path), *arguments],
-        cwd=ROOT, env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=400, check=False,
-    )  # fmt: skip
+    script, environment = ROOT / "tests/engine/killed_ranks.py", ENVIRONMENT | {"PYTHONPATH": str(ROOT)}
+    done = forks.run(script, path, *arguments, environment=environment, timeout=400)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, vp9_shards: ShardSet) -> Path:
-    folder = tmp_path_factory.mktemp("kills") / "undisturbed"
-    assert trained(folder, vp9_shards, "--kills=0") == []
-    return folder / "run"
 
 
 def losses(run_dir: Path) -> list[tuple[int, int, float]]:
     return [(line["step"], line["epoch"], line["loss"]) for line in read_metrics(run_dir / "metrics.jsonl")]
 
 
-# A minute for both: eleven starts each, and the undisturbed run beside.
+# A minute for both: eleven starts each.
 @pytest.mark.parametrize("moment", ["any", "saving"])
 def test_ten_kills_change_no_bit(tmp_path: Path, undisturbed: Path, vp9_shards: ShardSet, moment: str) -> None:
     kills = trained(tmp_path / moment, vp9_shards, f"--kills={KILLS}", f"--moment={moment}", "--seed=7")

@@ -32,7 +32,12 @@ def test_other_protocols_and_models_have_none() -> None:
         assert published_scores(load_config("ek100_mir_zeroshot_tsf_b", changes), file, dataset="ek100_mir") == {}
     config = load_config("ek100_mir_zeroshot_tsf_b")
     assert published_scores(config, Path("mine.safetensors"), dataset="ek100_mir") == {}
-    assert published_scores(config, file, dataset="egomcq") == {"intra_accuracy": 59.9}
+    choice = load_config("egomcq_zeroshot_tsf_b")
+    assert published_scores(choice, file, dataset="egomcq") == {"intra_accuracy": 59.9}
+    choice = load_config("egomcq_zeroshot_tsf_b", ["task.similarity=cosine"])
+    assert published_scores(choice, file, dataset="egomcq") == {}
     assert published_scores(config, file, dataset="egtea") == {}
     fused = load_config("egtea_zeroshot_tsf_b", ["views.fusion=mean_logits"])
     assert published_scores(fused, file, dataset="egtea") == {}
+    charades = load_config("charades_ego_zeroshot_tsf_b", ["views.fusion=max_similarity"])
+    assert published_scores(charades, Path(ZOO["lavila_tsf_b_ep1"].path), dataset="charades_ego") == {}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ from lavila.engine.trainer import prepare, train
 from lavila.plan.plans import Ranks
 from lavila.report.files import read_metrics
 from lavila.shards.reader import ShardSet
+from tests import forks
 from tests.data.test_loader import damaged, viewing
 from tests.engine.ranks_scenarios import CONTRASTIVE
 from tests.engine.test_runs import ENVIRONMENT, ROOT, config_file
@@ -30,7 +29,7 @@ VIEWS = {"clips": 1, "crops": "center", "batch_size": 4, "view_batch_size": 1}
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory: pytest.TempPathFactory, vp9_shards: ShardSet) -> tuple[Path, Ended]:
-    """How each scenario ended on each rank. The slow part is that two processes import PyTorch and DALI."""
+    """How each scenario ended on each rank: twenty trainings, one after another."""
     folder = tmp_path_factory.mktemp("ranks")
     path = config_file(folder, vp9_shards, optim={"epochs": 1}, views=VIEWS)
     orders = []
@@ -45,18 +44,11 @@ def ended(tmp_path_factory: pytest.TempPathFactory, vp9_shards: ShardSet) -> tup
     for name, rows in (("first", first[:2]), ("both", first[:2] + second[:2]), ("none", list(range(12))), ("good", [])):
         damaged(vp9_shards, folder, *rows).path.rename(folder / name)
     train(load_config(path, [f"data.train={folder / 'good'}", f"run_dir={folder / 'one'}"]))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    result = subprocess.run(
-        [*command, str(ROOT / "tests/engine/ranks_scenarios.py"), str(folder)],
-        cwd=ROOT,
-        env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,  # a rank that waits for one that has stopped would wait for half an hour
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    (folder / "log").write_text(result.stderr)
+    script, environment = ROOT / "tests/engine/ranks_scenarios.py", ENVIRONMENT | {"PYTHONPATH": str(ROOT)}
+    # A rank that waits for one that has stopped would wait for half an hour.
+    results = forks.run_ranks(2, script, folder, environment=environment, timeout=300)
+    assert [result.returncode for result in results] == [0, 0], results
+    (folder / "log").write_text("".join(result.stderr for result in results))
     return folder, [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
 
 
@@ -180,7 +172,7 @@ def test_ranks_skip_an_update_together_and_name_who_had_a_bad_loss(ended: tuple[
     assert [line.get("skipped_updates") for line in lines] == [None, 1, None]
     assert all(line["loss"] > 0 for line in lines)  # the other rank's
     kept = folder / "skipped" / "nonfinite" / "checkpoints" / "step-00000001"
-    (bad,) = json.loads((kept / "losses.json").read_text())
+    (bad,) = json.loads((kept / "passes.json").read_text())
     assert (bad["rank"], bad["loss"], len(bad["clip_ids"]), len(bad["rows"])) == (1, "nan", 2, 2)
     # The state is the one before the skipped update, and the run's checkpoint is sound.
     for model in (kept, folder / "skipped" / "checkpoints"):
@@ -188,6 +180,21 @@ def test_ranks_skip_an_update_together_and_name_who_had_a_bad_loss(ended: tuple[
     resumed = [f"data.train={folder / 'good'}", f"resume={kept}", f"run_dir={folder / 'looked at'}"]
     progress = prepare(load_config(folder / "tiny.yaml", resumed), ALONE).state.progress
     assert (progress.updates, progress.epoch_updates) == (1, 1)
+
+
+@pytest.mark.parametrize("state", ["whole", "sharded"])
+def test_ranks_skip_a_shared_gradient_and_name_whose_it_is(ended: tuple[Path, Ended], state: str) -> None:
+    """All ranks meet it in what they share; only the rank whose passes made it has it when alone."""
+    folder, ranks = ended
+    assert all(one[f"a gradient of one rank is not finite, {state}"] == "done" for one in ranks)
+    run = folder / f"gradient-{state}"
+    assert [line.get("skipped_updates") for line in read_metrics(run / "metrics.jsonl")] == [None, 1, None]
+    kept = run / "nonfinite" / "checkpoints" / "step-00000001"
+    (bad,) = json.loads((kept / "passes.json").read_text())
+    assert (bad["rank"], len(bad["clip_ids"])) == (1, 2) and float(bad["loss"]) > 0 and bad["gradient"]
+    steps = [load_model(run / "checkpoints" / checkpoint.step_name(number)).state_dict() for number in (1, 2, 3)]
+    assert equal(steps[0], steps[1]) and not equal(steps[1], steps[2])
+    assert all(bool(value.isfinite().all()) for value in steps[2].values())
 
 
 def test_a_rank_whose_losses_stay_bad_stops_all_ranks(ended: tuple[Path, Ended]) -> None:

@@ -26,6 +26,7 @@ from lavila.config.load import load_config
 from lavila.config.schema import ConfigError, RunConfig
 from lavila.engine import build, checkpoint, evaluator
 from lavila.engine.command_line import compute_the_same_bits, parse
+from lavila.engine.command_line import run as run_command
 from lavila.engine.distributed import Process
 from lavila.engine.evaluator import evaluate
 from lavila.engine.predictions import PredictionParts
@@ -36,12 +37,14 @@ from lavila.report.compose import _view_strip
 from lavila.report.files import read_metrics, read_stages
 from lavila.shards.reader import ShardSet
 from lavila.tasks import concatenate
+from tests import forks
 from tests.checkpoints.published_files import published_state, tiny, write
 from tests.conftest import make_shard_set
 from tests.data.test_loader import damaged
 from tests.engine.interrupted import train_until
 
 ROOT = Path(__file__).resolve().parents[2]
+TRAIN, EVALUATE = ROOT / "train.py", ROOT / "evaluate.py"
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
@@ -71,23 +74,6 @@ def config_file(folder: Path, shards: ShardSet, **changes: Any) -> Path:
 @pytest.fixture
 def config(tmp_path: Path, vp9_shards: ShardSet) -> RunConfig:
     return load_config(config_file(tmp_path, vp9_shards))
-
-
-def command(script: str, *arguments: str, ranks: int = 0) -> list[str]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks else []
-    return [sys.executable, *launcher, str(ROOT / script), *arguments]
-
-
-def run(*parts: str, ranks: int = 0) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*parts, ranks=ranks),
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
 
 
 def run_here(script: str, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[object, str, str]:
@@ -165,15 +151,13 @@ def test_a_finished_run_can_be_resumed_into_another_folder(finished: RunConfig, 
 
 def test_a_killed_run_goes_on(tmp_path: Path, vp9_shards: ShardSet, caplog: pytest.LogCaptureFixture) -> None:
     path = config_file(tmp_path, vp9_shards, optim={"epochs": 400, "lr_end": 1e-3}, checkpoint_every_steps=2)
-    process = subprocess.Popen(
-        command("train.py", "--config", str(path)), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL
-    )
+    process = forks.start(TRAIN, "--config", path, environment=ENVIRONMENT)
     latest = tmp_path / "run" / "checkpoints" / "latest"
     while not latest.is_file():
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate(timeout=60)
     reached = int(latest.read_text().strip().removeprefix("step-"))
     epochs = reached // 3 + 1
     with caplog.at_level("INFO", logger="lavila"):
@@ -186,8 +170,8 @@ def test_two_ranks_train_as_one_does(tmp_path: Path, vp9_shards: ShardSet) -> No
     still = {"drop_path": 0.0, "dropout": 0.0}  # random per rank, so off for this comparison
     path = config_file(tmp_path, vp9_shards, model=still, optim={"optimizer": "sgd", "lr": 0.05, "epochs": 2})
     train(load_config(path, [f"run_dir={tmp_path / 'one'}"]))
-    result = run("train.py", "--config", str(path), f"run_dir={tmp_path / 'two'}", ranks=2)
-    assert result.returncode == 0, result.stderr
+    ranks = forks.run_ranks(2, TRAIN, "--config", path, f"run_dir={tmp_path / 'two'}", environment=ENVIRONMENT)
+    assert [rank.returncode for rank in ranks] == [0, 0], ranks
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
     losses = [[line["loss"] for line in read_metrics(tmp_path / name / "metrics.jsonl")] for name in ("one", "two")]
@@ -231,7 +215,7 @@ def test_nothing_beside_the_result_costs_it(finished: RunConfig, monkeypatch: py
     folder = Path(finished.run_dir)
     for name in ("metrics.jsonl", "stages.jsonl"):
         (folder / name).write_text("spoilt\nspoilt\n")
-    monkeypatch.setattr(environment, "distributions", lambda: 1 / 0)
+    monkeypatch.setattr(environment, "dali_wheels", lambda: 1 / 0)
     monkeypatch.setattr(compose, "_view_strip", lambda *_: 1 / 0)
     assert evaluate(finished) == folder / "report.html"
     report = json.loads((folder / "report.json").read_text())
@@ -256,13 +240,13 @@ def test_ranks_evaluate_to_the_same_report(config: RunConfig, tmp_path: Path) ->
     """Three processes with one thread each, and one that has two threads and other batches: bit by bit the same."""
     train(config)
     path, folder = str(tmp_path / "tiny.yaml"), Path(config.run_dir)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ENVIRONMENT, "OMP_NUM_THREADS", "2")
-        result = run("evaluate.py", "--config", path, "views.batch_size=9")
-    assert result.returncode == 0, result.stderr
+    alone = forks.run(
+        EVALUATE, "--config", path, "views.batch_size=9", environment=ENVIRONMENT | {"OMP_NUM_THREADS": "2"}
+    )
+    assert alone.returncode == 0, alone.stderr
     wanted, predicted = json.loads((folder / "report.json").read_text()), predictions_of(folder / "predictions")
-    result = run("evaluate.py", "--config", path, ranks=3)
-    assert result.returncode == 0, result.stderr
+    ranks = forks.run_ranks(3, EVALUATE, "--config", path, environment=ENVIRONMENT)
+    assert [rank.returncode for rank in ranks] == [0, 0, 0], ranks
     got = json.loads((folder / "report.json").read_text())
     assert got["environment"]["ranks"] == 3
     for key in ("metrics", "heads", "clips", "controls"):
@@ -453,7 +437,8 @@ def test_settings_that_cannot_work_are_one_line_too(
 
 
 def test_print_config_and_help(capsys: pytest.CaptureFixture[str]) -> None:
-    printed = run("train.py", "--config", "quickstart", "--print-config", "seed=7")
+    given = [sys.executable, str(TRAIN), "--config", "quickstart", "--print-config", "seed=7"]
+    printed = subprocess.run(given, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert printed.returncode == 0 and yaml.safe_load(printed.stdout)["seed"] == 7
     for script in ("train.py", "evaluate.py"):
         status, text, _ = run_here(script, ["--help"], capsys)
@@ -476,6 +461,17 @@ def test_commands_leave_cores_to_others_before_torch_is_there() -> None:
         [sys.executable, "-c", code], cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True
     )
     assert done.stdout.strip() == "PASSIVE", done.stderr
+
+
+def test_a_command_computes_on_as_many_threads_as_are_asked_for(config: RunConfig) -> None:
+    before, seen = torch.get_num_threads(), []
+    try:
+        for wanted in (0, before + 1):
+            given = replace(config, engine=replace(config.engine, cpu_threads=wanted))
+            run_command(lambda _: seen.append(torch.get_num_threads()), given)
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [before, before + 1]
 
 
 def test_training_and_evaluations_ask_mkl_for_one_order(

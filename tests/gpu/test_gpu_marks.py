@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+from tests import forks
 from tests.conftest import skip_without_gpu
 
-ROOT = Path(__file__).resolve().parents[2]
 TEST = "tests/gpu/test_gpu_path.py::test_the_model_on_the_gpu_equals_the_cpus"
 
 
@@ -34,7 +31,6 @@ def test_gpu_tests_skip_unless_a_gpu_is_required(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_required_gpu_that_is_missing_fails() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-rfs", "-p", "no:cacheprovider", TEST]
-    environment = os.environ | {"LAVILA_REQUIRE_GPU": "1"}
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    command = ["-m", "pytest", "-q", "-rfs", "-p", "no:cacheprovider", TEST]
+    result = forks.run(*command, environment=os.environ | {"LAVILA_REQUIRE_GPU": "1"})
     assert result.returncode == 1 and "FAILED" in result.stdout

@@ -3,36 +3,27 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from lavila.losses import contrastive_loss
+from tests import forks
 from tests.losses import two_ranks
 from tests.losses.golden_losses import FIGURES, TENSORS, assert_close, learned
 
-ROOT = Path(__file__).resolve().parents[2]
 LOSSES = ("clip_vissl", "ssl_vissl", "max_margin", "adaptive_max_margin")
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What two processes found. The time goes into importing PyTorch twice."""
+    """What two processes found."""
     folder = tmp_path_factory.mktemp("two_ranks")
-    command = [sys.executable, "-m", "tests.losses.two_ranks"]
-    here = {**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
-    pipes: dict[str, Any] = {"cwd": ROOT, "env": here, "stderr": subprocess.PIPE, "text": True}
-    processes = [subprocess.Popen([*command, str(rank), str(folder)], **pipes) for rank in (0, 1)]
-    try:
-        said = [process.communicate(timeout=200)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], said
+    here = {**os.environ, "PYTHONPATH": str(forks.ROOT), "GLOO_SOCKET_IFNAME": "lo"}
+    both = [forks.start("-m", "tests.losses.two_ranks", rank, folder, environment=here) for rank in (0, 1)]
+    done = [one.communicate(timeout=200) for one in both]
+    assert [one.returncode for one in done] == [0, 0], done
     return [torch.load(folder / f"rank-{rank}.pt") for rank in (0, 1)]
 
 

@@ -82,6 +82,11 @@ def test_fusion_equals_the_reference(rule: FusionRule, expected: str) -> None:
     np.testing.assert_allclose(fuse_views(logits, rule=rule), TENSORS[f"out.cls.{expected}"], rtol=2e-6, atol=1e-8)
 
 
+def test_fusion_without_a_softmax_keeps_cosines() -> None:
+    cosines = np.array([[[0.3, -0.1], [0.2, 0.1]]], np.float32)
+    np.testing.assert_array_equal(fuse_views(cosines, rule="max_cosine"), cosines.max(1).astype(np.float64))
+
+
 @pytest.mark.parametrize("rule", ["mean_logits", "max_similarity"])
 def test_fusion_survives_huge_float16_logits(rule: FusionRule) -> None:
     fused = fuse_views(np.full((2, 3, 4), 60000, np.float16), rule=rule)

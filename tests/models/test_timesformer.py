@@ -13,12 +13,19 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lavila.models import timesformer
 from lavila.models.timesformer import Block, DropPath, TimeSformer, TimeSformerConfig
 from tests.golden_files import GOLDEN, golden_json
 from tests.models.golden_towers import difference, tower_config
 
 CASES = ("stt_clip_style", "stt_frozen_in_time", "stt_frozen_in_time_gated")
 TINY = TimeSformerConfig(image_size=16, patch_size=8, width=24, depth=2, heads=2, num_frames=3)
+
+
+@pytest.fixture(autouse=True)
+def as_if_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These models recompute what large ones do, though theirs is small."""
+    monkeypatch.setattr(timesformer, "SMALL_BYTES", 0)
 
 
 def config_of(case: str, **changes: Any) -> TimeSformerConfig:
@@ -130,6 +137,28 @@ def test_gradient_checkpointing_recomputes_blocks() -> None:
             block.norm1.register_forward_hook(lambda *_: seen.append(1))  # noqa: B023 - used within this turn
         model(video).sum().backward()
         assert len(seen) == calls
+
+
+def test_small_models_keep_more_and_get_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, video = TimeSformer(dataclasses.replace(TINY, zero_time_attention=False)), torch.randn(2, 3, 3, 16, 16)
+    grads, kept = [], []
+    for small in (0, 1 << 20):
+        monkeypatch.setattr(timesformer, "SMALL_BYTES", small)
+        kept.append(0)
+
+        def count(tensor: Tensor) -> Tensor:
+            kept[-1] += 1
+            return tensor
+
+        model.zero_grad(set_to_none=True)
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            out = model(video).square().sum()
+        out.backward()
+        grads.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    assert kept[0] < kept[1]
+    for name, grad in grads[0].items():
+        assert grad is not None and torch.equal(grad, grads[1][name]), name
 
 
 def test_drop_path_drops_in_training_only_and_most_in_the_last_block() -> None:

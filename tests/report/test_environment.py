@@ -40,9 +40,15 @@ class Wheel:
 def test_any_wheel_of_dali_is_named_and_none_is_none(
     wheels: list[tuple[str | None, str]], dali: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "distributions", lambda: [Wheel(*wheel) for wheel in wheels])
+    monkeypatch.setattr(module, "dali_wheels", lambda: [Wheel(*wheel) for wheel in wheels])
     found = environment(torch.device("cpu"), ranks=2)
     assert set(found) == FACTS and found["dali"] == dali and found["lavila"] and found["ranks"] == 2
+
+
+def test_the_wheel_that_is_installed_here_is_found() -> None:
+    pytest.importorskip("nvidia.dali")
+    (wheel,) = module.dali_wheels()
+    assert wheel.version == metadata.version(wheel.metadata["Name"])
 
 
 def test_lavila_need_not_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +66,7 @@ def test_a_fact_that_cannot_be_found_out_is_null_and_the_others_stay(
     def broken(*_: Any) -> Any:
         raise OSError("not on this machine")
 
-    monkeypatch.setattr(module, "distributions", broken)
+    monkeypatch.setattr(module, "dali_wheels", broken)
     monkeypatch.setattr(platform, "python_version", broken)
     monkeypatch.setattr(os, "sched_getaffinity", broken)
     monkeypatch.setattr(torch.cuda, "get_device_name", broken)

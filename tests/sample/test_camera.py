@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from lavila.sample import camera
+from lavila.sample.drawing import Footage, sampling_grid
 from tests.footage import with_latin_tags
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +27,7 @@ def test_footage_with_tags_that_are_not_utf8_is_read(tmp_path: Path) -> None:
     tagged = with_latin_tags(FOOTAGE, tmp_path / "a.mp4")
     found, wanted = camera.read_source(tagged), camera.read_source(FOOTAGE)
     assert (found.frames, found.fps, found.width) == (wanted.frames, wanted.fps, wanted.width)
-    assert len(camera.Footage.load(tagged, 0, 20, height=48).planes) == 20
+    assert len(Footage.load(tagged, 0, 20, height=48).planes) == 20
 
 
 # ---------------------------------------------------------------- poses
@@ -76,7 +77,7 @@ def test_the_window_stays_inside_the_picture(aspect: float) -> None:
         for _ in range(20):
             middle, travel = camera.draw_pose(rng, verb=verb, box=box, aspect=aspect)
             for t in (-0.5, 0.5):
-                grid = camera.sampling_grid(middle + travel * t, 8, 8, aspect)
+                grid = sampling_grid(middle + travel * t, 8, 8, aspect)
                 assert float(grid.abs().max()) <= 1.0
 
 
@@ -89,8 +90,8 @@ def test_a_picture_too_wide_is_refused() -> None:
 
 
 @pytest.fixture(scope="module")
-def footage() -> camera.Footage:
-    return camera.Footage.load(FOOTAGE, 0, 2, height=144)
+def footage() -> Footage:
+    return Footage.load(FOOTAGE, 0, 2, height=144)
 
 
 def phase_correlation(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> tuple[float, float]:
@@ -106,7 +107,7 @@ def phase_correlation(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> tuple[float, 
 @pytest.mark.parametrize(
     ("verb", "down", "right"), [("pan-left", 0, 1), ("pan-right", 0, -1), ("tilt-up", 1, 0), ("tilt-down", -1, 0)]
 )
-def test_pans_and_tilts_shift_the_picture(footage: camera.Footage, verb: str, down: int, right: int) -> None:
+def test_pans_and_tilts_shift_the_picture(footage: Footage, verb: str, down: int, right: int) -> None:
     rng = np.random.default_rng(5)
     middle, travel = camera.draw_pose(rng, verb=camera.VERBS.index(verb), box=(0.3, 0.3, 0.6, 0.7), aspect=ASPECT)
     middle[2:] = 0  # level, usual window: the shift is then along the picture's sides
@@ -116,10 +117,10 @@ def test_pans_and_tilts_shift_the_picture(footage: camera.Footage, verb: str, do
     assert phase_correlation(*views) == pytest.approx(expected, abs=1.0)
 
 
-def ramp_footage() -> camera.Footage:
+def ramp_footage() -> Footage:
     """Luma grows to the right by 200 levels per picture height: one view of it tells zoom and roll."""
     luma = (20 + 200 / ASPECT * torch.arange(640) / 640 * ASPECT).expand(1, 1, 360, 640)
-    return camera.Footage(planes=[(luma, torch.full((1, 2, 180, 320), 128.0))], aspect=ASPECT, size=(144, 256))
+    return Footage(planes=[(luma, torch.full((1, 2, 180, 320), 128.0))], aspect=ASPECT, size=(144, 256))
 
 
 def seen_zoom_and_roll(pose: camera.Pose) -> tuple[float, float]:
@@ -152,4 +153,4 @@ def test_damaged_footage_is_told(tmp_path: Path) -> None:
     content[400_000:700_000] = bytes(300_000)
     damaged.write_bytes(content)
     with pytest.raises(camera.SampleError, match=r"damaged\.mp4"):
-        camera.Footage.load(damaged, 0, 132, height=64)
+        Footage.load(damaged, 0, 132, height=64)

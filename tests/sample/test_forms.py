@@ -10,7 +10,6 @@ import math
 import pickle
 import pickletools
 import re
-import subprocess
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
@@ -24,13 +23,10 @@ import pytest
 
 from lavila.sample import annotations as ek100
 from lavila.sample import camera, charades, ego4d, egtea, forms, make
-from lavila.sample.render import Rendering, Sample, VideoFile, gather, render
-from tests.commands import run_here
+from lavila.sample.drawing import Footage, render
+from lavila.sample.files import Rendering, Sample, VideoFile, gather
+from tests.toy import CLIPS, EVERY_FORM, FOOTAGE
 
-ROOT = Path(__file__).parents[2]
-FOOTAGE = ROOT / "assets/bigbuckbunny.mp4"
-SMALL = ["--train-clips", "6", "--val-clips", "10", "--videos", "4", "--height", "64", "--chunk-seconds", "2"]
-EVERY = ["--form", "ek100_mir", "egomcq", "egtea", "charades_ego"]
 UUID4 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 
 
@@ -39,21 +35,14 @@ def source() -> camera.Source:
     return camera.read_source(FOOTAGE)
 
 
-def plan(source: camera.Source, *, seed: int = 0, train: int = 6, val: int = 10, videos: int = 4) -> Sample:
-    planned = make.plan_videos([source], clips={"train": train, "val": val}, videos=videos, height=64, seed=seed)
+def plan(source: camera.Source, *, seed: int = 0, videos: int = 4, **clips: int) -> Sample:
+    planned = make.plan_videos([source], clips=CLIPS | clips, videos=videos, height=64, seed=seed)
     return Sample(videos=planned, seed=seed, chunk_seconds=2)
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return run_here(tool.main, ["--footage", FOOTAGE, *arguments])
-
-
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("forms") / "all"
-    done = run("--out", str(out), *SMALL, *EVERY, "--workers", "1")
-    assert done.returncode == 0, done.stderr
-    return out
+def made(every_form: Path) -> Path:
+    return every_form / "sample"
 
 
 def load(file: Path) -> Any:
@@ -76,7 +65,7 @@ def pictures(file: Path) -> tuple[npt.NDArray[np.uint8], Fraction]:
 
 
 def test_ego4d_pickles_are_lists_of_narrated_intervals(made: Path) -> None:
-    for name, count in (("ego4d_train.pkl", 6), ("ego4d_val.pkl", 10)):
+    for name, count in (("ego4d_train.pkl", CLIPS["train"]), ("ego4d_val.pkl", CLIPS["val"])):
         clips = load(made / "ego4d" / name)
         assert type(clips) is list and len(clips) == count
         for clip in clips:
@@ -140,7 +129,7 @@ def test_videos_show_their_narrations(made: Path, source: camera.Source) -> None
     """At 30 frames per second, and in the trimmed clips at 24, the camera stands where the move says."""
     sample = plan(source)
     video = sample.videos[0]
-    footage = camera.Footage.load(FOOTAGE, video.first, video.stop, height=64)
+    footage = Footage.load(FOOTAGE, video.first, video.stop, height=64)
     move = video.moves[1]
     clip = made / "egtea/cropped_clips" / egtea.session(video) / f"{egtea.clip_name(video, move)}.mp4"
     first = round(move.start * 24 / 100)
@@ -165,7 +154,7 @@ def read_questions(folder: Path) -> dict[str, Any]:
 def test_questions_have_the_published_form(made: Path) -> None:
     questions = read_questions(made)
     clips = {(uid, start, stop): text for uid, start, stop, text in load(made / "ego4d/ego4d_val.pkl")}
-    assert list(questions) == [str(number) for number in range(20)]
+    assert list(questions) == [str(number) for number in range(2 * CLIPS["val"])]
     written = Counter[type]()
     for question in questions.values():
         assert set(question) == {"answer", "types", "query", "choices"}
@@ -183,7 +172,7 @@ def test_questions_have_the_published_form(made: Path) -> None:
         others = [c["video_uid"] for k, c in choices.items() if k != str(question["answer"])]
         assert (question["types"] == 2) == (own in others)
         assert question["types"] == 1 or set(others) == {own}
-    assert Counter(q["types"] for q in questions.values()) == {1: 10, 2: 10}
+    assert Counter(q["types"] for q in questions.values()) == {1: CLIPS["val"], 2: CLIPS["val"]}
     assert len({q["answer"] for q in questions.values()}) > 2
     assert written[str] > 0 and written[float] > 0 and len(written) == 2
 
@@ -219,7 +208,7 @@ def test_egtea_lists_and_trimmed_clips(made: Path) -> None:
         names[number] = (verb.replace("_", "-").lower(), noun)
     assert len(names) == 36
     found = set()
-    for name, count in (("train_split1.txt", 6), ("test_split1.txt", 10)):
+    for name, count in (("train_split1.txt", CLIPS["train"]), ("test_split1.txt", CLIPS["val"])):
         rows = [line.split(" ") for line in (made / "egtea" / name).read_text().splitlines()]
         assert len(rows) == count
         for clip, action, verb, noun in rows:
@@ -258,7 +247,7 @@ def test_charades_tables_videos_and_pickles(made: Path) -> None:
         "actions,length,egocentric,charades_video\n"
     )
     named = set()
-    for split, count in (("train", 6), ("test", 10)):
+    for split, count in (("train", CLIPS["train"]), ("test", CLIPS["val"])):
         file = folder / f"CharadesEgo_v1_{split}_only1st.csv"
         assert file.read_text().startswith(header)
         assert '"A person says ""look"", then' in file.read_text()
@@ -341,12 +330,12 @@ def test_the_same_arguments_give_the_same_bytes_whatever_other_forms_there_are(
 
 
 def test_another_form_is_another_data_set(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--footage", str(FOOTAGE), "--out", str(made), *SMALL]
-    assert tool.main([*arguments, *EVERY]) == 0
+    arguments = [*EVERY_FORM, "--out", str(made)]
+    assert tool.main(arguments) == 0
     assert "already there" in capsys.readouterr().out
-    assert tool.main(arguments) == 1
+    assert tool.main([*arguments[: arguments.index("--chunk-seconds")], "--out", str(made)]) == 1
     assert "made with another form, chunk_seconds; remove it" in capsys.readouterr().err
-    assert tool.main([*arguments, *EVERY, "--chunk-seconds", "3"]) == 1
+    assert tool.main([*arguments, "--chunk-seconds", "3"]) == 1
     assert "made with another chunk_seconds; remove it" in capsys.readouterr().err
 
 

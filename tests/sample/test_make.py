@@ -20,7 +20,8 @@ from lavila.annotations.base import AnnotationSet
 from lavila.plan.frames import frame_span
 from lavila.sample import camera, make
 from lavila.sample.annotations import write_annotations
-from lavila.sample.render import Rendering, Sample
+from lavila.sample.drawing import Footage
+from lavila.sample.files import Rendering, Sample
 from tests.commands import run_here
 
 ROOT = Path(__file__).parents[2]
@@ -151,7 +152,7 @@ def test_the_bytes_stay_what_they_were(made: Path, source: camera.Source) -> Non
         == "99c9d8cf4d70fc97c682917623e487dda1789fac1d5d60d93d8c6a15797791b2"
     )
     video = plan(source, train=9, val=9, videos=4)[3]
-    footage = camera.Footage.load(FOOTAGE, video.first, video.stop, height=64)
+    footage = Footage.load(FOOTAGE, video.first, video.stop, height=64)
     again = made.with_name("again.mp4")
     with av.open(str(again), "w", format="mp4") as container:
         options = {"preset": "ultrafast", "crf": "21", "bf": "2", "g": str(int(video.fps)), "threads": "1"}
@@ -200,7 +201,7 @@ def test_videos_are_as_cameras_make_them(made: Path) -> None:
 
 def test_decoded_frames_are_the_planned_poses(made: Path, source: camera.Source) -> None:
     video = plan(source, train=9, val=9, videos=4)[0]
-    footage = camera.Footage.load(FOOTAGE, video.first, video.stop, height=64)
+    footage = Footage.load(FOOTAGE, video.first, video.stop, height=64)
     with av.open(str(made / video.file)) as container:
         for number, frame in enumerate(container.decode(video=0)):
             if number in (0, 77, 200):

@@ -13,6 +13,7 @@ import pytest
 from lavila.cluster.submission import Submitted
 from lavila.report.files import read_metrics
 from lavila.shards.reader import ShardSet
+from tests.conftest import EPOCHS
 from tests.engine.test_runs import ROOT, config_file, same, weights
 from tests.slurm.test_submit import at_once, ended, shown, until
 
@@ -22,7 +23,7 @@ def test_a_preempted_training_ends_with_the_loss_of_an_undisturbed_one(
     tmp_path: Path, vp9_shards: ShardSet, undisturbed: Path
 ) -> None:
     """It takes half a minute, since four processes import PyTorch."""
-    path = config_file(tmp_path, vp9_shards, optim={"epochs": 15}, keep_checkpoints=1)
+    path = config_file(tmp_path, vp9_shards, optim={"epochs": EPOCHS}, keep_checkpoints=1)
     submitted = subprocess.run(
         [sys.executable, "tools/submit.py", "--nodes", "2", "--minutes", "60", "--logs", str(tmp_path / "logs"),
          "train.py", "--config", str(path)],
@@ -41,9 +42,9 @@ def test_a_preempted_training_ends_with_the_loss_of_an_undisturbed_one(
     done = len(read_metrics(metrics))
     at_once(job)
     assert ended(job) == "COMPLETED", shown(job)
-    assert 4 <= done < 45, "it was not preempted in the middle"
+    assert 4 <= done < 3 * EPOCHS, "it was not preempted in the middle"
     assert "put into the queue again" in logs[0].read_text()
     lines = [read_metrics(run / "metrics.jsonl") for run in (tmp_path / "run", undisturbed)]
     losses = [[(line["step"], line["loss"]) for line in found] for found in lines]
-    assert losses[0] == losses[1] and [step for step, _ in losses[0]] == list(range(1, 46))
+    assert losses[0] == losses[1] and [step for step, _ in losses[0]] == list(range(1, 3 * EPOCHS + 1))
     assert same(weights(tmp_path / "run"), weights(undisturbed))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from lavila.tasks import NoModel, Predictions
 from lavila.tasks.multiple_choice import MultipleChoiceTask
@@ -29,9 +30,9 @@ FEATURES = np.array([[1, 0], [0, 1], [0.6, 0.8], [0, 1], [0.8, 0.6], [1, 0]], np
 ASKED = np.array([[1, 0], [0, 1], [0.8, 0.6], [1, 0]], np.float32)
 
 
-def task(model: Any = None) -> MultipleChoiceTask:
+def task(model: Any = None, **options: Any) -> MultipleChoiceTask:
     tables = Tables(of="set", clips=6, questions=lambda: QUESTIONS)
-    made = task_kind("multiple_choice").task(model or NoModel(), {}, tiny_options(), tables)
+    made = task_kind("multiple_choice").task(model or NoModel(), {}, tiny_options(**options), tables)
     assert isinstance(made, MultipleChoiceTask)
     if model is None:
         made.know_texts({"questions": ASKED})
@@ -77,6 +78,27 @@ def test_the_report_shows_choices_with_the_right_and_the_chosen_one() -> None:
     right, wrong = galleries[0]["clips"], galleries[1]["clips"]
     assert [clip["right"] for clip in right] == [True, None, None] and "chosen" in right[0]["note"]
     assert [clip["row"] for clip in wrong] == [3, 4, 5] and [clip["right"] for clip in wrong] == [False, None, True]
+
+
+def test_features_keep_their_length_for_dot_products() -> None:
+    """The reference's choice is by the product of what the encoders give. Lengths differ from clip to clip."""
+    batch = word_batch([["a"], ["b"], ["c"]])
+    dot, cosine = task(tiny_model(), similarity="dot"), task(tiny_model())
+    long, unit = (one.predict(batch).columns["video"] for one in (dot, cosine))
+    with torch.no_grad():
+        np.testing.assert_allclose(long, dot.encoders.inner.encode_video(batch.video[:, 0]).numpy(), atol=1e-6)
+    lengths = np.linalg.norm(long, axis=1, keepdims=True)
+    np.testing.assert_allclose(long / lengths, unit, atol=1e-6)
+    assert lengths.max() > 1.01 * lengths.min()
+
+
+def test_of_two_clips_the_longer_one_is_chosen_by_dot_products() -> None:
+    longer = FEATURES.copy()
+    longer[4] *= 2  # a choice of question 8, whose right one is clip 5
+    longer[2] *= 3  # a choice of question 7, whose right one is clip 0
+    parts = [Predictions(rows=np.arange(6), columns={"video": longer})]
+    galleries = task(similarity="dot").score(parts).sections[0].values
+    assert [clip["right"] for clip in galleries[0]["clips"]] == [True, None, False]
 
 
 def test_questions_are_encoded_once() -> None:

@@ -83,6 +83,38 @@ def test_several_labels_a_clip_are_scored_by_mean_average_precision() -> None:
     assert one.case(parts[2], 0)["truth"] == {"action": "cut, wash"}
 
 
+def test_a_softmax_changes_the_mean_average_precision() -> None:
+    """The first clip is nearer to all classes: by cosines it comes first in each, by probabilities in one."""
+    clips, classes = normalize(torch.randn(5, 1, 8, generator=torch.manual_seed(1)), dim=-1), np.eye(8)[:3]
+    shown = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [0, 1, 1]], np.bool_)
+    found = {}
+    for rule in ("max_cosine", "mean_logits"):
+        one = task(SEVERAL, tiny_model(), fusion=rule)
+        one.know_texts({"labels": classes.astype(np.float32)})
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(one.encoders, "views", lambda video: clips)
+            batch = word_batch([[str(k)] for k in range(5)], label_sets=tuple(tuple(np.flatnonzero(s)) for s in shown))
+            part = one.predict(batch)
+        scores = clips[:, 0].numpy() @ classes.T
+        if rule == "mean_logits":
+            scores = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+        assert np.allclose(part.columns["scores.labels"], scores, atol=1e-6)
+        wanted = mean_average_precision(scores, shown.astype(int))
+        found[rule] = one.score([part]).metrics["map"].value
+        assert found[rule] == pytest.approx(100 * wanted)
+        assert (one.case(part, 0)["confidence"] is None) == (rule == "max_cosine")
+    assert found["max_cosine"] != found["mean_logits"]
+
+
+def test_cosines_are_no_score_of_one_label_a_clip() -> None:
+    options = tiny_options(heads=("action",), fusion="max_cosine")
+    with pytest.raises(TaskError, match="max_cosine"):
+        task_kind("zero_shot").facts(options, replace(SINGLE, split="val"))
+    task_kind("zero_shot").facts(options, replace(SEVERAL, split="val"))
+    with pytest.raises(TaskError, match="max_cosine"):
+        task_kind("classification").facts(options, SINGLE)
+
+
 def test_labels_of_a_batch_become_columns() -> None:
     one = task(SEVERAL, tiny_model())
     one.know_texts(None)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import re
 import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
-from typing import Any
 
 import demo
 import httpx2
@@ -18,34 +16,31 @@ import try_demo
 from lavila.demo.serving import ServingError, listen
 from lavila.sample.camera import read_source
 from lavila.sample.make import plan_videos
+from tests import forks
 from tests.demo.conftest import colours  # noqa: F401  # a fixture
 from tests.test_docs import ROOT
 
 
-def serve(folder: Path, index: Path, *options: str) -> tuple[Any, list[str], str]:
-    """The process, the lines up to the page's address, and that."""
-    command = [sys.executable, "tools/demo.py", "--videos", str(folder / "videos"), "--no-open", "--port", "0"]
-    command += ["--model", str(folder / "encoder.safetensors"), "--index", str(index), *options]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert process.stdout is not None
-    lines: list[str] = []
-    for line in process.stdout:
-        lines.append(line)
-        if found := re.search(r"http://\S+", line):
-            return process, lines, found[0]
-    raise AssertionError("".join(lines))
+def serve(folder: Path, index: Path, *options: str) -> tuple[forks.Fork, str, str]:
+    """The process, what it says up to the page's address, and that."""
+    command = [ROOT / "tools/demo.py", "--videos", folder / "videos", "--no-open", "--port", "0"]
+    process = forks.start(*command, "--model", folder / "encoder.safetensors", "--index", index, *options)
+    deadline = time.monotonic() + 120
+    while not (found := re.search(r"(http://\S+)\s", process.said())):
+        assert process.poll() is None and time.monotonic() < deadline, process.said()
+        time.sleep(0.05)
+    return process, process.said(), found[1]
 
 
-def end(process: Any) -> int:
+def end(process: forks.Fork) -> int:
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
-    return int(process.returncode)
+    return process.communicate(timeout=30).returncode
 
 
 def test_it_indexes_serves_and_ends_by_ctrl_c(colours: Path, tmp_path: Path) -> None:  # noqa: F811
-    process, lines, url = serve(colours, tmp_path / "index", "--suggest", "everything is red")
+    process, said, url = serve(colours, tmp_path / "index", "--suggest", "everything is red")
     try:
-        assert "24 moments of 3 videos" in "".join(lines) and "broken.mp4" in "".join(lines)
+        assert "24 moments of 3 videos" in said and "broken.mp4" in said
         assert url.startswith("http://127.0.0.1:")
         hits = httpx2.get(f"{url}api/search", params={"q": "everything is red"}).json()["hits"]
         assert hits[0]["video"] == "walks/morning.mp4" and hits[0]["start"] < 4

@@ -103,12 +103,13 @@ def test_settings_are_settings(block: Block, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which a reader of the documents has downloaded every dataset; its footage is the documents' own."""
     folder = tmp_path_factory.mktemp("reader")
     (folder / "assets").symlink_to(ROOT / "assets")
     (make_forms,) = [words for block in RUN for words in commands(f"```\n{block.text}```") if "--footage" in words]
-    call(folder, make_forms)
+    shutil.copytree(toy_data / "source", folder / "data/forms")
+    assert "already there" in call(folder, make_forms)  # it asks for the very bytes of the toy dataset
     forms = folder / "data/forms"
     lay_out_epic_kitchens(forms, folder)
     whole = folder / "ego4d/v2/video_540ss"
@@ -141,10 +142,11 @@ def lay_out_epic_kitchens(forms: Path, folder: Path) -> None:
 
 
 def call(folder: Path, words: list[str]) -> str:
-    """Run a command of a document in a folder. DIR stands for a shard set. One epoch of training has to do."""
+    """Run a command of a document in a folder, with one epoch of training and quick coding. DIR: a shard set."""
     script = words[words.index("-m") + 1] if "-m" in words else next(word for word in words if word.endswith(".py"))
     arguments = [word.replace("DIR", "data/ek100/shards/val") for word in words[words.index(script) + 1 :]]
     arguments += ["optim.epochs=1"] if script == "train.py" else []
+    arguments += ["--speed", "8"] if script == "tools/shard_videos.py" and not {"--speed", "--codec"} & {*words} else []
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         done = run_here(MAINS[script], arguments)

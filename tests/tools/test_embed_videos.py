@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import av
@@ -13,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from lavila.demo.index import open_index
+from tests import forks
 from tests.colours import COLOURS
 from tests.demo.conftest import colours  # noqa: F401  # a fixture
 from tests.test_docs import ROOT
@@ -66,10 +65,8 @@ def test_the_best_hits_are_cut_out_with_a_margin(
 
 
 def test_two_processes_make_the_same_index(colours: Path, tmp_path: Path) -> None:  # noqa: F811
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["tools/embed_videos.py", *arguments(colours, tmp_path / "features")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
-    assert "24 moments of 3 videos" in done.stdout, done.stderr
+    done = forks.run_ranks(2, ROOT / "tools/embed_videos.py", *arguments(colours, tmp_path / "features"))
+    assert "24 moments of 3 videos" in done[0].stdout, done
     ours, theirs = open_index(tmp_path / "features"), open_index(colours / "index")
     assert ours.moments.equals(theirs.moments)
     for video in ours.videos:

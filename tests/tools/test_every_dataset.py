@@ -19,7 +19,6 @@ from typing import Any
 
 import av
 import make_captions
-import make_sample_dataset
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -45,12 +44,11 @@ from lavila.sample.camera import VERBS
 from lavila.sample.forms import FORMS, commands
 from lavila.shards.reader import ShardSet, open_shard_set
 from tests.commands import run_here
+from tests.toy import CLIPS
 
 ROOT = Path(__file__).parents[2]
-FOOTAGE = ROOT / "assets/bigbuckbunny.mp4"
 QUICK = ["--short-side", "64", "--speed", "8", "--workers", "2"]
 CPU = Process(rank=0, world=1, local_world=1, device=torch.device("cpu"))
-CLIPS = {"train": 12, "val": 12}
 
 Words = tuple[str, ...]
 Place = tuple[str, float]  # video id, start in seconds
@@ -58,9 +56,7 @@ Told = Counter[tuple[Place, Words, tuple[tuple[str, str], ...]]]  # place, narra
 
 
 MAINS = {f"{main.__module__}.py": main for main in (train.main, evaluate_command.main)}
-MAINS |= {
-    f"tools/{main.__module__}.py": main for main in (make_captions.main, make_sample_dataset.main, shard_videos.main)
-}
+MAINS |= {f"tools/{main.__module__}.py": main for main in (make_captions.main, shard_videos.main)}
 
 
 def call(command: list[str]) -> str:
@@ -71,26 +67,12 @@ def call(command: list[str]) -> str:
 
 
 @pytest.fixture(scope="module")
-def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("every") / "sample"
-    small = [
-        "--train-clips",
-        str(CLIPS["train"]),
-        "--val-clips",
-        str(CLIPS["val"]),
-        "--videos",
-        "4",
-        "--height",
-        "64",
-        "--workers",
-        "1",
-    ]
-    script = ["tools/make_sample_dataset.py", "--footage", str(FOOTAGE), "--out", str(out), *small]
-    printed = call([*script, "--chunk-seconds", "2", "--form", *FORMS])
+def sample(every_form: Path) -> Path:
+    printed = (every_form / "printed").read_text()
     for name in FORMS:
-        for command in commands(name, str(out)):
+        for command in commands(name, str(every_form / "sample")):
             assert f"  {command}\n" in printed
-    return out
+    return every_form / "sample"
 
 
 @pytest.fixture(scope="module")

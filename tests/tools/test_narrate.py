@@ -6,8 +6,6 @@ import json
 import os
 import pickle
 import signal
-import subprocess
-import sys
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -20,6 +18,7 @@ from lavila.checkpoints.store import save_model
 from lavila.engine.narrating import vocabulary_of
 from lavila.shards.captions import read_captions
 from lavila.shards.reader import ShardSet
+from tests import forks
 from tests.footage import Coding, write_numbered_video
 from tests.narrators import PICTURES, save_tiny_narrator
 from tests.tasks.dual import tiny_model
@@ -144,38 +143,30 @@ def test_a_narrators_vocabulary_is_that_of_its_run(tmp_path: Path) -> None:
     assert vocabulary_of(str(checkpoint)) == "gpt2"
 
 
-def start(arguments: list[str], *, ranks: int = 0) -> subprocess.Popen[str]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks else []
-    return subprocess.Popen(
-        [sys.executable, *launcher, str(ROOT / "tools/narrate.py"), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+TOOL, ENVIRONMENT = ROOT / "tools/narrate.py", os.environ | {"OMP_NUM_THREADS": "1"}
 
 
-def test_torchrun_shares_the_work_and_a_killed_video_continues(
-    vp9_shards: ShardSet, model: list[str], tmp_path: Path
-) -> None:
-    """The slow part is that processes import PyTorch; both cases wait at the same time."""
+def test_ranks_share_the_work(vp9_shards: ShardSet, model: list[str], tmp_path: Path) -> None:
     table = tmp_path / "machine.parquet"
-    ranks = start(["--shards", str(vp9_shards.path), "--out", str(table), "--batch-size", "2", *model], ranks=2)
+    arguments = ["--shards", vp9_shards.path, "--out", table, "--batch-size", "2", *model]
+    ranks = forks.run_ranks(2, TOOL, *arguments, environment=ENVIRONMENT)
+    assert [rank.returncode for rank in ranks] == [0, 0], ranks
+    assert len(read_captions(table)) == 12
+
+
+def test_a_killed_video_continues(model: list[str], tmp_path: Path) -> None:
     video = write_numbered_video(tmp_path / "long.mp4", 2000, SLOW)
     arguments = ["--video", str(video), "--still", "0", "--batch-size", "1", *model]
-    killed = start(arguments)
+    killed = forks.start(TOOL, *arguments, environment=ENVIRONMENT)
     journal = tmp_path / "long.mp4.narration" / "windows.jsonl"
     for _ in range(1200):
         if journal.exists() and journal.read_bytes().count(b"\n") > 3:
             break
         time.sleep(0.05)
     killed.send_signal(signal.SIGINT)
-    said, _ = killed.communicate(timeout=60)
-    assert killed.returncode == 130 and "the same command continues" in said, said
+    done = killed.communicate(timeout=60)
+    assert done.returncode == 130 and "the same command continues" in done.stdout + done.stderr, done
     kept = journal.read_bytes()
     assert 3 < kept.count(b"\n") < 101 and not journal.with_name("long.html").exists()
     assert narrate.main(arguments) == 0
     assert journal.read_bytes().startswith(kept) and journal.read_bytes().count(b"\n") == 101
-    said, _ = ranks.communicate(timeout=120)
-    assert ranks.returncode == 0, said
-    assert len(read_captions(table)) == 12

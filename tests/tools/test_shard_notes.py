@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import inspect_shards
+import numpy as np
 import pytest
 import shard_videos
 
 from lavila.shards.reader import open_shard_set
 from tests.commands import run_here
 from tests.footage import Coding, write_numbered_video
+from tests.ingest.hdr_video import HLG, columns, signal_of, write_hdr
 from tests.ingest.test_times import without_rate
 
 FAST = ["--codec", "h264", "--speed", "ultrafast", "--short-side", "48", "--workers", "1"]
@@ -91,3 +93,19 @@ def test_an_estimated_rate_is_stated_and_recorded(tmp_path: Path, layout: str) -
     rows = open_shard_set(out).clips.to_pylist()
     assert {row["source_fps"] for row in rows} == {note["fps"]} == {row["fps"] for row in rows}
     assert open_shard_set(out).manifest["estimated_rates"] == 1 and "1 videos" in printed
+
+
+@LAYOUTS
+def test_hdr_video_is_counted_and_named(tmp_path: Path, layout: str) -> None:
+    picture = columns(signal_of(np.array([5.0, 50.0, 500.0]), HLG), height=64)
+    (tmp_path / "videos").mkdir()
+    write_hdr(tmp_path / "videos/h.mp4", picture, HLG, frames=30)
+    write_numbered_video(tmp_path / "videos/v.mp4", 30, Coding(gop=25), height=48, width=64)
+    entries = [("h", 0.0, 0.4, "a"), ("h", 0.4, 0.8, "b"), ("v", 0.0, 0.4, "c")]
+    out, printed = made(tmp_path, entries, "--layout", layout)
+    (note,) = notes(out)
+    assert (note["video_id"], note["hdr"]) == ("h", "HLG")
+    manifest = open_shard_set(out).manifest
+    assert (manifest["hdr_videos"], manifest["spherical_videos"]) == (1, 0)
+    assert "1 videos are HDR" in printed and "1 videos are HDR" in run_here(inspect_shards.main, [str(out)]).stdout
+    assert run_here(inspect_shards.main, [str(out), "--verify"]).returncode == 0

@@ -24,6 +24,7 @@ from lavila.records import Clip
 from lavila.shards.reader import open_shard_set
 from tests.commands import run_here
 from tests.footage import NTSC_60, Coding, read_numbers, write_numbered_video
+from tests.shared import made_once
 
 ROOT = Path(__file__).parents[2]
 HEADER = (
@@ -60,12 +61,13 @@ def lines() -> list[str]:
     return [csv_line(n, f"P01_0{1 + n % 2}", 0.1 * n % 9, 0.1 * n % 9 + 0.4) for n in range(CLIPS)]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("videos")
-    write_numbered_video(root / "P01/P01_01.MP4", 570, Coding(fps=NTSC_60), height=48, width=64)
-    write_numbered_video(root / "P01/P01_02.MP4", 480, Coding(fps=Fraction(50)), height=48, width=64)
-    return root
+    def make(root: Path) -> None:
+        write_numbered_video(root / "P01/P01_01.MP4", 570, Coding(fps=NTSC_60), height=48, width=64)
+        write_numbered_video(root / "P01/P01_02.MP4", 480, Coding(fps=Fraction(50)), height=48, width=64)
+
+    return made_once(tmp_path_factory, "numbered-videos", make)
 
 
 @pytest.fixture
@@ -100,16 +102,18 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def reference(tmp_path_factory: pytest.TempPathFactory, videos: Path) -> Path:
     """The set as an uninterrupted run makes it."""
-    folder = tmp_path_factory.mktemp("reference")
-    done = run(write_annotations(folder / "annotations", lines()), videos, folder / "set")
-    assert done.returncode == 0, done.stderr
-    assert "70 clips" in done.stdout
-    assert "in 3 shards" in done.stdout and ", 0 failures" in done.stdout
-    assert "NVDEC" not in done.stdout, "GPUs decode H.264 at this size"
-    return folder / "set"
+
+    def make(folder: Path) -> None:
+        done = run(write_annotations(folder / "annotations", lines()), videos, folder / "set")
+        assert done.returncode == 0, done.stderr
+        assert "70 clips" in done.stdout
+        assert "in 3 shards" in done.stdout and ", 0 failures" in done.stdout
+        assert "NVDEC" not in done.stdout, "GPUs decode H.264 at this size"
+
+    return made_once(tmp_path_factory, "reference-set", make) / "set"
 
 
 def test_every_clip_is_there_exactly_cut(reference: Path) -> None:
