@@ -21,8 +21,8 @@ from tests.test_docs import ROOT
 
 SLOW = """
 import sys, time
-print("ready", flush=True)
 try:
+    print("ready", flush=True)
     time.sleep(60)
 except KeyboardInterrupt:
     time.sleep(1)  # longer than subprocess.run would wait for it
