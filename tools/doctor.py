@@ -54,6 +54,15 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None, *, machine: Machine | None = None) -> int:
     """Run the tool. Returns the exit status."""
+    try:
+        return work(argv, machine or Machine())
+    except KeyboardInterrupt:
+        print("\ndoctor: interrupted", file=sys.stderr)
+        return 130
+
+
+def work(argv: Sequence[str] | None, machine: Machine) -> int:
+    """As `main`, up to Ctrl-C."""
     p = parser()
     args = p.parse_intermixed_args(argv)
     if lacking := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
@@ -95,11 +104,7 @@ def main(argv: Sequence[str] | None = None, *, machine: Machine | None = None) -
             broken.append(Finding(name="shards", status="broken", found=str(error), fix=fix))
     for name in RANK_VARIABLES:  # with these variables, this one process would wait for others
         os.environ.pop(name, None)
-    try:
-        doctor = examine(args, config, shards, machine or Machine())
-    except KeyboardInterrupt:
-        print("\ndoctor: interrupted", file=sys.stderr)
-        return 130
+    doctor = examine(args, config, shards, machine)
     findings = [*broken, *doctor.findings]
     print(json.dumps(as_json(findings), indent=1) if args.json else report(findings, doctor.stage_lines))
     return exit_status(findings)

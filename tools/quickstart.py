@@ -20,6 +20,8 @@ from lavila.report.files import append_stage
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE, SHARDS, RUN = Path("data/sample/source"), Path("data/sample/shards"), Path("runs/quickstart")
 FOOTAGE = "assets/bigbuckbunny.mp4"
+INTERRUPTED = 130  # exit status
+END_SECONDS = 10  # for which an interrupted command may end by itself
 
 
 class Step(NamedTuple):
@@ -61,6 +63,22 @@ def shard(
     return Step(f"shard_{name}", out, [*command, "--split", split, "--out", str(out)])
 
 
+def run_command(command: Sequence[str]) -> int:
+    """The exit status of a command of this project.
+
+    A terminal sends Ctrl-C to the command as well: it may end in its own way before KeyboardInterrupt is raised here.
+    """
+    with subprocess.Popen([sys.executable, *command], cwd=ROOT) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            try:
+                process.wait(timeout=END_SECONDS)
+            except subprocess.TimeoutExpired:  # the signal was for this process alone
+                process.terminate()
+            raise
+
+
 def run_steps(steps: Sequence[Step], *, stages: Path) -> int:
     """Show and run each command, up to the first that fails. Returns its exit status, or 0.
 
@@ -72,14 +90,15 @@ def run_steps(steps: Sequence[Step], *, stages: Path) -> int:
             command = [*command, "--resume"]  # an earlier run may have been interrupted
         print(f"\n$ python {shlex.join(command)}", flush=True)
         started = time.perf_counter()
-        result = subprocess.run([sys.executable, *command], cwd=ROOT, check=False)
-        if result.returncode:
-            program = Path(sys.argv[0]).stem
-            print(
-                f"\n{program} stopped: the step '{name}' failed (status {result.returncode}); see above",
-                file=sys.stderr,
-            )
-            return result.returncode
+        program = Path(sys.argv[0]).stem
+        try:
+            status = run_command(command)
+        except KeyboardInterrupt:
+            print(f"\n{program}: interrupted in the step '{name}'; the same command continues", file=sys.stderr)
+            return INTERRUPTED
+        if status:
+            print(f"\n{program} stopped: the step '{name}' failed (status {status}); see above", file=sys.stderr)
+            return status
         if fresh:  # train.py and evaluate.py record their times themselves
             append_stage(ROOT / stages, name, time.perf_counter() - started)
     return 0

@@ -8,13 +8,14 @@ before it runs, and what is there already is kept.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import quickstart
 from learn import folder
-from quickstart import FOOTAGE, Step, run_steps
+from quickstart import FOOTAGE, Step, run_command, run_steps
 
 SOURCE, INDEX, RUNS = Path("data/demo/source"), Path("data/demo/features"), Path("runs/demo")
 TRAIN_VIDEOS, VAL_VIDEOS = 1, 13  # the sample needs one of the training part, which is left out here
@@ -46,8 +47,12 @@ def main() -> int:
     parser.add_argument("--no-open", action="store_true", help="open no browser")
     parser.add_argument("--port", default="8765", metavar="N", help="of the page (%(default)s)")
     asked = parser.parse_args()
+    *before, demo = steps(["--port", asked.port, *["--no-open"] * asked.no_open])
+    if status := run_steps(before, stages=RUNS):
+        return status
+    print(f"\n$ python {shlex.join(demo.command)}", flush=True)
     try:
-        return run_steps(steps(["--port", asked.port, *["--no-open"] * asked.no_open]), stages=RUNS)
+        return run_command(demo.command)
     except KeyboardInterrupt:  # the page was ended; the demo has said so
         return 0
 

@@ -97,7 +97,7 @@ def make_index(
         on_main(lambda: held.enter_context(index_lock(folder)))
         plan = on_main(lambda: plan_index(folder, videos, encoder, options))
         if gone := plan.removed:
-            say(f"{folder}: {counted(gone)} leave it, as they are gone or not among --videos: {listed(gone, most=3)}")
+            say(f"{folder}: without {counted(gone)} that it had, gone or not among --videos: {listed(gone, most=3)}")
         embed(
             plan,
             encoder,

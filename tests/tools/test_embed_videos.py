@@ -75,6 +75,19 @@ def test_two_processes_make_the_same_index(colours: Path, tmp_path: Path) -> Non
         )
 
 
+def test_videos_that_leave_the_index_are_named(
+    colours: Path,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = arguments(colours, tmp_path / "features")
+    walks = colours / "videos/walks"
+    assert embed_videos.main([*given, "--videos", str(walks)]) == 0
+    capsys.readouterr()
+    assert embed_videos.main([*given, "--videos", str(walks / "evening.webm")]) == 0
+    assert "without 1 video" in (said := capsys.readouterr().out) and "morning.mp4" in said
+
+
 @pytest.mark.parametrize(
     ("others", "message"),
     [
