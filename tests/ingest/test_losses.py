@@ -191,3 +191,11 @@ def test_nothing_is_shown_before_the_first_keyframe(tmp_path: Path, b_frames: in
             if shown is not None and not shown.damaged
         }
     assert len(later) == 1, "every sound frame shows its own picture"
+
+
+def test_hevc_in_a_transport_stream_is_read_behind_a_seek(tmp_path: Path) -> None:
+    """A seek lands between keyframes, and this decoder raises errors for what refers to frames before."""
+    coding = Coding(codec="libx265", gop=GROUP)
+    video = write_numbered_video(tmp_path / "a.ts", FRAMES, coding, height=HEIGHT, width=WIDTH)
+    numbers = range(0, FRAMES, 7)
+    assert shown(video, numbers) == {number: number for number in numbers}
