@@ -41,6 +41,7 @@ FPS, HEIGHT = 30, 480
 CLIPS_PER_TAR = 4  # so that every worker of a peer that deals out tars gets some
 VIEW_GOP = 28  # frames; half the distance of 16 frames in 30 s, so that each chosen frame lies next to a keyframe
 PROTOCOL = ("ek100_cls_tsf_l", "data.frames=16", "data.sampling=segments", "views.clips=1")
+QUICK = {"vp9": "8", "h264": "superfast"}
 CODE = {"normal": (), "gop": ("--gop", str(VIEW_GOP)), "frames-for": ("--frames-for", *PROTOCOL)}
 
 
@@ -61,11 +62,12 @@ class Material:
     video_seconds: int = 300
     clips: dict[int, int] = field(default_factory=lambda: {2: 32, 3: 32, 8: 16, 30: 8})  # seconds -> clips of a set
     kinds: tuple[str, ...] = tuple(CODE)  # kinds of sets; the first stands for those that are not here
+    quick: bool = False  # code the sets as fast as it goes, instead of with the tool's default settings
 
     @classmethod
     def tiny(cls, folder: Path) -> Material:
         """Small footage to try the benchmark out. Each set is four clips of 2 s, whatever a row names."""
-        return cls(folder=folder, video_seconds=4, clips={2: 4}, kinds=("normal",))
+        return cls(folder=folder, video_seconds=4, clips={2: 4}, kinds=("normal",), quick=True)
 
     @property
     def chunks(self) -> Path:
@@ -84,6 +86,7 @@ class Material:
             print(f"shard set {folder.name} ...", flush=True)
             command = shard_command(annotations, self.folder / "videos", folder, spec.codec, seconds)
             quiet = {**os.environ, "PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1"}
+            command += ["--speed", QUICK[spec.codec]] if self.quick else []
             subprocess.run([*command, *CODE[kind]], cwd=ROOT, check=True, env=quiet, stdout=subprocess.DEVNULL)
         return open_shard_set(folder)
 
@@ -93,7 +96,9 @@ class Material:
         missing = [name for name in VIDEOS if not video_path(videos, name).exists()]
         if missing:
             print(f"rendering {len(missing)} videos of {self.video_seconds} s ...", flush=True)
-            with ProcessPoolExecutor(len(os.sched_getaffinity(0)), multiprocessing.get_context("spawn")) as pool:
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(["lavila.sample.drawing"])  # PyTorch, once for all
+            with ProcessPoolExecutor(len(os.sched_getaffinity(0)), context) as pool:
                 list(
                     pool.map(make_video, [video_path(videos, n) for n in missing], [self.video_seconds] * len(missing))
                 )
