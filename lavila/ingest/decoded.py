@@ -69,7 +69,6 @@ class FrameReader:
     _dts: list[int] = field(default_factory=list)  # decoding time of each packet; by_order only
     _anchor: int | None = None  # the start from which `_slot` counts
     _slot: int = 0  # place of the next frame in display order
-    _begun: bool = False  # whether a keyframe has come, by its packet (an edit list may hide its frame) or its frame
 
     def frames(self) -> Iterator[Decoded]:
         """The frames in display order."""
@@ -99,7 +98,6 @@ class FrameReader:
                 self._damaged = [*self._damaged[-REMEMBERED:], number - packet.is_keyframe]
             packet.opaque = _Tag(number, place)
             self._unseen.add(number)
-            self._begun |= packet.is_keyframe
             number += 1
             for frame in packet.decode():
                 self._take(frame)
@@ -128,8 +126,7 @@ class FrameReader:
         starts = bool(frame.key_frame) and frame.pict_type in (PictureType.I, PictureType.NONE)
         if starts and (not self._starts or number > self._starts[-1]):
             self._starts = [*self._starts[-REMEMBERED:], number]
-        self._begun |= bool(frame.key_frame)
-        if frame.is_corrupt or not self._begun:
+        if frame.is_corrupt:
             self._damaged = [*self._damaged[-REMEMBERED:], number]
         self._held.append(Decoded(frame=frame, number=number, starts=starts, pts=frame.pts, place=place))
 

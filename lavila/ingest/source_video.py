@@ -276,7 +276,7 @@ class SourceVideo:
         Containers index by decoding time, so a seek may land on a keyframe after the target. Then this seeks further
         back. In the end, or if the file has no index, it decodes from the start.
         """
-        by_order = self._times[part].by_order
+        by_order, suspect = self._times[part].by_order, self._times[part].suspect
         for position in self._seeks(part, first_pts, target):
             container, stream = self._opened(part)
             self._at_start = False
@@ -287,13 +287,12 @@ class SourceVideo:
             frames = self._frames(container, stream, by_order=by_order)
             # Frames between the place of a seek and the next keyframe may refer to frames that were skipped. Where the
             # order gives the times, those have none. A transport stream notes on the packet before one that a part of
-            # it was lost, so there the first packet is not known to be whole.
+            # it was lost, so the first packet behind a seek may not be whole.
             placed = by_order and stream.codec_context.has_b_frames
-            first = 1 if container.format.name == "mpegts" else 0
             for one in frames:
                 if one.pts > target + 1:
                     break
-                if placed or (one.starts and one.number >= first):
+                if placed or (one.starts and (one.number or one.pts not in suspect)):
                     yield one
                     yield from frames
                     return

@@ -56,6 +56,7 @@ class FileTimes:
     last_dts: int | None = None  # decoding time of the last packet, if a table lists it
     hold: Fraction | None = None  # the seconds for which the last frame is shown, by that table
     stop: Fraction | None = None  # when the last frame ends, in seconds from the first, if there is no such table
+    suspect: frozenset[int] = frozenset()  # times of frames of which the packet before says that a part may be lost
     indexed: tuple[int, ...] = ()  # times of keyframes by an index apart from the frames, in ticks; Matroska only
     regular: bool = False  # whether nearly all frames have the same distance; only where the file is read through
 
@@ -90,6 +91,7 @@ class _Packets:
     stop: int  # when the last one ends, in ticks
     by_order: bool  # whether times of presentation are missing
     fields: bool  # whether there are frames whose two fields are packets
+    suspect: frozenset[int]  # times of presentation of packets behind one that says that something lacks
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,14 @@ class _Reading:
         fps, stated = self._rate(packets)
         stop = Fraction((packets.stop - int(packets.shown.min())) * tick) if len(packets.shown) else None
         regular = is_regular(packets.shown, fps * tick)
-        return FileTimes(fps=fps, stated=stated, by_order=packets.by_order, stop=stop, regular=regular)
+        return FileTimes(
+            fps=fps,
+            stated=stated,
+            by_order=packets.by_order,
+            stop=stop,
+            regular=regular,
+            suspect=packets.suspect,
+        )
 
     def _rate(self, packets: _Packets) -> tuple[Fraction, bool]:
         """Frames per second, and whether the header states them."""
@@ -197,7 +206,8 @@ class _Reading:
     def _packets(self, most: int | None) -> _Packets:
         """The first `most` packets; None = all. Opens the file anew."""
         container, stream = open_video(self.part, self.limits, self.deadline)
-        counter, fields = self._counter(stream), False
+        counter, fields, flagged = self._counter(stream), False, False
+        suspect: set[int] = set()
         shown: list[int] = []
         dts, keys, untimed, stop = [], [], 0, 0
         try:
@@ -206,6 +216,9 @@ class _Reading:
                 decoded = packet.pts if packet.dts is None else packet.dts
                 if decoded is None or not packet.size:
                     continue
+                if flagged and packet.pts is not None:
+                    suspect.add(packet.pts)
+                flagged = packet.is_corrupt
                 if counter is not None:
                     place = counter.place(bytes(packet))
                     if place is not None and place.second_field:
@@ -227,7 +240,7 @@ class _Reading:
             container.close()
         by_order = untimed > len(shown) / 2 and bool(stream.codec_context.has_b_frames)
         arrays = np.array(shown, np.int64), np.array(dts, np.int64), np.array(keys, bool)
-        return _Packets(*arrays, stop=stop, by_order=by_order, fields=fields)
+        return _Packets(*arrays, stop=stop, by_order=by_order, fields=fields, suspect=frozenset(suspect))
 
 
 def _keyframes(entries: Sequence[Any]) -> tuple[int, ...]:

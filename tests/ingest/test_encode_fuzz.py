@@ -243,11 +243,12 @@ def test_every_damaged_video_is_stored_or_refused(tmp_path: Path, capsys: pytest
         print(
             f"\n{COUNT} mutated videos: {dict(kinds)}, slowest {slowest:.1f} s, {time.monotonic() - began:.0f} s in all"
         )
-    # A lie in a header may be a valid other video, and VP9 notices no damage in its pictures.
+    # A lie in a header may be a valid other video, and VP9 notices no damage in its pictures. Nobody knows what came
+    # behind the last sound frame of a Matroska file without an index. Of 900, 283 are stored, 19 of them otherwise.
     otherwise = [outcome for _, _, outcome in results if outcome.startswith("stored otherwise")]
     with capsys.disabled():
         print(f"{len(otherwise)} were stored with other frames", *otherwise[:20], sep="\n  ")
-    assert len(otherwise) < kinds["stored"] / 5
+    assert len(otherwise) < kinds["stored"] / 8
     wrong = [
         (number, seconds, outcome)
         for number, seconds, outcome in results
