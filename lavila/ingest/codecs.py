@@ -58,6 +58,9 @@ X26X_PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium"
 # The lookahead is that of preset medium. That of ultrafast is shorter than a run of B-frames, which x265 refuses.
 X265_PARAMS = "open-gop=0:pools=none:frame-threads=1:log-level=error:bframes=7:b-adapt=0:b-pyramid=0:rc-lookahead=20"
 
+# In narrower pictures x264's macroblock tree gives other bits from one run to the next (findings/x264_small_pictures.sh).
+X264_STEADY_WIDTH = 256
+
 ENCODERS = {
     "vp9": Encoder(
         name="libvpx-vp9",
@@ -222,6 +225,8 @@ def add_encoder(output: Any, settings: EncodeSettings, coding: Coding) -> Any:
         options |= coder.fast
     if coding.regular:
         options |= {**coder.regular, "keyint_min": str(coding.gop)}
+    if coder.name == "libx264" and coding.width < X264_STEADY_WIDTH:
+        options["x264-params"] += ":mbtree=0"
     stream = output.add_stream(coder.name, rate=coding.fps, options=options)
     stream.width, stream.height, stream.pix_fmt = coding.width, coding.height, "yuv420p"
     context = stream.codec_context
