@@ -58,7 +58,7 @@ X26X_PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium"
 # The lookahead is that of preset medium. That of ultrafast is shorter than a run of B-frames, which x265 refuses.
 X265_PARAMS = "open-gop=0:pools=none:frame-threads=1:log-level=error:bframes=7:b-adapt=0:b-pyramid=0:rc-lookahead=20"
 
-# In narrower pictures x264's macroblock tree gives other bits from one run to the next (findings/x264_small_pictures.sh).
+# In narrower pictures x264's macroblock tree gives other bits from run to run (findings/x264_small_pictures.sh).
 X264_STEADY_WIDTH = 256
 
 ENCODERS = {
