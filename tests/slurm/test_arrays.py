@@ -111,10 +111,16 @@ def held(tmp_path: Path, number: int = 0) -> Toy:
 
 
 def test_never_more_than_asked_for_at_a_time(tmp_path: Path, cluster: Cluster) -> None:
-    """Eight jobs, two at a time; on SLURM they need two arrays."""
+    """Eight jobs, two at a time; on SLURM they need two arrays. None continues before two have begun."""
     assert MAX_ARRAY < 8
-    jobs = [Toy(number=n, items=("a", "refuse", "slow", "slow"), folder=tmp_path) for n in range(8)]
-    told = run(cluster, jobs, concurrent=2)
+    items = ("a", "refuse", f"until {tmp_path}/go exists", "slow")
+    jobs = [Toy(number=n, items=items, folder=tmp_path) for n in range(8)]
+
+    def let_go(_: Progress) -> None:
+        if sum(bool(runs(toy)) for toy in jobs) >= 2:
+            (tmp_path / "go").touch()
+
+    told = run(cluster, jobs, concurrent=2, then=let_go)
     assert told[-1] == Progress(stored=24, failed=8, jobs=8)
     assert any(0 < progress.jobs < 8 for progress in told)
     for toy in jobs:
