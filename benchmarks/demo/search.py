@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -28,6 +29,7 @@ from benchmarks.common import fill_docs, machine
 from benchmarks.demo.page import served
 from lavila.demo.index import VECTORS, IndexedVideo, IndexSettings, open_index, write_moments
 from lavila.demo.search import Searcher
+from lavila.engine.command_line import compute_the_same_bits, leave_cores_to_others
 from lavila.models.dual_encoder import ClipDualEncoder
 from lavila.models.text_tower import ClipTextConfig
 from lavila.models.timesformer import TimeSformer, TimeSformerConfig
@@ -150,6 +152,10 @@ def main() -> int:
     parser.add_argument("--moments", type=int, default=MOMENTS, metavar="N", help="of the index (%(default)s)")
     parser.add_argument("--dimensions", type=int, default=DIMENSIONS, metavar="D", help="of a vector (%(default)s)")
     args = parser.parse_args()
+    if "OMP_WAIT_POLICY" not in os.environ:  # as tools/demo.py: settings that PyTorch reads when it is imported
+        leave_cores_to_others()
+        compute_the_same_bits()
+        os.execv(sys.executable, [sys.executable, "-m", "benchmarks.demo.search", *sys.argv[1:]])
     found = {"machine": machine("torch", "numba"), **measure(moments=args.moments, dimensions=args.dimensions)}
     print(json.dumps(found, indent=1))
     if (args.moments, args.dimensions) == (MOMENTS, DIMENSIONS):
