@@ -24,8 +24,8 @@ PATIENCE = 90  # seconds until a test says that nothing happens
 pytestmark = pytest.mark.usefixtures("slurm")
 
 
-def until(happens: Callable[[], Any], *, what: object = "") -> Any:
-    deadline = time.monotonic() + PATIENCE
+def until(happens: Callable[[], Any], *, what: object = "", seconds: float = PATIENCE) -> Any:
+    deadline = time.monotonic() + seconds
     while not (found := happens()):
         assert time.monotonic() < deadline, what() if callable(what) else what
         time.sleep(0.1)
