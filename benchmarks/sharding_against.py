@@ -95,8 +95,12 @@ def main() -> None:
         folder = Path(name)
         before = folder / "before"
         before.mkdir()
-        packed = subprocess.run(["git", "archive", args.revision], cwd=ROOT, check=True, capture_output=True).stdout
-        subprocess.run(["tar", "-x", "-C", before], input=packed, check=True)
+        packed = subprocess.run(["git", "archive", args.revision], cwd=ROOT, check=False, capture_output=True)
+        if packed.returncode:
+            parser.error(
+                f"revision {args.revision}: {packed.stderr.decode().strip()}; give a commit that `git log` shows"
+            )
+        subprocess.run(["tar", "-x", "-C", before], input=packed.stdout, check=True)
         for ending in ("mp4", "ts", "flv"):
             old, new = compare(before, folder, ending, clips=args.clips, rounds=args.rounds)
             print(f"{ending}: {old:.2f} s before, {new:.2f} s now, ratio {new / old:.3f}", flush=True)
