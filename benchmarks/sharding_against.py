@@ -97,9 +97,8 @@ def main() -> None:
         before.mkdir()
         packed = subprocess.run(["git", "archive", args.revision], cwd=ROOT, check=False, capture_output=True)
         if packed.returncode:
-            parser.error(
-                f"revision {args.revision}: {packed.stderr.decode().strip()}; give a commit that `git log` shows"
-            )
+            said = packed.stderr.decode().strip()
+            parser.error(f"revision {args.revision}: {said}; give a commit that `git log` shows")
         subprocess.run(["tar", "-x", "-C", before], input=packed.stdout, check=True)
         for ending in ("mp4", "ts", "flv"):
             old, new = compare(before, folder, ending, clips=args.clips, rounds=args.rounds)
