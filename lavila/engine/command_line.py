@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from lavila.cluster.launch import STOPPED
-from lavila.config.load import known_names, load_config, to_yaml
+from lavila.config.load import flatten, known_names, load_config, to_dict, to_yaml
 from lavila.config.schema import ConfigError, RunConfig
 from lavila.engine.signals import Stopped
 from lavila.errors import UserError
@@ -21,6 +21,12 @@ from lavila.files import explained, user_path
 log = logging.getLogger(__name__)
 
 USER_ERROR = 2  # exit status
+# Settings that saved predictions leave open, and beginnings of such: where the clips lie, how the report's pictures are
+# decoded, what else is written.
+OF_SCORING = (
+    "name", "submission", "device", "data.val", "data.folder", "data.decoder", "data.threads", "data.prefetch",
+    "data.host_memory_gib", "data.max_bad_clips", "data.read_seconds", "views.batch_size", "engine", "dry_run",
+)  # fmt: skip
 
 
 def parse(
@@ -109,7 +115,15 @@ def _config_of_predictions(folder: Path, overrides: list[str]) -> RunConfig:
             f"--from {folder}: holds no config.yaml, so these are no saved predictions; give the folder `predictions` "
             "beside a report"
         )
-    return replace(load_config(folder / "config.yaml", overrides), predictions=str(folder))
+    made, asked = (load_config(folder / "config.yaml", given) for given in ([], overrides))
+    before = flatten(to_dict(made))
+    for key, value in flatten(to_dict(asked)).items():
+        if before.get(key) != value and not key.startswith(OF_SCORING):
+            raise ConfigError(
+                f"--from {folder}: {key}={value}, but these predictions were made with {before.get(key)}; leave it "
+                f"out, or evaluate the model again. Here one can set {', '.join(OF_SCORING)}"
+            )
+    return replace(asked, predictions=str(folder))
 
 
 def start_log() -> None:

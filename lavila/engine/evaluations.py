@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,12 +35,21 @@ class NamedEvaluation:
         """Whether it follows the epoch with this number, 1 being the first."""
         return epoch > 0 and epoch % self.every_epochs == 0
 
-    def check_model(self, model: nn.Module) -> None:
-        """Raise a UserError that begins with the evaluation's name where its task cannot ask a model of this kind."""
+    def check_model(self, model: nn.Module, *, keep_best: str) -> None:
+        """Raise a UserError that begins with the evaluation's name where its task cannot ask a model of this kind.
+
+        ConfigError where `keep_best` wants a metric that the task has not.
+        """
         try:
-            build.build_task(self.config, model, self.facts, self.shards)
+            names = build.build_task(self.config, model, self.facts, self.shards).metric_names
         except UserError as error:
             raise type(error)(f"evals.{self.name}: {error}") from None
+        name, _, metric = keep_best.partition("/")
+        if name == self.name and metric not in names:
+            known = ", ".join(f"{name}/{one}" for one in sorted(names))
+            near = difflib.get_close_matches(metric, names, n=1)
+            hint = f" Did you mean {name}/{near[0]}?" if near else ""
+            raise ConfigError(f"keep_best={keep_best}: no such metric.{hint} The evaluation has {known}")
 
     def run(self, model: nn.Module, process: Process, *, output: Path) -> Scores | None:
         """What the model, without a wrapper, is worth; None on other ranks than the main one. Every rank calls this."""

@@ -276,6 +276,7 @@ def _scored(task: Task, folder: Path) -> Scored:
     """What the predictions of all ranks are worth: scores, controls, and the worst mistakes."""
     predictions, frozen = PredictionParts(folder, PREDICTED), PredictionParts(folder, FROZEN)
     scores = task.score(predictions)
+    assert set(scores.metrics) <= set(task.metric_names), "keep_best could not name a metric"
     if frozen.clips:
         metrics = task.score(frozen).metrics
         names = [headline.metric for headline in scores.headlines if headline.metric in metrics]

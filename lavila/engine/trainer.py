@@ -68,7 +68,7 @@ def prepare(config: RunConfig, process: Process, asked: Asked | None = None) -> 
     model = build.fresh_model(config, facts, resumed=found is not None).to(process.device)
     task = build.build_task(config, model, facts, shards)
     for evaluation in evaluations:
-        evaluation.check_model(model)
+        evaluation.check_model(model, keep_best=config.keep_best)
     freeze(model, config.model.freeze)
     parts = RunParts(loader=loader, task=task, facts=facts, evaluations=evaluations)
     return Trainer(config, process, parts=parts, found=found, asked=asked)

@@ -86,6 +86,11 @@ def missing() -> str | None:
     )
 
 
+def known_scores() -> list[str]:
+    """The keys of what `caption_scores` gives on this machine."""
+    return ["CIDEr", *(["METEOR"] if _java() else []), "ROUGE_L", *(f"BLEU_{n}" for n in range(1, 5))]
+
+
 def clean_caption(text: str) -> str:
     """The caption on one line, without marks of persons such as "#C C"."""
     # METEOR separates its fields with |||, and both Java programs read a caption a line.

@@ -41,6 +41,15 @@ class Segments:
     """Rare noun classes (EPIC_100_tail_nouns.csv)."""
 
 
+CHALLENGE_ACCURACIES = tuple(
+    f"{group}{kind}_{rank}"
+    for group, ranks in (("", ("top1", "top5")), ("unseen_", ("top1",)), ("tail_", ("top1",)))
+    for kind in ("verb", "noun", "action")
+    for rank in ranks
+)
+"""Keys of `challenge_accuracies`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class JointActions:
     """The classes of a classifier of actions: class k is a pair of verb and noun."""

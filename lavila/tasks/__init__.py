@@ -5,7 +5,7 @@ Everything that differs between tasks is here or in `tasks/<name>.py`; `tasks/re
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -201,6 +201,11 @@ class Task(Protocol):
     @property
     def logged(self) -> Mapping[str, Unit]:
         """Units of the scalars that `step` gives beside `loss`."""
+        ...
+
+    @property
+    def metric_names(self) -> Collection[str]:
+        """All names that a metric of `score` may have; `keep_best` has to be one of them."""
         ...
 
     def in_backbone(self, parameter: str) -> bool:

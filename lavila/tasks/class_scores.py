@@ -6,7 +6,7 @@ and noun as sums over joint actions (LaViLa), and the challenge's product of ver
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from lavila.metrics.classification import confused_pairs, confusion_matrix, mean_class_accuracy, topk_hits
-from lavila.metrics.epic_kitchens import JointActions, Segments, challenge_accuracies, verbs_and_nouns
+from lavila.metrics.epic_kitchens import (
+    CHALLENGE_ACCURACIES,
+    JointActions,
+    Segments,
+    challenge_accuracies,
+    verbs_and_nouns,
+)
 from lavila.metrics.epic_submissions import SupervisionLevels, write_recognition_submission
 from lavila.metrics.units import Metric, Metrics, Unit
 from lavila.tasks import Baseline, Headline, Predictions, Scores, Section, TaskError, TaskOptions, concatenate
@@ -24,6 +30,7 @@ LARGEST_MATRIX = 300  # classes; above, the report lists the pairs most often co
 PAIRS = 20
 CHALLENGE = "ek100_cls"  # the dataset whose challenge scores in another way
 PARTS = ("verb", "noun")  # what an action is made of
+KINDS = ("top1", "top5", "mean_class")  # accuracies of a head
 
 TABLES_NOTE = (
     "Matrix: a row is the truth, a column the model's first guess, a number counts clips; green is right, red is "
@@ -45,6 +52,13 @@ class ClassScores:
         summed = {part: tables.classes[part] for part in PARTS} if self._actions is not None else {}
         self._scored: dict[str, Sequence[str]] = {**classes, **summed}
 
+    @property
+    def metric_names(self) -> Collection[str]:
+        """Names that a metric of `score` may have."""
+        names = {f"{head}_{kind}" for kind in KINDS for head in self._scored}
+        challenge = self._tables.dataset == CHALLENGE and all(part in self._scored for part in PARTS)
+        return names | {f"challenge_{name}" for name in CHALLENGE_ACCURACIES} if challenge else names
+
     def score(self, parts: Iterable[Predictions]) -> Scores:
         """`<head>_top1`, `<head>_top5`, `<head>_mean_class` in percent over the clips that have the label.
 
@@ -63,7 +77,7 @@ class ClassScores:
             largest = 100.0 * int(counted.confusion.sum(1).max()) / counted.clips
             controls[f"largest_class_{head}_top1"] = Metric(largest, Unit.percent)
         tables = {head: _table(list(self._scored[head]), counted.confusion) for head, counted in seen.items()}
-        metrics = {f"{head}_{kind}": by_head[head][kind] for kind in ("top1", "top5", "mean_class") for head in seen}
+        metrics = {f"{head}_{kind}": by_head[head][kind] for kind in KINDS for head in seen}
         return Scores(
             metrics=metrics | self._challenge(parts),
             controls=controls,

@@ -5,7 +5,7 @@ Published scores of EPIC-KITCHENS-100 (97 verbs, 300 nouns, 3,806 actions) are t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -159,6 +159,11 @@ class ClassificationTask:
     def logged(self) -> Mapping[str, Unit]:
         """Top-1 accuracy of each head."""
         return {f"{head}_top1": Unit.percent for head in self.classes}
+
+    @property
+    def metric_names(self) -> Collection[str]:
+        """Those of `ClassScores`."""
+        return self._scores.metric_names
 
     def in_backbone(self, parameter: str) -> bool:
         """Everything below the heads."""

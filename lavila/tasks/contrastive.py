@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,11 @@ class ContrastiveTask(DualEncoderTask):
             "words": np.array(texts, np.str_),
         }
         return Predictions(rows=batch.rows, columns=columns)
+
+    @property
+    def metric_names(self) -> Collection[str]:
+        """Recall in each direction."""
+        return [f"{direction}_r{place}" for direction in DIRECTIONS for place in PLACES]
 
     def score(self, parts: Iterable[Predictions]) -> Scores:
         """Recall at 1, 5 and 10, `<direction>_r<k>` in percent, over the clips with words; all of them are held."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,12 @@ class MultipleChoiceTask(DualEncoderTask):
             known = {"questions": self.encoders.texts(self.tables.questions().texts).cpu().numpy()}
         self._questions: Floats = known["questions"]
         return known
+
+    @property
+    def metric_names(self) -> Collection[str]:
+        """Accuracies and numbers of questions of each kind, and how many questions were lost."""
+        kinds = self.tables.questions().kind_names.values()
+        return [*(f"{name}_{what}" for name in kinds for what in ("accuracy", "questions")), "questions_lost"]
 
     def score(self, parts: Iterable[Predictions]) -> Scores:
         """`<kind>_accuracy` in percent for each kind of question, by the kind's number in the published file.

@@ -7,7 +7,7 @@ Paper: Zhao et al. 2023, "Learning Video Representations from Large Language Mod
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lavila.losses import caption_perplexity, captioning_loss, token_accuracy
-from lavila.metrics.captioning import clean_caption, missing, scores_of_sets
+from lavila.metrics.captioning import clean_caption, known_scores, missing, scores_of_sets
 from lavila.metrics.epic_submissions import SupervisionLevels
 from lavila.metrics.units import Metric, Metrics, Unit
 from lavila.models.captioner import Captioner
@@ -243,6 +243,12 @@ class NarrationTask:
             columns["said_nll"] = np.array([one.nll[place] for one, place in likeliest], np.float64)
         return Predictions(rows=batch.rows, columns=columns)
 
+    @property
+    def metric_names(self) -> Collection[str]:
+        """Likelihoods, and scores of written texts where the narrator writes and the machine has what they need."""
+        written = () if self._options.writes is None else ("free_perplexity", *map(str.lower, known_scores()))
+        return ("token_accuracy", "perplexity", "token_perplexity", *written)
+
     def score(self, parts: Iterable[Predictions]) -> Scores:
         """Likelihoods over all clips with words; scores of the written texts over those that people wrote about.
 
@@ -329,13 +335,9 @@ def _references(batch: VideoBatch) -> list[str]:
     found = []
     for texts, sources in zip(batch.narrations, batch.sources, strict=True):
         said = zip(texts, sources, strict=True)
-        written = [_one_line(text) for text, source in said if source == HUMAN and clean_caption(text)]
+        written = [" ".join(text.split()) for text, source in said if source == HUMAN and clean_caption(text)]
         found.append(BETWEEN_REFERENCES.join(written))
     return found
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _numbers(values: Tensor) -> npt.NDArray[np.float64]:

@@ -6,7 +6,7 @@ nDCG, of both directions and their mean, which is the published figure.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from lavila.tasks.tables import Tables
 from lavila.tasks.training_steps import MaxMarginStep
 
 DIRECTIONS = {"video_to_text": "clips that search sentences", "text_to_video": "sentences that search clips"}
+SCORES, LEFT_OUT = ("map", "ndcg"), ("clips", "sentences")
 SHOWN_SENTENCES, SHOWN_CLIPS, SHOWN_RESULTS = 6, 3, 5
 SURENESS = 0.01  # weight of a similarity beside a relevancy, so that of equally wrong answers the surest comes first
 
@@ -73,6 +74,12 @@ class RetrievalTask(DualEncoderTask):
         self._sentences: Floats = known["sentences"]
         return known
 
+    @property
+    def metric_names(self) -> Collection[str]:
+        """Both scores with their directions, and what was left out."""
+        scored = [name for score in SCORES for name in (score, *(f"{score}_{direction}" for direction in DIRECTIONS))]
+        return (*scored, *(f"{what}_without_match" for what in LEFT_OUT))
+
     def score(self, parts: Iterable[Predictions]) -> Scores:
         """`map` and `ndcg`, means of both directions, and `map_<direction>`, `ndcg_<direction>`, all in percent.
 
@@ -82,9 +89,11 @@ class RetrievalTask(DualEncoderTask):
         relevancy = self.tables.relevancy(rows)
         average_precision, gain = both_scores(similarity, relevancy)
         knows_nothing = np.random.default_rng(0).random(similarity.shape, np.float32)
-        chances = dict(zip(("map", "ndcg"), both_scores(knows_nothing, relevancy), strict=True))
+        chances = dict(zip(SCORES, both_scores(knows_nothing, relevancy), strict=True))
         metrics = _metrics("map", average_precision) | _metrics("ndcg", gain)
-        left_out = {"clips": average_precision.videos_left_out, "sentences": average_precision.texts_left_out}
+        left_out = dict(
+            zip(LEFT_OUT, (average_precision.videos_left_out, average_precision.texts_left_out), strict=True)
+        )
         return Scores(
             metrics=metrics
             | {f"{name}_without_match": Metric(count, Unit.count) for name, count in left_out.items() if count},

@@ -7,7 +7,7 @@ says otherwise; no temperature comes in.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from lavila.tasks.dual_encoders import DualEncoderKind, DualEncoderTask
 from lavila.tasks.tables import Tables
 from lavila.tasks.training_steps import LABELS, ContrastiveStep
 
+MULTI_LABEL = ("map", "classes_without_clip")  # metrics where a clip has several labels
 SHOWN_VIDEOS, SHOWN_LABELS, SHOWN_CLASSES = 6, 5, 20
 
 Floats = npt.NDArray[np.float32]
@@ -99,6 +100,12 @@ class ZeroShotTask(DualEncoderTask):
             columns[f"target.{kind}"] = self._targets(batch, kind)
         return Predictions(rows=batch.rows, columns=columns)
 
+    @property
+    def metric_names(self) -> Collection[str]:
+        """Those of `ClassScores`; with several labels a clip, of their mean average precision."""
+        kinds = kinds_of(self.options, self.tables)
+        return MULTI_LABEL if LABELS in kinds else self._scores_of(kinds).metric_names
+
     def score(self, parts: Iterable[Predictions]) -> Scores:
         """As `ClassScores` has it; with several labels a clip `map`, the mean average precision in percent."""
         return self._multi_label(parts) if LABELS in self._classes else self._single.score(parts)
@@ -128,8 +135,10 @@ class ZeroShotTask(DualEncoderTask):
 
     @property
     def _single(self) -> ClassScores:
-        classes = {kind: self.tables.classes[kind] for kind in self._classes}
-        return ClassScores(classes, self.tables)
+        return self._scores_of(self._classes)
+
+    def _scores_of(self, kinds: Iterable[str]) -> ClassScores:
+        return ClassScores({kind: self.tables.classes[kind] for kind in kinds}, self.tables)
 
     def _class_features(self, texts: Sequence[Sequence[str]]) -> Floats:
         """[K,D] of unit length. texts: any number for each class. TaskError for a class without one."""

@@ -13,6 +13,7 @@ from lavila.config.load import load_config
 from lavila.config.schema import ConfigError, RunConfig
 from lavila.engine import checkpoint, evaluations
 from lavila.engine.checkpoint import best_of
+from lavila.engine.dry_run import check_training
 from lavila.engine.evaluations import NamedEvaluation
 from lavila.engine.run_folder import subject_of
 from lavila.engine.trainer import TrainingError, train
@@ -46,7 +47,7 @@ def scores(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[float]]:
     waiting: dict[str, list[float]] = {}
 
     def run(self: NamedEvaluation, *_: Any, **__: Any) -> Scores:
-        return Scores(metrics={"top1": Metric(waiting[self.name].pop(0), Unit.percent)})
+        return Scores(metrics={"verb_top1": Metric(waiting[self.name].pop(0), Unit.percent)})
 
     monkeypatch.setattr(NamedEvaluation, "run", run)
     return waiting
@@ -81,14 +82,14 @@ def test_the_best_checkpoint_stays_beside_the_newest(
 ) -> None:
     path = config_file(tmp_path, vp9_shards, keep_checkpoints=1, evals=EVERY)
     scores |= {"often": [10.0, 30.0, 20.0, float("nan"), 30.0, 31.0, 0.0], "seldom": [99.0] * 9}
-    train(load_config(path, ["keep_best=often/top1", "optim.epochs=3"]))
+    train(load_config(path, ["keep_best=often/verb_top1", "optim.epochs=3"]))
     assert names_in(tmp_path / "run") == steps(6, 9)
     best = best_of(tmp_path / "run" / "checkpoints")
-    assert best is not None and (best.checkpoint, best.metric, best.value) == (*steps(6), "often/top1", 30.0)
+    assert best is not None and (best.checkpoint, best.metric, best.value) == (*steps(6), "often/verb_top1", 30.0)
     # A resume goes on with it; of equals the first is kept.
-    train(load_config(path, ["keep_best=often/top1", "optim.epochs=5"]))
+    train(load_config(path, ["keep_best=often/verb_top1", "optim.epochs=5"]))
     assert names_in(tmp_path / "run") == steps(6, 15)
-    train(load_config(path, ["keep_best=often/top1", "optim.epochs=7"]))
+    train(load_config(path, ["keep_best=often/verb_top1", "optim.epochs=7"]))
     assert names_in(tmp_path / "run") == steps(18, 21)
     assert json.loads((tmp_path / "run/checkpoints/best.json").read_text())["value"] == 31.0
     assert subject_of(tmp_path / "run", "best").model.endswith(checkpoint.step_name(18))
@@ -98,17 +99,19 @@ def test_the_best_checkpoint_stays_beside_the_newest(
 def test_another_metric_begins_anew(vp9_shards: ShardSet, tmp_path: Path, scores: dict[str, list[float]]) -> None:
     path = config_file(tmp_path, vp9_shards, keep_checkpoints=1, evals={"a": {}, "b": {}})
     scores |= {"a": [50.0, 60.0], "b": [7.0, 6.0]}
-    train(load_config(path, ["keep_best=a/top1", "optim.epochs=1"]))
-    train(load_config(path, ["keep_best=b/top1", "optim.epochs=2"]))
+    train(load_config(path, ["keep_best=a/verb_top1", "optim.epochs=1"]))
+    train(load_config(path, ["keep_best=b/verb_top1", "optim.epochs=2"]))
     best = best_of(tmp_path / "run" / "checkpoints")
-    assert best is not None and (best.metric, best.value) == ("b/top1", 6.0)
+    assert best is not None and (best.metric, best.value) == ("b/verb_top1", 6.0)
     assert names_in(tmp_path / "run") == steps(6)
 
 
 def test_a_resume_makes_up_for_what_a_kill_prevented(
     vp9_shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scores: dict[str, list[float]]
 ) -> None:
-    config = load_config(config_file(tmp_path, vp9_shards, evals=EVERY, keep_best="seldom/top1"), ["optim.epochs=2"])
+    config = load_config(
+        config_file(tmp_path, vp9_shards, evals=EVERY, keep_best="seldom/verb_top1"), ["optim.epochs=2"]
+    )
     scores |= {"often": [1.0, 2.0, 3.0], "seldom": []}
     with pytest.raises(IndexError):  # in place of a kill, between two evaluations after the last epoch
         train(config)
@@ -125,9 +128,20 @@ def test_a_resume_makes_up_for_what_a_kill_prevented(
 def test_a_metric_that_is_none_is_named_with_those_that_are(
     vp9_shards: ShardSet, tmp_path: Path, scores: dict[str, list[float]]
 ) -> None:
-    path = config_file(tmp_path, vp9_shards, evals=EVERY, keep_best="often/mAP")
+    """Before the first step, and in a dry run."""
+    path = config_file(tmp_path, vp9_shards, evals=EVERY, keep_best="often/verb_top")
+    for command in (train, check_training):
+        with pytest.raises(ConfigError, match=r"keep_best=often/verb_top: .* often/verb_top5\? .*often/verb_top1"):
+            command(load_config(path))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_metric_that_these_clips_do_not_give_is_named_too(
+    vp9_shards: ShardSet, tmp_path: Path, scores: dict[str, list[float]]
+) -> None:
+    path = config_file(tmp_path, vp9_shards, evals=EVERY, keep_best="often/verb_top5")
     scores |= {"often": [1.0]}
-    with pytest.raises(TrainingError, match=r"keep_best=often/mAP: .* often/top1"):
+    with pytest.raises(TrainingError, match=r"keep_best=often/verb_top5: .* often/verb_top1"):
         train(load_config(path))
     assert names_in(tmp_path / "run") == steps(3)  # nothing is lost
 

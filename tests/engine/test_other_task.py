@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,10 @@ class Speaker:
     @property
     def logged(self) -> Mapping[str, Unit]:
         return {"agreement": Unit.fraction}
+
+    @property
+    def metric_names(self) -> Collection[str]:
+        return ["cider"]
 
     def in_backbone(self, parameter: str) -> bool:
         return parameter.startswith("visual.")

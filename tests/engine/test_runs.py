@@ -315,6 +315,20 @@ def test_predictions_of_other_clips_are_not_scored(
     assert code == 2 and "config.yaml" in err
 
 
+def test_what_decided_predictions_cannot_be_changed_when_they_are_scored(
+    config: RunConfig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(config)
+    evaluate(config)
+    folder = str(Path(config.run_dir) / "predictions")
+    for override in ("views.fusion=max_similarity", "views.clips=3", "task.similarity=dot", "data.frames=2"):
+        code, _, err = run_here("evaluate.py", ["--from", folder, override], capsys)
+        assert code == 2 and override in err and folder in err and "data.val" in err, err
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--from", folder, "views.batch_size=2", "name=again"])
+    evaluate_command.main()
+    assert json.loads((Path(config.run_dir) / "report.json").read_text())["name"] == "again"
+
+
 def test_predictions_need_not_be_kept(config: RunConfig) -> None:
     train(config)
     evaluate(replace(config, keep_predictions=False))
