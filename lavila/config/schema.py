@@ -64,6 +64,7 @@ TextKind = Literal["auto", "clip", "distilbert"]
 Projection = Literal["matrices", "frozen_in_time"]
 CaptionAverage = Literal["positions", "tokens"]
 Similarity = Literal["cosine", "dot"]
+SameWords = Literal["negatives", "positives"]
 Optimizer = Literal["adamw", "sgd"]
 Schedule = Literal["cosine", "constant"]
 MultiplierScope = Literal["all", "backbone"]
@@ -197,6 +198,7 @@ class TaskConfig:
     learn_temperature: bool = False  # learned, up to a factor of 100 on similarities; false: frozen
     pseudo_temperature: Positive = 0.07  # the same for clips whose words no person wrote
     learn_pseudo_temperature: bool = False  # likewise
+    same_words: SameWords = "negatives"  # contrastive: other clips' words that equal a clip's own; positives: right too
     margin: NotNegative = 0.2  # max-margin: by which a pair should be more similar than others
     keep_diagonal: bool = False  # max-margin: a pair counts among those that it is compared with
     scale_margin: bool = False  # max-margin: the margin is times the relevancy of a pair's sentence

@@ -34,6 +34,7 @@ def task_options(config: RunConfig) -> TaskOptions:
             pseudo_start=task.pseudo_temperature,
             pseudo_learned=task.learn_pseudo_temperature,
         ),
+        same_words=task.same_words,
         margin=MarginOptions(
             margin=task.margin,
             keep_diagonal=task.keep_diagonal,

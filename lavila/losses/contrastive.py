@@ -1,7 +1,8 @@
 """Contrastive losses of dual encoders, over the clips of all ranks.
 
 Sources: the symmetric loss of CLIP (Radford et al., 2021); temperatures for human and machine narrations of LaViLa
-(Zhao et al., CVPR 2023). A rank computes only the similarities of its own clips, [b,B] twice, so its memory does not
+(Zhao et al., CVPR 2023); several right answers to a question as in MIL-NCE (Miech et al., CVPR 2020) and EgoNCE (Lin et
+al., NeurIPS 2022). A rank computes only the similarities of its own clips, [b,B] twice, so its memory does not
 grow with the square of the whole batch. The gradient is that of the whole batch, as in all published recipes. Every
 rank must call these functions, also one whose clips were all left out.
 """
@@ -12,22 +13,32 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from lavila.losses.ranks import Pairs, gather_pairs, shared, sum_over_ranks
+from lavila.losses.ranks import Pairs, gather_numbers, gather_pairs, shared, sum_over_ranks
 
 
-def contrastive_loss(image: Tensor, text: Tensor, *, logit_scale: Tensor | float) -> Tensor:
+def contrastive_loss(
+    image: Tensor, text: Tensor, *, logit_scale: Tensor | float, words: Tensor | None = None
+) -> Tensor:
     """Mean cross-entropy of finding each clip's text among all texts, and each text's clip, a scalar.
 
     image, text: [B,D] features of this rank's clips, row i of both belonging together; of unit length, otherwise their
-    lengths count. logit_scale: 1 / temperature, a scalar. Computed in float32 at least, whatever autocast says. Every
-    rank gets the same loss; 0 without any clip. ValueError for other shapes.
+    lengths count. logit_scale: 1 / temperature, a scalar. words: [B] int64, a number for each text, equal for equal
+    texts; any text with a clip's number is then a right answer for it, and the loss is minus the log of their summed
+    probability. None: only row i is right for row i. Computed in float32 at least, whatever autocast says. Every rank
+    gets the same loss; 0 without any clip. ValueError for other shapes.
     """
     with _full_precision(image):
-        return _symmetric(gather_pairs(image, text), scale=shared(logit_scale))
+        return _symmetric(gather_pairs(image, text), scale=shared(logit_scale), words=words)
 
 
 def pseudo_label_contrastive_loss(
-    image: Tensor, text: Tensor, *, logit_scale: Tensor | float, pseudo_logit_scale: Tensor | float, human: Tensor
+    image: Tensor,
+    text: Tensor,
+    *,
+    logit_scale: Tensor | float,
+    pseudo_logit_scale: Tensor | float,
+    human: Tensor,
+    words: Tensor | None = None,
 ) -> Tensor:
     """`contrastive_loss` with a temperature for human narrations and one for those that a machine wrote.
 
@@ -35,7 +46,8 @@ def pseudo_label_contrastive_loss(
     logit_scale, that of two machine clips by pseudo_logit_scale, that of one of each by the root of their product.
     """
     with _full_precision(image):
-        return _symmetric(gather_pairs(*_scaled(image, text, human, shared(logit_scale), shared(pseudo_logit_scale))))
+        scaled = _scaled(image, text, human, shared(logit_scale), shared(pseudo_logit_scale))
+        return _symmetric(gather_pairs(*scaled), words=words)
 
 
 @torch.no_grad()
@@ -91,8 +103,19 @@ def _logits(pairs: Pairs, scale: Tensor | float = 1.0) -> dict[str, Tensor]:
     }
 
 
-def _symmetric(pairs: Pairs, *, scale: Tensor | float = 1.0) -> Tensor:
-    losses = [cross_entropy(logits, pairs.places_b, reduction="sum") for logits in _logits(pairs, scale).values()]
+def _symmetric(pairs: Pairs, *, scale: Tensor | float = 1.0, words: Tensor | None = None) -> Tensor:
+    found = _logits(pairs, scale).values()
+    if words is None:
+        losses = [cross_entropy(logits, pairs.places_b, reduction="sum") for logits in found]
+    else:
+        if words.shape != pairs.places_b.shape or words.dtype != torch.int64:
+            raise ValueError(
+                f"words is {words.dtype} of shape {tuple(words.shape)}: expected int64 of [{len(pairs.places_b)}]"
+            )
+        wrong_bB = words[:, None] != gather_numbers(words)
+        losses = [
+            (logits.logsumexp(1) - logits.masked_fill(wrong_bB, -torch.inf).logsumexp(1)).sum() for logits in found
+        ]
     return sum_over_ranks(torch.stack(losses).sum()) / (2 * max(pairs.total, 1))
 
 

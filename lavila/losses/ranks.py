@@ -67,6 +67,15 @@ def gather_pairs(image: Tensor, text: Tensor) -> Pairs:
     )
 
 
+@torch.no_grad()
+def gather_numbers(own: Tensor) -> Tensor:
+    """Whole numbers of all ranks' clips, [b] -> [B], in the order of `gather_pairs`."""
+    if not _several():
+        return own
+    counts, _ = _counts(own)
+    return _GatherRows.apply(own, counts) if sum(counts) else own
+
+
 def sum_over_ranks(part: Tensor) -> Tensor:
     """The sum of all ranks' tensors, the same on each. The gradient is the sum of all ranks' gradients."""
     return _SumOverRanks.apply(part) if _several() else part

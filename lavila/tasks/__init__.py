@@ -35,6 +35,9 @@ CaptionAverage = Literal["positions", "tokens"]
 Similarity = Literal["cosine", "dot"]
 """Of clips and texts: of their features at unit length, or as long as the model makes them."""
 
+SameWords = Literal["negatives", "positives"]
+"""What the words of another clip are where they are equal to a clip's own: wrong (CLIP, LaViLa), or right as well."""
+
 TextFeatures = dict[str, npt.NDArray[Any]]
 """What a model says of the texts that clips are compared with, by name; see `Task.know_texts`."""
 
@@ -112,6 +115,7 @@ class TaskOptions:
     embed_dim: int = 256  # channels of the space that a fresh dual encoder projects to
     projection: Projection = "matrices"  # into that space, with a DistilBERT
     temperature: Temperature = field(default_factory=Temperature)
+    same_words: SameWords = "negatives"  # contrastive: what words are to a clip whose own words are equal to them
     margin: MarginOptions = field(default_factory=MarginOptions)
     narration: NarrationOptions = field(default_factory=NarrationOptions)
     templates: tuple[str, ...] = ("{}",)  # into which each text of a class is put

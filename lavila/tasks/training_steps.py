@@ -5,7 +5,8 @@ The losses go over the clips of all ranks (`lavila.losses`), so every rank takes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 
 import numpy as np
 import torch
@@ -27,11 +28,13 @@ class ContrastiveStep:
 
     A clip is paired with the narration that the plan chose. Where it has none and the dataset describes its classes, a
     class of it is chosen the same way (Charades-Ego's own annotations). A clip without either is left out. Words that
-    no person wrote have a temperature of their own, as in LaViLa (Zhao et al., CVPR 2023).
+    no person wrote have a temperature of their own, as in LaViLa (Zhao et al., CVPR 2023). With
+    `task.same_words=positives`, words that are equal to a clip's own are right for it, whichever clip they came with.
     """
 
     def __init__(self, options: TaskOptions, tables: Tables) -> None:
         self._temperature = options.temperature
+        self._same_words_fit = options.same_words == "positives"
         self._class_texts = tables.class_texts.get(LABELS, ())
 
     @property
@@ -44,13 +47,15 @@ class ContrastiveStep:
         texts, human = words_of(batch, self._class_texts)
         kept = [place for place, text in enumerate(texts) if text]
         video = batch.video[:, 0] if len(kept) == len(texts) else batch.video[kept, 0]
-        found = encoders.pairs(video, [texts[place] for place in kept])
+        kept_texts = [texts[place] for place in kept]
+        found = encoders.pairs(video, kept_texts)
         pair = found["video_embed"], found["text_embed"]
         loss = pseudo_label_contrastive_loss(
             *pair,
             logit_scale=found["temperature_scale"],
             pseudo_logit_scale=found.get("pseudo_temperature_scale", 1 / self._temperature.pseudo_start),
             human=torch.from_numpy(human[kept]).to(batch.video.device),
+            words=numbers_of(kept_texts).to(batch.video.device) if self._same_words_fit else None,
         )
         return loss, {"loss": loss.detach(), **_accuracies(*pair)}
 
@@ -108,6 +113,12 @@ def words_of(batch: VideoBatch, class_texts: object = ()) -> tuple[list[str], np
             chosen = classes[int(batch.draws[place] * len(classes))]
             texts[place], human[place] = class_texts[chosen][0], True  # type: ignore[index]
     return texts, human
+
+
+def numbers_of(texts: Sequence[str]) -> Tensor:
+    """int64 [B]: the same number for the same text, on any rank; another one for another text, but for 1 in 2**64."""
+    found = [int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), signed=True) for text in texts]
+    return torch.tensor(found, dtype=torch.int64)
 
 
 def _accuracies(video: Tensor, text: Tensor) -> dict[str, Tensor]:

@@ -71,14 +71,16 @@ def test_three_temperatures_equal_the_reference(name: str) -> None:
         assert_close(accuracy[f"image_to_text{ours}"], float(figures[key]))
 
 
-def in_a_loop(image: Tensor, text: Tensor, scale_of: list[float]) -> float:
+def in_a_loop(image: Tensor, text: Tensor, scale_of: list[float], words: list[int] | None = None) -> float:
     """Each clip and each text by itself, in float64; the scale of a pair is the root of both sides' product."""
+    words = words or list(range(len(image)))
     image, text = image.double(), text.double()
     total, count = 0.0, len(image)
     for i in range(count):
         for anchor, others in ((image[i], text), (text[i], image)):
             logits = [math.sqrt(scale_of[i] * scale_of[j]) * float(anchor @ others[j]) for j in range(count)]
-            total += math.log(sum(math.exp(logit) for logit in logits)) - logits[i]
+            right = [math.exp(logit) for logit, word in zip(logits, words, strict=True) if word == words[i]]
+            total += math.log(sum(math.exp(logit) for logit in logits)) - math.log(sum(right))
     return total / (2 * count)
 
 
@@ -97,6 +99,28 @@ def test_it_equals_a_loop_and_does_not_mind_the_order(seed: int, human: list[boo
     assert float(shuffled) == pytest.approx(float(loss), rel=1e-4, abs=1e-5)
     swapped = pseudo_label_contrastive_loss(text, image, logit_scale=14.3, pseudo_logit_scale=pseudo, human=flags)
     assert float(swapped) == pytest.approx(float(loss), rel=1e-4, abs=1e-5)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    seed=st.integers(0, 2**31), words=st.lists(st.integers(-(2**63), 2**63 - 1) | st.just(3), min_size=1, max_size=7)
+)
+def test_equal_words_are_right_for_each_other(seed: int, words: list[int]) -> None:
+    random = torch.Generator().manual_seed(seed)
+    image, text = (torch.nn.functional.normalize(torch.randn(len(words), 4, generator=random)) for _ in range(2))
+    loss = contrastive_loss(image, text, logit_scale=14.3, words=torch.tensor(words))
+    assert float(loss) == pytest.approx(in_a_loop(image, text, [14.3] * len(words), words), abs=1e-4)
+    different = contrastive_loss(image, text, logit_scale=14.3, words=torch.arange(len(words)))
+    assert_close(different, contrastive_loss(image, text, logit_scale=14.3))
+
+
+def test_a_batch_of_one_sentence_has_no_loss_and_no_gradient() -> None:
+    image = torch.randn(3, 4, requires_grad=True)
+    loss = contrastive_loss(image, torch.randn(3, 4), logit_scale=10.0, words=torch.zeros(3, dtype=torch.int64))
+    loss.backward()
+    assert float(loss) == 0 and image.grad is not None and float(image.grad.abs().max()) < 1e-6
+    with pytest.raises(ValueError, match=r"words is torch.float32 .*\[3\]"):
+        contrastive_loss(image, torch.randn(3, 4), logit_scale=10.0, words=torch.zeros(3))
 
 
 def test_one_temperature_for_both_kinds_is_the_plain_loss() -> None:

@@ -84,10 +84,13 @@ def test_a_rank_whose_features_are_constants_takes_part(ranks: list[dict[str, An
     assert_close(ranks[0]["constants"], 2 * image.grad)
 
 
-def test_parameters_under_ddp_get_the_gradient_of_the_whole_batch(ranks: list[dict[str, Any]]) -> None:
-    whole = two_ranks.parameters_under_ddp(0)
+@pytest.mark.parametrize("equal_words", [False, True])
+def test_parameters_under_ddp_get_the_gradient_of_the_whole_batch(
+    ranks: list[dict[str, Any]], equal_words: bool
+) -> None:
+    whole = two_ranks.parameters_under_ddp(0, equal_words=equal_words)
     for rank in ranks:
-        for found, wanted in zip(rank["ddp"], whole, strict=True):
+        for found, wanted in zip(rank["ddp"][equal_words], whole, strict=True):
             assert wanted.abs().sum() > 0
             assert_close(found, wanted)
 

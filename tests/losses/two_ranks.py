@@ -92,8 +92,8 @@ def a_rank_without_features_of_a_model(rank: int) -> Tensor | None:
     return image.grad
 
 
-def parameters_under_ddp(rank: int) -> list[Tensor]:
-    """Gradients of a small dual encoder whose clips are spread 4 to 8."""
+def parameters_under_ddp(rank: int, *, equal_words: bool) -> list[Tensor]:
+    """Gradients of a small dual encoder whose clips are spread 4 to 8; equal_words: some clips have the same words."""
     torch.manual_seed(0)
     towers = nn.ModuleDict({"image": nn.Linear(16, 8), "text": nn.Linear(16, 8)})
     towers.register_parameter("scale", nn.Parameter(torch.tensor(2.0)))
@@ -109,7 +109,8 @@ def parameters_under_ddp(rank: int) -> list[Tensor]:
     rows = share_of_batch(rank, (4, 8)) if dist.is_initialized() else slice(None)
     model = DistributedDataParallel(Dual()) if dist.is_initialized() else Dual()
     image, text, scale = model(TENSORS["in.dist.image"][rows], TENSORS["in.dist.text"][rows])
-    contrastive_loss(image, text, logit_scale=scale).backward()
+    words = torch.tensor([0, 1, 0, 2, 3, 1, 4, 5, 0, 6, 6, 7])[rows]  # some are equal across ranks
+    contrastive_loss(image, text, logit_scale=scale, words=words if equal_words else None).backward()
     return [parameter.grad for parameter in model.parameters()]  # type: ignore[misc]
 
 
@@ -134,7 +135,7 @@ def main(rank: int, folder: Path) -> None:
     for share in ("halves", "none and 12", "nothing"):
         found[f"accuracies: {share}"] = accuracies(rank, SHARES[share])
     found["constants"] = a_rank_without_features_of_a_model(rank)
-    found["ddp"] = parameters_under_ddp(rank)
+    found["ddp"] = {equal: parameters_under_ddp(rank, equal_words=equal) for equal in (False, True)}
     found["largest"] = largest_result(rank)
     torch.save(found, folder / f"rank-{rank}.pt")
     dist.destroy_process_group()

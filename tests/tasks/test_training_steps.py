@@ -58,6 +58,17 @@ def test_words_of_machines_have_a_temperature_of_their_own() -> None:
     assert float(plain.detach()) != pytest.approx(float(loss.detach()), rel=1e-3)
 
 
+def test_equal_words_of_other_clips_may_be_right_as_well() -> None:
+    batch = word_batch([["take dish"], ["put mug"], ["take dish"], ["hold both"]])
+    loss, _, encoders = step(tiny_options(same_words="positives"), batch)
+    found = encoders.pairs(batch.video[:, 0], batch.captions())
+    pair, words = (found["video_embed"], found["text_embed"]), torch.tensor([0, 1, 0, 2])
+    wanted = contrastive_loss(*pair, logit_scale=1 / 0.07, words=words)
+    assert float(loss.detach()) == pytest.approx(float(wanted.detach()), rel=1e-6)
+    plain, _, _ = step(tiny_options(), batch)
+    assert float(plain.detach()) > float(loss.detach()) + 0.1
+
+
 def test_a_clip_without_words_takes_no_part() -> None:
     whole = word_batch(WORDS)
     batch = word_batch([*WORDS, []])
