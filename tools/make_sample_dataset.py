@@ -1,7 +1,7 @@
 """Makes a small video dataset out of any footage, in the published form of EPIC-KITCHENS-100 or of another dataset.
 
 A camera moves over the footage: it pans, tilts, zooms, rolls or holds still. One annotated move
-follows another, with short unannotated glides between them. The verb of a clip is the move, the
+follows another, with short unannotated glides or cuts between them. The verb of a clip is the move, the
 noun is the scene that it looks at. No single frame shows the verb. Training and validation videos
 show different moments of the footage. The same arguments give the same bytes.
 
@@ -17,12 +17,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 
 from lavila.errors import UserError
 from lavila.files import user_path
-from lavila.sample.camera import SampleError, Video, read_source
+from lavila.sample.camera import Between, SampleError, Video, read_source
 from lavila.sample.files import Sample
 from lavila.sample.forms import FORMS, commands, with_needed
 from lavila.sample.make import CHUNK_SECONDS, already_there, describe, make, plan_videos
@@ -61,6 +62,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     rates = "frames a second of ek100's videos (default: 50 and 59.94 in turn, as published)"
     add("--fps", type=_rate, default=0, metavar="N", help=rates)
+    between = "how the camera gets to its next move (default %(default)s)"
+    add("--between", choices=typing.get_args(Between), default="glide", help=between)
     forms = f"any of {', '.join(FORMS)} (default ek100)"
     add("--form", nargs="+", choices=list(FORMS), default=["ek100"], metavar="FORM", help=forms)
     chunks = "length of the files in ego4d's chunk folders, s (default %(default)s, as published)"
@@ -101,7 +104,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise SampleError(f"--footage: scene {twice[0]!r} is named twice; rename it in a .scenes.json")
         clips = {"train": asked.train_clips, "val": asked.val_clips}
         videos = plan_videos(
-            sources, clips=clips, videos=asked.videos, height=asked.height, seed=asked.seed, fps=asked.fps
+            sources,
+            clips=clips,
+            videos=asked.videos,
+            height=asked.height,
+            seed=asked.seed,
+            fps=asked.fps,
+            between=asked.between,
         )
         described, forms = describe(sources, asked), with_needed(asked.form)
         there = already_there(out, described)

@@ -37,7 +37,7 @@ def steps(demo: Sequence[str]) -> list[Step]:
     return [
         *(step for step in quickstart.steps() if step.output),
         Step("pretrain", None, ["train.py", "--config", "learn_dual", "seed=0", f"run_dir={trained}"]),
-        Step("footage", SOURCE, [*sample, "--height", "240", "--fps", "25"]),
+        Step("footage", SOURCE, [*sample, "--height", "240", "--fps", "25", "--between", "cut"]),
         Step("demo", None, command),
     ]
 

@@ -4,8 +4,8 @@
 
 The sentences are those of the sample dataset: a camera's move and a scene, 36 of them, with the seconds at which each
 is to be seen in videos of moments that the encoder has not seen. A hit is right if its middle lies in such a stretch.
-Sentences with fewer than five stretches are left out. Between two moves the camera glides from one to the next, and a
-window there is of neither.
+Sentences with fewer than five stretches are left out. Between two moves there is a cut, as in edited videos, and a
+window over it shows parts of both.
 """
 
 from __future__ import annotations

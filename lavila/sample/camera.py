@@ -18,6 +18,7 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal
 
 import av
 import numpy as np
@@ -44,6 +45,9 @@ DIRECTIONS: dict[str, tuple[float, float, float, float]] = {
     "hold": (0, 0, 0, 0),
 }
 VERBS = tuple(DIRECTIONS)  # the place is the verb class
+
+Between = Literal["glide", "cut"]
+"""How a camera gets from one move to the next: without a break, or, as in edited videos, in the middle of the gap."""
 
 Pose = npt.NDArray[np.float64]  # [4]: x, y in picture heights; log zoom-out; roll in radians, clockwise
 Box = tuple[float, float, float, float]  # left, top, right, bottom as fractions of the picture
@@ -104,14 +108,16 @@ def draw_pose(rng: np.random.Generator, *, verb: int, box: Box, aspect: float) -
     return stand + np.where(direction == 0, offset, 0.0), direction * reach
 
 
-def pose_at(moves: list[Move], second: float) -> Pose:
-    """The pose of the camera. Between two moves it glides from the end of one to the start of the next."""
+def pose_at(moves: list[Move], second: float, *, between: Between = "glide") -> Pose:
+    """The pose of the camera. Between two moves it glides from the end of one to the start of the next, or cuts."""
     after = next((i for i, move in enumerate(moves) if move.stop / 100 >= second), len(moves) - 1)
     move = moves[after]
     if after == 0 or second >= move.start / 100:
         return move.pose(second)
     left, arrives = moves[after - 1].stop / 100, move.start / 100
     t = (second - left) / (arrives - left)
+    if between == "cut":
+        return moves[after - 1].pose(left) if t < 0.5 else move.pose(arrives)
     ease = t * t * (3 - 2 * t)
     return moves[after - 1].pose(left) * (1 - ease) + move.pose(arrives) * ease
 
@@ -223,6 +229,11 @@ class Video:
     stop: int
     phase: int  # how far into the playing it begins, in frames of the footage
     moves: list[Move]
+    between: Between = "glide"
+
+    def pose(self, second: float) -> Pose:
+        """Where the camera is at a time of the video."""
+        return pose_at(self.moves, second, between=self.between)
 
     @property
     def frames(self) -> int:

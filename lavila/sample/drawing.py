@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from lavila.libav import ANY_TAGS
-from lavila.sample.camera import WINDOW, Pose, SampleError, picture_width, pose_at
+from lavila.sample.camera import WINDOW, Pose, SampleError, picture_width
 from lavila.sample.files import Rendering
 
 SMPTE170M = 6  # BT.601 with 525 lines: number of the matrix, the primaries and the transfer (ITU-T H.273)
@@ -160,7 +160,7 @@ def render(rendering: Rendering, out: Path, on_frames: Callable[[int], object]) 
         showing = [file for file in rendering.files if file.first <= number < file.stop]
         if not showing:
             continue
-        picture = footage.render(video.footage_frame(number), pose_at(video.moves, float(number / video.fps)))
+        picture = footage.render(video.footage_frame(number), video.pose(float(number / video.fps)))
         for file in showing:
             if number == file.first:
                 encoders[file.path] = Encoder(out / file.path, fps=video.fps, size=footage.size)

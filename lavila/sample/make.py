@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lavila.sample.camera import STRETCH, VERBS, SampleError, Source, Video, draw_moves
+from lavila.sample.camera import STRETCH, VERBS, Between, SampleError, Source, Video, draw_moves
 from lavila.sample.files import Sample, gather
 from lavila.sample.forms import FORMS, with_needed
 from lavila.sample.render import render_all
@@ -25,7 +25,14 @@ MANIFEST = "sample_dataset.json"
 
 
 def plan_videos(
-    sources: list[Source], *, clips: dict[str, int], videos: int, height: int, seed: int, fps: int = 0
+    sources: list[Source],
+    *,
+    clips: dict[str, int],
+    videos: int,
+    height: int,
+    seed: int,
+    fps: int = 0,
+    between: Between = "glide",
 ) -> list[Video]:
     """Every video with all its moves. Only the seed decides them.
 
@@ -66,6 +73,7 @@ def plan_videos(
                         stop=first + length,
                         phase=int(rng.integers(2 * length)),
                         moves=draw_moves(rng, shuffled[number::own_videos], source),
+                        between=between,
                     )
                 )
     return planned
@@ -87,6 +95,8 @@ def describe(sources: list[Source], asked: argparse.Namespace) -> dict[str, Any]
         described["form"] = forms
     if asked.fps:
         described["fps"] = asked.fps
+    if asked.between != "glide":
+        described["between"] = asked.between
     if "ego4d" in forms:
         described["chunk_seconds"] = asked.chunk_seconds
     return {"format": FORMAT, **described, "footage": footage}

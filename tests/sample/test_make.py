@@ -350,6 +350,26 @@ def test_the_rate_changes_the_frames_and_not_the_moves(source: camera.Source, tm
     assert described[1] == {**described[0], "fps": 20}
 
 
+def test_a_cut_changes_the_gaps_and_not_the_moves(source: camera.Source, tmp_path: Path) -> None:
+    clips = {"train": 20, "val": 9}
+    gliding, cutting = (
+        make.plan_videos([source], clips=clips, videos=3, height=64, seed=0, between=between)[0]
+        for between in ("glide", "cut")
+    )
+    for before, after in itertools.pairwise(cutting.moves):
+        gap = np.linspace(before.stop / 100, after.start / 100, 12)
+        places = [cutting.pose(float(second)).tolist() for second in gap]
+        assert places == [before.pose(gap[0]).tolist()] * 6 + [after.pose(gap[-1]).tolist()] * 6
+        middle = (after.start + after.stop) / 200
+        assert gliding.pose(middle).tolist() == cutting.pose(middle).tolist()
+        assert gliding.pose(float(gap[4])).tolist() not in (places[0], places[-1])
+    described = [
+        make.describe([source], tool.parse_arguments(arguments_for(tmp_path, *more)))
+        for more in ([], ["--between", "cut"])
+    ]
+    assert described[1] == {**described[0], "between": "cut"}
+
+
 def test_two_pieces_of_footage_share_the_work(tmp_path: Path, source: camera.Source) -> None:
     footage = tmp_path / "f.mp4"
     footage.symlink_to(FOOTAGE)
