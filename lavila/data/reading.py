@@ -8,8 +8,9 @@ from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from lavila.data.host.decode import DecodeError
+from lavila.data.streams.boxes import OtherForm, TableError
 from lavila.data.streams.headers import pictures_in
-from lavila.data.streams.mp4 import OtherForm, TableError, read_mp4
+from lavila.data.streams.mp4 import read_mp4
 from lavila.data.streams.reduction import reduced
 from lavila.plan.plans import Plan
 from lavila.records import ClipPlan, Frames

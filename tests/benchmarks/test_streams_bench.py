@@ -38,3 +38,4 @@ def test_the_committed_counts_reach_their_goals() -> None:
     rows = json.loads((ROOT / "benchmarks/results/streams.json").read_text())["rows"]
     goals = [row for row in rows if "must" in row]
     assert len(goals) == 6 and all(row["reached"] for row in goals)
+    assert [row["fast"] for row in rows if row["use"].endswith("3 s") or "chunks" in row["use"]] == [True] * 12

@@ -19,7 +19,8 @@ import numpy.typing as npt
 from av.video.reformatter import Interpolation
 
 from lavila.data.host.colour import Planes, rgb_picture
-from lavila.data.streams.mp4 import OtherForm, Packets, TableError, read_mp4, shown_order
+from lavila.data.streams.boxes import OtherForm, TableError
+from lavila.data.streams.mp4 import Packets, read_mp4, shown_order
 from lavila.data.streams.reduction import WHOLE, needed
 from lavila.errors import UserError
 from lavila.libav import reason, strictness

@@ -13,14 +13,17 @@ compiled.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
+from collections.abc import Sequence as Row
+from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from lavila.data.host.colour import compiled
-from lavila.data.streams.mp4 import Packets
+from lavila.data.streams.mp4 import Groups, Packets
 
 OBU_SEQUENCE_HEADER, OBU_FRAME_HEADER, OBU_FRAME, OBU_TILE_LIST = 1, 3, 6, 8
 KEY_FRAME, INTER_FRAME, INTRA_ONLY_FRAME, SWITCH_FRAME = 0, 1, 2, 3
@@ -39,39 +42,44 @@ class Av1Reader:
     The sequence header is the one in the packets. SVT-AV1 sets up the decoder in the mp4's header with another one.
     """
 
-    def begins(self, packet: bytes) -> bool:
+    def begins(self, packet: memoryview) -> bool:
         """Whether the packet has a sequence header, and after it a keyframe that is shown."""
-        obus = list(_obus(packet))
-        kinds = [kind for kind, _ in obus if kind in (OBU_SEQUENCE_HEADER, OBU_FRAME, OBU_FRAME_HEADER)]
-        if kinds[:1] != [OBU_SEQUENCE_HEADER] or len(kinds) < 2:
-            return False
-        first = next(start for kind, (start, _) in obus if kind in (OBU_FRAME, OBU_FRAME_HEADER))
-        return packet[first] >> 4 == 0b0001  # show_existing_frame (1 bit), frame_type (2; KEY_FRAME), show_frame
+        headed = False
+        for kind, (start, _) in _obus(packet):
+            headed |= kind == OBU_SEQUENCE_HEADER
+            if kind in (OBU_FRAME, OBU_FRAME_HEADER):
+                # show_existing_frame (1 bit), frame_type (2; KEY_FRAME), show_frame
+                return headed and packet[start] >> 4 == 0b0001
+        return False
 
-    def needed(self, packets: Packets, start: int, last: int, wanted: Collection[int]) -> list[int]:
-        """The places, ascending, that the `wanted` ones from `start` to `last` need, with these.
+    def needed(self, packets: Packets, groups: Groups) -> list[int]:
+        """The places, ascending, that a decoder needs for the wanted ones, with these."""
+        each = (self._needed_of_group(packets, start, wanted) for start, wanted in groups.items())
+        return list(chain.from_iterable(each))
 
-        Decoding may begin at `start`.
-        """
-        first = packets.packet(start)
-        headers = [first[slice(*span)] for kind, span in _obus(first) if kind == OBU_SEQUENCE_HEADER]
+    def _needed_of_group(self, packets: Packets, start: int, wanted: Row[int]) -> list[int]:
+        first, last = packets.view(start), wanted[-1]
+        headers = [bytes(first[slice(*span)]) for kind, span in _obus(first) if kind == OBU_SEQUENCE_HEADER]
         sequence = _sequence(headers[0]) if len(headers) == 1 else None
-        keep = np.zeros(last + 1 - start, np.bool_)
-        keep[[place - start for place in wanted if start <= place <= last]] = True
-        keep[0] = True
-        places = np.array([packets.starts[start : last + 1], packets.sizes[start : last + 1]], np.int64)
-        if sequence is None or not _keep_needed(np.frombuffer(packets.data, np.uint8), places, sequence, keep):
+        if sequence is None:
             return list(range(start, last + 1))
-        return (start + np.flatnonzero(keep)).tolist()
+        keep = np.zeros(last + 1 - start, np.bool_)
+        keep[np.array(wanted) - start] = True
+        keep[0] = True
+        starts, sizes = np.array(packets.starts[start : last + 1]), np.array(packets.sizes[start : last + 1])
+        if not _keep_needed(np.frombuffer(packets.data, np.uint8), starts, sizes, sequence, keep):
+            return list(range(start, last + 1))
+        needed: list[int] = (start + np.flatnonzero(keep)).tolist()
+        return needed
 
 
-def av1_pictures(packet: bytes) -> int:
+def av1_pictures(packet: memoryview) -> int:
     """The number of frames that a decoder decodes for a packet, the hidden ones with them."""
     starts = [start for kind, (start, _) in _obus(packet) if kind in (OBU_FRAME, OBU_FRAME_HEADER)]
     return sum(packet[start] >> 7 == 0 for start in starts)  # show_existing_frame 0
 
 
-def _obus(packet: bytes) -> Iterator[tuple[int, Span]]:
+def _obus(packet: memoryview) -> Iterator[tuple[int, Span]]:
     """Type and payload of each OBU; nothing more from the first one on that does not fit the packet."""
     at = 0
     while at < len(packet):
@@ -104,6 +112,7 @@ class _Bits:
         return self._value >> max(self._left, 0) & (1 << bits) - 1
 
 
+@lru_cache
 def _sequence(obu: bytes) -> Sequence | None:
     """The fields of sequence_header_obu(); None for what video encoders do not write."""
     bits = _Bits(obu)
@@ -133,18 +142,18 @@ def _sequence(obu: bytes) -> Sequence | None:
 
 
 @compiled
-def _keep_needed(data: Bytes, places: Any, sequence: Sequence, keep: Any) -> bool:
+def _keep_needed(data: Bytes, starts: Any, sizes: Any, sequence: Sequence, keep: Any) -> bool:
     """Add to `keep` the packets that hold the frames to which those in `keep` may refer.
 
-    `places`: [2, P] first byte and size of each packet; decoding may begin at the first. Returns False for a packet
-    that is not recognised, one with layers, and one whose last frame is not the only one that is shown.
+    `starts`, `sizes`: [P] first byte and bytes of each packet; decoding may begin at the first. Returns False for a
+    packet that is not recognised, one with layers, and one whose last frame is not the only one that is shown.
     """
-    count = places.shape[1]
+    count = starts.shape[0]
     needs = np.full((count, SLOTS), -1, np.int64)  # the packets before it that each packet needs, by slot
     holder = np.zeros(SLOTS, np.int64)  # the packet that holds the frame in each slot
     types = np.zeros(SLOTS, np.int64)  # its frame_type
     for place in range(count):
-        at, stop, shown = places[0, place], places[0, place] + places[1, place], False
+        at, stop, shown = starts[place], starts[place] + sizes[place], False
         while at < stop:
             kind, size = (data[at] >> 3) & 15, stop - at - 1
             if data[at] & 0b10000100:  # obu_forbidden_bit, obu_extension_flag

@@ -9,30 +9,28 @@ What a reader does not recognise counts as needed. So a stream with something ne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Protocol
+from itertools import chain, compress
+from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from lavila.data.host.colour import Bytes, compiled
 from lavila.data.streams.av1 import Av1Reader, av1_pictures
-from lavila.data.streams.mp4 import Packets
+from lavila.data.streams.mp4 import Groups, Packets
 
 
 class Reader(Protocol):
     """Reads the headers of one codec."""
 
-    def begins(self, packet: bytes) -> bool:
+    def begins(self, packet: memoryview) -> bool:
         """Whether decoding may begin with this packet: no later frame refers to an earlier one."""
         ...
 
-    def needed(self, packets: Packets, start: int, last: int, wanted: Collection[int]) -> list[int]:
-        """The places, ascending, that a decoder needs for the `wanted` places from `start` to `last`, with these.
-
-        Decoding may begin at `start`.
-        """
+    def needed(self, packets: Packets, groups: Groups) -> list[int]:
+        """The places, ascending, that a decoder needs for the wanted ones, with these."""
         ...
 
 
@@ -44,7 +42,7 @@ def reader_of(packets: Packets) -> Reader:
 
 def pictures_in(packets: Packets) -> int:
     """The number of frames that a decoder decodes for the packets, with those that are never shown (VP9, AV1)."""
-    every = map(packets.packet, range(len(packets.sizes)))
+    every = map(packets.view, range(len(packets.sizes)))
     if packets.codec == "av1":
         return sum(map(av1_pictures, every))
     if packets.codec == "vp9":
@@ -55,11 +53,11 @@ def pictures_in(packets: Packets) -> int:
 class _Everything:
     """For codecs whose headers are not read: everything from the first packet on is needed."""
 
-    def begins(self, packet: bytes) -> bool:
+    def begins(self, packet: memoryview) -> bool:
         return False
 
-    def needed(self, packets: Packets, start: int, last: int, wanted: Collection[int]) -> list[int]:
-        return list(range(start, last + 1))
+    def needed(self, packets: Packets, groups: Groups) -> list[int]:
+        return [place for start, wanted in groups.items() for place in range(start, wanted[-1] + 1)]
 
 
 class Vp9Reader(_Everything):
@@ -69,7 +67,7 @@ class Vp9Reader(_Everything):
     it adapts (refresh_frame_context), its motion vectors and its segmentation map serve the frames after it.
     """
 
-    def begins(self, packet: bytes) -> bool:
+    def begins(self, packet: memoryview) -> bool:
         """Whether the packet is a keyframe that is shown, and holds no other frame."""
         first = packet[0]
         # frame_marker (2 bits), profile_low_bit, profile_high_bit, for profile 3 a reserved bit, show_existing_frame,
@@ -79,7 +77,7 @@ class Vp9Reader(_Everything):
         return first & 0b1110 == 0b0010 and not vp9_superframe(packet)
 
 
-def vp9_superframe(packet: bytes) -> int:
+def vp9_superframe(packet: bytes | memoryview) -> int:
     """The number of frames in a VP9 packet with a superframe index (annex B); 0 for a packet without one.
 
     All of its frames but the last are hidden.
@@ -97,8 +95,8 @@ class NalReader:
     """H.264 and HEVC: a packet is a row of NAL units, each with its length before it.
 
     The first byte of a unit holds its type, and that of a coded slice whether other frames refer to its frame. Decoding
-    begins at a packet whose first slice is of one of the types `starts`. A packet can be left out if all of its units
-    are slices of frames that no other refers to, or of types that decoders need not read.
+    begins at a packet whose first slice is of one of the types `starts`. A packet can be left out if its units
+    are slices of frames that no other refers to, and perhaps others of types that decoders need not read.
     """
 
     length_size: int  # bytes of the length before each unit
@@ -108,47 +106,62 @@ class NalReader:
     unreferenced: frozenset[int]  # the first bytes of slices to whose frames no other frame refers
     idle: frozenset[int]  # types without effect on other pictures: delimiters, supplemental information, filling
 
-    def begins(self, packet: bytes) -> bool:
+    def begins(self, packet: memoryview) -> bool:
         """Whether decoding may begin with this packet."""
-        return next(
-            (kind in self.starts for kind in map(self.unit_type, self._units(packet)) if kind in self.slices), False
-        )
+        kinds = map(self.unit_type, self._units(packet))
+        return next((kind in self.starts for kind in kinds if kind in self.slices), False)
 
-    def needed(self, packets: Packets, start: int, last: int, wanted: Collection[int]) -> list[int]:
+    def needed(self, packets: Packets, groups: Groups) -> list[int]:
         """As `Reader.needed`."""
+        places: list[int] = []
+        starts: list[int] = []
+        sizes: list[int] = []
+        for start, inside in groups.items():
+            stop = inside[-1] + 1
+            places += range(start, stop)
+            starts += packets.starts[start:stop]
+            sizes += packets.sizes[start:stop]
         data = np.frombuffer(packets.data, np.uint8)
-        at = np.array(packets.starts[start : last + 1])
-        sizes = np.array(packets.sizes[start : last + 1])
-        lengths = np.zeros(len(at), np.int64)
-        for byte in range(self.length_size):
-            lengths = lengths << 8 | data[np.minimum(at + byte, len(data) - 1)]
-        # Nearly all packets have one unit, and these are looked at together.
-        alone = (lengths + self.length_size == sizes) & (sizes > self.length_size)
-        first = data[np.minimum(at + self.length_size, len(data) - 1)]
-        needed = ~(alone & self._is_unreferenced[first])
-        for place in np.flatnonzero(~alone).tolist():
-            needed[place] = not self._idle(packets.packet(start + place))
-        return [place for place, is_needed in enumerate(needed.tolist(), start) if is_needed or place in wanted]
+        keep = _not_left_out(data, np.array(starts), np.array(sizes), self.length_size, self._effects)
+        return sorted({*compress(places, keep.tolist()), *chain.from_iterable(groups.values())})
 
     @cached_property
-    def _is_unreferenced(self) -> npt.NDArray[np.bool_]:
-        """[256], by the first byte of a slice."""
-        return np.isin(np.arange(256), list(self.unreferenced))
+    def _effects(self) -> Bytes:
+        """[256] what a unit does to other frames, by its first byte: NONE, IDLE or ANY."""
+        effects = np.full(256, ANY, np.uint8)
+        effects[[first for first in range(256) if self.unit_type(first) in self.idle]] = IDLE
+        effects[list(self.unreferenced)] = NONE
+        return effects
 
-    def _idle(self, packet: bytes) -> bool:
-        return all(first in self.unreferenced or self.unit_type(first) in self.idle for first in self._units(packet))
-
-    def _units(self, packet: bytes) -> list[int]:
-        """The first byte of each unit; -1, which no unit begins with, for what is not a row of units."""
-        found: list[int] = []
+    def _units(self, packet: memoryview) -> Iterator[int]:
+        """The first byte of each unit, up to what is not one."""
         at = 0
         while at < len(packet):
             stop = at + self.length_size + int.from_bytes(packet[at : at + self.length_size], "big")
             if not at + self.length_size < stop <= len(packet):
-                return [*found, -1]
-            found.append(packet[at + self.length_size])
+                return
+            yield packet[at + self.length_size]
             at = stop
-        return found
+
+
+NONE, IDLE, ANY = 0, 1, 2  # a slice of a frame to which no other refers; a unit that decoders need not read; any other
+
+
+@compiled
+def _not_left_out(data: Bytes, starts: Any, sizes: Any, length_size: int, effects: Bytes) -> Any:
+    """Whether each packet may serve another frame, [P] bool. So does one that is not a row of units."""
+    keep = np.ones(starts.shape[0], np.bool_)
+    for place in range(starts.shape[0]):
+        at, stop, most, slices = starts[place], starts[place] + sizes[place], NONE, 0
+        while at < stop and most < ANY:
+            length = np.int64(0)
+            for byte in range(length_size):
+                length = (length << 8) | (np.int64(data[at + byte]) if at + byte < stop else 0)
+            at += length_size
+            effect = effects[data[at]] if 0 < length <= stop - at else ANY
+            most, slices, at = max(most, effect), slices + (effect == NONE), at + length
+        keep[place] = most == ANY or slices == 0
+    return keep
 
 
 _CONFIGURATION_VERSION = 1

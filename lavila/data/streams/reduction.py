@@ -10,16 +10,18 @@ the shards. `benchmarks/streams.py` shows what that takes.
 from __future__ import annotations
 
 import logging
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import compress, count
 from threading import Lock
 
 import numpy as np
 
+from lavila.data.streams.boxes import OtherForm, TableError
 from lavila.data.streams.headers import reader_of
-from lavila.data.streams.mp4 import OtherForm, Packets, TableError, read_mp4
+from lavila.data.streams.mp4 import Packets, read_mp4
 from lavila.data.streams.writing import write_mp4
 from lavila.records import Frames
 
@@ -81,8 +83,8 @@ def reduced(data: bytes, frames: Sequence[int] | Frames) -> Stream:
     kept = needed(source.packets, wanted)
     if len(kept) == len(numbers):
         return Stream(data, np.array(wanted, np.int32))
-    new = {old: number for number, old in enumerate(sorted(numbers[place] for place in kept))}
-    return Stream(write_mp4(source, kept), np.array([new[old] for old in wanted], np.int32))
+    shown = sorted([numbers[place] for place in kept])
+    return Stream(write_mp4(source, kept), np.array([bisect_left(shown, frame) for frame in wanted], np.int32))
 
 
 def needed(packets: Packets, frames: Sequence[int]) -> list[int]:
@@ -90,16 +92,20 @@ def needed(packets: Packets, frames: Sequence[int]) -> list[int]:
 
     `frames`: ascending, distinct numbers in display order. Raises TableError if the last is beyond the end.
     """
-    count = len(packets.numbers)
-    if frames[-1] >= count:
-        raise TableError(f"frame {frames[-1]} is wanted, but the clip has only {count} frames")
+    if frames[-1] >= len(packets.numbers):
+        raise TableError(f"frame {frames[-1]} is wanted, but the clip has only {len(packets.numbers)} frames")
     shown = set(frames)
-    wanted = {place for place, number in enumerate(packets.numbers) if number in shown}
+    wanted = [place for place, number in enumerate(packets.numbers) if number in shown]
     reader = reader_of(packets)
-    starts = [place for place, key in enumerate(packets.keys) if key and reader.begins(packets.packet(place))]
-    kept: list[int] = []
-    for start, stop in pairwise(sorted({0, *starts, count})):
-        last = max(wanted.intersection(range(start, stop)), default=-1)
-        if last >= 0:
-            kept += reader.needed(packets, start, last, wanted)
-    return kept
+    keys = list(compress(count(), packets.keys))
+    groups: dict[int, list[int]] = {}  # where decoding begins -> the wanted places of this group of pictures
+    start = looked_at = done = 0
+    while done < len(wanted):
+        before = bisect_right(keys, wanted[done])
+        nearest = reversed(keys[looked_at:before])
+        start = next((key for key in nearest if reader.begins(packets.view(key))), start)
+        looked_at = before
+        upto = bisect_left(wanted, keys[before], done) if before < len(keys) else len(wanted)
+        groups[start] = groups.get(start, []) + wanted[done:upto]
+        done = upto
+    return reader.needed(packets, groups)

@@ -6,7 +6,8 @@ import struct
 from collections.abc import Sequence
 from itertools import groupby
 
-from lavila.data.streams.mp4 import BOX_HEADER, TIMESCALE, Mp4, Packets, shown_order
+from lavila.data.streams.boxes import BOX_HEADER
+from lavila.data.streams.mp4 import Mp4, Packets, shown_order
 
 FTYP = struct.pack(">I4s4sI", 28, b"ftyp", b"isom", 0x200) + b"isomiso2mp41"  # as FFmpeg begins an mp4
 # Places of fields from the start of a box of version 0, with its header.
@@ -22,8 +23,8 @@ def write_mp4(source: Mp4, kept: Sequence[int]) -> bytes:
     shown = shown_order([packets.numbers[place] for place in kept])
     sizes = [packets.sizes[place] for place in kept]
     sync = [number for number, place in enumerate(kept, start=1) if packets.keys[place]]
-    scale, own = (struct.unpack_from(">I", boxes[name], TIMESCALE)[0] for name in (b"mvhd", b"mdhd"))
-    media, movie = count * delta, -(-count * delta * scale // own)  # durations, in units of the track and of the movie
+    movie_unit, unit = source.units
+    media, movie = count * delta, -(-count * delta * movie_unit // unit)  # durations
     stbl = _box(
         b"stbl",
         boxes[b"stsd"],
@@ -56,16 +57,17 @@ def _composition(shifts: Sequence[int]) -> bytes:
     return _box(b"ctts", struct.pack(f">II{len(runs)}i", 1 << 24, len(runs) // 2, *runs))
 
 
-def _pieces(packets: Packets, kept: Sequence[int]) -> list[bytes]:
-    """The bytes of the packets; those that follow each other in one piece."""
-    pieces: list[bytes] = []
-    start = stop = -1
+def _pieces(packets: Packets, kept: Sequence[int]) -> list[memoryview]:
+    """The bytes of the packets; those that follow each other in one piece. Nothing is copied."""
+    data, starts, sizes = memoryview(packets.data), packets.starts, packets.sizes
+    pieces: list[memoryview] = []
+    start = stop = 0
     for place in kept:
-        if packets.starts[place] != stop:
-            pieces.append(packets.data[max(start, 0) : max(stop, 0)])
-            start = packets.starts[place]
-        stop = packets.starts[place] + packets.sizes[place]
-    return [*pieces, packets.data[start:stop]]
+        if starts[place] != stop:
+            pieces.append(data[start:stop])
+            start = starts[place]
+        stop = starts[place] + sizes[place]
+    return [*pieces, data[start:stop]]
 
 
 def _box(kind: bytes, *content: bytes) -> bytes:

@@ -12,7 +12,8 @@ from typing import Any
 import av
 import pytest
 
-from lavila.data.streams.mp4 import TableError, read_mp4
+from lavila.data.streams.boxes import TableError
+from lavila.data.streams.mp4 import read_mp4
 from lavila.data.streams.reduction import Stream, reduced
 from tests.data.streams.videos import FRAMES, VIDEOS, Video, chosen, decoded
 from tests.footage import Coding, write_numbered_video
@@ -128,3 +129,13 @@ def test_a_changed_byte_of_a_header_never_gives_other_frames(codec: str, layout:
                 assert [found[number] for number in stream.frames] == chosen(WANTED, one), at
                 counts["more"] += 1
     assert counts["error"] > 100 and counts["whole"] > 20 and counts["same"] > 100, counts
+
+
+def test_a_length_that_a_plain_mp4_cannot_say_is_passed_on_whole(video_of: Find) -> None:
+    one = video_of("vp9", "one group").data  # without a ctts
+    one = one.replace(b"edts", b"free")  # an edit list would not fit the other times
+    start = box(one, b"stts")[0]
+    for delta in (1 << 28, 0xFFFFFFFF):  # 75 such frames take more than 31 bits
+        data = changed(one, start + 20, struct.pack(">I", delta))
+        assert whole(reduced(data, WANTED), data)
+    assert not reduced(changed(one, start + 20, struct.pack(">I", 1 << 24)), WANTED).whole

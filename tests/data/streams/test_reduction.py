@@ -10,7 +10,8 @@ import pytest
 
 from lavila.data.dali_pipelines.probe import DecodeProbe
 from lavila.data.pictures import Execution, Payload
-from lavila.data.streams.mp4 import TableError, read_mp4
+from lavila.data.streams.boxes import TableError
+from lavila.data.streams.mp4 import read_mp4
 from lavila.data.streams.reduction import needed, reduced
 from tests.data.streams.videos import FRAMES, LAYOUTS, Video, chosen, decoded, random_plan
 
