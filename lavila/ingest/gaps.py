@@ -50,7 +50,7 @@ class Gaps:
         if ticks < self._least:
             return 0
         if known:
-            lost = losses != 0 or (self._lossy and rise > self._step)
+            lost = losses != 0 or rise > self._step
         else:  # the numbers begin anew between the two, or there are none
             lost = self._lossy and (self._regular or after.lossy)
         place = bisect_right(self._indexed, before.pts)

@@ -33,6 +33,7 @@ class Place:
     second_field: bool  # whether it completes the frame of the picture before it
     group: int  # which run of pictures it belongs to: their numbers begin anew with each
     order: int | None  # its place in the order in which the pictures of a run are shown; None = not known
+    shown: bool = True  # whether a decoder shows it
 
 
 class PictureCounter:

@@ -40,6 +40,7 @@ USUAL_RATES = [
 REGULAR_SHARE, NEAR_FRAME = 0.9, 0.25  # of the distances; by so much of a frame these may differ from one
 CLOCK_GAP_SECONDS = 10  # FFmpeg takes a longer gap in a broadcast stream for another clock, too
 MOST_REORDERED = 16  # the most frames by which H.264 and HEVC decode a frame early
+FEW_GAPS = 0.1  # share of numbers that may be missing where an encoder numbers its pictures as the standard says
 HEAD_PACKETS = 256  # packets that show the rate of a file, and whether it has times of presentation
 CLOCKED = ("mpegts", "mpeg", "ogg")  # containers whose clock may begin anew
 KNOWN_FILES = 4096  # files whose times are kept
@@ -58,6 +59,7 @@ class FileTimes:
     stop: Fraction | None = None  # when the last frame ends, in seconds from the first, if there is no such table
     suspect: frozenset[int] = frozenset()  # times of frames of which the packet before says that a part may be lost
     indexed: tuple[int, ...] = ()  # times of keyframes by an index apart from the frames, in ticks; Matroska only
+    numbered: bool = False  # whether its pictures are numbered as the standard says, at its head; H.264 only
     regular: bool = False  # whether nearly all frames have the same distance; only where the file is read through
 
 
@@ -91,6 +93,7 @@ class _Packets:
     stop: int  # when the last one ends, in ticks
     by_order: bool  # whether times of presentation are missing
     fields: bool  # whether there are frames whose two fields are packets
+    numbered: bool  # whether nearly all numbers of pictures follow each other
     suspect: frozenset[int]  # times of presentation of packets behind one that says that something lacks
 
 
@@ -155,7 +158,7 @@ class _Reading:
         fps, stated = self._rate(head)
         if not stated:
             fps, stated = self._rate(self._packets(None))
-        return FileTimes(fps=fps, stated=stated, by_order=head.by_order, stop=stop, indexed=self._indexed())
+        return FileTimes(fps=fps, stated=stated, by_order=head.by_order, stop=stop, indexed=self._indexed(), numbered=head.numbered)
 
     def _indexed(self) -> tuple[int, ...]:
         container, stream = open_video(self.part, self.limits, self.deadline)
@@ -188,6 +191,7 @@ class _Reading:
             stop=stop,
             regular=regular,
             suspect=packets.suspect,
+            numbered=packets.numbered,
         )
 
     def _rate(self, packets: _Packets) -> tuple[Fraction, bool]:
@@ -207,6 +211,7 @@ class _Reading:
         """The first `most` packets; None = all. Opens the file anew."""
         container, stream = open_video(self.part, self.limits, self.deadline)
         counter, fields, flagged = self._counter(stream), False, False
+        counted, gaps = 0, 0
         suspect: set[int] = set()
         shown: list[int] = []
         dts, keys, untimed, stop = [], [], 0, 0
@@ -224,6 +229,8 @@ class _Reading:
                     if place is not None and place.second_field:
                         fields = True
                         continue
+                    counted += place is not None
+                    gaps += place is not None and place.missing
                     if len(shown) == HEAD_PACKETS and not fields:  # so there will be none
                         counter = None
                 untimed += packet.pts is None
@@ -240,7 +247,14 @@ class _Reading:
             container.close()
         by_order = untimed > len(shown) / 2 and bool(stream.codec_context.has_b_frames)
         arrays = np.array(shown, np.int64), np.array(dts, np.int64), np.array(keys, bool)
-        return _Packets(*arrays, stop=stop, by_order=by_order, fields=fields, suspect=frozenset(suspect))
+        return _Packets(
+            *arrays,
+            stop=stop,
+            by_order=by_order,
+            fields=fields,
+            numbered=0 < counted and gaps <= FEW_GAPS * counted,
+            suspect=frozenset(suspect),
+        )
 
 
 def _keyframes(entries: Sequence[Any]) -> tuple[int, ...]:

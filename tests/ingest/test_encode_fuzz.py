@@ -1,6 +1,7 @@
 """Damaged and hostile videos by the hundred: each is stored or refused in one line; none crashes, hangs or escapes.
 
-LAVILA_FUZZ=2000 sets how many videos are mutated. The mutations are seeded: number n is always the same video.
+LAVILA_FUZZ=2000 sets how many videos are mutated, and LAVILA_FUZZ_FIRST the number of the first one. The mutations are
+seeded: number n is always the same video.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from tests.footage import Coding, read_numbers, write_numbered_video
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNT = int(os.environ.get("LAVILA_FUZZ", "300"))
+FIRST = int(os.environ.get("LAVILA_FUZZ_FIRST", "0"))
 WORKERS = 2
 LIMIT_SECONDS, HANG_SECONDS = 5.0, 20.0  # of one clip; after the second a child is killed
 MEMORY = 4 << 30  # bytes of address space of a child
@@ -183,7 +185,7 @@ def store(path: Path, number: int) -> str:
 def child(folder: Path, first: int) -> None:
     """Store mutants first, first + WORKERS, ...; tell of each when it begins and what became of it."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    for number in range(first, COUNT, WORKERS):
+    for number in range(first, FIRST + COUNT, WORKERS):
         print("begun", number, flush=True)
         path = write_mutant(folder, number)
         began = time.monotonic()
@@ -197,8 +199,8 @@ def child(folder: Path, first: int) -> None:
 
 def outcomes(folder: Path, worker: int) -> Iterator[tuple[int, float, str]]:
     """(number, seconds, outcome) of one worker's mutants; children that crash or hang are replaced."""
-    number = worker
-    while number < COUNT:
+    number = FIRST + worker
+    while number < FIRST + COUNT:
         command = [sys.executable, "-m", "tests.ingest.test_encode_fuzz", str(folder), str(number)]
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0)
         assert process.stdout is not None
@@ -219,7 +221,7 @@ def outcomes(folder: Path, worker: int) -> Iterator[tuple[int, float, str]]:
                     number += WORKERS
         process.wait()
         process.stdout.close()
-        if number < COUNT:  # the child did not come to its end
+        if number < FIRST + COUNT:  # the child did not come to its end
             yield number, 0.0, lost
             number += WORKERS
 
@@ -255,7 +257,7 @@ def test_every_damaged_video_is_stored_or_refused(tmp_path: Path, capsys: pytest
         if outcome.split()[0] not in ("stored", "refused")
     ]
     assert not wrong
-    assert sorted(number for number, _, _ in results) == list(range(COUNT))
+    assert sorted(number for number, _, _ in results) == list(range(FIRST, FIRST + COUNT))
     assert kinds["stored"] > COUNT / 20 and kinds["refused"] > COUNT / 3, "mutations that prove nothing"
 
 
