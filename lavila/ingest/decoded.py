@@ -70,11 +70,13 @@ class FrameReader:
     gap: int  # ticks from one packet to the next from which on there was time for one more
     by_order: bool = False
     from_start: bool = False
+    indexed: Sequence[int] = ()  # ascending times of the packets that an index lists; for `by_order`
     numbered: bool = False  # whether a number that is missing shows a missing picture, even where no time is missing
     last_dts: int | None = None  # decoding time of the last packet
     lost: list[int] = field(default_factory=list)  # times of packets of which no picture came
     _held: deque[Decoded] = field(default_factory=deque)  # decoded, but something that they refer to may be missing
     _unseen: dict[int, int | None] = field(default_factory=dict)  # packets of which no frame has come, and their times
+    _key: int = 0  # the last keyframe
     _first: int | None = None  # when the first frame is shown
     _damaged: list[int] = field(default_factory=list)  # numbers of frames that are damaged themselves
     _flagged: list[int] = field(default_factory=list)  # numbers of packets at which the container says that some lack
@@ -93,9 +95,10 @@ class FrameReader:
         for packet, following in pairwise(chain(self.container.demux(self.stream), [None])):
             self.deadline.check()
             time = packet.pts if packet.dts is None else packet.dts
-            late = False
+            late, skipped = False, False
             if time is not None:
                 late = self.last_dts is not None and time - self.last_dts >= self.gap
+                skipped = self.by_order and late and _between(self.indexed, self.last_dts, time)
                 self.last_dts = time
                 if not packet.size:  # it holds no picture, and decoders take it for the end of the stream
                     continue
@@ -105,6 +108,10 @@ class FrameReader:
                 self._dts.append(time if time is not None else self._dts[-1] + 1 if self._dts else 0)
             place = counter.place(bytes(packet)) if counter is not None and packet.size else None
             self._note_losses(packet, following, number)
+            if packet.is_keyframe:
+                self._key = number
+            if skipped:  # the places of all frames of the group are not known
+                self._damaged = [*self._damaged[-REMEMBERED:], self._key]
             # A keyframe is whole without the missing picture, but frames that are shown before it may refer to that.
             # Where no time is missing, the encoder has counted in its own way.
             if place is not None and place.missing and (late or self.numbered or context.name == "hevc"):
@@ -193,6 +200,12 @@ class FrameReader:
             self._anchor, self._slot = start, start
         slot, self._slot = self._slot, self._slot + 1
         return self._dts[min(slot, len(self._dts) - 1)] if self.from_start else None
+
+
+def _between(times: Sequence[int], before: int | None, after: int) -> bool:
+    """Whether one of some ascending times lies between two."""
+    place = bisect_right(times, before) if before is not None else len(times)
+    return place < len(times) and times[place] < after
 
 
 def _is_shown(packet: Any, place: Place | None, codec: str) -> bool:

@@ -238,11 +238,11 @@ class SourceVideo:
     def _decoded(self, part: Part, start: Fraction) -> Iterator[_Shown]:
         """The frames of a file from a keyframe at or before `start` on. Knows in the end when the last one ends."""
         container, stream = self._opened(part)
-        first_pts, tick = stream.start_time or 0, stream.time_base
+        times = self._times[part]
+        first_pts, tick = (stream.start_time or 0) if times.first is None else times.first, stream.time_base
         pts: int | None = None
         last: Decoded | None = None
         lacks = False  # whether frames may refer to lost ones
-        times = self._times[part]
         gaps = Gaps(
             lossy=container.format.name in LOSSY, regular=times.regular, indexed=times.indexed, rate=tick * self.fps
         )
@@ -335,6 +335,7 @@ class SourceVideo:
             gap=gap,
             by_order=self._times[part].by_order,
             from_start=from_start,
+            indexed=self._times[part].indexed,
             numbered=self._times[part].numbered,
         )
         return (one for one in self._reader.frames() if one.pts is not None)

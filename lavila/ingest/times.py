@@ -21,6 +21,7 @@ from lavila.ingest.video_files import (
     Part,
     allowed_rate,
     frame_rate,
+    is_avi_cut_short,
     matroska_end,
     open_video,
     seconds_of_tag,
@@ -31,6 +32,7 @@ from lavila.records import Ints
 # A frame that stands so much longer than the others is a pause: it says nothing of the rate of the film.
 PAUSE_SECONDS, PAUSE_FRAMES = 1, 10
 FALSE_RATE = Fraction(3, 2)  # a stated rate that is wrong by this factor is not that of the film
+MOST_FRAMES_WITHOUT_PLACE = Fraction(3, 2)  # by so many frames a table may end early through rounding
 EXACT_RATE = Fraction(1, 1000)  # mean and nominal rate of film without a pause agree this well
 NEAR_RATE = 0.005  # a measured rate so near to a usual one is that
 USUAL_RATES = [
@@ -56,9 +58,10 @@ class FileTimes:
     keyframes: tuple[int, ...] = ()  # decoding times of the keyframes, for `by_order`
     last_dts: int | None = None  # decoding time of the last packet, if a table lists it
     hold: Fraction | None = None  # the seconds for which the last frame is shown, by that table
+    first: int | None = None  # time of the first frame in ticks, if the header states another
     stop: Fraction | None = None  # when the last frame ends, in seconds from the first, if there is no such table
     suspect: frozenset[int] = frozenset()  # times of frames of which the packet before says that a part may be lost
-    indexed: tuple[int, ...] = ()  # times of keyframes by an index apart from the frames, in ticks; Matroska only
+    indexed: tuple[int, ...] = ()  # times by an index apart from the frames, in ticks: Matroska's keyframes, AVI's frames
     numbered: bool = False  # whether its pictures are numbered as the standard says, at its head; H.264 only
     regular: bool = False  # whether nearly all frames have the same distance; only where the file is read through
 
@@ -127,6 +130,12 @@ class _Reading:
         if len(entries):
             last = entries[-1].timestamp
             ticks = 0 if stream.duration is None else entries[0].timestamp + stream.duration - last
+            # An edit list may leave frames out at the end, and then FFmpeg shortens the duration, too.
+            if len(entries) < stream.frames and ticks * tick * stated > MOST_FRAMES_WITHOUT_PLACE:
+                raise EncodeError(
+                    f"{self.part.name}: its table lists {stream.frames} frames and the places of {len(entries)}, so it "
+                    "is damaged; fetch the file again"
+                )
             times = FileTimes(fps=stated, last_dts=last, hold=Fraction(ticks * tick))
         if len(entries) > 1 and not (base and abs(stated / base - 1) <= EXACT_RATE):
             stamps = np.array([entry.timestamp for entry in entries], np.int64)
@@ -146,10 +155,29 @@ class _Reading:
         return times
 
     def _of_avi(self) -> FileTimes:
-        """An AVI counts its frames in decoding order, and has no times of presentation."""
+        """An AVI counts its frames in decoding order, and has no times of presentation.
+
+        So a frame that is missing shifts all behind it. A file that is cut short lacks only the last ones.
+        """
         stream = self.stream
+        entries, keyframes = stream.index_entries, _keyframes(stream.index_entries)
+        whole = len(entries) == stream.frames
+        head = self._packets(HEAD_PACKETS if whole else None)
+        if not whole and stream.frames and not is_avi_cut_short(self.part.path):
+            keyframes = ()  # the index is not that of the file
+            count = int(head.dts[-1] - head.dts[0]) + 1 if len(head.dts) else 0
+            if count != stream.frames:
+                raise EncodeError(
+                    f"{self.part.name}: holds {count} frames, its header says {stream.frames}; their times follow from "
+                    "their order, and nothing says where frames are missing; fetch the file again"
+                )
         return FileTimes(
-            fps=frame_rate(self.part.name, stream), by_order=True, keyframes=_keyframes(stream.index_entries)
+            fps=frame_rate(self.part.name, stream),
+            by_order=True,
+            keyframes=keyframes,
+            first=int(head.dts[0]) if len(head.dts) else None,
+            indexed=tuple(entry.timestamp for entry in entries if entry.size) if keyframes else (),
+            numbered=head.numbered,
         )
 
     def _of_head(self, *, whole: bool) -> FileTimes:

@@ -28,6 +28,7 @@ KINDS = "mp4, mov, mkv, webm, avi, mpg, ts, flv, wmv, ogg or ivf"
 # Names (8.1, RFC 9559) of the two elements with which a Matroska file begins: EBML and Segment.
 MATROSKA_ELEMENTS = (b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67")
 MATROSKA_HEAD = 4096  # bytes in which both begin
+AVI_TAIL = 1 << 26  # bytes at the end of an AVI, in which its index begins
 DURATION_TAG = re.compile(r"([0-9]{1,4}):([0-9]{2}):([0-9]{2}(?:\.[0-9]{1,9})?)")
 PART_NAME = re.compile(r"([0-9]{1,7})\.(mp4|mov|mkv|webm|avi)", re.IGNORECASE)
 
@@ -200,6 +201,15 @@ def matroska_end(path: Path) -> int | None:
             return at + size
         at += size
     return None
+
+
+def is_avi_cut_short(path: Path) -> bool:
+    """Whether an AVI ends before its first RIFF chunk does, without the index that its writer puts at the end."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        said = 8 + int.from_bytes(file.read(8)[4:8], "little")
+        file.seek(max(size - AVI_TAIL, 0))
+        return said > size and b"idx1" not in file.read()
 
 
 def is_cut_short(part: Part, container: Any, stream: Any, deadline: Deadline) -> bool:
