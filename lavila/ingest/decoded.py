@@ -73,6 +73,7 @@ class FrameReader:
     indexed: Sequence[int] = ()  # ascending times of the packets that an index lists; for `by_order`
     numbered: bool = False  # whether a number that is missing shows a missing picture, even where no time is missing
     last_dts: int | None = None  # decoding time of the last packet
+    last_byte: int = 0  # where the packets end in the file, without what the container puts around them
     lost: list[int] = field(default_factory=list)  # times of packets of which no picture came
     _held: deque[Decoded] = field(default_factory=deque)  # decoded, but something that they refer to may be missing
     _unseen: dict[int, int | None] = field(default_factory=dict)  # packets of which no frame has come, and their times
@@ -96,6 +97,7 @@ class FrameReader:
             self.deadline.check()
             time = packet.pts if packet.dts is None else packet.dts
             late, skipped = False, False
+            self.last_byte = max(self.last_byte, (packet.pos or 0) + packet.size)
             if time is not None:
                 late = self.last_dts is not None and time - self.last_dts >= self.gap
                 skipped = self.by_order and late and _between(self.indexed, self.last_dts, time)
@@ -117,7 +119,9 @@ class FrameReader:
             if place is not None and place.missing and (late or self.numbered or context.name == "hevc"):
                 self._damaged = [*self._damaged[-REMEMBERED:], number - packet.is_keyframe]
             packet.opaque = _Tag(number, place, key=context.name in VPX_DECODERS and packet.is_keyframe)
-            self._unseen[number] = (time if self.by_order else packet.pts) if _is_shown(packet, place, context.name) else None
+            self._unseen[number] = (
+                (time if self.by_order else packet.pts) if _is_shown(packet, place, context.name) else None
+            )
             number += 1
             for frame in context.decode(packet):
                 self._take(frame)
@@ -157,7 +161,7 @@ class FrameReader:
         if self._first is None:
             self._first = frame.pts
         # Where pictures are refreshed piece by piece, the "key frame" that begins it is neither whole nor intra-coded.
-        starts = key or bool(frame.key_frame) and frame.pict_type in (PictureType.I, PictureType.NONE)
+        starts = key or (bool(frame.key_frame) and frame.pict_type in (PictureType.I, PictureType.NONE))
         if starts and (not self._starts or number > self._starts[-1]):
             self._starts = [*self._starts[-REMEMBERED:], number]
         if frame.is_corrupt:

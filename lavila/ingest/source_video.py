@@ -18,7 +18,8 @@ from typing import Any
 import av
 
 from lavila.ingest.decoded import Decoded, FrameReader
-from lavila.ingest.gaps import LOSSY, Gaps, gap_ticks
+from lavila.ingest.gaps import GAP_FRAMES, LOSSY, Gaps, gap_ticks
+from lavila.ingest.matroska import BLOCK_HEAD, ends_soundly
 from lavila.ingest.times import FileTimes, file_times
 from lavila.ingest.video_files import (
     TRUNCATED_SECONDS,
@@ -276,6 +277,11 @@ class SourceVideo:
         if times.hold is not None and times.last_dts == self._reader.last_dts:
             self._stop = max(self._stop, self.end + times.hold)
         elif times.stop is not None:
+            held = part.start + times.stop - self.end > GAP_FRAMES / self.fps
+            if held and container.format.name.startswith("matroska") and pts is not None:
+                if not ends_soundly(part.path, self._reader.last_byte + BLOCK_HEAD):
+                    second = float((pts - first_pts) * tick)
+                    raise EncodeError(f"{part.name}: damaged after {second:.2f} s (no sound block follows)")
             self._stop = max(self._stop, part.start + times.stop)
 
     def _decoded_from(self, part: Part, first_pts: int, target: int) -> Iterator[Decoded]:

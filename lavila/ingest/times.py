@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from lavila.ingest.h264 import PictureCounter
+from lavila.ingest.matroska import matroska_end
 from lavila.ingest.video_files import (
     Deadline,
     EncodeError,
@@ -22,7 +23,6 @@ from lavila.ingest.video_files import (
     allowed_rate,
     frame_rate,
     is_avi_cut_short,
-    matroska_end,
     open_video,
     seconds_of_tag,
 )
@@ -61,7 +61,9 @@ class FileTimes:
     first: int | None = None  # time of the first frame in ticks, if the header states another
     stop: Fraction | None = None  # when the last frame ends, in seconds from the first, if there is no such table
     suspect: frozenset[int] = frozenset()  # times of frames of which the packet before says that a part may be lost
-    indexed: tuple[int, ...] = ()  # times by an index apart from the frames, in ticks: Matroska's keyframes, AVI's frames
+    indexed: tuple[
+        int, ...
+    ] = ()  # times by an index apart from the frames, in ticks: Matroska's keyframes, AVI's frames
     numbered: bool = False  # whether its pictures are numbered as the standard says, at its head; H.264 only
     regular: bool = False  # whether nearly all frames have the same distance; only where the file is read through
 
@@ -186,7 +188,9 @@ class _Reading:
         fps, stated = self._rate(head)
         if not stated:
             fps, stated = self._rate(self._packets(None))
-        return FileTimes(fps=fps, stated=stated, by_order=head.by_order, stop=stop, indexed=self._indexed(), numbered=head.numbered)
+        return FileTimes(
+            fps=fps, stated=stated, by_order=head.by_order, stop=stop, indexed=self._indexed(), numbered=head.numbered
+        )
 
     def _indexed(self) -> tuple[int, ...]:
         container, stream = open_video(self.part, self.limits, self.deadline)
@@ -280,7 +284,7 @@ class _Reading:
             stop=stop,
             by_order=by_order,
             fields=fields,
-            numbered=0 < counted and gaps <= FEW_GAPS * counted,
+            numbered=counted > 0 and gaps <= FEW_GAPS * counted,
             suspect=frozenset(suspect),
         )
 
