@@ -29,8 +29,10 @@ REPEAT_BYTES = 16
 
 def picture_counter(context: Any) -> PictureCounter | HevcCounter | None:
     """What follows the pictures of a stream by their headers; None for codecs whose headers do not number them."""
-    counters = {"h264": PictureCounter, "hevc": HevcCounter}
-    return counters[context.name](bytes(context.extradata or b"")) if context.name in counters else None
+    extradata = bytes(context.extradata or b"")
+    if context.name == "h264":
+        return PictureCounter(extradata)
+    return HevcCounter(extradata) if context.name == "hevc" else None
 
 
 class _Tag:
@@ -73,6 +75,7 @@ class FrameReader:
     indexed: Sequence[int] = ()  # ascending times of the packets that an index lists; for `by_order`
     numbered: bool = False  # whether a number that is missing shows a missing picture, even where no time is missing
     last_dts: int | None = None  # decoding time of the last packet
+    latest: int | None = None  # the latest time of presentation of a packet
     last_byte: int = 0  # where the packets end in the file, without what the container puts around them
     lost: list[int] = field(default_factory=list)  # times of packets of which no picture came
     _held: deque[Decoded] = field(default_factory=deque)  # decoded, but something that they refer to may be missing
@@ -97,6 +100,8 @@ class FrameReader:
             self.deadline.check()
             time = packet.pts if packet.dts is None else packet.dts
             late, skipped = False, False
+            if packet.pts is not None and packet.size:
+                self.latest = packet.pts if self.latest is None else max(self.latest, packet.pts)
             self.last_byte = max(self.last_byte, (packet.pos or 0) + packet.size)
             if time is not None:
                 late = self.last_dts is not None and time - self.last_dts >= self.gap

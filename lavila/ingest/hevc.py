@@ -127,6 +127,7 @@ class HevcCounter:
                     group=self._group,
                     order=order,
                     shown=False,
+                    step=1,
                 )
             lacks = not begins and not needed <= self._kept
             self._kept = set() if begins else self._kept & kept
@@ -135,7 +136,7 @@ class HevcCounter:
         if unit[1] & 0b111 == 1 and kind not in NOT_REFERRED and kind not in LEADING:
             self._anchor = order
         return Place(
-            missing=lacks, losses=self._losses, second_field=False, group=self._group, order=order, shown=shown
+            missing=lacks, losses=self._losses, second_field=False, group=self._group, order=order, shown=shown, step=1
         )
 
     def _references(self, bits: Bits, sequence: _Sequence, order: int) -> tuple[set[int], set[int]]:

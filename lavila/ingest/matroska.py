@@ -47,6 +47,8 @@ def ends_soundly(path: Path, at: int) -> bool:
             if name_length > 4 or name_length >= len(head) or name not in PARTS | {CLUSTER, BLOCK_GROUP}:
                 return False
             length = 9 - head[name_length].bit_length()
+            if length > 8:
+                return False
             content = int.from_bytes(head[name_length : name_length + length], "big") - (1 << 7 * length)
             at += name_length + length + (0 if name in (CLUSTER, BLOCK_GROUP) else content)
     return at == size

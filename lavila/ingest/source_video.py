@@ -161,6 +161,11 @@ class SourceVideo:
                 due = next(wanted, None)
             if shown is None:
                 continue
+            if last is None and due is not None and due < second - GAP_FRAMES / self.fps:
+                raise EncodeError(
+                    f"{self.path}: its first picture that can be decoded is shown at {float(second):.2f} s; what comes "
+                    "before lacks its keyframe"
+                )
             while due is not None and due <= second:
                 yield self._sound(shown)
                 due = next(wanted, None)
@@ -276,7 +281,7 @@ class SourceVideo:
                 raise EncodeError(f"{part.name}: damaged after {second:.2f} s ({why})")
         if times.hold is not None and times.last_dts == self._reader.last_dts:
             self._stop = max(self._stop, self.end + times.hold)
-        elif times.stop is not None:
+        elif times.stop is not None and (times.by_order or pts == self._reader.latest):
             held = part.start + times.stop - self.end > GAP_FRAMES / self.fps
             if held and container.format.name.startswith("matroska") and pts is not None:
                 if not ends_soundly(part.path, self._reader.last_byte + BLOCK_HEAD):

@@ -133,7 +133,8 @@ class _Reading:
             last = entries[-1].timestamp
             ticks = 0 if stream.duration is None else entries[0].timestamp + stream.duration - last
             # An edit list may leave frames out at the end, and then FFmpeg shortens the duration, too.
-            if len(entries) < stream.frames and ticks * tick * stated > MOST_FRAMES_WITHOUT_PLACE:
+            early = stream.duration is None or ticks * tick * stated > MOST_FRAMES_WITHOUT_PLACE
+            if len(entries) < stream.frames and early:
                 raise EncodeError(
                     f"{self.part.name}: its table lists {stream.frames} frames and the places of {len(entries)}, so it "
                     "is damaged; fetch the file again"
