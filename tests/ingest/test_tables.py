@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -99,3 +100,49 @@ def test_fields_that_are_packets_with_lost_ones(tmp_path: Path, name: str) -> No
     video = write_fields(tmp_path / f"a.{name}", pictures, apart=True)
     for lost in ({31, 32}, {40}, {41}, {50, 51, 52}):
         assert_right(without(video, tmp_path / f"b.{name}", lost))
+
+
+def with_edits(data: bytes, edits: list[tuple[int, int]]) -> bytes:
+    """An mp4 with another edit list: (milliseconds, first tick) of each part; tick -1 = nothing is shown."""
+    at = data.index(b"elst") - 4
+    size = int.from_bytes(data[at : at + 4], "big")
+    rows = b"".join(struct.pack(">IiI", *edit, 1 << 16) for edit in edits)
+    box = struct.pack(">I4sII", 16 + len(rows), b"elst", 0, len(edits)) + rows
+    out = bytearray(data[:at] + box + data[at + size :])
+    for name in (b"edts", b"trak", b"moov"):  # the boxes around it; the pictures lie before them
+        place = out.rindex(name, 0, at) - 4
+        grown = int.from_bytes(out[place : place + 4], "big") + len(box) - size
+        out[place : place + 4] = grown.to_bytes(4, "big")
+    return bytes(out)
+
+
+@pytest.mark.parametrize(
+    ("edits", "expected"),
+    [
+        ([(2000, 10)], [*range(18, 25)]),
+        ([(500, -1), (2400, 0)], [*range(8, 15)]),  # seconds count from the first frame
+        ([(400, 0), (1200, 30)], [8, 9, *range(30, 35)]),
+        ([(400, 0), (400, 0)], [8, 9, *range(5)]),
+    ],
+    ids=["start", "nothing first", "two parts", "one part twice"],
+)
+def test_edit_lists_count(tmp_path: Path, edits: list[tuple[int, int]], expected: list[int]) -> None:
+    """`edits`: milliseconds and first frame; the clip lasts from 0.3 s to 0.6 s."""
+    data = write(tmp_path / "a.mp4").read_bytes()
+    begin = struct.unpack_from(">i", data, data.index(b"elst") + 16)[0]
+    ticks = [(length, -1 if frame < 0 else begin + 512 * frame) for length, frame in edits]
+    (tmp_path / "b.mp4").write_bytes(with_edits(data, ticks))
+    clip = encode_clip(tmp_path / "b.mp4", interval=Interval(start_second=0.3, stop_second=0.6), settings=SMALL)
+    assert read_numbers(clip.data) == expected
+
+
+def test_slow_motion_within_a_film(tmp_path: Path) -> None:
+    """A phone films 240 frames a second in the middle: every stored frame is the nearest one."""
+    steps = [1000 / 240 if 20 <= number < 40 else 1000 / 30 for number in range(FRAMES)]
+    times = tuple(round(sum(steps[:number])) for number in range(FRAMES))
+    video = write(tmp_path / "a.mp4", milliseconds=times)
+    for start in (0.2, 0.6, 1.0):
+        clip = encode_clip(video, interval=Interval(start_second=start, stop_second=start + 0.2), settings=SMALL)
+        dues = [1000 * (clip.start_frame + place) / clip.source_fps for place in range(clip.num_frames)]
+        nearest = [min(range(FRAMES), key=lambda one, due=due: abs(times[one] - due)) for due in dues]  # type: ignore[misc]
+        assert read_numbers(clip.data) == nearest
