@@ -11,6 +11,9 @@ import av
 DAMAGE = (av.FFmpegError, IndexError, OverflowError)
 # Options of av.open for files with a tag that is not UTF-8. PyAV 19 opens them without an option.
 ANY_TAGS: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
+# FFmpeg's decoders of VP8 and VP9, and those of libvpx.
+VPX = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+VPX_DECODERS = frozenset(VPX.values())
 
 
 def strictness(codec: str) -> dict[str, str]:
@@ -19,6 +22,20 @@ def strictness(codec: str) -> dict[str, str]:
     Otherwise it skips what it cannot decode, and returns the picture without a flag.
     """
     return {"err_detect": "explode"} if codec == "hevc" else {}
+
+
+def careful_decoder(context: Any) -> Any:
+    """The decoder of a stream that notices most damage: its own one, or libvpx for VP8 and VP9.
+
+    FFmpeg's own decoders of these make noise of a damaged packet and report nothing. libvpx sees that a packet ends
+    before its content. It takes 4 to 6 % longer for pictures of 1280x720.
+    """
+    name = VPX.get(context.name)
+    if name not in av.codecs_available:
+        return context
+    decoder: Any = av.CodecContext.create(name, "r")
+    decoder.thread_count, decoder.options = context.thread_count, context.options
+    return decoder
 
 
 def reason(error: BaseException) -> str:

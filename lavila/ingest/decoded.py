@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
 from typing import Any
@@ -17,19 +17,31 @@ from typing import Any
 from av.video.frame import PictureType
 
 from lavila.ingest.h264 import PictureCounter, Place
+from lavila.ingest.hevc import HevcCounter
 from lavila.ingest.video_files import Deadline
+from lavila.libav import VPX_DECODERS, careful_decoder
 
 MOST_HELD = 16  # the most frames that H.264 and HEVC hold back to reorder them
 REMEMBERED = 4 * MOST_HELD  # numbers of damaged frames, and of starts, that are kept
+# MPEG-4 has packets that mean "the picture before, again"; these hold little more than a header.
+REPEAT_BYTES = 16
+
+
+def picture_counter(context: Any) -> PictureCounter | HevcCounter | None:
+    """What follows the pictures of a stream by their headers; None for codecs whose headers do not number them."""
+    extradata = bytes(context.extradata or b"")
+    if context.name == "h264":
+        return PictureCounter(extradata)
+    return HevcCounter(extradata) if context.name == "hevc" else None
 
 
 class _Tag:
     """What a packet hands to its frame. PyAV finds it by its address, so each packet needs an object for itself."""
 
-    __slots__ = ("number", "place")
+    __slots__ = ("key", "number", "place")
 
-    def __init__(self, number: int, place: Place | None) -> None:
-        self.number, self.place = number, place
+    def __init__(self, number: int, place: Place | None, *, key: bool) -> None:
+        self.number, self.place, self.key = number, place, key
 
 
 @dataclass(kw_only=True, slots=True)
@@ -42,7 +54,7 @@ class Decoded:
     pts: Any  # when it is shown, in ticks of the stream (int); None = unknown
     damaged: bool = False  # whether it is damaged itself, or was decoded on top of damage
     lossy: bool = False  # whether the container says that packets are missing in its group of pictures
-    place: Place | None = None  # its place in the stream; H.264 only
+    place: Place | None = None  # its place in the stream; H.264 and HEVC only
 
 
 @dataclass(kw_only=True)
@@ -60,9 +72,16 @@ class FrameReader:
     gap: int  # ticks from one packet to the next from which on there was time for one more
     by_order: bool = False
     from_start: bool = False
+    indexed: Sequence[int] = ()  # ascending times of the packets that an index lists; for `by_order`
+    numbered: bool = False  # whether a number that is missing shows a missing picture, even where no time is missing
     last_dts: int | None = None  # decoding time of the last packet
+    latest: int | None = None  # the latest time of presentation of a packet
+    last_byte: int = 0  # where the packets end in the file, without what the container puts around them
+    lost: list[int] = field(default_factory=list)  # times of packets of which no picture came
     _held: deque[Decoded] = field(default_factory=deque)  # decoded, but something that they refer to may be missing
-    _unseen: set[int] = field(default_factory=set)  # packets of which no frame has come
+    _unseen: dict[int, int | None] = field(default_factory=dict)  # packets of which no frame has come, and their times
+    _key: int = 0  # the last keyframe
+    _first: int | None = None  # when the first frame is shown
     _damaged: list[int] = field(default_factory=list)  # numbers of frames that are damaged themselves
     _flagged: list[int] = field(default_factory=list)  # numbers of packets at which the container says that some lack
     _starts: list[int] = field(default_factory=list)  # numbers of frames at which decoding can begin, ascending
@@ -72,17 +91,21 @@ class FrameReader:
 
     def frames(self) -> Iterator[Decoded]:
         """The frames in display order."""
-        context = self.stream.codec_context
+        context = careful_decoder(self.stream.codec_context)
         context.copy_opaque = True  # a frame carries the tag of its packet
         self.from_start |= not context.has_b_frames
-        counter = PictureCounter(bytes(context.extradata or b"")) if context.name == "h264" else None
+        counter = picture_counter(context)
         number = 0
         for packet, following in pairwise(chain(self.container.demux(self.stream), [None])):
             self.deadline.check()
             time = packet.pts if packet.dts is None else packet.dts
-            late = False
+            late, skipped = False, False
+            if packet.pts is not None and packet.size:
+                self.latest = packet.pts if self.latest is None else max(self.latest, packet.pts)
+            self.last_byte = max(self.last_byte, (packet.pos or 0) + packet.size)
             if time is not None:
                 late = self.last_dts is not None and time - self.last_dts >= self.gap
+                skipped = self.by_order and late and _between(self.indexed, self.last_dts, time)
                 self.last_dts = time
                 if not packet.size:  # it holds no picture, and decoders take it for the end of the stream
                     continue
@@ -92,18 +115,36 @@ class FrameReader:
                 self._dts.append(time if time is not None else self._dts[-1] + 1 if self._dts else 0)
             place = counter.place(bytes(packet)) if counter is not None and packet.size else None
             self._note_losses(packet, following, number)
+            if packet.is_keyframe:
+                self._key = number
+            if skipped:  # the places of all frames of the group are not known
+                self._damaged = [*self._damaged[-REMEMBERED:], self._key]
             # A keyframe is whole without the missing picture, but frames that are shown before it may refer to that.
             # Where no time is missing, the encoder has counted in its own way.
-            if place is not None and place.missing and late:
+            if place is not None and place.missing and (late or self.numbered or context.name == "hevc"):
                 self._damaged = [*self._damaged[-REMEMBERED:], number - packet.is_keyframe]
-            packet.opaque = _Tag(number, place)
-            self._unseen.add(number)
+            packet.opaque = _Tag(number, place, key=context.name in VPX_DECODERS and packet.is_keyframe)
+            self._unseen[number] = (
+                (time if self.by_order else packet.pts) if _is_shown(packet, place, context.name) else None
+            )
             number += 1
-            for frame in packet.decode():
+            for frame in context.decode(packet):
                 self._take(frame)
                 yield from self._released(reorders=context.reorder_depth > 0)
+        self._give_up(list(self._unseen))
         while self._held:
             yield self._judged(self._held.popleft())
+
+    def _give_up(self, numbers: Sequence[int]) -> None:
+        """No frame will come of these packets. What refers to them is damaged."""
+        for number in sorted(numbers):
+            time = self._unseen.pop(number)
+            if time is None or self._first is None or (not self.from_start if self.by_order else time < self._first):
+                continue  # nothing should come, or it leads the frame at which decoding began
+            self.lost = [*self.lost[-REMEMBERED:], time]
+            # Where the order gives the times, those of the whole group are not known.
+            place = bisect_right(self._starts, number) - 1 if self.by_order else -1
+            self._damaged = [*self._damaged[-REMEMBERED:], self._starts[place] if place >= 0 else number]
 
     def _note_losses(self, packet: Any, following: Any, number: int) -> None:
         # In a transport stream a flag says that something lacks in the next packet, of which the decoder finds most, or
@@ -116,14 +157,16 @@ class FrameReader:
             self._flagged = [*self._flagged[-REMEMBERED:], number]
 
     def _take(self, frame: Any) -> None:
-        place = None
+        place, key = None, False  # libvpx does not say which frames are keyframes
         if isinstance(frame.opaque, _Tag):
-            number, place = frame.opaque.number, frame.opaque.place
+            number, place, key = frame.opaque.number, frame.opaque.place, frame.opaque.key
         else:  # this decoder does not hand tags on
             number = min(self._unseen, default=self._held[-1].number if self._held else 0)
-        self._unseen.discard(number)
+        self._unseen.pop(number, None)
+        if self._first is None:
+            self._first = frame.pts
         # Where pictures are refreshed piece by piece, the "key frame" that begins it is neither whole nor intra-coded.
-        starts = bool(frame.key_frame) and frame.pict_type in (PictureType.I, PictureType.NONE)
+        starts = key or (bool(frame.key_frame) and frame.pict_type in (PictureType.I, PictureType.NONE))
         if starts and (not self._starts or number > self._starts[-1]):
             self._starts = [*self._starts[-REMEMBERED:], number]
         if frame.is_corrupt:
@@ -137,12 +180,10 @@ class FrameReader:
         """
         while self._held:
             number = self._held[0].number
-            if not reorders:
-                self._unseen.clear()
-            elif any(unseen < number for unseen in self._unseen):
-                if len(self._held) <= MOST_HELD:
-                    return
-                self._unseen = {unseen for unseen in self._unseen if unseen > number}
+            before = [unseen for unseen in self._unseen if unseen < number]
+            if before and reorders and len(self._held) <= MOST_HELD:
+                return
+            self._give_up(before)
             yield self._judged(self._held.popleft())
 
     def _judged(self, one: Decoded) -> Decoded:
@@ -168,3 +209,18 @@ class FrameReader:
             self._anchor, self._slot = start, start
         slot, self._slot = self._slot, self._slot + 1
         return self._dts[min(slot, len(self._dts) - 1)] if self.from_start else None
+
+
+def _between(times: Sequence[int], before: int | None, after: int) -> bool:
+    """Whether one of some ascending times lies between two."""
+    place = bisect_right(times, before) if before is not None else len(times)
+    return place < len(times) and times[place] < after
+
+
+def _is_shown(packet: Any, place: Place | None, codec: str) -> bool:
+    """Whether a packet must give a picture. Unknown for codecs that have hidden pictures, or fields as packets."""
+    if packet.is_discard or not packet.size:
+        return False
+    if codec == "mpeg4":
+        return bool(packet.size > REPEAT_BYTES)
+    return place is not None and place.shown and not place.second_field

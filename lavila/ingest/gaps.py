@@ -15,7 +15,6 @@ from lavila.ingest.decoded import Decoded
 
 LOSSY = ("mpegts", "mpeg", "flv")  # FFmpeg's names of the containers that are broadcast, and that recorders may lose of
 GAP_FRAMES = Fraction(3, 2)  # from this distance on, in frames, there was place for one more
-FRAME_STEP = 2  # by so much the order count of H.264 rises from frame to frame, or by 1
 
 
 def gap_ticks(rate: Fraction) -> int:
@@ -35,7 +34,7 @@ class Gaps:
         """
         self._lossy, self._regular, self._indexed, self._rate = lossy, regular, indexed, rate
         self._least = gap_ticks(rate)
-        self._step = FRAME_STEP
+        self._step: int | None = None  # by so much the order of pictures rises from frame to frame
 
     def missing(self, before: Decoded, after: Decoded) -> int:
         """The number of frames that were lost between two."""
@@ -45,14 +44,12 @@ class Gaps:
         if one is not None and other is not None and known:
             losses = other.losses - one.losses
             rise = 0 if one.order is None or other.order is None else other.order - one.order
-            if 0 < rise < self._step:
-                self._step = rise
+            self._step = min(other.step if self._step is None else self._step, rise if rise > 0 else other.step)
         if ticks < self._least:
             return 0
-        if known:
-            lost = losses != 0 or (self._lossy and rise > self._step)
-        else:  # the numbers begin anew between the two, or there are none
-            lost = self._lossy and (self._regular or after.lossy)
+        # The numbers begin anew between the two, or there are none.
+        unnumbered = self._lossy and (self._regular or after.lossy)
+        lost = losses != 0 or rise > (self._step or 0) if known else unnumbered
         place = bisect_right(self._indexed, before.pts)
         lost |= place < len(self._indexed) and self._indexed[place] < after.pts
         return max(round(ticks * self._rate) - 1, 1) if lost else 0

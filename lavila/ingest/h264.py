@@ -33,6 +33,8 @@ class Place:
     second_field: bool  # whether it completes the frame of the picture before it
     group: int  # which run of pictures it belongs to: their numbers begin anew with each
     order: int | None  # its place in the order in which the pictures of a run are shown; None = not known
+    shown: bool = True  # whether a decoder shows it
+    step: int = 2  # by so much the order rises from frame to frame, or by less
 
 
 class PictureCounter:

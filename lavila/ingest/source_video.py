@@ -18,7 +18,8 @@ from typing import Any
 import av
 
 from lavila.ingest.decoded import Decoded, FrameReader
-from lavila.ingest.gaps import LOSSY, Gaps, gap_ticks
+from lavila.ingest.gaps import GAP_FRAMES, LOSSY, Gaps, gap_ticks
+from lavila.ingest.matroska import BLOCK_HEAD, ends_soundly
 from lavila.ingest.times import FileTimes, file_times
 from lavila.ingest.video_files import (
     TRUNCATED_SECONDS,
@@ -160,6 +161,11 @@ class SourceVideo:
                 due = next(wanted, None)
             if shown is None:
                 continue
+            if last is None and due is not None and due < second - GAP_FRAMES / self.fps:
+                raise EncodeError(
+                    f"{self.path}: its first picture that can be decoded is shown at {float(second):.2f} s; what comes "
+                    "before lacks its keyframe"
+                )
             while due is not None and due <= second:
                 yield self._sound(shown)
                 due = next(wanted, None)
@@ -238,11 +244,11 @@ class SourceVideo:
     def _decoded(self, part: Part, start: Fraction) -> Iterator[_Shown]:
         """The frames of a file from a keyframe at or before `start` on. Knows in the end when the last one ends."""
         container, stream = self._opened(part)
-        first_pts, tick = stream.start_time or 0, stream.time_base
+        times = self._times[part]
+        first_pts, tick = (stream.start_time or 0) if times.first is None else times.first, stream.time_base
         pts: int | None = None
         last: Decoded | None = None
         lacks = False  # whether frames may refer to lost ones
-        times = self._times[part]
         gaps = Gaps(
             lossy=container.format.name in LOSSY, regular=times.regular, indexed=times.indexed, rate=tick * self.fps
         )
@@ -255,19 +261,32 @@ class SourceVideo:
                         "to mp4"
                     )
                 missing = 0 if last is None else gaps.missing(last, one)
+                if last is not None and not missing and any(last.pts < time < one.pts for time in self._reader.lost):
+                    missing = max(round((one.pts - last.pts) * tick * self.fps) - 1, 1)
                 last, pts = one, one.pts
                 second = part.start + (one.pts - first_pts) * tick
                 lacks = not one.starts and (lacks or (missing > 0 and one.place is None))
                 yield _Shown(second=second, frame=one.frame, damaged=one.damaged or lacks, missing=missing)
         except DAMAGE as error:
-            second = float(((first_pts if pts is None else pts) - first_pts) * tick)
-            raise EncodeError(f"{part.name}: damaged after {second:.2f} s ({reason(error)})") from error
-        if pts is not None and times.indexed and times.indexed[-1] > pts:
-            second = float((pts - first_pts) * tick)
-            raise EncodeError(f"{part.name}: damaged after {second:.2f} s (its index lists frames that are not there)")
+            where = f"before {float(start - part.start):.2f} s"
+            if pts is not None:
+                where = f"after {float((pts - first_pts) * tick):.2f} s"
+            raise EncodeError(f"{part.name}: damaged {where} ({reason(error)})") from error
+        for found, why in (
+            (times.indexed[-1:], "its index lists frames that are not there"),
+            (self._reader.lost, "no picture could be decoded of the last packets"),
+        ):
+            if pts is not None and any(time > pts for time in found):
+                second = float((pts - first_pts) * tick)
+                raise EncodeError(f"{part.name}: damaged after {second:.2f} s ({why})")
         if times.hold is not None and times.last_dts == self._reader.last_dts:
             self._stop = max(self._stop, self.end + times.hold)
-        elif times.stop is not None:
+        elif times.stop is not None and (times.by_order or pts == self._reader.latest):
+            held = part.start + times.stop - self.end > GAP_FRAMES / self.fps
+            if held and container.format.name.startswith("matroska") and pts is not None:
+                if not ends_soundly(part.path, self._reader.last_byte + BLOCK_HEAD):
+                    second = float((pts - first_pts) * tick)
+                    raise EncodeError(f"{part.name}: damaged after {second:.2f} s (no sound block follows)")
             self._stop = max(self._stop, part.start + times.stop)
 
     def _decoded_from(self, part: Part, first_pts: int, target: int) -> Iterator[Decoded]:
@@ -284,7 +303,7 @@ class SourceVideo:
                 container.seek(position, stream=stream)
             except av.FFmpegError:  # the index is missing or damaged
                 break
-            frames = self._frames(container, stream, by_order=by_order)
+            frames = self._frames(part, container, stream)
             # Frames between the place of a seek and the next keyframe may refer to frames that were skipped. Where the
             # order gives the times, those have none. A transport stream notes on the packet before one that a part of
             # it was lost, so the first packet behind a seek may not be whole.
@@ -300,7 +319,7 @@ class SourceVideo:
             self.close()
         container, stream = self._opened(part)
         self._at_start = False
-        yield from self._frames(container, stream, by_order=by_order, from_start=True)
+        yield from self._frames(part, container, stream, from_start=True)
 
     def _seeks(self, part: Part, first_pts: int, target: int) -> Iterator[int]:
         """The times to seek to, one after another, until a frame at or before `target` comes."""
@@ -317,7 +336,7 @@ class SourceVideo:
             yield position
             back = max(2 * back, math.ceil(1 / self._opened(part)[1].time_base))
 
-    def _frames(self, container: Any, stream: Any, *, by_order: bool, from_start: bool = False) -> Iterator[Any]:
+    def _frames(self, part: Part, container: Any, stream: Any, *, from_start: bool = False) -> Iterator[Any]:
         """The frames that have a time. One without a time has no place, and is left out."""
         gap = gap_ticks(stream.time_base * self.fps)
         self._reader = FrameReader(
@@ -325,8 +344,10 @@ class SourceVideo:
             stream=stream,
             deadline=self.deadline,
             gap=gap,
-            by_order=by_order,
+            by_order=self._times[part].by_order,
             from_start=from_start,
+            indexed=self._times[part].indexed,
+            numbered=self._times[part].numbered,
         )
         return (one for one in self._reader.frames() if one.pts is not None)
 

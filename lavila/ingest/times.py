@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from lavila.ingest.h264 import PictureCounter
+from lavila.ingest.matroska import matroska_end
 from lavila.ingest.video_files import (
     Deadline,
     EncodeError,
@@ -21,7 +22,7 @@ from lavila.ingest.video_files import (
     Part,
     allowed_rate,
     frame_rate,
-    matroska_end,
+    is_avi_cut_short,
     open_video,
     seconds_of_tag,
 )
@@ -31,6 +32,7 @@ from lavila.records import Ints
 # A frame that stands so much longer than the others is a pause: it says nothing of the rate of the film.
 PAUSE_SECONDS, PAUSE_FRAMES = 1, 10
 FALSE_RATE = Fraction(3, 2)  # a stated rate that is wrong by this factor is not that of the film
+MOST_FRAMES_WITHOUT_PLACE = Fraction(3, 2)  # by so many frames a table may end early through rounding
 EXACT_RATE = Fraction(1, 1000)  # mean and nominal rate of film without a pause agree this well
 NEAR_RATE = 0.005  # a measured rate so near to a usual one is that
 USUAL_RATES = [
@@ -40,6 +42,7 @@ USUAL_RATES = [
 REGULAR_SHARE, NEAR_FRAME = 0.9, 0.25  # of the distances; by so much of a frame these may differ from one
 CLOCK_GAP_SECONDS = 10  # FFmpeg takes a longer gap in a broadcast stream for another clock, too
 MOST_REORDERED = 16  # the most frames by which H.264 and HEVC decode a frame early
+FEW_GAPS = 0.1  # share of numbers that may be missing where an encoder numbers its pictures as the standard says
 HEAD_PACKETS = 256  # packets that show the rate of a file, and whether it has times of presentation
 CLOCKED = ("mpegts", "mpeg", "ogg")  # containers whose clock may begin anew
 KNOWN_FILES = 4096  # files whose times are kept
@@ -55,9 +58,13 @@ class FileTimes:
     keyframes: tuple[int, ...] = ()  # decoding times of the keyframes, for `by_order`
     last_dts: int | None = None  # decoding time of the last packet, if a table lists it
     hold: Fraction | None = None  # the seconds for which the last frame is shown, by that table
+    first: int | None = None  # time of the first frame in ticks, if the header states another
     stop: Fraction | None = None  # when the last frame ends, in seconds from the first, if there is no such table
     suspect: frozenset[int] = frozenset()  # times of frames of which the packet before says that a part may be lost
-    indexed: tuple[int, ...] = ()  # times of keyframes by an index apart from the frames, in ticks; Matroska only
+    indexed: tuple[
+        int, ...
+    ] = ()  # times by an index apart from the frames, in ticks: Matroska's keyframes, AVI's frames
+    numbered: bool = False  # whether its pictures are numbered as the standard says, at its head; H.264 only
     regular: bool = False  # whether nearly all frames have the same distance; only where the file is read through
 
 
@@ -91,6 +98,7 @@ class _Packets:
     stop: int  # when the last one ends, in ticks
     by_order: bool  # whether times of presentation are missing
     fields: bool  # whether there are frames whose two fields are packets
+    numbered: bool  # whether nearly all numbers of pictures follow each other
     suspect: frozenset[int]  # times of presentation of packets behind one that says that something lacks
 
 
@@ -124,6 +132,13 @@ class _Reading:
         if len(entries):
             last = entries[-1].timestamp
             ticks = 0 if stream.duration is None else entries[0].timestamp + stream.duration - last
+            # An edit list may leave frames out at the end, and then FFmpeg shortens the duration, too.
+            early = stream.duration is None or ticks * tick * stated > MOST_FRAMES_WITHOUT_PLACE
+            if len(entries) < stream.frames and early:
+                raise EncodeError(
+                    f"{self.part.name}: its table lists {stream.frames} frames and the places of {len(entries)}, so it "
+                    "is damaged; fetch the file again"
+                )
             times = FileTimes(fps=stated, last_dts=last, hold=Fraction(ticks * tick))
         if len(entries) > 1 and not (base and abs(stated / base - 1) <= EXACT_RATE):
             stamps = np.array([entry.timestamp for entry in entries], np.int64)
@@ -143,10 +158,29 @@ class _Reading:
         return times
 
     def _of_avi(self) -> FileTimes:
-        """An AVI counts its frames in decoding order, and has no times of presentation."""
+        """An AVI counts its frames in decoding order, and has no times of presentation.
+
+        So a frame that is missing shifts all behind it. A file that is cut short lacks only the last ones.
+        """
         stream = self.stream
+        entries, keyframes = stream.index_entries, _keyframes(stream.index_entries)
+        whole = len(entries) == stream.frames
+        head = self._packets(HEAD_PACKETS if whole else None)
+        if not whole and stream.frames and not is_avi_cut_short(self.part.path):
+            keyframes = ()  # the index is not that of the file
+            count = int(head.dts[-1] - head.dts[0]) + 1 if len(head.dts) else 0
+            if count != stream.frames:
+                raise EncodeError(
+                    f"{self.part.name}: holds {count} frames, its header says {stream.frames}; their times follow from "
+                    "their order, and nothing says where frames are missing; fetch the file again"
+                )
         return FileTimes(
-            fps=frame_rate(self.part.name, stream), by_order=True, keyframes=_keyframes(stream.index_entries)
+            fps=frame_rate(self.part.name, stream),
+            by_order=True,
+            keyframes=keyframes,
+            first=int(head.dts[0]) if len(head.dts) else None,
+            indexed=tuple(entry.timestamp for entry in entries if entry.size) if keyframes else (),
+            numbered=head.numbered,
         )
 
     def _of_head(self, *, whole: bool) -> FileTimes:
@@ -155,7 +189,9 @@ class _Reading:
         fps, stated = self._rate(head)
         if not stated:
             fps, stated = self._rate(self._packets(None))
-        return FileTimes(fps=fps, stated=stated, by_order=head.by_order, stop=stop, indexed=self._indexed())
+        return FileTimes(
+            fps=fps, stated=stated, by_order=head.by_order, stop=stop, indexed=self._indexed(), numbered=head.numbered
+        )
 
     def _indexed(self) -> tuple[int, ...]:
         container, stream = open_video(self.part, self.limits, self.deadline)
@@ -188,6 +224,7 @@ class _Reading:
             stop=stop,
             regular=regular,
             suspect=packets.suspect,
+            numbered=packets.numbered,
         )
 
     def _rate(self, packets: _Packets) -> tuple[Fraction, bool]:
@@ -207,6 +244,7 @@ class _Reading:
         """The first `most` packets; None = all. Opens the file anew."""
         container, stream = open_video(self.part, self.limits, self.deadline)
         counter, fields, flagged = self._counter(stream), False, False
+        counted, gaps = 0, 0
         suspect: set[int] = set()
         shown: list[int] = []
         dts, keys, untimed, stop = [], [], 0, 0
@@ -224,6 +262,8 @@ class _Reading:
                     if place is not None and place.second_field:
                         fields = True
                         continue
+                    counted += place is not None
+                    gaps += place is not None and place.missing
                     if len(shown) == HEAD_PACKETS and not fields:  # so there will be none
                         counter = None
                 untimed += packet.pts is None
@@ -240,7 +280,14 @@ class _Reading:
             container.close()
         by_order = untimed > len(shown) / 2 and bool(stream.codec_context.has_b_frames)
         arrays = np.array(shown, np.int64), np.array(dts, np.int64), np.array(keys, bool)
-        return _Packets(*arrays, stop=stop, by_order=by_order, fields=fields, suspect=frozenset(suspect))
+        return _Packets(
+            *arrays,
+            stop=stop,
+            by_order=by_order,
+            fields=fields,
+            numbered=counted > 0 and gaps <= FEW_GAPS * counted,
+            suspect=frozenset(suspect),
+        )
 
 
 def _keyframes(entries: Sequence[Any]) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ import av
 
 from lavila.errors import UserError
 from lavila.ingest.downloads import why_unreadable
+from lavila.ingest.matroska import matroska_end
 from lavila.ingest.places import why_missing
 from lavila.libav import ANY_TAGS, DAMAGE, reason, strictness
 
@@ -25,9 +26,7 @@ TRUNCATED_SECONDS = 1.0  # a video that ends so much earlier than its header say
 # FFmpeg's names of demuxers. Demuxers for playlists, scripts and series of pictures are missing: they open other files.
 DEMUXERS = "mov,matroska,webm,avi,mpeg,mpegts,flv,asf,ogg,ivf,m4v"
 KINDS = "mp4, mov, mkv, webm, avi, mpg, ts, flv, wmv, ogg or ivf"
-# Names (8.1, RFC 9559) of the two elements with which a Matroska file begins: EBML and Segment.
-MATROSKA_ELEMENTS = (b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67")
-MATROSKA_HEAD = 4096  # bytes in which both begin
+AVI_TAIL = 1 << 26  # bytes at the end of an AVI, in which its index begins
 DURATION_TAG = re.compile(r"([0-9]{1,4}):([0-9]{2}):([0-9]{2}(?:\.[0-9]{1,9})?)")
 PART_NAME = re.compile(r"([0-9]{1,7})\.(mp4|mov|mkv|webm|avi)", re.IGNORECASE)
 
@@ -182,24 +181,13 @@ def seconds_of_tag(stream: Any) -> Fraction | None:
     return 3600 * int(hours) + 60 * int(minutes) + Fraction(seconds)
 
 
-def matroska_end(path: Path) -> int | None:
-    """The byte at which the first segment of a Matroska file ends by its header; None if the header does not say it."""
+def is_avi_cut_short(path: Path) -> bool:
+    """Whether an AVI ends before its first RIFF chunk does, without the index that its writer puts at the end."""
+    size = path.stat().st_size
     with path.open("rb") as file:
-        head = file.read(MATROSKA_HEAD)
-    at = 0
-    for name in MATROSKA_ELEMENTS:
-        if head[at : at + len(name)] != name or at + len(name) >= len(head):
-            return None
-        at += len(name)
-        length = 9 - head[at].bit_length()  # bytes of the size: one more than the zero bits that lead it
-        size = int.from_bytes(head[at : at + length], "big") - (1 << 7 * length)
-        at += length
-        if length > 8 or size == (1 << 7 * length) - 1:  # all ones: not known
-            return None
-        if name == MATROSKA_ELEMENTS[-1]:
-            return at + size
-        at += size
-    return None
+        said = 8 + int.from_bytes(file.read(8)[4:8], "little")
+        file.seek(max(size - AVI_TAIL, 0))
+        return said > size and b"idx1" not in file.read()
 
 
 def is_cut_short(part: Part, container: Any, stream: Any, deadline: Deadline) -> bool:

@@ -1,6 +1,7 @@
 """Damaged and hostile videos by the hundred: each is stored or refused in one line; none crashes, hangs or escapes.
 
-LAVILA_FUZZ=2000 sets how many videos are mutated. The mutations are seeded: number n is always the same video.
+LAVILA_FUZZ=2000 sets how many videos are mutated, and LAVILA_FUZZ_FIRST the number of the first one. The mutations are
+seeded: number n is always the same video.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 
 from lavila.ingest.encode import (
@@ -31,11 +34,17 @@ from lavila.ingest.encode import (
     encode_clip,
     probe_video,
 )
-from tests.footage import Coding, read_numbers, write_numbered_video
+from lavila.libav import ANY_TAGS, DAMAGE
+from tests.footage import Coding, numbered_picture, read_number, read_numbers, write_numbered_video
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNT = int(os.environ.get("LAVILA_FUZZ", "300"))
+FIRST = int(os.environ.get("LAVILA_FUZZ_FIRST", "0"))
 WORKERS = 2
+FRAMES = 40  # of each sound video
+HIDDEN = 3  # so many frames at the start may be hidden by a header
+UNSEEN = 0.01  # share of mutants with damage that no decoder notices; it was 0.004 of 2,000
+ROUNDING = 0.002  # seconds by which times differ through rounding
 LIMIT_SECONDS, HANG_SECONDS = 5.0, 20.0  # of one clip; after the second a child is killed
 MEMORY = 4 << 30  # bytes of address space of a child
 
@@ -48,7 +57,7 @@ SEEDS = {
     "hevc.mkv": Coding(codec="libx265", gop=8, crf=20),
     "h264.ts": Coding(gop=8),
     "h264.flv": Coding(gop=8),
-    "irregular.mkv": Coding(gop=8, milliseconds=tuple(n * n * 3 for n in range(40)), b_frames=0),
+    "irregular.mkv": Coding(gop=8, milliseconds=tuple(n * n * 3 for n in range(FRAMES)), b_frames=0),
 }
 # Places in headers where a lie does most harm: lengths of boxes, sizes, counts, rates, edit lists, codec headers.
 MARKS = re.compile(
@@ -148,9 +157,67 @@ def write_mutant(folder: Path, number: int) -> Path:
 
 
 @functools.cache
-def true_numbers(seed: Path, kind: int) -> list[int]:
-    """The numbers on the stored frames of a sound video. `kind`: the clip, as number % 4 of a mutant chooses it."""
-    return read_numbers(cut(seed, kind).data)
+def packets(path: Path) -> list[tuple[float, bytes]] | None:
+    """Time in seconds and content of each packet in decoding order; None where they cannot all be read."""
+    try:
+        with av.open(str(path), **ANY_TAGS) as container:
+            stream = container.streams.video[0]
+            found = [packet for packet in container.demux(stream) if packet.size]
+            times = [packet.dts if path.suffix == ".avi" or packet.pts is None else packet.pts for packet in found]
+            if None in times:
+                return None
+            seconds = [float(time * stream.time_base) for time in times]
+            return [(second, bytes(packet)) for second, packet in zip(seconds, found, strict=True)]
+    except DAMAGE:
+        return None
+
+
+def true_times(seed: Path, mutant: Path) -> list[dict[int, float]]:
+    """When each frame of a sound video is shown, in seconds from the first.
+
+    Where all packets of the mutant are there, in their order, its header may say other times: then it may be another
+    video with these times, too. It may also hide the first frames.
+    """
+    sound, found = packets(seed), packets(mutant)
+    assert sound is not None
+    order = sorted(range(len(sound)), key=lambda place: sound[place][0])
+    answers = [sound]
+    if found is not None and len(found) == len(sound):
+        same = sum(one == other for (_, one), (_, other) in zip(found, sound, strict=True))
+        answers += [found] if same > len(sound) / 2 else []
+    first = min(second for second, _ in sound)
+    times = [{number: said[place][0] for number, place in enumerate(order)} for said in answers]
+    begins = [first, *sorted(times[-1].values())[:HIDDEN]] if len(answers) > 1 else [first]
+    if found is not None and len(found) < len(sound):  # seconds count from the first frame that is there
+        begins.append(min(second for second, _ in found))
+    return [{number: second - begin for number, second in said.items()} for said in times for begin in begins]
+
+
+@functools.cache
+def names(turn: int) -> dict[int, list[int]]:
+    """What is read from pictures in one of the eight orientations -> the numbers that it can mean."""
+    found: dict[int, list[int]] = {}
+    for number in range(FRAMES):
+        picture = numbered_picture(number, height=48, width=64)
+        turned = np.rot90(picture[:, ::-1] if turn >= 4 else picture, turn % 4)
+        found.setdefault(read_number(np.ascontiguousarray(turned)), []).append(number)
+    return found
+
+
+def is_right(made: EncodedChunk | EncodedClip, seed: Path, mutant: Path) -> bool:
+    """Whether each stored frame is the one that is shown at its time, all in one orientation."""
+    read = read_numbers(made.data)
+    begin = made.first_frame / made.fps if isinstance(made, EncodedChunk) else made.start_frame / made.source_fps
+    dues = [begin + place / made.fps for place in range(len(read))]
+    for times in true_times(seed, mutant):
+        nearest = [min(abs(second - due) for second in times.values()) for due in dues]
+        for turn in range(8):
+            if all(
+                any(abs(times[one] - due) <= least + ROUNDING for one in names(turn).get(number, []))
+                for number, due, least in zip(read, dues, nearest, strict=True)
+            ):
+                return True
+    return False
 
 
 def cut(path: Path, number: int) -> EncodedChunk | EncodedClip:
@@ -165,25 +232,23 @@ def cut(path: Path, number: int) -> EncodedChunk | EncodedClip:
 
 
 def store(path: Path, number: int) -> str:
-    """What becomes of a video: one line. Anything but an EncodeError goes through.
-
-    "exactly": the stored frames are those of the sound video, or fewer at the end.
-    """
+    """What becomes of a video: one line. Anything but an EncodeError goes through."""
     try:
         made = cut(path, number)
     except EncodeError as error:
         assert "\n" not in str(error), error
         return f"refused {error}"
     assert made.data and made.num_frames > 0
-    numbers, seed = read_numbers(made.data), path.parent / random.Random(number).choice(sorted(SEEDS))
-    exact = numbers == true_numbers(seed, number % 4)[: len(numbers)]
-    return "stored exactly" if exact else f"stored otherwise, {seed.name}: {' '.join(map(str, numbers))}"
+    seed = path.parent / random.Random(number).choice(sorted(SEEDS))
+    if is_right(made, seed, path):
+        return "stored rightly"
+    return f"wrong, {seed.name}: {' '.join(map(str, read_numbers(made.data)))}"
 
 
 def child(folder: Path, first: int) -> None:
     """Store mutants first, first + WORKERS, ...; tell of each when it begins and what became of it."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    for number in range(first, COUNT, WORKERS):
+    for number in range(first, FIRST + COUNT, WORKERS):
         print("begun", number, flush=True)
         path = write_mutant(folder, number)
         began = time.monotonic()
@@ -197,8 +262,8 @@ def child(folder: Path, first: int) -> None:
 
 def outcomes(folder: Path, worker: int) -> Iterator[tuple[int, float, str]]:
     """(number, seconds, outcome) of one worker's mutants; children that crash or hang are replaced."""
-    number = worker
-    while number < COUNT:
+    number = FIRST + worker
+    while number < FIRST + COUNT:
         command = [sys.executable, "-m", "tests.ingest.test_encode_fuzz", str(folder), str(number)]
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0)
         assert process.stdout is not None
@@ -219,14 +284,14 @@ def outcomes(folder: Path, worker: int) -> Iterator[tuple[int, float, str]]:
                     number += WORKERS
         process.wait()
         process.stdout.close()
-        if number < COUNT:  # the child did not come to its end
+        if number < FIRST + COUNT:  # the child did not come to its end
             yield number, 0.0, lost
             number += WORKERS
 
 
 def test_every_damaged_video_is_stored_or_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, coding in SEEDS.items():
-        write_numbered_video(tmp_path / name, 40, coding, height=48, width=64)
+        write_numbered_video(tmp_path / name, FRAMES, coding, height=48, width=64)
     began = time.monotonic()
     results: list[tuple[int, float, str]] = []
     workers = [outcomes(tmp_path, worker) for worker in range(WORKERS)]
@@ -243,19 +308,18 @@ def test_every_damaged_video_is_stored_or_refused(tmp_path: Path, capsys: pytest
         print(
             f"\n{COUNT} mutated videos: {dict(kinds)}, slowest {slowest:.1f} s, {time.monotonic() - began:.0f} s in all"
         )
-    # A lie in a header may be a valid other video, and VP9 notices no damage in its pictures. Nobody knows what came
-    # behind the last sound frame of a Matroska file without an index. Of 900, 283 are stored, 19 of them otherwise.
-    otherwise = [outcome for _, _, outcome in results if outcome.startswith("stored otherwise")]
+    otherwise = [f"{number}: {outcome}" for number, _, outcome in results if outcome.startswith("wrong")]
     with capsys.disabled():
-        print(f"{len(otherwise)} were stored with other frames", *otherwise[:20], sep="\n  ")
-    assert len(otherwise) < kinds["stored"] / 8
+        print(f"{len(otherwise)} were stored wrong", *otherwise[:20], sep="\n  ")
+    # A bit that turns in the arithmetic code of H.264 or HEVC may give other pictures without any sign.
+    assert len(otherwise) <= COUNT * UNSEEN
     wrong = [
         (number, seconds, outcome)
         for number, seconds, outcome in results
-        if outcome.split()[0] not in ("stored", "refused")
+        if outcome.split()[0] not in ("stored", "refused", "wrong,")
     ]
     assert not wrong
-    assert sorted(number for number, _, _ in results) == list(range(COUNT))
+    assert sorted(number for number, _, _ in results) == list(range(FIRST, FIRST + COUNT))
     assert kinds["stored"] > COUNT / 20 and kinds["refused"] > COUNT / 3, "mutations that prove nothing"
 
 
