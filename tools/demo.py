@@ -12,6 +12,11 @@ Exit status: 0 ended by Ctrl-C, 1 an error, 2 wrong arguments.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from lavila.interrupts import end_early, run_main
+
+    end_early(status=0)
+
 import argparse
 import functools
 import sys
@@ -78,4 +83,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main, status=0)

@@ -13,9 +13,13 @@ Exit status: 0 all done, 1 an error or a video that cannot be read (it is listed
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from lavila.interrupts import end_early, run_main
+
+    end_early()
+
 import argparse
 import functools
-import sys
 from collections.abc import Sequence
 
 from lavila.engine.command_line import leave_cores_to_others, run_tool, start_log
@@ -68,4 +72,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

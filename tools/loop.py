@@ -10,8 +10,12 @@ compares them. Every step is a command that is shown before it runs. What is the
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from lavila.interrupts import end_early, run_main
+
+    end_early()
+
 import argparse
-import sys
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -147,4 +151,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)
