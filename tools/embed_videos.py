@@ -22,7 +22,7 @@ import argparse
 import functools
 from collections.abc import Sequence
 
-from lavila.engine.command_line import leave_cores_to_others, run_tool, start_log
+from lavila.engine.command_line import compute_the_same_bits, leave_cores_to_others, run_tool, start_log
 from lavila.errors import UserError
 from lavila.files import user_path
 
@@ -55,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool. Returns the exit status."""
     leave_cores_to_others()
+    compute_the_same_bits()
     p = parser()
     args = p.parse_args(argv)
 
