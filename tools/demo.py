@@ -24,7 +24,7 @@ from collections.abc import Sequence
 
 from lavila.engine.command_line import compute_the_same_bits, leave_cores_to_others, start_log
 from lavila.errors import UserError
-from lavila.files import user_path
+from lavila.files import explained, user_path
 
 
 def parser() -> argparse.ArgumentParser:
@@ -76,9 +76,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         run(asked, say=functools.partial(print, flush=True))
     except KeyboardInterrupt:
         print("\nended; the index keeps what is finished")
-    except (UserError, OSError) as error:
-        print(f"demo: error: {error}", file=sys.stderr)
-        return 1
+        return 0
+    except UserError as error:
+        problem = str(error)
+    except OSError as error:
+        problem = explained(error)
+    else:
+        return 0
+    print(f"demo: error: {problem}", file=sys.stderr)
+    return 1
     return 0
 
 

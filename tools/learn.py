@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import quickstart
 from quickstart import FOOTAGE, ROOT, SHARDS, Step, run_steps, shard
 
+from lavila.engine.command_line import run_tool
 from lavila.files import user_path
 from lavila.report.files import write_json_atomic
 
@@ -190,8 +191,7 @@ def main() -> int:
     )
     asked = parser.parse_args()
     if asked.reword:
-        reword(*asked.reword)
-        return 0
+        return run_tool("learn", lambda: reword(*asked.reword), interrupted="nothing was written")
     seeds = list(dict.fromkeys(asked.seeds))
     steps = [*data_steps(), *(step for seed in seeds for step in seed_steps(seed))]
     if status := run_steps(steps, stages=RUNS):

@@ -25,6 +25,7 @@ import quickstart
 from learn import read_report
 from quickstart import ROOT, Step, run_steps
 
+from lavila.engine.command_line import run_tool
 from lavila.files import user_path
 from lavila.shards.captions import write_captions
 from lavila.shards.reader import open_shard_set
@@ -140,8 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", type=user_path, nargs=2, metavar=("SHARDS", "TABLE"), help="one of the steps alone")
     asked = parser.parse_args(arguments)
     if asked.split:
-        split(*asked.split)
-        return 0
+        return run_tool("loop", lambda: split(*asked.split), interrupted="nothing was written")
     scale = TOY if asked.toy else SAMPLE
     data = [] if asked.toy else [step for step in quickstart.steps() if step.output]
     if status := run_steps([*data, *steps(scale)], stages=scale.runs):

@@ -86,6 +86,13 @@ def test_a_process_that_is_ending_is_waited_for(tmp_path: Path, monkeypatch: pyt
         pass
 
 
+def test_a_damaged_line_of_metrics_is_named(folder: Path) -> None:
+    metrics = folder / "run" / "metrics.jsonl"
+    metrics.write_text("{broken\n" + metrics.read_text())
+    with pytest.raises(UserError, match=r"metrics\.jsonl:1"):
+        train(settings(folder, "optim.epochs=3"))
+
+
 def test_a_start_that_is_refused_leaves_no_folder(folder: Path) -> None:
     with pytest.raises(UserError, match="batch_size"):
         train(settings(folder, "data.batch_size=1000", f"run_dir={folder / 'other'}"))

@@ -404,3 +404,11 @@ def test_workers_end_once_their_parent_was_interrupted(monkeypatch: pytest.Monke
     frames.value = render.STOP
     with pytest.raises(KeyboardInterrupt):
         render._count_frames(5)
+
+
+@pytest.mark.parametrize("out", ["file/x", "file"])
+def test_a_place_that_cannot_be_written_to_is_named_in_one_line(tmp_path: Path, out: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    done = run_here(tool.main, ["--footage", FOOTAGE, "--out", tmp_path / out, *SMALL])
+    assert done.returncode == 1 and str(tmp_path / "file") in done.stderr and done.stderr.count("\n") == 1
+    assert (tmp_path / "file").read_text() == "mine"
