@@ -3,6 +3,11 @@
 Score saved predictions again: evaluate.py --from runs/NAME/predictions
 """
 
+if __name__ == "__main__":
+    from lavila.interrupts import end_early, run_main
+
+    end_early(status=2)
+
 from lavila.config.schema import RunConfig
 from lavila.engine.command_line import parse, run
 
@@ -26,4 +31,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main, status=2)

@@ -1,5 +1,10 @@
 """Train a model: [torchrun --nproc-per-node 8] train.py --config NAME [key=value ...]"""
 
+if __name__ == "__main__":
+    from lavila.interrupts import end_early, run_main
+
+    end_early(status=2)
+
 from lavila.config.schema import RunConfig
 from lavila.engine.command_line import parse, run
 
@@ -20,4 +25,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main, status=2)

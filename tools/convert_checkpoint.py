@@ -17,6 +17,11 @@ Exit status: 0 written, 1 not, 2 wrong arguments.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from lavila.interrupts import end_early, run_main
+
+    end_early()
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -105,4 +110,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -12,6 +12,11 @@ Exit status: 0 ended by Ctrl-C, 1 an error, 2 wrong arguments.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from lavila.interrupts import end_early, run_main
+
+    end_early(status=0)
+
 import argparse
 import functools
 import sys
@@ -19,7 +24,7 @@ from collections.abc import Sequence
 
 from lavila.engine.command_line import compute_the_same_bits, leave_cores_to_others, start_log
 from lavila.errors import UserError
-from lavila.files import user_path
+from lavila.files import explained, user_path
 
 
 def parser() -> argparse.ArgumentParser:
@@ -71,11 +76,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         run(asked, say=functools.partial(print, flush=True))
     except KeyboardInterrupt:
         print("\nended; the index keeps what is finished")
-    except (UserError, OSError) as error:
-        print(f"demo: error: {error}", file=sys.stderr)
-        return 1
+        return 0
+    except UserError as error:
+        problem = str(error)
+    except OSError as error:
+        problem = explained(error)
+    else:
+        return 0
+    print(f"demo: error: {problem}", file=sys.stderr)
+    return 1
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main, status=0)

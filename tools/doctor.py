@@ -19,6 +19,11 @@ Exit status: 0 nothing is broken (things may be missing or slow), 1 something is
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from lavila.interrupts import end_early, run_main
+
+    end_early()
+
 import argparse
 import importlib.util
 import json
@@ -111,4 +116,4 @@ def work(argv: Sequence[str] | None, machine: Machine) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

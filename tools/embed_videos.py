@@ -13,12 +13,16 @@ Exit status: 0 all done, 1 an error or a video that cannot be read (it is listed
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from lavila.interrupts import end_early, run_main
+
+    end_early()
+
 import argparse
 import functools
-import sys
 from collections.abc import Sequence
 
-from lavila.engine.command_line import leave_cores_to_others, run_tool, start_log
+from lavila.engine.command_line import compute_the_same_bits, leave_cores_to_others, run_tool, start_log
 from lavila.errors import UserError
 from lavila.files import user_path
 
@@ -51,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool. Returns the exit status."""
     leave_cores_to_others()
+    compute_the_same_bits()
     p = parser()
     args = p.parse_args(argv)
 
@@ -68,4 +73,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

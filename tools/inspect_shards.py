@@ -28,6 +28,11 @@ Exit status: 0 sound, 1 problems found, 2 wrong arguments, 130 interrupted.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from lavila.interrupts import end_early, run_main
+
+    end_early()
+
 import argparse
 import json
 import os
@@ -37,7 +42,7 @@ from functools import partial
 
 from lavila.cluster.workers import WorkerDied
 from lavila.errors import UserError
-from lavila.files import user_path
+from lavila.files import explained, user_path
 from lavila.inspection.session import Inspection, add_missing_checksums
 from lavila.shards.format import QUARANTINE
 from lavila.shards.writer import add_mapped
@@ -132,11 +137,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except WorkerDied as error:
         cause = str(error).partition(";")[0]
         problem = f"{cause}; {QUARANTINE} is as it was before: run again, with fewer --workers if memory is short"
-    except (UserError, OSError) as error:
+    except UserError as error:
         problem = str(error)
+    except OSError as error:
+        problem = explained(error)
     note(f"inspect_shards: error: {problem}")
     return 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -9,6 +9,11 @@ shown before it runs. What is there already is kept, trained models too.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from lavila.interrupts import end_early, run_main
+
+    end_early()
+
 import argparse
 import json
 import sys
@@ -18,6 +23,7 @@ from typing import Any, NamedTuple
 import quickstart
 from quickstart import FOOTAGE, ROOT, SHARDS, Step, run_steps, shard
 
+from lavila.engine.command_line import run_tool
 from lavila.files import user_path
 from lavila.report.files import write_json_atomic
 
@@ -185,8 +191,7 @@ def main() -> int:
     )
     asked = parser.parse_args()
     if asked.reword:
-        reword(*asked.reword)
-        return 0
+        return run_tool("learn", lambda: reword(*asked.reword), interrupted="nothing was written")
     seeds = list(dict.fromkeys(asked.seeds))
     steps = [*data_steps(), *(step for seed in seeds for step in seed_steps(seed))]
     if status := run_steps(steps, stages=RUNS):
@@ -200,4 +205,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

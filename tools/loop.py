@@ -10,8 +10,12 @@ compares them. Every step is a command that is shown before it runs. What is the
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from lavila.interrupts import end_early, run_main
+
+    end_early()
+
 import argparse
-import sys
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +25,7 @@ import quickstart
 from learn import read_report
 from quickstart import ROOT, Step, run_steps
 
+from lavila.engine.command_line import run_tool
 from lavila.files import user_path
 from lavila.shards.captions import write_captions
 from lavila.shards.reader import open_shard_set
@@ -136,8 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", type=user_path, nargs=2, metavar=("SHARDS", "TABLE"), help="one of the steps alone")
     asked = parser.parse_args(arguments)
     if asked.split:
-        split(*asked.split)
-        return 0
+        return run_tool("loop", lambda: split(*asked.split), interrupted="nothing was written")
     scale = TOY if asked.toy else SAMPLE
     data = [] if asked.toy else [step for step in quickstart.steps() if step.output]
     if status := run_steps([*data, *steps(scale)], stages=scale.runs):
@@ -147,4 +151,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -20,8 +20,12 @@ Exit status: 0 table written, 1 not, 2 wrong arguments, 130 interrupted.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from lavila.interrupts import end_early, run_main
+
+    end_early()
+
 import argparse
-import sys
 from collections.abc import Iterable, Sequence
 
 from tqdm import tqdm
@@ -98,4 +102,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

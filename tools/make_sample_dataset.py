@@ -14,14 +14,18 @@ Each --form describes the same moves of the same videos, at the frame rate of th
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from lavila.interrupts import end_early, run_main
+
+    end_early()
+
 import argparse
 import os
-import sys
 import typing
 from collections.abc import Sequence
 from pathlib import Path
 
-from lavila.errors import UserError
+from lavila.engine.command_line import run_tool
 from lavila.files import user_path
 from lavila.sample.camera import Between, SampleError, Video, read_source
 from lavila.sample.files import Sample
@@ -94,7 +98,8 @@ def _height(text: str) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     asked = parse_arguments(arguments)
     out = asked.out.resolve() if asked.out.name in ("", "..") else asked.out
-    try:
+
+    def work() -> None:
         if asked.seed < 0:
             raise SampleError(f"--seed {asked.seed}: must not be negative; give 0 or more")
         sources = [read_source(path) for path in asked.footage]
@@ -118,11 +123,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sample = Sample(videos=videos, seed=asked.seed, chunk_seconds=asked.chunk_seconds)
             make(sample, out, described, forms=forms, workers=asked.workers)
         report(videos, out, "already there" if there else "made", forms=forms)
-    except UserError as error:
-        print(f"make_sample_dataset: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+    return run_tool("make_sample_dataset", work, interrupted="nothing was written")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -8,6 +8,11 @@ A narrator with this vocabulary starts with a language model of random weights; 
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from lavila.interrupts import end_early, run_main
+
+    end_early()
+
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
@@ -53,4 +58,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

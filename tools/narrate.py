@@ -14,10 +14,14 @@ Exit status: 0 all done, 1 not, 2 wrong arguments, 130 interrupted.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from lavila.interrupts import end_early, run_main
+
+    end_early()
+
 import argparse
 import functools
 import os
-import sys
 from collections.abc import Sequence
 
 from lavila.engine.command_line import compute_the_same_bits, leave_cores_to_others, run_tool, start_log
@@ -102,4 +106,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -20,29 +20,36 @@ Exit status: 0 table written, 1 not, 2 wrong arguments, 130 interrupted.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from lavila.interrupts import end_early, run_main
+
+    end_early()
+
 import argparse
-import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import torch
-from tqdm import tqdm
-
-from lavila.engine.command_line import run_tool
+from lavila.engine.command_line import compute_the_same_bits, leave_cores_to_others, run_tool
 from lavila.files import user_path
-from lavila.ingest.rephrasing import Rephrasing, about_run, journal_path, rephrase, write_rephrased
-from lavila.journal import Journal
-from lavila.models.paraphraser import PARAPHRASER, PUBLISHED, load_paraphraser
-from lavila.shards.captions import CaptionError, read_captions
-from lavila.shards.format import CLIPS
-from lavila.shards.reader import open_shard_set
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from lavila.ingest.rephrasing import Rephrasing
 
 
 def rephrase_table(args: argparse.Namespace) -> None:
     """Read, rephrase and write, and print the numbers."""
+    import torch  # after parsing, so that --help is quick
+    from tqdm import tqdm
+
+    from lavila.ingest.rephrasing import about_run, journal_path, rephrase, write_rephrased
+    from lavila.journal import Journal
+    from lavila.models.paraphraser import PARAPHRASER, load_paraphraser
+    from lavila.shards.captions import CaptionError
+
+    args.model = args.model or PARAPHRASER
     journal_file = journal_path(args.out)
     if args.out.exists() and not journal_file.exists():
         raise CaptionError(f"--out {args.out}: is there already; remove it or give another name")
@@ -67,6 +74,10 @@ def rephrase_table(args: argparse.Namespace) -> None:
 
 def _captions(args: argparse.Namespace) -> tuple[pa.Table, Path]:
     """The captions, and the file that holds them."""
+    from lavila.shards.captions import read_captions
+    from lavila.shards.format import CLIPS
+    from lavila.shards.reader import open_shard_set
+
     if args.captions:
         return read_captions(args.captions), args.captions
     shard_set = open_shard_set(args.shards)
@@ -74,21 +85,29 @@ def _captions(args: argparse.Namespace) -> tuple[pa.Table, Path]:
 
 
 def _settings(args: argparse.Namespace) -> Rephrasing:
+    from dataclasses import replace
+
+    from lavila.ingest.rephrasing import Rephrasing
+    from lavila.models.paraphraser import PUBLISHED
+    from lavila.shards.captions import CaptionError
+
+    number = args.number or PUBLISHED.num_beams
     if args.sample:
         changes: dict[str, Any] = {
             "num_beams": 1,
             "num_beam_groups": 1,
             "diversity_penalty": 0.0,
-            "num_return_sequences": args.number,
+            "num_return_sequences": number,
         }
         changes |= {"temperature": args.temperature, "top_p": args.top_p}
     else:
-        changes = dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences"), args.number)
+        changes = dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences"), number)
     try:
-        choice = replace(PUBLISHED, max_length=args.max_length, **changes)
+        choice = replace(PUBLISHED, max_length=args.max_length or PUBLISHED.max_length, **changes)
     except ValueError as error:  # such as --temperature 0
         raise CaptionError(str(error)) from None
-    return Rephrasing(choice=choice, keep=args.keep, punctuation=args.punctuation, seed=args.seed)
+    kept = {} if args.keep is None else {"keep": args.keep}
+    return Rephrasing(choice=choice, **kept, punctuation=args.punctuation, seed=args.seed)
 
 
 def at_least(least: int, text: str) -> int:
@@ -116,13 +135,14 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--out", required=True, type=user_path, metavar="FILE", help="the captions table to write (.parquet)"
     )
-    p.add_argument("--model", default=PARAPHRASER, metavar="NAME|DIR", help=f"the paraphraser ({PARAPHRASER})")
-    p.add_argument("--number", type=lambda text: at_least(2, text), default=PUBLISHED.num_beams, metavar="N",
-        help=f"paraphrases to make of each caption ({PUBLISHED.num_beams})")  # fmt: skip
-    p.add_argument("--keep", type=lambda text: at_least(1, text), default=Rephrasing().keep, metavar="N",
-        help=f"paraphrases to keep of each caption ({Rephrasing().keep})")  # fmt: skip
-    p.add_argument("--max-length", type=lambda text: at_least(2, text), default=PUBLISHED.max_length, metavar="N",
-        help=f"tokens of a paraphrase, the first one included ({PUBLISHED.max_length})")  # fmt: skip
+    p.add_argument("--model", metavar="NAME|DIR",
+        help="the paraphraser (ramsrigouthamg/t5-large-paraphraser-diverse-high-quality)")  # fmt: skip
+    p.add_argument("--number", type=lambda text: at_least(2, text), metavar="N",
+        help="paraphrases to make of each caption (20)")  # fmt: skip
+    p.add_argument("--keep", type=lambda text: at_least(1, text), metavar="N",
+        help="paraphrases to keep of each caption (3)")  # fmt: skip
+    p.add_argument("--max-length", type=lambda text: at_least(2, text), metavar="L",
+        help="tokens of a paraphrase, the first one included (77)")  # fmt: skip
     p.add_argument("--punctuation", action="store_true", help="keep the punctuation of paraphrases")
     p.add_argument("--sample", action="store_true", help="draw paraphrases at random instead of searching")
     p.add_argument("--temperature", type=float, default=1.0, help="of --sample (1.0)")
@@ -136,9 +156,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool. Returns the exit status."""
+    leave_cores_to_others()
+    compute_the_same_bits()
     args = parser().parse_args(argv)
     return run_tool("rephrase", lambda: rephrase_table(args), interrupted="the same command continues")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

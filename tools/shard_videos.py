@@ -22,6 +22,11 @@ Exit status: 0 whole set, 1 not, 2 wrong arguments, 130 interrupted.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from lavila.interrupts import end_early, run_main
+
+    end_early()
+
 import argparse
 import errno
 import math
@@ -276,4 +281,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -12,6 +12,11 @@ Exit status: 0 submitted (with --follow: ended well), 1 with --follow: not, 2 wr
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from lavila.interrupts import end_early, run_main
+
+    end_early()
+
 import argparse
 import shlex
 import sys
@@ -115,4 +120,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -20,22 +20,19 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, Protocol
 
 from lavila.errors import UserError
+from lavila.interrupts import left_to_parent
 
 GRACE_SECONDS = 5.0  # added to an item's limit, so that a job that watches the time itself can end the item first
 LOOK_SECONDS = 0.2  # between two looks at the clock
 EXIT_SECONDS = 10.0  # how long a process may take to end after its last message, or after it was killed
 FAULTS = frozenset(signal.Signals[f"SIG{name}"] for name in ("SEGV", "ABRT", "BUS", "FPE", "ILL", "SYS", "TRAP"))
-# Workers ignore these signals, and the parent decides. Ctrl-C and the end of a session reach the whole process group,
-# and a batch system signals every process of a job.
-LEFT_TO_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 PR_SET_PDEATHSIG = 1  # the option of prctl(2) that has the kernel signal a process when its parent dies
 
 
@@ -107,8 +104,6 @@ def run_jobs(
     """
     if workers < 1 or item_seconds <= 0:
         raise ValueError(f"workers = {workers}, item_seconds = {item_seconds}: both must be above 0")
-    # Part of multiprocessing. Its start unblocks SIGINT, so it must not start while `_signals_held`.
-    resource_tracker.ensure_running()
     supervisor = _Supervisor(jobs, item_seconds=item_seconds, memory=memory)
     try:
         while supervisor.step(workers):
@@ -259,19 +254,10 @@ def _start(job: Job, lost: Mapping[int, Mapping[int, str]], memory: int | None) 
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(job, dict(lost.get(job.number, {})), theirs, os.getpid(), memory))
-    with _signals_held():  # a process starts with the signals blocked that its parent blocks
+    with left_to_parent():
         process.start()
     theirs.close()  # so that the pipe ends when the process does
     return _Worker(job, process, ours)
-
-
-@contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_PARENT)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _work(job: Job, lost: Mapping[int, str], pipe: Connection[Any, Any], parent: int, memory: int | None) -> None:

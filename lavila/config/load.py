@@ -85,7 +85,7 @@ def _with_fitting_warmup(config: RunConfig, layers: Sequence[Sequence[dict[str, 
         )
 
     epochs, warmup = config.optim.epochs, config.optim.warmup_epochs
-    if warmup <= epochs or last("epochs") <= last("warmup_epochs"):
+    if warmup <= epochs or epochs < 1 or last("epochs") <= last("warmup_epochs"):
         return config
     log.warning("optim.epochs=%d: the warm-up of %g epochs is shortened to that", epochs, warmup)
     return dataclasses.replace(config, optim=dataclasses.replace(config.optim, warmup_epochs=float(epochs)))
@@ -162,6 +162,8 @@ def _find(name: str, *, wanted_by: Path | None) -> Path:
             return path.resolve()
     elif (CONFIG_DIR / f"{name}.yaml").is_file():
         return CONFIG_DIR / f"{name}.yaml"
+    elif user_path(name).is_file():
+        raise ConfigError(f"--config {name}: a config is a .yaml file; give one that ends so")
     names = known_names()
     near = difflib.get_close_matches(name, names, n=1)
     where = f"{_shown(wanted_by)}: base: " if wanted_by else ""

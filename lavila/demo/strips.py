@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import os
 import threading
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -31,6 +34,7 @@ JPEG_QUALITY = 78
 GAP_SECONDS = 2.0  # a longer gap between two frames is skipped by a seek instead of decoded
 LIMIT = Limits(seconds=60)
 LOCKS = 64
+MOST_BYTES = 2**30  # of the kept strips together: about 15,000 strips of eight frames
 
 
 class StripError(UserError):
@@ -44,11 +48,17 @@ def version_of(video: Path) -> str:
 
 
 class Strips:
-    """Draws strips, and keeps them in a folder. Several threads may ask at the same time."""
+    """Draws strips, and keeps them in a folder. Several threads may ask at the same time.
 
-    def __init__(self, folder: Path) -> None:
+    The folder keeps `most_bytes`, and one strip at the least: those that were asked for last, in this run or before.
+    """
+
+    def __init__(self, folder: Path, *, most_bytes: int = MOST_BYTES) -> None:
         self._folder = folder
+        self._most_bytes = most_bytes
         self._locks = [threading.Lock() for _ in range(LOCKS)]
+        self._kept: dict[Path, int] | None = None  # bytes of each file, the one that was asked for last at the end
+        self._of_kept = threading.Lock()
 
     def strip(self, video: Path, start: float, stop: float, *, frames: int) -> Path:
         """The file of a JPEG: `frames` pictures of WIDTH x HEIGHT, at equal distances in [start, stop] seconds.
@@ -69,7 +79,26 @@ class Strips:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 with whole_file(file) as out:
                     out.write(data)
+            self._keep(file)
         return file
+
+    def _keep(self, file: Path) -> None:
+        """Note that a strip was asked for, and remove those that nobody has asked for longest."""
+        with self._of_kept:
+            if self._kept is None:  # what earlier runs have left
+                there = [(path, path.stat()) for path in self._folder.glob("*/*.jpg")]
+                self._kept = {path: stat.st_size for path, stat in sorted(there, key=lambda one: one[1].st_atime_ns)}
+            self._kept.pop(file, None)
+            stat = file.stat()
+            self._kept[file] = stat.st_size
+            with suppress(OSError):  # a disk that became read-only. The time of change stays: browsers ask by it
+                os.utime(file, ns=(time.time_ns(), stat.st_mtime_ns))
+            excess = sum(self._kept.values()) - self._most_bytes
+            while excess > 0 and len(self._kept) > 1:
+                oldest = next(iter(self._kept))
+                excess -= self._kept.pop(oldest)
+                with suppress(OSError):
+                    oldest.unlink(missing_ok=True)
 
 
 def draw_strip(video: Path, seconds: Sequence[float]) -> bytes:

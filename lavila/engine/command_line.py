@@ -76,8 +76,6 @@ def parse(
             config = load_config(given.config, given.overrides)
     except ConfigError as error:
         _fail(error, every_rank=False)
-    except KeyboardInterrupt:
-        _fail("stopped by the keyboard before anything was done", every_rank=False)
     if given.print_config:
         sys.stdout.write(to_yaml(config))
         sys.exit(0)

@@ -53,6 +53,8 @@ class Embedding:
     def __post_init__(self) -> None:
         if self.cut is not None and self.query is None:
             raise EmbeddingError("--cut writes what --query finds: give a sentence with --query")
+        if self.query is not None and not self.query.strip():
+            raise EmbeddingError("--query: is empty, and finds nothing; give a sentence")
         if self.cut is not None and (inside := next((path for path in self.videos if is_below(self.cut, path)), None)):
             raise EmbeddingError(
                 f"--cut {self.cut}: lies in --videos {inside}, so the next run would take the cuts for videos; give a "

@@ -222,7 +222,9 @@ class VideoWindows:
         self._videos, self._look, self._batch_size, self.unreadable = videos, look, batch_size, unreadable
         counts = [len(video.windows()) for video in videos]
         if not sum(counts):
-            why = f"; {unreadable[0][0]}: {unreadable[0][1]}" if unreadable else "; give a shorter --window"
+            left = any(video.spans for video in videos)
+            fix = "give a shorter --window" if left else "no stretch of at least half a --window is left uncovered"
+            why = f"; {unreadable[0][0]}: {unreadable[0][1]}" if unreadable else f"; {fix}"
             raise LabelError(f"the videos have no window to label{why}")
         length = part_length(sum(counts), batch_size)
         # The video of each part, and its first window and the one after its last.

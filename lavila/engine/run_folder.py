@@ -6,10 +6,15 @@ checkpoint; evaluations of anything else lie in folders beside it, <run>/evaluat
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import json
+import os
 import re
+import time
 import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +27,7 @@ from lavila.config.load import flatten, to_dict
 from lavila.config.schema import RunConfig
 from lavila.engine import checkpoint
 from lavila.engine.checkpoint import CONFIG, FOLDER, STEP, best_of, read_facts, step_folders, torn
+from lavila.engine.distributed import on_main
 from lavila.errors import UserError
 from lavila.files import unwritable
 from lavila.report.compose import Subject
@@ -29,6 +35,7 @@ from lavila.report.environment import best_effort
 from lavila.report.files import METRICS_FILE, read_metrics
 
 EVALUATIONS = "evaluations"
+WAIT_SECONDS = 10.0  # for a process that was killed, and has not ended yet
 AFRESH = ("none", "aside")  # values of `resume` that start a run from nothing
 
 
@@ -40,6 +47,49 @@ def check_writable(folder: Path) -> None:
     """RunFolderError where neither a folder nor the nearest one above that is there can be written to."""
     if there := unwritable(folder):
         raise RunFolderError(f"run_dir={folder}: {there} is no folder that can be written to; give another run_dir=...")
+
+
+@contextmanager
+def alone_in(run_dir: Path) -> Iterator[None]:
+    """Within the block no other process trains into the run folder. All ranks call this, and the main one holds it.
+
+    RunFolderError where another one does, and does not end within WAIT_SECONDS. The hold ends with the process, however
+    it ends. File systems without such locks (flock on a folder), as NFS is, are left without it.
+    """
+    with ExitStack() as held:
+        on_main(lambda: _hold(run_dir, held))
+        yield
+
+
+def _hold(run_dir: Path, held: ExitStack) -> None:
+    fresh = not run_dir.exists()
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        folder = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:  # `check_writable` says why
+        return
+    if fresh:
+        held.callback(_remove_empty, run_dir)  # a start that was refused leaves nothing
+    held.callback(os.close, folder)
+    until = time.monotonic() + WAIT_SECONDS
+    while True:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                raise RunFolderError(
+                    f"run_dir={run_dir}: another process trains into it; wait until that has ended, or give another "
+                    "run_dir=..."
+                ) from None
+            time.sleep(0.1)
+        except OSError:
+            return
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def start_from(run_dir: Path, resume: str) -> Path | None:
@@ -117,6 +167,11 @@ def subject_of(run_dir: Path, wanted: str) -> Subject:
     if wanted in ZOO and not Path(wanted).exists():
         return Subject(model=wanted, output=run_dir / EVALUATIONS / wanted)
     model = _newest_model(Path(wanted)) if wanted else newest
+    if model is None and not wanted and not own.exists():
+        raise CheckpointError(
+            f"run_dir={run_dir}: no run was trained there, so it has no checkpoint to evaluate; train it with train.py "
+            "first, name its run_dir=..., or give checkpoint=PATH or a name of the zoo"
+        )
     if model is None:
         file = find_model(wanted or own)
         model = file.parent if file.name == WEIGHTS else file

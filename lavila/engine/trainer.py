@@ -17,7 +17,7 @@ from lavila.checkpoints.store import trained_on
 from lavila.config.load import to_yaml
 from lavila.config.schema import RunConfig
 from lavila.data.loader import ClipLoader
-from lavila.engine import build, checkpoint, nonfinite
+from lavila.engine import build, checkpoint, nonfinite, run_folder
 from lavila.engine.bad_clips import BadClips
 from lavila.engine.checkpoint import Progress, TrainState
 from lavila.engine.distributed import Process, join, mean_over_ranks, on_main, shared_store, sum_over_ranks
@@ -26,7 +26,7 @@ from lavila.engine.meter import Meter, clock
 from lavila.engine.nonfinite import BadPass, PassWatch
 from lavila.engine.optim import LearningRate, build_optimizer, freeze, train_mode
 from lavila.engine.precision import Arithmetic
-from lavila.engine.run_folder import RunFolderError, changed_settings, check_writable, of_run, set_aside, start_from
+from lavila.engine.run_folder import RunFolderError
 from lavila.engine.saving import Saver, TrainingError
 from lavila.engine.signals import Asked, Wish, listening
 from lavila.engine.stalls import StallWatch
@@ -46,17 +46,18 @@ def train(config: RunConfig) -> Path:
 
     Raises Stopped, on every rank, where a signal of `engine.stop_signals` ended training after a save.
     """
-    engine = config.engine
-    with join(config.device) as process, listening(stop=engine.stop_signals, save=engine.save_signals) as asked:
+    stop, save = config.engine.stop_signals, config.engine.save_signals
+    alone = run_folder.alone_in(Path(config.run_dir))
+    with join(config.device) as process, listening(stop=stop, save=save) as asked, alone:
         return prepare(config, process, asked).fit()
 
 
 def prepare(config: RunConfig, process: Process, asked: Asked | None = None) -> Trainer:
     """All that comes before the first step, every check of the config and its files included. Writes nothing."""
     check_trackers(config.log)
-    on_main(lambda: check_writable(Path(config.run_dir)))
+    on_main(lambda: run_folder.check_writable(Path(config.run_dir)))
     shards = build.shard_set(config, "train")
-    found = on_main(lambda: of_run(config, start_from(Path(config.run_dir), config.resume)))
+    found = on_main(lambda: run_folder.of_run(config, run_folder.start_from(Path(config.run_dir), config.resume)))
     trained = trained_on(found) if found else build.start_weights(config)
     config = build.with_weights(config, trained)
     facts = build.task_facts(config, shards)
@@ -138,7 +139,7 @@ class Trainer:
         """All epochs that are left. Returns the newest checkpoint's folder."""
         config, progress = self.config, self.state.progress
         found = self.saver.newest
-        changed = changed_settings(found, config) if self.process.is_main and found else ""
+        changed = run_folder.changed_settings(found, config) if self.process.is_main and found else ""
         missing = on_main(lambda: missing_evaluations(self.evaluations, progress, run_dir=self.run_dir, newest=found))
         if found is not None and progress.epoch >= config.optim.epochs and not missing:
             log.info(
@@ -184,7 +185,7 @@ class Trainer:
 
     def _open_run_folder(self) -> None:
         """On the main rank: make room if asked to, and begin the files of the run."""
-        if self.config.resume == "aside" and (kept := set_aside(self.run_dir)):
+        if self.config.resume == "aside" and (kept := run_folder.set_aside(self.run_dir)):
             log.info("the older run is kept as %s", kept)
         try:
             self.run_dir.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ import html
 import importlib.util
 import itertools
 import json
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from lavila.errors import UserError, one_line
-from lavila.files import user_path
+from lavila.files import user_path, whole_file
 
 CONTEXT = 77  # number of tokens of a text in all published models
 CLIP_MERGES = 49152 - 256 - 2
@@ -174,7 +175,8 @@ def learn_vocabulary(texts: Iterable[str], folder: Path, *, size: int) -> int:
 
     For a narrator that starts at random, without GPT-2's vocabulary. size: ids at most, 257 or more:
     each byte and the end token have one. Returns the number of ids, which few texts make smaller. The same texts give
-    the same files. ValueError for a smaller size.
+    the same files. ValueError for a smaller size. TokenizerError where another vocabulary is in the folder: models were
+    perhaps trained with it, and would read other words.
     """
     from tokenizers import ByteLevelBPETokenizer
 
@@ -183,12 +185,22 @@ def learn_vocabulary(texts: Iterable[str], folder: Path, *, size: int) -> int:
         raise ValueError(f"size={size}: each byte and the end token have an id; give {least} or more")
     tokenizer: Any = ByteLevelBPETokenizer()
     tokenizer.train_from_iterator(texts, size - 1, min_frequency=2, show_progress=False)
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save_model(str(folder))
     # The end token comes last, as in GPT-2's: id 0 fills up texts.
     ids = {**tokenizer.get_vocab(), CLIP_END: tokenizer.get_vocab_size()}
     ordered = {piece: ids[piece] for piece in sorted(ids, key=ids.__getitem__)}
-    (folder / "vocab.json").write_text(json.dumps(ordered, ensure_ascii=False), encoding="utf-8")
+    text, file = json.dumps(ordered, ensure_ascii=False), folder / "vocab.json"
+    if file.exists() and file.read_text(encoding="utf-8") != text:
+        raise TokenizerError(
+            f"{folder}: holds another vocabulary, with which models may have been trained; remove it, or give another "
+            "folder"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as made:
+        tokenizer.save_model(made)
+        with whole_file(folder / "merges.txt") as out:
+            out.write((Path(made) / "merges.txt").read_bytes())
+    with whole_file(file) as out:  # last, for it says that both are there
+        out.write(text.encode())
     return len(ids)
 
 

@@ -86,6 +86,10 @@ def write_json_atomic(path: str | Path, obj: object) -> None:
     _write_atomic(Path(path), (_laid_out(plain(obj)) + "\n").encode())
 
 
+class ReportFileError(UserError):
+    """A file of lines that somebody, or a disk, has damaged."""
+
+
 def _laid_out(value: object, margin: str = "") -> str:
     """JSON with a line per key and lists on one line: json's own indent gives each cell of a confusion a line."""
     if not isinstance(value, dict) or not value:
@@ -107,7 +111,7 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             entry = None
         if not isinstance(entry, dict):
-            raise ValueError(
+            raise ReportFileError(
                 f"{path}:{number}: found {line[:60].decode(errors='replace')!r} where a JSON object belongs; "
                 "remove that line or the file"
             )
@@ -196,7 +200,7 @@ class MetricsLog:
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl, oldest first; [] where none was written yet.
 
-    A last line that a crash cut short is left out; any other line that is not a JSON object is a ValueError.
+    A last line that a crash cut short is left out; any other line that is not a JSON object is a ReportFileError.
     """
     return _read_lines(Path(path))
 

@@ -9,8 +9,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from lavila.interrupts import left_to_parent
 from lavila.sample.files import Rendering
 
+STOP = -(2**62)  # in place of a number of frames: the workers shall end
 _frames_done: Any = None  # the counter that a worker process shares with the parent
 
 
@@ -25,6 +27,8 @@ def _start_worker(counter: Any) -> None:
 def _count_frames(frames: int) -> None:
     with _frames_done.get_lock():
         _frames_done.value += frames
+        if _frames_done.value < 0:
+            raise KeyboardInterrupt
 
 
 def _work(rendering: Rendering, out: Path) -> None:
@@ -53,7 +57,8 @@ def _render_in_processes(queue: list[Rendering], out: Path, workers: int, bar: A
     context.set_forkserver_preload(["lavila.sample.drawing", __name__])
     counter = context.Value("q", 0)
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(counter,)) as pool:
-        pending: set[Future[None]] = {pool.submit(_work, each, out) for each in queue}
+        with left_to_parent():  # the first call of `submit` starts the process that is copied
+            pending: set[Future[None]] = {pool.submit(_work, each, out) for each in queue}
         try:
             while pending:
                 done, pending = wait(pending, timeout=0.5)
@@ -61,5 +66,6 @@ def _render_in_processes(queue: list[Rendering], out: Path, workers: int, bar: A
                 for future in done:
                     future.result()
         except BaseException:
+            counter.value = STOP
             pool.shutdown(cancel_futures=True)
             raise

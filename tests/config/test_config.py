@@ -231,6 +231,18 @@ def test_mistakes_in_a_file(tmp_path: Path, text: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_file_that_is_no_yaml_is_named(tmp_path: Path) -> None:
+    (tmp_path / "notes.md").write_text("seed: 1")
+    with pytest.raises(ConfigError, match=r"notes\.md: a config is a \.yaml file"):
+        load_config(tmp_path / "notes.md")
+
+
+def test_epochs_that_cannot_be_shorten_no_warm_up(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ConfigError, match=r"optim\.epochs=-1: must be at least 1"):
+        load_config("ek100_cls_tsf_b", ["optim.epochs=-1"])
+    assert not caplog.records
+
+
 def test_an_unknown_name_gets_the_nearest_and_all() -> None:
     with pytest.raises(ConfigError, match=r"'quickstrat'.*'quickstart'.*model/tiny"):
         load_config("quickstrat")

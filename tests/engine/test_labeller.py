@@ -405,6 +405,14 @@ def test_stretches_that_annotations_leave_uncovered(videos: Path, tmp_path: Path
     assert [(w.start, w.stop) for w in found[0].windows()] == [(0, 0.5), (3, 4), (3.5, 4.5), (4, 4.5)]
 
 
+def test_annotations_that_leave_nothing_uncovered_are_said_to(videos: Path, tmp_path: Path) -> None:
+    pickled = tmp_path / "ego4d.pkl"
+    pickled.write_bytes(pickle.dumps([("a", 0.0, 99.0, "x")]))
+    found, failed = uncovered_videos(pickled, videos, every=0.5, length=1.0)
+    with pytest.raises(LabelError, match="uncovered"):
+        VideoWindows(found, None, batch_size=2, unreadable=failed)  # type: ignore[arg-type]
+
+
 def test_parts_of_videos_past_their_end_and_folders_without_videos(videos: Path, tmp_path: Path) -> None:
     found, failed = long_videos([videos], every=1.0, length=1.0, between=(4.0, 9.0))
     assert [one.spans for one in found] == [[(4.0, 6.0)]]

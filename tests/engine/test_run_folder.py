@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 import shutil
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +19,11 @@ from lavila.checkpoints.store import trained_on
 from lavila.checkpoints.zoo import ZOO
 from lavila.config.load import load_config
 from lavila.config.schema import RunConfig
-from lavila.engine import evaluator
+from lavila.engine import evaluator, run_folder
 from lavila.engine.evaluator import evaluate
-from lavila.engine.run_folder import of_run, subject_of
+from lavila.engine.run_folder import RunFolderError, alone_in, of_run, subject_of
 from lavila.engine.trainer import train
+from lavila.errors import UserError
 from lavila.report.files import append_stage, read_metrics
 from lavila.shards.reader import ShardSet
 from lavila.tasks import TaskError
@@ -60,6 +64,53 @@ def test_starting_afresh_in_a_used_folder_is_refused_or_sets_the_old_run_aside(f
         assert steps(folder / "run") == [1, 2, 3]
         assert sorted(path.name for path in (folder / "run" / "checkpoints").iterdir()) == ["latest", "step-00000003"]
     assert files_of(folder / "run.1") == before
+
+
+def test_two_processes_do_not_train_into_one_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_folder, "WAIT_SECONDS", 0.0)
+    before = files_of(folder / "run")
+    with alone_in(folder / "run"):
+        for more in ("resume=auto", "resume=aside"):
+            with pytest.raises(RunFolderError, match=re.escape(str(folder / "run"))):
+                train(settings(folder, more, "optim.epochs=9"))
+    assert files_of(folder / "run") == before and not (folder / "run.1").exists()
+    train(settings(folder, "optim.epochs=3"))  # after the other one it goes on
+    assert steps(folder / "run")[-1] == 9
+
+
+def test_a_process_that_is_ending_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = ExitStack()
+    first.enter_context(alone_in(tmp_path))
+    monkeypatch.setattr("lavila.engine.run_folder.time.sleep", lambda seconds: first.close())
+    with alone_in(tmp_path):
+        pass
+
+
+def test_a_damaged_line_of_metrics_is_named(folder: Path) -> None:
+    metrics = folder / "run" / "metrics.jsonl"
+    metrics.write_text("{broken\n" + metrics.read_text())
+    with pytest.raises(UserError, match=r"metrics\.jsonl:1"):
+        train(settings(folder, "optim.epochs=3"))
+
+
+def test_a_start_that_is_refused_leaves_no_folder(folder: Path) -> None:
+    with pytest.raises(UserError, match="batch_size"):
+        train(settings(folder, "data.batch_size=1000", f"run_dir={folder / 'other'}"))
+    assert not (folder / "other").exists()
+
+
+def test_a_file_system_without_locks_is_used_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.EBADF, "NFS wants a file that is open for writing")
+
+    monkeypatch.setattr("lavila.engine.run_folder.fcntl.flock", refused)
+    with alone_in(tmp_path):
+        pass
+
+
+def test_a_run_that_was_never_trained_is_named(folder: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"run_dir=.*other: no run was trained there.*train\.py"):
+        evaluate(settings(folder, f"run_dir={folder / 'other'}"))
 
 
 def test_a_run_without_a_checkpoint_is_not_lost_either(folder: Path) -> None:

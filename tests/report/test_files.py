@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lavila.errors import UserError
 from lavila.report import figures, files
 from lavila.report.charts import MATRIX_CLASSES, duration, number, smooth, thin, ticks
 from lavila.report.figures import ReportPictures, ViewStrip, view_labels
@@ -565,7 +566,7 @@ def test_a_cut_last_line_is_dropped_and_the_next_one_whole(tmp_path: Path) -> No
 def test_damage_elsewhere_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
-    with pytest.raises(ValueError, match=r"metrics.jsonl:2"):
+    with pytest.raises(UserError, match=r"metrics.jsonl:2"):
         read_metrics(path)
 
 

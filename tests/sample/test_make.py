@@ -6,6 +6,7 @@ import csv
 import hashlib
 import itertools
 import json
+import multiprocessing
 import subprocess
 from fractions import Fraction
 from pathlib import Path
@@ -18,7 +19,7 @@ import pytest
 from lavila.annotations import read_annotations
 from lavila.annotations.base import AnnotationSet
 from lavila.plan.frames import frame_span
-from lavila.sample import camera, make
+from lavila.sample import camera, make, render
 from lavila.sample.annotations import write_annotations
 from lavila.sample.drawing import Footage
 from lavila.sample.files import Rendering, Sample
@@ -413,3 +414,21 @@ def test_impossible_numbers_are_refused(tmp_path: Path, arguments: list[str]) ->
     with pytest.raises(SystemExit) as caught:
         tool.main(arguments_for(tmp_path / "out", *arguments))
     assert caught.value.code == 2
+
+
+def test_workers_end_once_their_parent_was_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = multiprocessing.Value("q", 0)
+    monkeypatch.setattr(render, "_frames_done", frames)
+    render._count_frames(5)
+    assert frames.value == 5
+    frames.value = render.STOP
+    with pytest.raises(KeyboardInterrupt):
+        render._count_frames(5)
+
+
+@pytest.mark.parametrize("out", ["file/x", "file"])
+def test_a_place_that_cannot_be_written_to_is_named_in_one_line(tmp_path: Path, out: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    done = run_here(tool.main, ["--footage", FOOTAGE, "--out", tmp_path / out, *SMALL])
+    assert done.returncode == 1 and str(tmp_path / "file") in done.stderr and done.stderr.count("\n") == 1
+    assert (tmp_path / "file").read_text() == "mine"

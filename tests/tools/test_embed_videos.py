@@ -92,6 +92,7 @@ def test_videos_that_leave_the_index_are_named(
     ("others", "message"),
     [
         (["--cut", "x"], "--query"),
+        (["--query", "  "], "--query"),
         (["--limit", "0"], "--limit 0"),
         (["--query", "a", "--margin", "-1"], "--margin -1"),
         (["--query", "a", "--margin", "inf"], "--margin inf"),

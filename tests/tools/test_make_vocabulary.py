@@ -39,6 +39,18 @@ def test_the_same_texts_give_the_same_files(tmp_path: Path) -> None:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
+def test_a_vocabulary_is_not_lost_under_another_one(vp9_shards: ShardSet, tmp_path: Path) -> None:
+    """A narrator that was trained with it would say other words, and no file of it would show why."""
+    made = ["--shards", vp9_shards.path, "--out", tmp_path / "words", "--size"]
+    assert run_here(make_vocabulary.main, [*made, 300]).returncode == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "words").iterdir()}
+    assert sorted(before) == ["merges.txt", "vocab.json"]
+    assert run_here(make_vocabulary.main, [*made, 300]).returncode == 0  # the same again
+    done = run_here(make_vocabulary.main, [*made, 260])
+    assert done.returncode == 1 and str(tmp_path / "words") in done.stderr and done.stderr.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in (tmp_path / "words").iterdir()} == before
+
+
 @pytest.mark.parametrize(("change", "named"), [({"--size": 100}, "size=100"), ({"--shards": "nowhere"}, "nowhere")])
 def test_what_cannot_be_is_said_in_one_line(
     vp9_shards: ShardSet, tmp_path: Path, change: dict[str, object], named: str

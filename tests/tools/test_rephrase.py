@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import rephrase
 
-from lavila.models.paraphraser import Paraphraser
+from lavila.engine.command_line import compute_the_same_bits
+from lavila.ingest.rephrasing import Rephrasing
+from lavila.models.paraphraser import PARAPHRASER, PUBLISHED, Paraphraser
 from lavila.shards.captions import read_captions, write_captions
 from lavila.shards.reader import ShardSet
 from tests.models.tiny_paraphraser import save_paraphraser
+from tests.test_docs import ROOT
 
 FEW = ("--number", "3", "--keep", "2", "--batch-size", "2", "--max-length", "8")
 
@@ -95,3 +101,41 @@ def test_a_finished_table_is_not_overwritten(captions: Path, model: Path, tmp_pa
     out.write_bytes(b"mine")
     assert run(captions, model, out) == 1
     assert out.read_bytes() == b"mine"
+
+
+def test_without_options_words_are_chosen_as_published() -> None:
+    args = rephrase.parser().parse_args(["--captions", "x", "--out", "y"])
+    assert rephrase._settings(args) == Rephrasing()
+    help_text = "".join(rephrase.parser().format_help().split())
+    defaults = (f"caption({PUBLISHED.num_beams})", f"caption({Rephrasing().keep})", f"included({PUBLISHED.max_length})")
+    assert all(one in help_text for one in (f"({PARAPHRASER})", *defaults))
+
+
+TORCH = "import os, sys; print(os.environ.get('MKL_CBWR'), os.environ.get('OMP_WAIT_POLICY')); os._exit(9)"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train.py", "--config", "quickstart"],
+        ["evaluate.py", "--config", "quickstart"],
+        ["tools/narrate.py", "--video", "x"],
+        ["tools/demo.py", "--videos", "x", "--model", "y"],
+        ["tools/embed_videos.py", "--videos", "x", "--model", "y"],
+        ["tools/rephrase.py", "--captions", "x", "--out", "y"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_every_command_with_a_model_asks_for_one_order_of_sums_before_pytorch(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MKL_CBWR", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "torch.py").write_text(TORCH)
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    compute_the_same_bits()
+    assert done.returncode == 9 and done.stdout.split()[-2:] == [str(os.environ.get("MKL_CBWR")), "PASSIVE"], done
+    monkeypatch.delenv("MKL_CBWR", raising=False)
