@@ -9,9 +9,9 @@ from typing import Any
 import av
 import pytest
 
-from lavila.ingest.h264 import Place
 from lavila.ingest.hevc import CRA, HevcCounter
 from tests.footage import numbered_picture
+from tests.ingest.test_h264 import packets, places
 from tests.ingest.test_losses import shown, without
 
 FRAMES, HEIGHT, WIDTH = 60, 96, 128
@@ -39,25 +39,11 @@ def coded(path: Path, name: str) -> Path:
     return path
 
 
-def packets(path: Path) -> tuple[bytes, list[tuple[bytes, int]]]:
-    with av.open(str(path)) as container:
-        stream: Any = container.streams.video[0]
-        found = [(bytes(packet), packet.pts) for packet in container.demux(stream) if packet.size]
-        return bytes(stream.codec_context.extradata or b""), found
-
-
-def places(extradata: bytes, data: list[bytes]) -> list[Place]:
-    counter = HevcCounter(extradata)
-    found = [counter.place(packet) for packet in data]
-    assert None not in found
-    return [place for place in found if place is not None]
-
-
 @pytest.mark.parametrize("ending", ["mp4", "ts"])
 @pytest.mark.parametrize("name", CODINGS)
 def test_nothing_is_missing_in_a_whole_stream(tmp_path: Path, name: str, ending: str) -> None:
     extradata, found = packets(coded(tmp_path / f"a.{ending}", name))
-    seen = places(extradata, [data for data, _ in found])
+    seen = places(HevcCounter(extradata), [data for data, _ in found])
     assert not any(place.missing for place in seen) and all(place.shown for place in seen)
     keys = [(place.group, place.order, time) for place, (_, time) in zip(seen, found, strict=True)]
     assert [time for *_, time in sorted(keys)] == sorted(time for *_, time in keys)
@@ -67,7 +53,7 @@ def test_pictures_that_lead_the_first_keyframe_are_not_missed(tmp_path: Path) ->
     """A reader that begins in the middle of an open group has no picture for them."""
     extradata, found = packets(coded(tmp_path / "a.mp4", "open groups"))
     starts = [place for place, (data, _) in enumerate(found) if data[4] >> 1 & 0b111111 == CRA]
-    seen = places(extradata, [data for data, _ in found[starts[1] :]])
+    seen = places(HevcCounter(extradata), [data for data, _ in found[starts[1] :]])
     assert [place.shown for place in seen[:5]] == [True, False, False, False, True]
     assert not any(place.missing for place in seen)
 
