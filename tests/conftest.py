@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores; the threads of one would fight for them
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when PyTorch is imported
@@ -28,6 +29,10 @@ from tests import forks
 from tests.commands import run_here
 from tests.footage import Coding, Picture, write_video
 from tests.shared import made_once
+
+# A shell lets its background jobs ignore Ctrl-C, and commands that such a job starts inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("any machine", deadline=None)  # 200 ms by default, which a busy machine exceeds
 settings.load_profile("any machine")

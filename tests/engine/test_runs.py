@@ -424,7 +424,7 @@ def test_a_published_dual_encoder_starts_the_tower(vp9_shards: ShardSet, tmp_pat
             ["--config", "model/tiny", "checkpoint=lavila_tsf_l_ep2"],
             "did you mean the published lavila_tsf_l_ep3",
         ),
-        ("evaluate.py", ["--config", "model/tiny", "run_dir=/nowhere"], "/nowhere/checkpoints"),
+        ("evaluate.py", ["--config", "model/tiny", "run_dir=/nowhere"], "run_dir=/nowhere: "),
     ],
 )
 def test_mistakes_end_a_command_with_one_line(
