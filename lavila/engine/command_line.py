@@ -95,9 +95,9 @@ def compute_the_same_bits() -> None:
     """Have MKL add up matrix products in one order, whatever the number of threads; works until PyTorch is imported.
 
     One process has all cores by default, each of several that torchrun starts has one. Neither predictions nor a run
-    that continues elsewhere shall depend on that. In this order, a row's product does not depend on the number of rows
-    either, nor a narrator's texts on the clips beside them. In turn with and without, on one core with AVX-512: 0.94 s
-    and 0.89 to 1.01 s for a forward pass.
+    that continues elsewhere shall depend on that. In this order, on Intel's processors, a row's product does not
+    depend on the number of rows either, nor a narrator's texts on the clips beside them; on AMD's it does. In turn
+    with and without, on one core with AVX-512: 0.94 s and 0.89 to 1.01 s for a forward pass.
     """
     cpu = Path("/proc/cpuinfo")
     flags = cpu.read_text(errors="replace").split() if cpu.is_file() else []

@@ -31,10 +31,10 @@ class Captioner:
     """Texts of clips. The random numbers of a clip follow from the seed and its id alone.
 
     So a clip's texts do not depend on the order of clips or on who else works on them. On a CPU they do not depend on
-    the clips beside it either, to the last bit: in bfloat16 always, in float32 where MKL adds up in one order
-    (`MKL_CBWR`, which `tools/narrate.py` sets before PyTorch starts). On a GPU its logits may differ in their last bits
-    where other clips are computed beside it. In bfloat16 those are large enough to change texts. `say` the same clips
-    together where texts must be the same to the last letter.
+    the clips beside it either, to the last bit: in bfloat16 always, in float32 on Intel's processors, where MKL
+    adds up in one order (`MKL_CBWR`, which `tools/narrate.py` sets before PyTorch starts). On a GPU its logits may
+    differ in their last bits where other clips are computed beside it. In bfloat16 those are large enough to change
+    texts. `say` the same clips together where texts must be the same to the last letter.
 
     tokenizer: the narrator's, as `tasks.narration.tokenizer_of` makes it.
     """

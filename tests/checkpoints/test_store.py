@@ -74,8 +74,11 @@ def test_round_trip_of_every_kind(kind: str, tmp_path: Path) -> None:
     save_model(model, tmp_path / "m.safetensors")
     loaded = load_model(tmp_path / "m.safetensors")
     assert loaded.architecture() == ARCHITECTURES[kind]  # type: ignore[operator]
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    # Equal weights elsewhere in memory: on some processors MKL's last bits depend on that.
     for ours, theirs in zip(outputs(loaded), outputs(model), strict=True):
-        assert torch.equal(ours, theirs)
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     assert list(loaded.state_dict()) == list(model.state_dict())
 
 
