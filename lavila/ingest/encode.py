@@ -29,6 +29,7 @@ from lavila.ingest.codecs import (
     add_encoder,
     check_encoder,
     encoder_versions,
+    marking,
 )
 from lavila.ingest.converter import Converter, PictureSizes, stored_size
 from lavila.ingest.picture_kinds import PictureKind
@@ -364,11 +365,11 @@ def _code(
     count, keyframes, num_packets = 0, [], 0
     with av.open(buffer, "w", format="mp4", container_options=options) as output:
         coding = Coding(fps=fps, height=height, width=width, gop=gop, regular=fragments)
-        stream = add_encoder(output, settings, coding)
+        stream, mark = add_encoder(output, settings, coding), marking(settings, coding)
         for frame in itertools.chain([first], frames, [None]):
             picture = None
             if frame is not None:
-                picture = convert(frame)
+                picture = mark(convert(frame))
                 picture.pts, picture.time_base = first_pts + count, 1 / fps
                 picture.pict_type = PictureType.NONE  # so that the encoder chooses keyframes, not the source
                 count += 1

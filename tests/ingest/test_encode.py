@@ -13,6 +13,8 @@ import av
 import numpy as np
 import pytest
 
+from lavila.data.streams.headers import VP9_ALONE
+from lavila.data.streams.mp4 import read_mp4
 from lavila.ingest.decoded import Decoded, FrameReader
 from lavila.ingest.encode import ENCODERS, EncodedClip, EncodeError, EncodeSettings, Interval, encode_clip, stored_size
 from lavila.plan.frames import frame_span
@@ -181,6 +183,19 @@ def test_small_film_gives_the_same_bytes_again(short_side: int) -> None:
         del used  # other memory for each run
         clips.add(cut(film, 1.0, 2.0, settings).data)
     assert len(clips) == 1
+
+
+@pytest.mark.parametrize("speed", ["0", "5", "6", "8"])
+def test_no_vp9_frame_refers_to_the_second_ones_of_a_group(speed: str, tmp_path: Path) -> None:
+    """The loader leaves them out where they are not wanted: `Vp9Reader`."""
+    source = write_numbered_video(tmp_path / "source.mp4", 30)
+    settings = EncodeSettings(codec="vp9", short_side=64, speed=speed, gop=7)
+    packets = read_mp4(cut(source, 0.0, None, settings).data).packets
+    headers = [packets.view(place)[:2].tolist() for place in range(30)]
+    for place, (first, refresh_frame_flags) in enumerate(headers):
+        if place % 7:
+            assert first == VP9_ALONE and bool(refresh_frame_flags) == (place % 7 % 2 == 0)
+    assert [place for place in range(30) if packets.keys[place]] == [0, 7, 14, 21, 28]
 
 
 def test_long_clips_are_coded_in_short_groups(tmp_path: Path) -> None:

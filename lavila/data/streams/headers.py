@@ -61,10 +61,11 @@ class _Everything:
 
 
 class Vp9Reader(_Everything):
-    """VP9: decoding begins at keyframes, and from there on every frame is needed.
+    """VP9: decoding begins at keyframes, and a frame with refresh_frame_flags 0 can be left out if it is not wanted.
 
-    A frame with refresh_frame_flags 0 cannot be left out, though no frame takes pixels from it. The probabilities that
-    it adapts (refresh_frame_context), its motion vectors and its segmentation map serve the frames after it.
+    That holds where every frame after the keyframe has error_resilient_mode 1, as ours have. Otherwise a frame from
+    which no other takes pixels serves those after it with the probabilities that it adapts, with its motion vectors and
+    its segmentation map. Then all frames are needed.
     """
 
     def begins(self, packet: memoryview) -> bool:
@@ -75,6 +76,27 @@ class Vp9Reader(_Everything):
         if first >> 6 != 0b10 or first >> 4 & 0b11 == 0b11:
             return False
         return first & 0b1110 == 0b0010 and not vp9_superframe(packet)
+
+    def needed(self, packets: Packets, groups: Groups) -> list[int]:
+        """As `Reader.needed`."""
+        data, starts, sizes = packets.data, packets.starts, packets.sizes
+        places: list[int] = []
+        for start, wanted in groups.items():
+            later = range(start + 1, wanted[-1] + 1)
+            alone = all(
+                data[starts[place]] == VP9_ALONE and sizes[place] > 1 and not vp9_superframe(packets.view(place))
+                for place in later
+            )
+            needed = {start, *wanted}
+            # The second byte of such a frame is refresh_frame_flags.
+            places += [place for place in later if not alone or data[starts[place] + 1] or place in needed]
+            places.append(start)
+        return sorted(places)
+
+
+# The first byte of a frame that is decoded with its reference pictures alone: frame_marker 2, profile 0,
+# show_existing_frame 0, frame_type 1 (not a keyframe), show_frame 1, error_resilient_mode 1.
+VP9_ALONE = 0b10_00_0_1_1_1
 
 
 def vp9_superframe(packet: bytes | memoryview) -> int:

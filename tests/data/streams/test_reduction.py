@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ from lavila.data.pictures import Execution, Payload
 from lavila.data.streams.boxes import TableError
 from lavila.data.streams.mp4 import read_mp4
 from lavila.data.streams.reduction import needed, reduced
-from tests.data.streams.videos import FRAMES, LAYOUTS, Video, chosen, decoded, random_plan
+from tests.data.streams.videos import FRAMES, LAYOUTS, Video, chosen, decoded, moving, random_plan
+from tests.footage import Coding, write_video
 
 # Of each of the twelve videos. LAVILA_RANDOM_PLANS=840 makes it ten thousand; that takes some minutes.
 PLANS = int(os.environ.get("LAVILA_RANDOM_PLANS", "25"))
@@ -77,15 +80,32 @@ def places(of: Video, frames: list[int]) -> list[int]:
 
 def test_what_no_wanted_frame_needs_is_left_out(video_of: Find) -> None:
     one, groups = video_of("vp9", "one group"), video_of("vp9", "groups of 20")
-    assert places(one, [30]) == list(range(31))
-    assert places(groups, [30]) == list(range(20, 31))
-    assert places(groups, [3, 62]) == [0, 1, 2, 3, 60, 61, 62]
+    assert places(one, [30]) == list(range(0, 31, 2))
+    assert places(groups, [30]) == list(range(20, 31, 2))
+    assert places(groups, [3, 9, 62]) == [0, 2, 3, 4, 6, 8, 9, 60, 62]
     h264 = video_of("h264", "one group")
     # Every eighth frame is one that others refer to, and frame 20 is shown between two of them.
     assert len(places(h264, [20])) == 5 and len(places(h264, [16])) == 3
     assert places(h264, list(range(FRAMES))) == list(range(FRAMES))
     fragments = video_of("h264", "fragments")
     assert min(places(fragments, [50])) == 50, "the second chunk begins with a keyframe"
+
+
+def test_every_vp9_frame_of_another_encoder_is_needed(tmp_path: Path) -> None:
+    """libvpx lets each frame refer to the one before, unless it is told not to."""
+    coding = Coding(codec="libvpx-vp9", gop=FRAMES)
+    packets = read_mp4(write_video(tmp_path / "other.mp4", moving(FRAMES), coding).read_bytes()).packets
+    assert needed(packets, [30]) == list(range(31))
+
+
+def test_a_vp9_frame_is_left_out_only_among_frames_that_carry_nothing_over(video_of: Find) -> None:
+    """Once a frame takes over motion vectors or probabilities, what precedes it is needed."""
+    packets = read_mp4(video_of("vp9", "one group").data).packets
+    data = bytearray(packets.data)
+    data[packets.starts[14]] &= ~0b1  # error_resilient_mode
+    other = replace(packets, data=bytes(data))
+    assert needed(other, [12]) == list(range(0, 13, 2))
+    assert needed(other, [16]) == list(range(17))
 
 
 def test_av1_frames_need_only_the_frames_in_their_slots(video_of: Find) -> None:
