@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -39,3 +41,13 @@ def fill_docs(section: str, text: str, docs: Path = DOCS) -> None:
     _, closed, after = rest.partition(end)
     assert found and closed, f"{docs} lacks {begin} or {end}"
     docs.write_text(f"{before}{begin}\n{text.strip()}\n{end}{after}", encoding="utf-8")
+
+
+def earlier_tree(revision: str, folder: Path) -> Path:
+    """The files of an earlier commit, unpacked into a new folder. SystemExit for what git does not know."""
+    packed = subprocess.run(["git", "archive", revision], cwd=ROOT, check=False, capture_output=True)
+    if packed.returncode:
+        sys.exit(f"revision {revision}: {packed.stderr.decode().strip()}; give a commit that `git log` shows")
+    folder.mkdir()
+    subprocess.run(["tar", "-x", "-C", folder], input=packed.stdout, check=True)
+    return folder

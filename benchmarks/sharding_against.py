@@ -23,7 +23,7 @@ from typing import Any
 
 import av
 
-from benchmarks.common import ROOT
+from benchmarks.common import ROOT, earlier_tree
 
 FOOTAGE = ROOT / "assets/bigbuckbunny.mp4"
 SECONDS = 60
@@ -93,13 +93,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        before = folder / "before"
-        before.mkdir()
-        packed = subprocess.run(["git", "archive", args.revision], cwd=ROOT, check=False, capture_output=True)
-        if packed.returncode:
-            said = packed.stderr.decode().strip()
-            parser.error(f"revision {args.revision}: {said}; give a commit that `git log` shows")
-        subprocess.run(["tar", "-x", "-C", before], input=packed.stdout, check=True)
+        before = earlier_tree(args.revision, folder / "before")
         for ending in ("mp4", "ts", "flv"):
             old, new = compare(before, folder, ending, clips=args.clips, rounds=args.rounds)
             print(f"{ending}: {old:.2f} s before, {new:.2f} s now, ratio {new / old:.3f}", flush=True)

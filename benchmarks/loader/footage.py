@@ -81,8 +81,7 @@ class Material:
         folder = self.folder / f"{spec.codec}-{seconds}s-{kind}"
         if not (folder / "shard_set.json").is_file():
             self.make_sources()
-            annotations = self.folder / f"annotations-{seconds}s"
-            self._write_annotations(annotations, seconds)
+            annotations = self.write_annotations(seconds)
             print(f"shard set {folder.name} ...", flush=True)
             command = shard_command(annotations, self.folder / "videos", folder, spec.codec, seconds)
             quiet = {**os.environ, "PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1"}
@@ -106,8 +105,9 @@ class Material:
             if not video_path(self.chunks, name).exists():
                 make_chunk(video_path(videos, name), video_path(self.chunks, name))
 
-    def _write_annotations(self, folder: Path, seconds: int) -> None:
-        """Clips at random places of both videos, in the form of EPIC-KITCHENS-100."""
+    def write_annotations(self, seconds: int) -> Path:
+        """Clips at random places of both videos, in the form of EPIC-KITCHENS-100. Returns their folder."""
+        folder = self.folder / f"annotations-{seconds}s"
         folder.mkdir(parents=True, exist_ok=True)
         random = np.random.default_rng(seconds)
         tenths = random.integers(0, (self.video_seconds - seconds) * 10, size=self.clips[seconds], endpoint=True)
@@ -121,6 +121,7 @@ class Material:
                 csv.writer(file, lineterminator="\n").writerows([[*COLUMNS, "noun_class"], *rows])
         for kind in ("verb", "noun"):
             (folder / f"EPIC_100_{kind}_classes.csv").write_text(f"id,key,instances,category\r\n0,{kind},[],none\r\n")
+        return folder
 
 
 def video_path(folder: Path, video_id: str) -> Path:
