@@ -19,7 +19,7 @@ import torch
 from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
-from lavila.cluster.workers import end_realtime
+from lavila.cluster import workers
 from lavila.ingest.encode import EncodeSettings, Interval, encode_clip
 from lavila.ingest.jobs import clip_row
 from lavila.records import Clip
@@ -112,6 +112,14 @@ def every_form(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made_once(tmp_path_factory, "every-form", make)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def workers_are_forked() -> Iterator[None]:
+    """Processes that make and verify shards start in no time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workers, "_start", forks.start_worker)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def no_realtime_is_left() -> Iterator[None]:
     """Every later test inherits the priority of this process, and its busy children would then stop the machine."""
@@ -121,7 +129,7 @@ def no_realtime_is_left() -> Iterator[None]:
         with suppress(ProcessLookupError):  # it has ended since
             if os.sched_getscheduler(int(thread)) in (os.SCHED_FIFO, os.SCHED_RR):
                 realtime.append(thread)
-    end_realtime()
+    workers.end_realtime()
     assert not realtime, "it leaves threads with real-time priority: call end_realtime()"
 
 

@@ -18,11 +18,17 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import forkserver
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from lavila.cluster import workers
+from lavila.interrupts import LEFT_TO_PARENT
 
 ROOT = Path(__file__).resolve().parents[1]
 # What the commands of these tests import, and what a training imports only when it comes to it.
@@ -35,6 +41,7 @@ PRELOADED = (
     "lavila.engine.narrating",
     "lavila.engine.trainer",
     "lavila.ingest.run",
+    "lavila.inspection.verify",
     "fsspec.core",  # for checkpoints
 )
 
@@ -45,6 +52,43 @@ def share_server() -> None:
     forkserver.set_forkserver_preload = lambda names: preload([*PRELOADED, *names])
 
 
+def _from_server(target: Callable[..., None], *arguments: object) -> ForkServerProcess:
+    """A process that will be forked from the server, which then runs."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([])  # see `share_server`
+    with pytest.MonkeyPatch.context() as patch:  # the server has the environment of the first command
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.delenv("MKL_CBWR", raising=False)
+        patch.setenv("PYTHONPATH", str(ROOT))
+        forkserver.ensure_running()
+    return context.Process(target=target, args=arguments)
+
+
+start_from_nothing = workers._start
+
+
+def start_worker(job: workers.Job, lost: Mapping[int, Mapping[int, str]], memory: int | None) -> workers._Worker:
+    """What `workers._start` does, with a fork in place of an interpreter that imports for a second.
+
+    tests/conftest.py puts it in place. Commands that tests start with `subprocess` have the other one, and so have the
+    tests of workers.
+    """
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    process = _from_server(_work_on_job, job, dict(lost.get(job.number, {})), theirs, memory, dict(os.environ))
+    process.start()
+    theirs.close()
+    return workers._Worker(job, process, ours)
+
+
+def _work_on_job(
+    job: workers.Job, lost: Mapping[int, str], pipe: Connection[Any, Any], memory: int | None, given: dict[str, str]
+) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_PARENT)
+    os.environ.clear()
+    os.environ.update(given)
+    workers._work(job, lost, pipe, os.getppid(), memory)
+
+
 class Fork:
     """A command in a forked process; a small part of what subprocess.Popen has."""
 
@@ -53,15 +97,8 @@ class Fork:
         self.words = [str(word) for word in words]
         with tempfile.NamedTemporaryFile(delete=False) as out, tempfile.NamedTemporaryFile(delete=False) as err:
             self._files = Path(out.name), Path(err.name)
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([])  # see `share_server`
-        with pytest.MonkeyPatch.context() as patch:  # the server has the environment of the first command
-            patch.setenv("OMP_NUM_THREADS", "1")
-            patch.delenv("MKL_CBWR", raising=False)
-            patch.setenv("PYTHONPATH", str(ROOT))
-            forkserver.ensure_running()
         arguments = (self.words, dict(environment), str(folder), *map(str, self._files))
-        self._process = context.Process(target=_work, args=arguments)
+        self._process = _from_server(_work, *arguments)
         self._process.start()
 
     @property

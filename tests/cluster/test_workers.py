@@ -16,6 +16,7 @@ import pytest
 
 from lavila.cluster import workers
 from lavila.cluster.workers import Progress, WorkerDied, run_jobs
+from tests.forks import start_from_nothing
 from tests.slurm.toys import Toy
 
 ROOT = Path(__file__).parents[2]
@@ -25,6 +26,7 @@ SECONDS = 0.5  # for an item, where one is to take too long
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "GRACE_SECONDS", 0.3)
+    monkeypatch.setattr(workers, "_start", start_from_nothing)
 
 
 def run(jobs: Sequence[Toy], *, processes: int = 2, seconds: float = 60, memory: int | None = None) -> list[Progress]:

@@ -29,6 +29,7 @@ from tests.shards.damaged_sets import CLIPS, Damage, many_clips
 
 DAMAGE = Damage()
 DECODERS = ["host", "dali_cpu"]
+SAVING = "checkpoint_every_steps=1"  # for runs that are resumed
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def config(tmp_path: Path, vp9_shards: ShardSet, harmed: Path) -> RunConfig:
 
 
 def of(folder: Path, shards: ShardSet, *overrides: str) -> RunConfig:
-    path = config_file(folder, shards, optim={"epochs": 1}, checkpoint_every_steps=1, keep_checkpoints=2)
+    path = config_file(folder, shards, optim={"epochs": 1}, keep_checkpoints=2)
     return load_config(path, ["data.batch_size=20", "views.crops=center", "views.clips=1", *overrides])
 
 
@@ -77,7 +78,8 @@ def test_a_set_with_five_bad_clips_in_a_hundred_trains_through(
     assert read_metrics(Path(config.run_dir) / "metrics.jsonl")[-1]["bad_clips"] == len(found)
 
     # A run that is stopped in the middle continues with the same substitutes.
-    again = of(tmp_path, vp9_shards, f"data.train={harmed}", f"data.decoder={decoder}", f"run_dir={tmp_path / 'two'}")
+    again = of(tmp_path, vp9_shards, f"data.train={harmed}", f"data.decoder={decoder}", f"run_dir={tmp_path / 'two'}",
+               SAVING)  # fmt: skip
     with clips_seen() as halves:
         train_until(again, 3)
         assert bad_clips(again.run_dir) == [line for line in found if line["step"] <= 3]
@@ -87,7 +89,7 @@ def test_a_set_with_five_bad_clips_in_a_hundred_trains_through(
 
 
 def test_more_than_allowed_stop_the_run_with_a_summary(config: RunConfig, tmp_path: Path, vp9_shards: ShardSet) -> None:
-    few = of(tmp_path, vp9_shards, f"data.train={config.data.train}", "data.max_bad_clips=3")
+    few = of(tmp_path, vp9_shards, f"data.train={config.data.train}", "data.max_bad_clips=3", SAVING)
     with pytest.raises(
         BadClipsError, match=r"4 clips.*data\.max_bad_clips=3.*shard-0000\d\d\.tar.*clip_\d+"
     ) as stopped:
@@ -104,7 +106,7 @@ def test_bad_clips_from_before_a_resume_count(config: RunConfig, tmp_path: Path,
     train(of(tmp_path, vp9_shards, f"data.train={config.data.train}", f"run_dir={tmp_path / 'look'}"))
     met = [line["step"] for line in bad_clips(tmp_path / "look")]
     half = next(step for step in range(1, 5) if 0 < sum(one <= step for one in met) < len(met))
-    few = of(tmp_path, vp9_shards, f"data.train={config.data.train}", f"data.max_bad_clips={len(met) - 1}")
+    few = of(tmp_path, vp9_shards, f"data.train={config.data.train}", f"data.max_bad_clips={len(met) - 1}", SAVING)
     train_until(few, half)
     with pytest.raises(BadClipsError, match=f"{len(met)} clips"):
         train(few)

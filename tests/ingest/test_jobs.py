@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from lavila.annotations.base import AnnotationError
+from lavila.cluster import workers
 from lavila.cluster.workers import run_jobs
 from lavila.ingest.encode import EncodeSettings, Limits
 from lavila.ingest.jobs import Chunk, SetSettings, ShardJob, assign, read_result
@@ -64,7 +65,10 @@ def make(job: ShardJob, *, seconds: float = 1.0) -> None:
     run_jobs([job], workers=1, item_seconds=seconds, on_progress=lambda progress: None)
 
 
-def test_clips_that_crash_or_stall_are_named_and_the_others_stored(videos: Path, tmp_path: Path) -> None:
+def test_clips_that_crash_or_stall_are_named_and_the_others_stored(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "GRACE_SECONDS", 0.3)
     job = hostile(tmp_path / "a", videos, "one", "crash", "two", "stall", "three")
     make(job)
     result = read_result(job.out, 0)
