@@ -55,9 +55,8 @@ loop: $(INSTALLED)
 demo: $(INSTALLED)
 	$(BIN)/python tools/try_demo.py
 
-# Each process rewrites all tests' asserts, which takes 20 s. Python keeps the result, also where a shell asks it not to.
 test: $(INSTALLED)
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest $(PROCESSES) $(TESTS)
+	$(BIN)/python -m pytest $(PROCESSES) $(TESTS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
