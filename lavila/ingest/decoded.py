@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
 from typing import Any
@@ -18,6 +18,7 @@ from av.video.frame import PictureType
 
 from lavila.ingest.h264 import PictureCounter, Place
 from lavila.ingest.hevc import HevcCounter
+from lavila.ingest.matroska import Checksums
 from lavila.ingest.video_files import Deadline
 from lavila.libav import VPX_DECODERS, careful_decoder
 
@@ -73,10 +74,12 @@ class FrameReader:
     by_order: bool = False
     from_start: bool = False
     indexed: Sequence[int] = ()  # ascending times of the packets that an index lists; for `by_order`
-    numbered: bool = False  # whether a number that is missing shows a missing picture, even where no time is missing
+    # Whether a number that is missing shows a missing picture, even where no time is missing; called where one is.
+    numbered: Callable[[], bool] = lambda: False
+    checksums: Checksums | None = None
     last_dts: int | None = None  # decoding time of the last packet
     latest: int | None = None  # the latest time of presentation of a packet
-    last_byte: int = 0  # where the packets end in the file, without what the container puts around them
+    last_place: tuple[int, int] = (0, 0)  # the byte at which the last packet begins in the file, and its size in bytes
     lost: list[int] = field(default_factory=list)  # times of packets of which no picture came
     _held: deque[Decoded] = field(default_factory=deque)  # decoded, but something that they refer to may be missing
     _unseen: dict[int, int | None] = field(default_factory=dict)  # packets of which no frame has come, and their times
@@ -100,9 +103,11 @@ class FrameReader:
             self.deadline.check()
             time = packet.pts if packet.dts is None else packet.dts
             late, skipped = False, False
+            if self.checksums is not None and packet.size and packet.pos is not None:
+                self._compare(self.checksums, packet.pos, number)
             if packet.pts is not None and packet.size:
                 self.latest = packet.pts if self.latest is None else max(self.latest, packet.pts)
-            self.last_byte = max(self.last_byte, (packet.pos or 0) + packet.size)
+                self.last_place = max(self.last_place, (packet.pos or 0, packet.size))
             if time is not None:
                 late = self.last_dts is not None and time - self.last_dts >= self.gap
                 skipped = self.by_order and late and _between(self.indexed, self.last_dts, time)
@@ -121,7 +126,7 @@ class FrameReader:
                 self._damaged = [*self._damaged[-REMEMBERED:], self._key]
             # A keyframe is whole without the missing picture, but frames that are shown before it may refer to that.
             # Where no time is missing, the encoder has counted in its own way.
-            if place is not None and place.missing and (late or self.numbered or context.name == "hevc"):
+            if place is not None and place.missing and (late or context.name == "hevc" or self.numbered()):
                 self._damaged = [*self._damaged[-REMEMBERED:], number - packet.is_keyframe]
             packet.opaque = _Tag(number, place, key=context.name in VPX_DECODERS and packet.is_keyframe)
             self._unseen[number] = (
@@ -145,6 +150,13 @@ class FrameReader:
             # Where the order gives the times, those of the whole group are not known.
             place = bisect_right(self._starts, number) - 1 if self.by_order else -1
             self._damaged = [*self._damaged[-REMEMBERED:], self._starts[place] if place >= 0 else number]
+
+    def _compare(self, checksums: Checksums, at: int, number: int) -> None:
+        """Note what the checksum around a packet says. `at`: the byte at which the packet begins."""
+        if not checksums.hold(at):
+            self._damaged = [*self._damaged[-REMEMBERED:], number]
+        if checksums.skipped and self.latest is not None:
+            self.lost = [*self.lost[-REMEMBERED:], self.latest + 1]
 
     def _note_losses(self, packet: Any, following: Any, number: int) -> None:
         # In a transport stream a flag says that something lacks in the next packet, of which the decoder finds most, or

@@ -17,10 +17,11 @@ from typing import Any
 
 import av
 
+from lavila.ingest.broadcast import flv_ends_soundly
 from lavila.ingest.decoded import Decoded, FrameReader
 from lavila.ingest.gaps import GAP_FRAMES, LOSSY, Gaps, gap_ticks
-from lavila.ingest.matroska import BLOCK_HEAD, ends_soundly
-from lavila.ingest.times import FileTimes, file_times
+from lavila.ingest.matroska import Checksums, ends_soundly
+from lavila.ingest.times import FileTimes, file_times, is_numbered
 from lavila.ingest.video_files import (
     TRUNCATED_SECONDS,
     Deadline,
@@ -186,7 +187,11 @@ class SourceVideo:
         if declared is None:
             return
         expected = declared if stop is None else min(declared, stop - part.start)
-        if self._stop - part.start < expected - TRUNCATED_SECONDS and self._is_cut_short(part):
+        times, reached = self._times[part], self._stop - part.start
+        # A table of all frames says more than the length of the file.
+        listed = times.last_dts is not None and times.last_dts != self._reader.last_dts
+        least = GAP_FRAMES / self.fps if listed else TRUNCATED_SECONDS
+        if reached < expected - least and self._is_cut_short(part):
             raise truncated(part, self.end - part.start, declared)
 
     def _is_cut_short(self, part: Part) -> bool:
@@ -283,11 +288,17 @@ class SourceVideo:
             self._stop = max(self._stop, self.end + times.hold)
         elif times.stop is not None and (times.by_order or pts == self._reader.latest):
             held = part.start + times.stop - self.end > GAP_FRAMES / self.fps
-            if held and container.format.name.startswith("matroska") and pts is not None:
-                if not ends_soundly(part.path, self._reader.last_byte + BLOCK_HEAD):
-                    second = float((pts - first_pts) * tick)
-                    raise EncodeError(f"{part.name}: damaged after {second:.2f} s (no sound block follows)")
+            if held and pts is not None and not self._ends_soundly(part, container.format.name):
+                second = float((pts - first_pts) * tick)
+                raise EncodeError(f"{part.name}: damaged after {second:.2f} s (no sound block follows)")
             self._stop = max(self._stop, part.start + times.stop)
+
+    def _ends_soundly(self, part: Part, kind: str) -> bool:
+        """Whether the container is sound from the last frame to the end of the file, as far as it shows that."""
+        begin, size = self._reader.last_place
+        if kind == "flv":
+            return flv_ends_soundly(part.path, begin)
+        return not kind.startswith("matroska") or ends_soundly(part.path, begin, size)
 
     def _decoded_from(self, part: Part, first_pts: int, target: int) -> Iterator[Decoded]:
         """Frames in display order, from a keyframe at or before timestamp `target` to the end of the file.
@@ -338,16 +349,18 @@ class SourceVideo:
 
     def _frames(self, part: Part, container: Any, stream: Any, *, from_start: bool = False) -> Iterator[Any]:
         """The frames that have a time. One without a time has no place, and is left out."""
-        gap = gap_ticks(stream.time_base * self.fps)
+        gap, times = gap_ticks(stream.time_base * self.fps), self._times[part]
+        summed = container.format.name.startswith("matroska")
         self._reader = FrameReader(
             container=container,
             stream=stream,
             deadline=self.deadline,
             gap=gap,
-            by_order=self._times[part].by_order,
+            by_order=times.by_order,
             from_start=from_start,
-            indexed=self._times[part].indexed,
-            numbered=self._times[part].numbered,
+            indexed=times.indexed,
+            numbered=lambda: is_numbered(part, container, stream, self.limits, self.deadline),
+            checksums=Checksums(part.path, times.clusters) if summed else None,
         )
         return (one for one in self._reader.frames() if one.pts is not None)
 

@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -194,26 +195,37 @@ def true_times(seed: Path, mutant: Path) -> list[dict[int, float]]:
 
 
 @functools.cache
-def names(turn: int) -> dict[int, list[int]]:
-    """What is read from pictures in one of the eight orientations -> the numbers that it can mean."""
+def names(turn: int, scaled: tuple[int, int], stored: tuple[int, int]) -> dict[int, list[int]]:
+    """What is read from pictures in one of the eight orientations -> the numbers that it can mean.
+
+    A header that states another pixel aspect gives pictures of other sizes: they are scaled, and cropped or padded.
+    """
     found: dict[int, list[int]] = {}
     for number in range(FRAMES):
         picture = numbered_picture(number, height=48, width=64)
         turned = np.rot90(picture[:, ::-1] if turn >= 4 else picture, turn % 4)
-        found.setdefault(read_number(np.ascontiguousarray(turned)), []).append(number)
+        frame: Any = av.VideoFrame.from_ndarray(np.ascontiguousarray(turned), format="rgb24")
+        resized = frame.reformat(height=scaled[0], width=scaled[1], interpolation="BICUBIC").to_ndarray()
+        # FFmpeg's crop and pad filters begin at even pixels.
+        edges = [(int((one - other) / 4) * 2, one) for one, other in zip(stored, scaled, strict=True)]
+        resized = np.pad(resized, [(max(first, 0), max(side, 0)) for first, side in edges] + [(0, 0)])
+        top, left = (max(-first, 0) for first, _ in edges)
+        resized = resized[top : top + stored[0], left : left + stored[1]]
+        found.setdefault(read_number(resized), []).append(number)
     return found
 
 
 def is_right(made: EncodedChunk | EncodedClip, seed: Path, mutant: Path) -> bool:
     """Whether each stored frame is the one that is shown at its time, all in one orientation."""
     read = read_numbers(made.data)
+    scaled, stored = (made.scaled_height, made.scaled_width), (made.height, made.width)
     begin = made.first_frame / made.fps if isinstance(made, EncodedChunk) else made.start_frame / made.source_fps
     dues = [begin + place / made.fps for place in range(len(read))]
     for times in true_times(seed, mutant):
         nearest = [min(abs(second - due) for second in times.values()) for due in dues]
         for turn in range(8):
             if all(
-                any(abs(times[one] - due) <= least + ROUNDING for one in names(turn).get(number, []))
+                any(abs(times[one] - due) <= least + ROUNDING for one in names(turn, scaled, stored).get(number, []))
                 for number, due, least in zip(read, dues, nearest, strict=True)
             ):
                 return True
