@@ -345,6 +345,7 @@ for n in range(int(sys.argv[-1]), 6, 2):
     if n == 3: time.sleep(60)
     print("0.1 stored", flush=True)
 """
+    monkeypatch.setattr(sys.modules[__name__], "FIRST", 0)
     monkeypatch.setattr(sys.modules[__name__], "COUNT", 6)
     monkeypatch.setattr(sys.modules[__name__], "HANG_SECONDS", 1.0)
     original = subprocess.Popen
