@@ -12,14 +12,21 @@ PACKET_SIZES = (188, 192, 204)
 FLV_TAGS = (8, 9, 18)
 FLV_TYPE = 0b11111
 FLV_HEADER, FLV_SIZE = 11, 4  # bytes
+FLV_OFFSET, FLV_FIRST = 5, 9  # the bytes of the file's header that say how long it is
 MOST = 1 << 26  # bytes of a beginning that are read
 
 
-def begins_in_step(path: Path, stop: int) -> bool:
-    """Whether the packets of a transport stream follow each other without a break up to byte `stop`.
+def begins_soundly(path: Path, stop: int, *, kind: str) -> bool:
+    """Whether the parts of a file follow each other without a break up to byte `stop`, where a frame begins.
 
-    A recording may begin within a packet.
+    kind: FFmpeg's name of the container; True for others. A recording of a transport stream may begin within a packet.
     """
+    if kind == "flv":
+        with path.open("rb") as file:
+            head = file.read(FLV_FIRST)
+        return _tags_follow(path, int.from_bytes(head[FLV_OFFSET:], "big") + FLV_SIZE, stop)
+    if kind != "mpegts":
+        return True
     with path.open("rb") as file:
         head = file.read(min(stop + 1, MOST))
     return any(
@@ -30,13 +37,17 @@ def begins_in_step(path: Path, stop: int) -> bool:
 
 
 def flv_ends_soundly(path: Path, at: int) -> bool:
-    """Whether sound tags follow each other from the tag at byte `at` to the end of an FLV. Reads their headers only.
+    """Whether sound tags follow each other from the tag at byte `at` to the end of an FLV.
 
     A recording that was stopped may end within a tag.
     """
-    end = path.stat().st_size
+    return _tags_follow(path, at, path.stat().st_size)
+
+
+def _tags_follow(path: Path, at: int, stop: int) -> bool:
+    """Whether sound tags follow each other from byte `at` to byte `stop`. Reads their headers only."""
     with path.open("rb") as file:
-        while at + FLV_HEADER <= end:
+        while at + FLV_HEADER <= stop:
             file.seek(at)
             head = file.read(FLV_HEADER)
             size = FLV_HEADER + int.from_bytes(head[1:4], "big")

@@ -26,6 +26,11 @@ MOST_HELD = 16  # the most frames that H.264 and HEVC hold back to reorder them
 REMEMBERED = 4 * MOST_HELD  # numbers of damaged frames, and of starts, that are kept
 # MPEG-4 has packets that mean "the picture before, again"; these hold little more than a header.
 REPEAT_BYTES = 16
+# So many zeros show that a part of a packet was never written: arithmetic code has none. In film and in pictures of one
+# colour, by five codecs, there were 8 in a row at most. Zeros at the end may be padding.
+HOLE = bytes(32)
+# Decoders that show pictures from before the first keyframe, as changes of nothing.
+WITHOUT_START = ("mpeg4", "msmpeg4v1", "msmpeg4v2", "msmpeg4v3", "wmv1", "wmv2", "h263", "flv1")
 
 
 def picture_counter(context: Any) -> PictureCounter | HevcCounter | None:
@@ -122,6 +127,9 @@ class FrameReader:
             self._note_losses(packet, following, number)
             if packet.is_keyframe:
                 self._key = number
+            hollow = context.name in VPX_DECODERS and self._is_hollow(packet)
+            if hollow or (place is not None and place.merged):
+                self._damaged = [*self._damaged[-REMEMBERED:], number]
             if skipped:  # the places of all frames of the group are not known
                 self._damaged = [*self._damaged[-REMEMBERED:], self._key]
             # A keyframe is whole without the missing picture, but frames that are shown before it may refer to that.
@@ -151,6 +159,14 @@ class FrameReader:
             place = bisect_right(self._starts, number) - 1 if self.by_order else -1
             self._damaged = [*self._damaged[-REMEMBERED:], self._starts[place] if place >= 0 else number]
 
+    def _is_hollow(self, packet: Any) -> bool:
+        """Whether a part of a packet was never written."""
+        data = bytes(packet)
+        if HOLE not in data:
+            return False
+        within = HOLE in data.rstrip(b"\0")
+        return within or (self.checksums is not None and self.checksums.breaks_behind(packet.pos, packet.size))
+
     def _compare(self, checksums: Checksums, at: int, number: int) -> None:
         """Note what the checksum around a packet says. `at`: the byte at which the packet begins."""
         if not checksums.hold(at):
@@ -165,7 +181,9 @@ class FrameReader:
         behind = number - 2 in self._flagged and not packet.is_keyframe
         if packet.size and (inside or behind):
             self._damaged = [*self._damaged[-REMEMBERED:], number]
-        if packet.is_corrupt:
+        if packet.is_corrupt and self.container.format.name != "mpegts":  # it is cut short
+            self._damaged = [*self._damaged[-REMEMBERED:], number]
+        elif packet.is_corrupt:
             self._flagged = [*self._flagged[-REMEMBERED:], number]
 
     def _take(self, frame: Any) -> None:
@@ -207,6 +225,7 @@ class FrameReader:
             leads = any(held.number == start for held in self._held)
             first = 0 if start is None else self._starts[max(place - leads, 0)]
             one.damaged = any(first <= number <= one.number for number in self._damaged)
+        one.damaged |= start is None and self.stream.codec_context.name in WITHOUT_START
         if self.by_order:
             one.pts = self._time_in_order(start)
         return one

@@ -62,11 +62,14 @@ def matroska_end(path: Path) -> int | None:
 
 
 def ends_soundly(path: Path, pos: int, size: int) -> bool:
-    """Whether known elements follow each other from a block to the end of the file. Reads their headers only.
+    """Whether known elements follow each other from a block to the end of the segment. Reads their headers only.
 
-    pos: the byte at which the content of the block begins; size: of its frame, in bytes.
+    pos: the byte at which the content of the block begins; size: of its frame, in bytes. A file that is cut short may
+    end within an element.
     """
-    end = path.stat().st_size
+    end, stated = path.stat().st_size, matroska_end(path)
+    cut = stated is None or stated > end
+    end = end if stated is None else min(end, stated)
     with path.open("rb") as file:
         file.seek(pos + FLAGS)
         if file.read(1)[0] & LACING:  # its size is not known from one frame
@@ -77,7 +80,7 @@ def ends_soundly(path: Path, pos: int, size: int) -> bool:
             if one is None or one.name not in PARTS | {CLUSTER, BLOCK_GROUP}:
                 return False
             at = one.begin + (0 if one.name in (CLUSTER, BLOCK_GROUP) else one.size or 0)
-    return at == end
+    return cut or at == end
 
 
 class Checksums:
@@ -109,6 +112,13 @@ class Checksums:
                 listed = 0  # the index is damaged
             self._move(file, self._end if follows else listed, at, compare=bool(follows))
         return self._whole
+
+    def breaks_behind(self, pos: int, size: int) -> bool:
+        """Whether no known element follows a block. The numbers are those of `ends_soundly`."""
+        with self._path.open("rb") as file:
+            end, at = file.seek(0, 2), pos + BLOCK_HEAD + size
+            one = _element(file, at)
+        return at < end and (one is None or one.name not in PARTS | {CLUSTER, BLOCK_GROUP})
 
     def _move(self, file: BinaryIO, start: int, at: int, *, compare: bool) -> None:
         """Go from the element at byte `start` to the cluster around byte `at`. `compare`: also those between."""

@@ -284,13 +284,12 @@ class SourceVideo:
             if pts is not None and any(time > pts for time in found):
                 second = float((pts - first_pts) * tick)
                 raise EncodeError(f"{part.name}: damaged after {second:.2f} s ({why})")
+        if pts is not None and not self._ends_soundly(part, container.format.name):
+            second = float((pts - first_pts) * tick)
+            raise EncodeError(f"{part.name}: damaged after {second:.2f} s (no sound block follows)")
         if times.hold is not None and times.last_dts == self._reader.last_dts:
             self._stop = max(self._stop, self.end + times.hold)
         elif times.stop is not None and (times.by_order or pts == self._reader.latest):
-            held = part.start + times.stop - self.end > GAP_FRAMES / self.fps
-            if held and pts is not None and not self._ends_soundly(part, container.format.name):
-                second = float((pts - first_pts) * tick)
-                raise EncodeError(f"{part.name}: damaged after {second:.2f} s (no sound block follows)")
             self._stop = max(self._stop, part.start + times.stop)
 
     def _ends_soundly(self, part: Part, kind: str) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lavila.ingest.broadcast import begins_in_step
+from lavila.ingest.broadcast import begins_soundly
 from lavila.ingest.h264 import PictureCounter
 from lavila.ingest.matroska import matroska_end
 from lavila.ingest.video_files import (
@@ -115,7 +115,8 @@ class _Packets:
     by_order: bool  # whether times of presentation are missing
     fields: bool  # whether there are frames whose two fields are packets
     numbered: bool  # whether nearly all numbers of pictures follow each other
-    first_key: int | None  # the byte at which the first keyframe begins; None = there is none
+    first_size: int  # bytes of the first one
+    first_key: int  # the byte at which the first keyframe begins; without one, the first packet
     suspect: frozenset[int]  # times of presentation of packets behind one that says that something lacks
 
 
@@ -183,6 +184,13 @@ class _Reading:
         entries, keyframes = stream.index_entries, _keyframes(stream.index_entries)
         whole = len(entries) == stream.frames
         head = self.packets(HEAD_PACKETS if whole else None)
+        if len(entries) and entries[0].is_keyframe and len(head.keys) and not head.keys[0]:
+            raise EncodeError(
+                f"{self.part.name}: its index begins with a keyframe that is not there, so all that follows would be "
+                "early; fetch the file again"
+            )
+        if whole and head.first_size != entries[0].size:  # the index is not that of the file, or the frame is lost
+            head, whole = self.packets(None), False
         if not whole and stream.frames and not is_avi_cut_short(self.part.path):
             keyframes = ()  # the index is not that of the file
             count = int(head.dts[-1] - head.dts[0]) + 1 if len(head.dts) else 0
@@ -240,8 +248,7 @@ class _Reading:
                 f"{self.part.name}: its clock jumps from {before:.2f} s to {after:.2f} s, as in files that were joined "
                 "end to end; give it one clock, for example with ffmpeg -i FILE -c copy NEW.mp4"
             )
-        keyframe = packets.first_key
-        if self.container.format.name == "mpegts" and keyframe and not begins_in_step(self.part.path, keyframe):
+        if not begins_soundly(self.part.path, packets.first_key, kind=self.container.format.name):
             raise EncodeError(
                 f"{self.part.name}: damaged before its first keyframe, so nothing says when its first frame was shown; "
                 "fetch it again, or give it a sound beginning, for example with ffmpeg -i FILE -c copy NEW.mp4"
@@ -278,7 +285,7 @@ class _Reading:
         counter, fields, flagged = self._counter(stream), False, False
         counted, gaps = 0, 0
         suspect: set[int] = set()
-        first_key: int | None = None
+        first, first_key, first_size = 0, None, 0
         shown: list[int] = []
         dts, keys, untimed, stop = [], [], 0, 0
         try:
@@ -303,6 +310,8 @@ class _Reading:
                 shown.append(decoded if packet.pts is None else packet.pts)
                 dts.append(decoded)
                 keys.append(packet.is_keyframe)
+                if len(shown) == 1:
+                    first, first_size = packet.pos or 0, packet.size
                 if first_key is None and packet.is_keyframe:
                     first_key = packet.pos
                 stop = max(stop, shown[-1] + (packet.duration or 0))
@@ -321,7 +330,8 @@ class _Reading:
             by_order=by_order,
             fields=fields,
             numbered=counted > 0 and gaps <= FEW_GAPS * counted,
-            first_key=first_key,
+            first_size=first_size,
+            first_key=first if first_key is None else first_key,
             suspect=frozenset(suspect),
         )
 

@@ -176,20 +176,20 @@ def packets(path: Path) -> list[tuple[float, bytes]] | None:
 def true_times(seed: Path, mutant: Path) -> list[dict[int, float]]:
     """When each frame of a sound video is shown, in seconds from the first.
 
-    Where all packets of the mutant are there, in their order, its header may say other times: then it may be another
-    video with these times, too. It may also hide the first frames.
+    Where the packets of the mutant are there in their order, but for the last ones, its header may say other times:
+    then it may be another video with these times, too. It may also hide the first frames.
     """
     sound, found = packets(seed), packets(mutant)
     assert sound is not None
     order = sorted(range(len(sound)), key=lambda place: sound[place][0])
     answers = [sound]
-    if found is not None and len(found) == len(sound):
-        same = sum(one == other for (_, one), (_, other) in zip(found, sound, strict=True))
-        answers += [found] if same > len(sound) / 2 else []
+    if found and len(found) <= len(sound):
+        same = sum(one == other for (_, one), (_, other) in zip(found, sound, strict=False))
+        answers += [found] if same > len(found) / 2 else []
     first = min(second for second, _ in sound)
-    times = [{number: said[place][0] for number, place in enumerate(order)} for said in answers]
+    times = [{number: said[place][0] for number, place in enumerate(order) if place < len(said)} for said in answers]
     begins = [first, *sorted(times[-1].values())[:HIDDEN]] if len(answers) > 1 else [first]
-    if found is not None and len(found) < len(sound):  # seconds count from the first frame that is there
+    if found and len(found) < len(sound):  # seconds count from the first frame that is there
         begins.append(min(second for second, _ in found))
     return [{number: second - begin for number, second in said.items()} for said in times for begin in begins]
 
@@ -207,7 +207,10 @@ def names(turn: int, scaled: tuple[int, int], stored: tuple[int, int]) -> dict[i
         frame: Any = av.VideoFrame.from_ndarray(np.ascontiguousarray(turned), format="rgb24")
         resized = frame.reformat(height=scaled[0], width=scaled[1], interpolation="BICUBIC").to_ndarray()
         # FFmpeg's crop and pad filters begin at even pixels.
-        edges = [(int((one - other) / 4) * 2, one) for one, other in zip(stored, scaled, strict=True)]
+        edges = []
+        for one, other in zip(stored, scaled, strict=True):
+            first = round(abs(one - other) / 2) // 2 * 2
+            edges.append((first if one > other else -first, one))
         resized = np.pad(resized, [(max(first, 0), max(side, 0)) for first, side in edges] + [(0, 0)])
         top, left = (max(-first, 0) for first, _ in edges)
         resized = resized[top : top + stored[0], left : left + stored[1]]
@@ -225,7 +228,10 @@ def is_right(made: EncodedChunk | EncodedClip, seed: Path, mutant: Path) -> bool
         nearest = [min(abs(second - due) for second in times.values()) for due in dues]
         for turn in range(8):
             if all(
-                any(abs(times[one] - due) <= least + ROUNDING for one in names(turn, scaled, stored).get(number, []))
+                any(
+                    one in times and abs(times[one] - due) <= least + ROUNDING
+                    for one in names(turn, scaled, stored).get(number, [])
+                )
                 for number, due, least in zip(read, dues, nearest, strict=True)
             ):
                 return True
