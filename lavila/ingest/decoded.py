@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from itertools import chain, pairwise
 from typing import Any
 
@@ -19,7 +20,8 @@ from av.video.frame import PictureType
 from lavila.ingest.h264 import PictureCounter, Place
 from lavila.ingest.hevc import HevcCounter
 from lavila.ingest.matroska import Checksums
-from lavila.ingest.video_files import Deadline
+from lavila.ingest.video_files import Deadline, Limits, check_size
+from lavila.ingest.vpx import stated_sizes
 from lavila.libav import VPX_DECODERS, careful_decoder
 
 MOST_HELD = 16  # the most frames that H.264 and HEVC hold back to reorder them
@@ -44,10 +46,11 @@ def picture_counter(context: Any) -> PictureCounter | HevcCounter | None:
 class _Tag:
     """What a packet hands to its frame. PyAV finds it by its address, so each packet needs an object for itself."""
 
-    __slots__ = ("key", "number", "place")
+    __slots__ = ("aspect", "key", "number", "place")
 
     def __init__(self, number: int, place: Place | None, *, key: bool) -> None:
         self.number, self.place, self.key = number, place, key
+        self.aspect: Fraction | None = None
 
 
 @dataclass(kw_only=True, slots=True)
@@ -61,6 +64,7 @@ class Decoded:
     damaged: bool = False  # whether it is damaged itself, or was decoded on top of damage
     lossy: bool = False  # whether the container says that packets are missing in its group of pictures
     place: Place | None = None  # its place in the stream; H.264 and HEVC only
+    aspect: Fraction | None = None  # width / height of a pixel, as the codec states it
 
 
 @dataclass(kw_only=True)
@@ -75,6 +79,7 @@ class FrameReader:
     container: Any
     stream: Any
     deadline: Deadline
+    limits: Limits
     gap: int  # ticks from one packet to the next from which on there was time for one more
     by_order: bool = False
     from_start: bool = False
@@ -127,7 +132,11 @@ class FrameReader:
             self._note_losses(packet, following, number)
             if packet.is_keyframe:
                 self._key = number
-            hollow = context.name in VPX_DECODERS and self._is_hollow(packet)
+            hollow = False
+            if context.name in VPX_DECODERS and packet.size:
+                for width, height in stated_sizes(context.name, bytes(packet)):
+                    check_size(self.deadline.name, width, height, self.limits)
+                hollow = self._is_hollow(packet)
             if hollow or (place is not None and place.merged):
                 self._damaged = [*self._damaged[-REMEMBERED:], number]
             if skipped:  # the places of all frames of the group are not known
@@ -141,7 +150,9 @@ class FrameReader:
                 (time if self.by_order else packet.pts) if _is_shown(packet, place, context.name) else None
             )
             number += 1
-            for frame in context.decode(packet):
+            frames = context.decode(packet)
+            packet.opaque.aspect = context.sample_aspect_ratio or None
+            for frame in frames:
                 self._take(frame)
                 yield from self._released(reorders=context.reorder_depth > 0)
         self._give_up(list(self._unseen))
@@ -187,9 +198,10 @@ class FrameReader:
             self._flagged = [*self._flagged[-REMEMBERED:], number]
 
     def _take(self, frame: Any) -> None:
-        place, key = None, False  # libvpx does not say which frames are keyframes
+        place, key, aspect = None, False, None  # libvpx does not say which frames are keyframes
         if isinstance(frame.opaque, _Tag):
-            number, place, key = frame.opaque.number, frame.opaque.place, frame.opaque.key
+            tag = frame.opaque
+            number, place, key, aspect = tag.number, tag.place, tag.key, tag.aspect
         else:  # this decoder does not hand tags on
             number = min(self._unseen, default=self._held[-1].number if self._held else 0)
         self._unseen.pop(number, None)
@@ -201,7 +213,8 @@ class FrameReader:
             self._starts = [*self._starts[-REMEMBERED:], number]
         if frame.is_corrupt:
             self._damaged = [*self._damaged[-REMEMBERED:], number]
-        self._held.append(Decoded(frame=frame, number=number, starts=starts, pts=frame.pts, place=place))
+        one = Decoded(frame=frame, number=number, starts=starts, pts=frame.pts, place=place, aspect=aspect)
+        self._held.append(one)
 
     def _released(self, *, reorders: bool) -> Iterator[Decoded]:
         """The frames of which everything that they may refer to has come: the frames of earlier packets.

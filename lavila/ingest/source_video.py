@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +21,7 @@ from lavila.ingest.broadcast import flv_ends_soundly
 from lavila.ingest.decoded import Decoded, FrameReader
 from lavila.ingest.gaps import GAP_FRAMES, LOSSY, Gaps, gap_ticks
 from lavila.ingest.matroska import Checksums, ends_soundly
+from lavila.ingest.picture_kinds import PictureHeader
 from lavila.ingest.times import FileTimes, file_times, is_numbered
 from lavila.ingest.video_files import (
     TRUNCATED_SECONDS,
@@ -60,18 +61,7 @@ class _Shown:
     frame: Any
     damaged: bool
     missing: int = 0  # frames that were lost between the one before it and this one
-
-
-@dataclass(frozen=True, kw_only=True)
-class PictureHeader:
-    """The form of the pictures as the container states it. Frames may state another."""
-
-    pixel_aspect: Fraction | None  # width / height of a pixel
-    colorspace: int  # number of the colour matrix (AVCOL_SPC of FFmpeg)
-    color_range: int  # number of the range (AVCOL_RANGE of FFmpeg)
-    transfer: int  # number of the transfer characteristics (AVCOL_TRC)
-    primaries: int  # number of the primaries (AVCOL_PRI)
-    codec_tag: str  # kind of its sample entry in an mp4
+    aspect: Fraction | None = None  # width / height of a pixel, as the codec states it
 
 
 class SourceVideo:
@@ -89,6 +79,7 @@ class SourceVideo:
         self._open: tuple[Part, Any, Any] | None = None
         self._times: dict[Part, FileTimes] = {}
         self._reader: FrameReader
+        self._aspect: Fraction | None = None  # of the pixels of the first frame that was asked for, as its codec says
         self._at_start = True  # whether nothing has been read from the open file
         try:
             stream = self._opened(self._parts[0])[1]
@@ -142,6 +133,7 @@ class SourceVideo:
         The last frame is the nearest one up to half a frame after it, or until half a frame before the end of the
         time for which the file shows it.
         """
+        self._aspect = None
         wanted = iter(seconds)
         due = next(wanted, None)
         if due is None:
@@ -210,7 +202,24 @@ class SourceVideo:
                 f"{self.path}: the frame at {float(shown.second):.2f} s is damaged, or refers to a damaged one"
             )
         check_size(str(self.path), shown.frame.width, shown.frame.height, self.limits)
+        self._follow_aspect(shown)
         return shown.frame
+
+    def _follow_aspect(self, shown: _Shown) -> None:
+        """Take over the shape of the pixels of a clip's first frame. Raises EncodeError if it changes within the clip.
+
+        Broadcasts change it. Their containers do not state it; another one does, and then counts, as in players.
+        """
+        if shown.aspect is None or shown.aspect == self._aspect:
+            return
+        if self._aspect is not None:
+            raise EncodeError(
+                f"{self.path}: the shape of its pixels changes from {self._aspect} to {shown.aspect} at "
+                f"{float(shown.second):.2f} s, within the clip; give intervals that end or begin there"
+            )
+        self._aspect = shown.aspect
+        if self._open is not None and self._open[1].format.name in LOSSY:
+            self.header = replace(self.header, pixel_aspect=shown.aspect)
 
     def _lost(self, before: Fraction, shown: _Shown) -> EncodeError:
         between = f"{float(before):.2f} s and {float(shown.second):.2f} s"
@@ -271,7 +280,9 @@ class SourceVideo:
                 last, pts = one, one.pts
                 second = part.start + (one.pts - first_pts) * tick
                 lacks = not one.starts and (lacks or (missing > 0 and one.place is None))
-                yield _Shown(second=second, frame=one.frame, damaged=one.damaged or lacks, missing=missing)
+                yield _Shown(
+                    second=second, frame=one.frame, damaged=one.damaged or lacks, missing=missing, aspect=one.aspect
+                )
         except DAMAGE as error:
             where = f"before {float(start - part.start):.2f} s"
             if pts is not None:
@@ -354,6 +365,7 @@ class SourceVideo:
             container=container,
             stream=stream,
             deadline=self.deadline,
+            limits=self.limits,
             gap=gap,
             by_order=times.by_order,
             from_start=from_start,
