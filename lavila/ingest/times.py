@@ -115,6 +115,7 @@ class _Packets:
     by_order: bool  # whether times of presentation are missing
     fields: bool  # whether there are frames whose two fields are packets
     numbered: bool  # whether nearly all numbers of pictures follow each other
+    laced: bool  # whether there are packets without a time behind another one at the same place; Matroska only
     first_size: int  # bytes of the first one
     first_key: int  # the byte at which the first keyframe begins; without one, the first packet
     suspect: frozenset[int]  # times of presentation of packets behind one that says that something lacks
@@ -268,6 +269,11 @@ class _Reading:
 
     def _rate(self, packets: _Packets) -> tuple[Fraction, bool]:
         """Frames per second, and whether the header states them."""
+        if packets.laced and self.container.format.name.startswith("matroska"):
+            raise EncodeError(
+                f"{self.part.name}: its blocks hold several frames each (lacing) and it states no DefaultDuration, so "
+                "these frames have no times; remux it from its source, without lacing"
+            )
         measured, _ = film_rate(packets.shown, self.stream.time_base)
         stated = self.stream.average_rate
         if measured is None or (stated and 1 / FALSE_RATE <= measured / stated <= FALSE_RATE):
@@ -286,12 +292,15 @@ class _Reading:
         counted, gaps = 0, 0
         suspect: set[int] = set()
         first, first_key, first_size = 0, None, 0
+        laced, last_pos = False, None
         shown: list[int] = []
         dts, keys, untimed, stop = [], [], 0, 0
         try:
             for packet in container.demux(stream):
                 self.deadline.check()
                 decoded = packet.pts if packet.dts is None else packet.dts
+                laced |= decoded is None and packet.size > 0 and packet.pos is not None and packet.pos == last_pos
+                last_pos = packet.pos
                 if decoded is None or not packet.size:
                     continue
                 if flagged and packet.pts is not None:
@@ -330,6 +339,7 @@ class _Reading:
             by_order=by_order,
             fields=fields,
             numbered=counted > 0 and gaps <= FEW_GAPS * counted,
+            laced=laced,
             first_size=first_size,
             first_key=first if first_key is None else first_key,
             suspect=frozenset(suspect),
