@@ -100,7 +100,7 @@ def main() -> None:
             said = packed.stderr.decode().strip()
             parser.error(f"revision {args.revision}: {said}; give a commit that `git log` shows")
         subprocess.run(["tar", "-x", "-C", before], input=packed.stdout, check=True)
-        for ending in ("mp4", "ts", "flv"):
+        for ending in ("mp4", "ts", "flv", "mkv"):
             old, new = compare(before, folder, ending, clips=args.clips, rounds=args.rounds)
             print(f"{ending}: {old:.2f} s before, {new:.2f} s now, ratio {new / old:.3f}", flush=True)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import chain, pairwise
@@ -20,7 +20,7 @@ from av.video.frame import PictureType
 from lavila.ingest.h264 import PictureCounter, Place
 from lavila.ingest.hevc import HevcCounter
 from lavila.ingest.matroska import Checksums
-from lavila.ingest.video_files import Deadline, Limits, check_size
+from lavila.ingest.video_files import Deadline, EncodeError, Limits, check_size
 from lavila.ingest.vpx import stated_sizes
 from lavila.libav import VPX_DECODERS, careful_decoder
 
@@ -85,6 +85,7 @@ class FrameReader:
     from_start: bool = False
     indexed: Sequence[int] = ()  # ascending times of the packets that an index lists; for `by_order`
     # Whether a number that is missing shows a missing picture, even where no time is missing; called where one is.
+    sizes: Mapping[int, int] = field(default_factory=dict)  # bytes of each packet by an index of all; by decoding time
     numbered: Callable[[], bool] = lambda: False
     checksums: Checksums | None = None
     last_dts: int | None = None  # decoding time of the last packet
@@ -112,9 +113,8 @@ class FrameReader:
         for packet, following in pairwise(chain(self.container.demux(self.stream), [None])):
             self.deadline.check()
             time = packet.pts if packet.dts is None else packet.dts
-            late, skipped = False, False
-            if self.checksums is not None and packet.size and packet.pos is not None:
-                self._compare(self.checksums, packet.pos, number)
+            late, skipped, before = False, False, self.last_place
+            known = self.latest
             if packet.pts is not None and packet.size:
                 self.latest = packet.pts if self.latest is None else max(self.latest, packet.pts)
                 self.last_place = max(self.last_place, (packet.pos or 0, packet.size))
@@ -122,8 +122,15 @@ class FrameReader:
                 late = self.last_dts is not None and time - self.last_dts >= self.gap
                 skipped = self.by_order and late and _between(self.indexed, self.last_dts, time)
                 self.last_dts = time
+                self._check_order(packet, following, time)
                 if not packet.size:  # it holds no picture, and decoders take it for the end of the stream
                     continue
+            if self.checksums is not None and packet.size and packet.pos is not None:
+                if (
+                    self._compare(self.checksums, packet.pos, number, since=before if late else None)
+                    and known is not None
+                ):
+                    self.lost = [*self.lost[-REMEMBERED:], known + 1]
             if number == 0 and context.name == "hevc" and packet.size and not packet.is_keyframe:
                 continue  # a seek may land there; this decoder raises errors for what comes before a keyframe
             if self.by_order:
@@ -178,12 +185,26 @@ class FrameReader:
         within = HOLE in data.rstrip(b"\0")
         return within or (self.checksums is not None and self.checksums.breaks_behind(packet.pos, packet.size))
 
-    def _compare(self, checksums: Checksums, at: int, number: int) -> None:
-        """Note what the checksum around a packet says. `at`: the byte at which the packet begins."""
+    def _compare(self, checksums: Checksums, at: int, number: int, *, since: tuple[int, int] | None) -> bool:
+        """Note what the checksum around a packet says. Whether something is damaged between it and the one before.
+
+        at: the byte at which the packet begins. since: the place of the one before it, where there is a gap in time.
+        """
         if not checksums.hold(at):
             self._damaged = [*self._damaged[-REMEMBERED:], number]
-        if checksums.skipped and self.latest is not None:
-            self.lost = [*self.lost[-REMEMBERED:], self.latest + 1]
+        return checksums.skipped or (since is not None and checksums.breaks_behind(*since, before=at))
+
+    def _check_order(self, packet: Any, following: Any, time: int) -> None:
+        """Raise EncodeError where the packets are those of later places in the index: so many frames are lost."""
+        after = None if following is None else following.dts
+        if after is None or self.sizes.get(time, packet.size) == packet.size:
+            return
+        for lost in range(1, MOST_HELD + 1):
+            if (self.sizes.get(time + lost), self.sizes.get(after + lost)) == (packet.size, following.size):
+                raise EncodeError(
+                    f"{self.deadline.name}: by its index, frames are lost before frame {time} ({lost}), so all that "
+                    "follow would be early; fetch the file again"
+                )
 
     def _note_losses(self, packet: Any, following: Any, number: int) -> None:
         # In a transport stream a flag says that something lacks in the next packet, of which the decoder finds most, or

@@ -74,13 +74,18 @@ def ends_soundly(path: Path, pos: int, size: int) -> bool:
         file.seek(pos + FLAGS)
         if file.read(1)[0] & LACING:  # its size is not known from one frame
             return True
-        at = pos + BLOCK_HEAD + size
-        while at < end:
-            one = _element(file, at)
-            if one is None or one.name not in PARTS | {CLUSTER, BLOCK_GROUP}:
-                return False
-            at = one.begin + (0 if one.name in (CLUSTER, BLOCK_GROUP) else one.size or 0)
-    return cut or at == end
+        at = _chain(file, pos + BLOCK_HEAD + size, end)
+    return at is not None and (cut or at == end)
+
+
+def _chain(file: BinaryIO, at: int, stop: int) -> int | None:
+    """Where the first element at or behind byte `stop` begins, by the elements from byte `at` on; None if unsound."""
+    while at < stop:
+        one = _element(file, at)
+        if one is None or one.name not in PARTS | {CLUSTER, BLOCK_GROUP}:
+            return None
+        at = one.begin + (0 if one.name in (CLUSTER, BLOCK_GROUP) else one.size or 0)
+    return at
 
 
 class Checksums:
@@ -113,12 +118,17 @@ class Checksums:
             self._move(file, self._end if follows else listed, at, compare=bool(follows))
         return self._whole
 
-    def breaks_behind(self, pos: int, size: int) -> bool:
-        """Whether no known element follows a block. The numbers are those of `ends_soundly`."""
+    def breaks_behind(self, pos: int, size: int, *, before: int | None = None) -> bool:
+        """Whether something unknown follows a block, up to byte `before` if that is given.
+
+        The numbers are those of `ends_soundly`.
+        """
+        at = pos + BLOCK_HEAD + size
         with self._path.open("rb") as file:
-            end, at = file.seek(0, 2), pos + BLOCK_HEAD + size
-            one = _element(file, at)
-        return at < end and (one is None or one.name not in PARTS | {CLUSTER, BLOCK_GROUP})
+            file.seek(pos + FLAGS)
+            laced = file.read(1)[0] & LACING
+            end = min(at + 1 if before is None else before, file.seek(0, 2))
+            return not laced and _chain(file, at, end) is None
 
     def _move(self, file: BinaryIO, start: int, at: int, *, compare: bool) -> None:
         """Go from the element at byte `start` to the cluster around byte `at`. `compare`: also those between."""

@@ -139,7 +139,8 @@ class SourceVideo:
         if due is None:
             return
         last: _Shown | None = None
-        for second, shown in self._timed(due):
+        frames = self._timed(due)
+        for second, shown in frames:
             # Up to `until` the frame before is the nearest one.
             until = second if shown is None or last is None else (last.second + second) / 2
             if shown is not None and shown.missing and last is not None:
@@ -163,6 +164,8 @@ class SourceVideo:
                 yield self._sound(shown)
                 due = next(wanted, None)
             if due is None:
+                if last is not None and second - last.second >= GAP_FRAMES / self.fps:
+                    next(frames, None)  # its time may be false, and then the one that follows is earlier
                 return
             last = shown
         if last is None:
@@ -370,6 +373,7 @@ class SourceVideo:
             by_order=times.by_order,
             from_start=from_start,
             indexed=times.indexed,
+            sizes=times.sizes,
             numbered=lambda: is_numbered(part, container, stream, self.limits, self.deadline),
             checksums=Checksums(part.path, times.clusters) if summed else None,
         )

@@ -6,8 +6,8 @@ without decoding: pieces that were joined end to end, and streams without any ta
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -65,6 +65,7 @@ class FileTimes:
     indexed: tuple[
         int, ...
     ] = ()  # times by an index apart from the frames, in ticks: Matroska's keyframes, AVI's frames
+    sizes: Mapping[int, int] = field(default_factory=dict)  # bytes of each frame by its time, by that index; AVI only
     clusters: tuple[int, ...] = ()  # the bytes at which that index finds them; Matroska only
     # Whether its pictures are numbered as the standard says, at its head; H.264 only. None = `is_numbered` reads it.
     numbered: bool | None = None
@@ -206,6 +207,7 @@ class _Reading:
             keyframes=keyframes,
             first=int(head.dts[0]) if len(head.dts) else None,
             indexed=tuple(entry.timestamp for entry in entries if entry.size) if keyframes else (),
+            sizes={entry.timestamp: entry.size for entry in entries} if keyframes else {},
             numbered=head.numbered,
         )
 

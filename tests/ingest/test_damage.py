@@ -140,6 +140,47 @@ def test_an_avi_without_its_first_frame(tmp_path: Path) -> None:
             numbers(video, start, stop)
 
 
+@pytest.mark.parametrize("lost", [1, 3])
+def test_an_avi_without_frames_in_its_middle(tmp_path: Path, lost: int) -> None:
+    """The sizes in its index show it, also right behind a seek."""
+    video = sound(tmp_path / "a.avi", Coding(codec="mpeg4", gop=GROUP))
+    for at, _ in places(video)[20 : 20 + lost]:
+        change(video, at - 8, b"\0\1")
+    for start, stop in ((0.0, None), (0.0, 0.84), (0.72, 0.84)):
+        with pytest.raises(EncodeError):
+            numbers(video, start, stop)
+    for start, stop, last in ((0.0, 0.8, 20), (1.2, None, 40)):
+        assert numbers(video, start, stop) == list(range(round(25 * start), last))
+
+
+def test_a_matroska_block_whose_name_is_damaged(tmp_path: Path) -> None:
+    """Without it there is a gap in time, which would count as a pause of the camera."""
+    video = sound(tmp_path / "a.webm", Coding(codec="libvpx-vp9", gop=GROUP, crf=30))
+    at, _ = places(video)[GROUP - 1]
+    begin = video.read_bytes().rindex(b"\xa3", 0, at)
+    assert at - begin < 10
+    change(video, begin, b"\xe3")
+    with pytest.raises(EncodeError):
+        numbers(video, 0.0, 0.3)
+    assert numbers(video, 0.4, 1.0) == list(range(10, 25))
+
+
+def test_a_false_time_right_before_the_end_of_a_clip(tmp_path: Path) -> None:
+    """Only the next frame, which is shown earlier, shows that it is false."""
+    source = sound(tmp_path / "a.mp4", Coding(gop=GROUP, b_frames=0))
+    with av.open(str(source)) as container, av.open(str(tmp_path / "b.mp4"), "w") as output:
+        copy: Any = output.add_stream_from_template(container.streams.video[0])
+        for number, packet in enumerate(packet for packet in container.demux(video=0) if packet.size):
+            assert packet.pts is not None
+            packet.pts += 2 * packet.duration * (number == 20)
+            packet.stream = copy
+            output.mux(packet)
+    for stop in (0.86, 0.9, 2.0):
+        with pytest.raises(EncodeError):
+            numbers(tmp_path / "b.mp4", 0.0, stop)
+    assert numbers(tmp_path / "b.mp4", 0.0, 0.6) == list(range(15))
+
+
 def test_mpeg4_that_begins_without_a_keyframe(tmp_path: Path) -> None:
     """Its decoder shows changes of nothing."""
     source = sound(tmp_path / "a.avi", Coding(codec="mpeg4", gop=GROUP, b_frames=0))
