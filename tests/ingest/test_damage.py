@@ -68,12 +68,12 @@ def test_a_picture_that_ends_before_its_bits_do(tmp_path: Path) -> None:
     assert numbers(video, 0.0, 0.6) == list(range(15))
 
 
-def test_a_picture_whose_header_denies_that_others_refer_to_it(tmp_path: Path) -> None:
-    """A decoder then takes another picture for it, and says nothing. The numbers of pictures show it."""
+def test_a_picture_whose_number_is_damaged(tmp_path: Path) -> None:
+    """A decoder then refers to other pictures, and says nothing."""
     video = with_packets(
         sound(tmp_path / "a.mp4"),
         tmp_path / "b.mp4",
-        lambda number, packet: packet if number != 1 else packet[:4] + bytes([packet[4] & 0b11111]) + packet[5:],
+        lambda number, packet: packet if number != 2 else packet[:6] + bytes([packet[6] ^ 0x40]) + packet[7:],
     )
     with pytest.raises(EncodeError):
         numbers(video)
@@ -120,12 +120,12 @@ def test_a_recording_may_begin_within_a_packet(tmp_path: Path) -> None:
 def test_an_flv_whose_tags_break_off(tmp_path: Path) -> None:
     """The picture before the break is not held for those that are lost. A recording that was stopped is whole."""
     video = sound(tmp_path / "a.flv")
-    at, _ = places(video)[18]
+    at, _ = places(video)[16]
     whole = video.read_bytes()
-    change(video, at + 12, bytes(16))
+    change(video, at + 38, bytes(64))
     with pytest.raises(EncodeError):
         numbers(video, 0.4, 1.0)
-    video.write_bytes(whole[: at + 12])
+    video.write_bytes(whole[: at + 5])
     assert numbers(video, 0.4, 0.6) == list(range(10, 15))
 
 
@@ -194,10 +194,9 @@ def test_mpeg4_that_begins_without_a_keyframe(tmp_path: Path) -> None:
     assert numbers(tmp_path / "b.mkv", 0.4, 0.6) == [11, 12, 13, 14, 15]
 
 
-@pytest.mark.parametrize("codec", ["libvpx", "libvpx-vp9"])
-def test_a_hole_in_a_packet_of_vp8_and_vp9(tmp_path: Path, codec: str) -> None:
+def test_a_hole_in_a_packet_of_vp8(tmp_path: Path) -> None:
     """libvpx makes noise of zeros, without an error."""
-    video = sound(tmp_path / "a.webm", Coding(codec=codec, gop=GROUP, crf=4), height=192, width=256)
+    video = sound(tmp_path / "a.webm", Coding(codec="libvpx", gop=GROUP), height=192, width=256)
     at, size = places(video)[2 * GROUP]
     assert size > 110
     change(video, at + 40, bytes(48))
@@ -206,12 +205,22 @@ def test_a_hole_in_a_packet_of_vp8_and_vp9(tmp_path: Path, codec: str) -> None:
     assert numbers(video, 0.0, 0.6) == list(range(15))
 
 
+def test_a_hole_that_begins_in_a_packet_of_vp9(tmp_path: Path) -> None:
+    """Zeros at the end of a packet may be padding, but not where the file goes on with zeros."""
+    video = sound(tmp_path / "a.webm", Coding(codec="libvpx-vp9", gop=GROUP, crf=30))
+    at, size = places(video)[2 * GROUP]
+    change(video, at + 4 + size - 48, bytes(78))
+    with pytest.raises(EncodeError):
+        numbers(video, 0.0, 0.66)
+    assert numbers(video, 0.0, 0.6) == list(range(15))
+
+
 def test_an_mp4_whose_table_points_out_of_the_file(tmp_path: Path) -> None:
     """The header's length alone allows a video to end a second early."""
     video = sound(tmp_path / "a.mp4", Coding(gop=GROUP, sound=True))
     data = video.read_bytes()
     table = data.index(b"stco") + 12
-    change(video, table + 4 * (int.from_bytes(data[table - 4 : table], "big") - 3), b"\x7f")
+    change(video, table + 4 * (int.from_bytes(data[table - 4 : table], "big") - 2), b"\x7f")
     with pytest.raises(EncodeError):
-        numbers(video, 0.8, None)
+        numbers(video)
     assert numbers(video, 0.0, 0.4) == list(range(10))
