@@ -94,7 +94,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         before = earlier_tree(args.revision, folder / "before")
-        for ending in ("mp4", "ts", "flv"):
+        for ending in ("mp4", "ts", "flv", "mkv"):
             old, new = compare(before, folder, ending, clips=args.clips, rounds=args.rounds)
             print(f"{ending}: {old:.2f} s before, {new:.2f} s now, ratio {new / old:.3f}", flush=True)
 

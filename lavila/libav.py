@@ -19,9 +19,10 @@ VPX_DECODERS = frozenset(VPX.values())
 def strictness(codec: str) -> dict[str, str]:
     """Options of a decoder so that it reports damage. Most flag the frame; FFmpeg's HEVC decoder only raises, if asked.
 
-    Otherwise it skips what it cannot decode, and returns the picture without a flag.
+    Otherwise it skips what it cannot decode, and returns the picture without a flag. The H.264 decoder flags a picture
+    that ends before its bits do (CAVLC) only if asked, too.
     """
-    return {"err_detect": "explode"} if codec == "hevc" else {}
+    return {"err_detect": {"hevc": "explode", "h264": "aggressive"}[codec]} if codec in ("hevc", "h264") else {}
 
 
 def careful_decoder(context: Any) -> Any:

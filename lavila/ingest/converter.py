@@ -18,8 +18,7 @@ import numpy.typing as npt
 
 from lavila.ingest.hdr import HDR_TRANSFERS, table
 from lavila.ingest.orientation import Orientation, orientation_of
-from lavila.ingest.picture_kinds import kind_of
-from lavila.ingest.source_video import PictureHeader
+from lavila.ingest.picture_kinds import PictureHeader, kind_of
 from lavila.ingest.video_files import EncodeError
 
 SIDE_MULTIPLE = 16  # pixels

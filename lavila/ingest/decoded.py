@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from itertools import chain, pairwise
 from typing import Any
 
@@ -18,13 +19,20 @@ from av.video.frame import PictureType
 
 from lavila.ingest.h264 import PictureCounter, Place
 from lavila.ingest.hevc import HevcCounter
-from lavila.ingest.video_files import Deadline
+from lavila.ingest.matroska import Checksums
+from lavila.ingest.video_files import Deadline, EncodeError, Limits, check_size
+from lavila.ingest.vpx import stated_sizes
 from lavila.libav import VPX_DECODERS, careful_decoder
 
 MOST_HELD = 16  # the most frames that H.264 and HEVC hold back to reorder them
 REMEMBERED = 4 * MOST_HELD  # numbers of damaged frames, and of starts, that are kept
 # MPEG-4 has packets that mean "the picture before, again"; these hold little more than a header.
 REPEAT_BYTES = 16
+# So many zeros show that a part of a packet was never written: arithmetic code has none. In film and in pictures of one
+# colour, by five codecs, there were 8 in a row at most. Zeros at the end may be padding.
+HOLE = bytes(32)
+# Decoders that show pictures from before the first keyframe, as changes of nothing.
+WITHOUT_START = ("mpeg4", "msmpeg4v1", "msmpeg4v2", "msmpeg4v3", "wmv1", "wmv2", "h263", "flv1")
 
 
 def picture_counter(context: Any) -> PictureCounter | HevcCounter | None:
@@ -38,10 +46,11 @@ def picture_counter(context: Any) -> PictureCounter | HevcCounter | None:
 class _Tag:
     """What a packet hands to its frame. PyAV finds it by its address, so each packet needs an object for itself."""
 
-    __slots__ = ("key", "number", "place")
+    __slots__ = ("aspect", "key", "number", "place")
 
     def __init__(self, number: int, place: Place | None, *, key: bool) -> None:
         self.number, self.place, self.key = number, place, key
+        self.aspect: Fraction | None = None
 
 
 @dataclass(kw_only=True, slots=True)
@@ -55,6 +64,7 @@ class Decoded:
     damaged: bool = False  # whether it is damaged itself, or was decoded on top of damage
     lossy: bool = False  # whether the container says that packets are missing in its group of pictures
     place: Place | None = None  # its place in the stream; H.264 and HEVC only
+    aspect: Fraction | None = None  # width / height of a pixel, as the codec states it
 
 
 @dataclass(kw_only=True)
@@ -69,14 +79,18 @@ class FrameReader:
     container: Any
     stream: Any
     deadline: Deadline
+    limits: Limits
     gap: int  # ticks from one packet to the next from which on there was time for one more
     by_order: bool = False
     from_start: bool = False
     indexed: Sequence[int] = ()  # ascending times of the packets that an index lists; for `by_order`
-    numbered: bool = False  # whether a number that is missing shows a missing picture, even where no time is missing
+    # Whether a number that is missing shows a missing picture, even where no time is missing; called where one is.
+    sizes: Mapping[int, int] = field(default_factory=dict)  # bytes of each packet by an index of all; by decoding time
+    numbered: Callable[[], bool] = lambda: False
+    checksums: Checksums | None = None
     last_dts: int | None = None  # decoding time of the last packet
     latest: int | None = None  # the latest time of presentation of a packet
-    last_byte: int = 0  # where the packets end in the file, without what the container puts around them
+    last_place: tuple[int, int] = (0, 0)  # the byte at which the last packet begins in the file, and its size in bytes
     lost: list[int] = field(default_factory=list)  # times of packets of which no picture came
     _held: deque[Decoded] = field(default_factory=deque)  # decoded, but something that they refer to may be missing
     _unseen: dict[int, int | None] = field(default_factory=dict)  # packets of which no frame has come, and their times
@@ -99,16 +113,24 @@ class FrameReader:
         for packet, following in pairwise(chain(self.container.demux(self.stream), [None])):
             self.deadline.check()
             time = packet.pts if packet.dts is None else packet.dts
-            late, skipped = False, False
+            late, skipped, before = False, False, self.last_place
+            known = self.latest
             if packet.pts is not None and packet.size:
                 self.latest = packet.pts if self.latest is None else max(self.latest, packet.pts)
-            self.last_byte = max(self.last_byte, (packet.pos or 0) + packet.size)
+                self.last_place = max(self.last_place, (packet.pos or 0, packet.size))
             if time is not None:
                 late = self.last_dts is not None and time - self.last_dts >= self.gap
                 skipped = self.by_order and late and _between(self.indexed, self.last_dts, time)
                 self.last_dts = time
+                self._check_order(packet, following, time)
                 if not packet.size:  # it holds no picture, and decoders take it for the end of the stream
                     continue
+            if self.checksums is not None and packet.size and packet.pos is not None:
+                if (
+                    self._compare(self.checksums, packet.pos, number, since=before if late else None)
+                    and known is not None
+                ):
+                    self.lost = [*self.lost[-REMEMBERED:], known + 1]
             if number == 0 and context.name == "hevc" and packet.size and not packet.is_keyframe:
                 continue  # a seek may land there; this decoder raises errors for what comes before a keyframe
             if self.by_order:
@@ -117,18 +139,27 @@ class FrameReader:
             self._note_losses(packet, following, number)
             if packet.is_keyframe:
                 self._key = number
+            hollow = False
+            if context.name in VPX_DECODERS and packet.size:
+                for width, height in stated_sizes(context.name, bytes(packet)):
+                    check_size(self.deadline.name, width, height, self.limits)
+                hollow = self._is_hollow(packet)
+            if hollow or (place is not None and place.merged):
+                self._damaged = [*self._damaged[-REMEMBERED:], number]
             if skipped:  # the places of all frames of the group are not known
                 self._damaged = [*self._damaged[-REMEMBERED:], self._key]
             # A keyframe is whole without the missing picture, but frames that are shown before it may refer to that.
             # Where no time is missing, the encoder has counted in its own way.
-            if place is not None and place.missing and (late or self.numbered or context.name == "hevc"):
+            if place is not None and place.missing and (late or context.name == "hevc" or self.numbered()):
                 self._damaged = [*self._damaged[-REMEMBERED:], number - packet.is_keyframe]
             packet.opaque = _Tag(number, place, key=context.name in VPX_DECODERS and packet.is_keyframe)
             self._unseen[number] = (
                 (time if self.by_order else packet.pts) if _is_shown(packet, place, context.name) else None
             )
             number += 1
-            for frame in context.decode(packet):
+            frames = context.decode(packet)
+            packet.opaque.aspect = context.sample_aspect_ratio or None
+            for frame in frames:
                 self._take(frame)
                 yield from self._released(reorders=context.reorder_depth > 0)
         self._give_up(list(self._unseen))
@@ -146,6 +177,35 @@ class FrameReader:
             place = bisect_right(self._starts, number) - 1 if self.by_order else -1
             self._damaged = [*self._damaged[-REMEMBERED:], self._starts[place] if place >= 0 else number]
 
+    def _is_hollow(self, packet: Any) -> bool:
+        """Whether a part of a packet was never written."""
+        data = bytes(packet)
+        if HOLE not in data:
+            return False
+        within = HOLE in data.rstrip(b"\0")
+        return within or (self.checksums is not None and self.checksums.breaks_behind(packet.pos, packet.size))
+
+    def _compare(self, checksums: Checksums, at: int, number: int, *, since: tuple[int, int] | None) -> bool:
+        """Note what the checksum around a packet says. Whether something is damaged between it and the one before.
+
+        at: the byte at which the packet begins. since: the place of the one before it, where there is a gap in time.
+        """
+        if not checksums.hold(at):
+            self._damaged = [*self._damaged[-REMEMBERED:], number]
+        return checksums.skipped or (since is not None and checksums.breaks_behind(*since, before=at))
+
+    def _check_order(self, packet: Any, following: Any, time: int) -> None:
+        """Raise EncodeError where the packets are those of later places in the index: so many frames are lost."""
+        after = None if following is None else following.dts
+        if after is None or self.sizes.get(time, packet.size) == packet.size:
+            return
+        for lost in range(1, MOST_HELD + 1):
+            if (self.sizes.get(time + lost), self.sizes.get(after + lost)) == (packet.size, following.size):
+                raise EncodeError(
+                    f"{self.deadline.name}: by its index, frames are lost before frame {time} ({lost}), so all that "
+                    "follow would be early; fetch the file again"
+                )
+
     def _note_losses(self, packet: Any, following: Any, number: int) -> None:
         # In a transport stream a flag says that something lacks in the next packet, of which the decoder finds most, or
         # behind it. There it may be frames, or nothing where files were joined, which begin with a keyframe.
@@ -153,13 +213,16 @@ class FrameReader:
         behind = number - 2 in self._flagged and not packet.is_keyframe
         if packet.size and (inside or behind):
             self._damaged = [*self._damaged[-REMEMBERED:], number]
-        if packet.is_corrupt:
+        if packet.is_corrupt and self.container.format.name != "mpegts":  # it is cut short
+            self._damaged = [*self._damaged[-REMEMBERED:], number]
+        elif packet.is_corrupt:
             self._flagged = [*self._flagged[-REMEMBERED:], number]
 
     def _take(self, frame: Any) -> None:
-        place, key = None, False  # libvpx does not say which frames are keyframes
+        place, key, aspect = None, False, None  # libvpx does not say which frames are keyframes
         if isinstance(frame.opaque, _Tag):
-            number, place, key = frame.opaque.number, frame.opaque.place, frame.opaque.key
+            tag = frame.opaque
+            number, place, key, aspect = tag.number, tag.place, tag.key, tag.aspect
         else:  # this decoder does not hand tags on
             number = min(self._unseen, default=self._held[-1].number if self._held else 0)
         self._unseen.pop(number, None)
@@ -171,7 +234,8 @@ class FrameReader:
             self._starts = [*self._starts[-REMEMBERED:], number]
         if frame.is_corrupt:
             self._damaged = [*self._damaged[-REMEMBERED:], number]
-        self._held.append(Decoded(frame=frame, number=number, starts=starts, pts=frame.pts, place=place))
+        one = Decoded(frame=frame, number=number, starts=starts, pts=frame.pts, place=place, aspect=aspect)
+        self._held.append(one)
 
     def _released(self, *, reorders: bool) -> Iterator[Decoded]:
         """The frames of which everything that they may refer to has come: the frames of earlier packets.
@@ -195,6 +259,7 @@ class FrameReader:
             leads = any(held.number == start for held in self._held)
             first = 0 if start is None else self._starts[max(place - leads, 0)]
             one.damaged = any(first <= number <= one.number for number in self._damaged)
+        one.damaged |= start is None and self.stream.codec_context.name in WITHOUT_START
         if self.by_order:
             one.pts = self._time_in_order(start)
         return one

@@ -6,7 +6,7 @@ those of ITU-T H.264: 7.4.3 and 8.2.5.2 say what `frame_num` counts, and 8.2.1 w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lavila.ingest.h264_headers import (
     NotUnderstood,
@@ -20,7 +20,7 @@ from lavila.ingest.h264_headers import (
     units,
 )
 
-SLICE, IDR_SLICE, SEQUENCE_SET, PICTURE_SET = 1, 5, 7, 8  # nal_unit_type
+SLICE, IDR_SLICE, SEQUENCE_SET, PICTURE_SET, DELIMITER = 1, 5, 7, 8, 9  # nal_unit_type
 BEGINS = 0x80  # the first bit of a slice's header, if it begins with macroblock 0
 
 
@@ -34,6 +34,7 @@ class Place:
     group: int  # which run of pictures it belongs to: their numbers begin anew with each
     order: int | None  # its place in the order in which the pictures of a run are shown; None = not known
     shown: bool = True  # whether a decoder shows it
+    merged: bool = False  # whether its packet holds the beginning of another picture, too, whose slices are lost
     step: int = 2  # by so much the order rises from frame to frame, or by less
 
 
@@ -63,8 +64,10 @@ class PictureCounter:
     def place(self, packet: bytes) -> Place | None:
         """The place of the first picture of a packet; None = not known. It may hold both fields of a frame."""
         found: Place | None = None
+        begun = 0  # pictures: each may begin with one delimiter (7.4.1.2.3)
         for unit in units(packet, self._length):
             kind = unit[0] & 0b11111
+            begun += kind == DELIMITER
             if kind in (SEQUENCE_SET, PICTURE_SET):
                 self._read_set(unit)
             elif kind in (SLICE, IDR_SLICE) and len(unit) > 1 and unit[1] & BEGINS:
@@ -74,7 +77,7 @@ class PictureCounter:
                     self._last = None  # so nothing is known to be missing before the next one
                     return found
                 place = self._place(one)
-                found = found or place
+                found = found or replace(place, merged=begun > 1)
                 if not one.field:
                     break
         return found

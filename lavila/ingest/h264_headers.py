@@ -20,11 +20,10 @@ class NotUnderstood(Exception):
     """A header that ends before its fields, or one of a form that nobody uses."""
 
 
-class Bits:
-    """Reads the bits of a unit, without the bytes that keep start codes from its content (7.4.1)."""
+class PlainBits:
+    """Reads the bits of some bytes."""
 
-    def __init__(self, unit: bytes) -> None:
-        content = unit.replace(b"\0\0\3", b"\0\0")
+    def __init__(self, content: bytes) -> None:
         self._bits, self._left = int.from_bytes(content, "big"), 8 * len(content)
 
     def read(self, count: int) -> int:
@@ -37,6 +36,13 @@ class Bits:
     def flag(self) -> bool:
         """The next bit."""
         return bool(self.read(1))
+
+
+class Bits(PlainBits):
+    """Reads the bits of a unit, without the bytes that keep start codes from its content (7.4.1)."""
+
+    def __init__(self, unit: bytes) -> None:
+        super().__init__(unit.replace(b"\0\0\3", b"\0\0"))
 
     def golomb(self) -> int:
         """The next number in Exp-Golomb code, ue(v) and se(v) (9.1); a signed one is not converted."""

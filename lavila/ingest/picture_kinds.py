@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from typing import Any
 
 from lavila.ingest.hdr import HDR_TRANSFERS
@@ -16,6 +17,18 @@ DOLBY_TAGS = ("dvhe", "dvh1", "dvav", "dva1", "dav1")
 # AVDOVIMetadata of FFmpeg begins with the place of AVDOVIRpuDataHeader, as a size_t. In that, vdr_rpu_profile and
 # bl_video_full_range_flag are bytes at these places.
 DOLBY_PROFILE, DOLBY_FULL_RANGE = 4, 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureHeader:
+    """The form of the pictures as the container states it. Frames may state another."""
+
+    pixel_aspect: Fraction | None  # width / height of a pixel
+    colorspace: int  # number of the colour matrix (AVCOL_SPC of FFmpeg)
+    color_range: int  # number of the range (AVCOL_RANGE of FFmpeg)
+    transfer: int  # number of the transfer characteristics (AVCOL_TRC)
+    primaries: int  # number of the primaries (AVCOL_PRI)
+    codec_tag: str  # kind of its sample entry in an mp4
 
 
 @dataclass(frozen=True, kw_only=True)

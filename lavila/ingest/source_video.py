@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -17,10 +17,12 @@ from typing import Any
 
 import av
 
+from lavila.ingest.broadcast import flv_ends_soundly
 from lavila.ingest.decoded import Decoded, FrameReader
 from lavila.ingest.gaps import GAP_FRAMES, LOSSY, Gaps, gap_ticks
-from lavila.ingest.matroska import BLOCK_HEAD, ends_soundly
-from lavila.ingest.times import FileTimes, file_times
+from lavila.ingest.matroska import Checksums, ends_soundly
+from lavila.ingest.picture_kinds import PictureHeader
+from lavila.ingest.times import FileTimes, file_times, is_numbered
 from lavila.ingest.video_files import (
     TRUNCATED_SECONDS,
     Deadline,
@@ -59,18 +61,7 @@ class _Shown:
     frame: Any
     damaged: bool
     missing: int = 0  # frames that were lost between the one before it and this one
-
-
-@dataclass(frozen=True, kw_only=True)
-class PictureHeader:
-    """The form of the pictures as the container states it. Frames may state another."""
-
-    pixel_aspect: Fraction | None  # width / height of a pixel
-    colorspace: int  # number of the colour matrix (AVCOL_SPC of FFmpeg)
-    color_range: int  # number of the range (AVCOL_RANGE of FFmpeg)
-    transfer: int  # number of the transfer characteristics (AVCOL_TRC)
-    primaries: int  # number of the primaries (AVCOL_PRI)
-    codec_tag: str  # kind of its sample entry in an mp4
+    aspect: Fraction | None = None  # width / height of a pixel, as the codec states it
 
 
 class SourceVideo:
@@ -88,6 +79,7 @@ class SourceVideo:
         self._open: tuple[Part, Any, Any] | None = None
         self._times: dict[Part, FileTimes] = {}
         self._reader: FrameReader
+        self._aspect: Fraction | None = None  # of the pixels of the first frame that was asked for, as its codec says
         self._at_start = True  # whether nothing has been read from the open file
         try:
             stream = self._opened(self._parts[0])[1]
@@ -141,12 +133,14 @@ class SourceVideo:
         The last frame is the nearest one up to half a frame after it, or until half a frame before the end of the
         time for which the file shows it.
         """
+        self._aspect = None
         wanted = iter(seconds)
         due = next(wanted, None)
         if due is None:
             return
         last: _Shown | None = None
-        for second, shown in self._timed(due):
+        frames = self._timed(due)
+        for second, shown in frames:
             # Up to `until` the frame before is the nearest one.
             until = second if shown is None or last is None else (last.second + second) / 2
             if shown is not None and shown.missing and last is not None:
@@ -170,6 +164,8 @@ class SourceVideo:
                 yield self._sound(shown)
                 due = next(wanted, None)
             if due is None:
+                if last is not None and second - last.second >= GAP_FRAMES / self.fps:
+                    next(frames, None)  # its time may be false, and then the one that follows is earlier
                 return
             last = shown
         if last is None:
@@ -186,7 +182,11 @@ class SourceVideo:
         if declared is None:
             return
         expected = declared if stop is None else min(declared, stop - part.start)
-        if self._stop - part.start < expected - TRUNCATED_SECONDS and self._is_cut_short(part):
+        times, reached = self._times[part], self._stop - part.start
+        # A table of all frames says more than the length of the file.
+        listed = times.last_dts is not None and times.last_dts != self._reader.last_dts
+        least = GAP_FRAMES / self.fps if listed else TRUNCATED_SECONDS
+        if reached < expected - least and self._is_cut_short(part):
             raise truncated(part, self.end - part.start, declared)
 
     def _is_cut_short(self, part: Part) -> bool:
@@ -205,7 +205,24 @@ class SourceVideo:
                 f"{self.path}: the frame at {float(shown.second):.2f} s is damaged, or refers to a damaged one"
             )
         check_size(str(self.path), shown.frame.width, shown.frame.height, self.limits)
+        self._follow_aspect(shown)
         return shown.frame
+
+    def _follow_aspect(self, shown: _Shown) -> None:
+        """Take over the shape of the pixels of a clip's first frame. Raises EncodeError if it changes within the clip.
+
+        Broadcasts change it. Their containers do not state it; another one does, and then counts, as in players.
+        """
+        if shown.aspect is None or shown.aspect == self._aspect:
+            return
+        if self._aspect is not None:
+            raise EncodeError(
+                f"{self.path}: the shape of its pixels changes from {self._aspect} to {shown.aspect} at "
+                f"{float(shown.second):.2f} s, within the clip; give intervals that end or begin there"
+            )
+        self._aspect = shown.aspect
+        if self._open is not None and self._open[1].format.name in LOSSY:
+            self.header = replace(self.header, pixel_aspect=shown.aspect)
 
     def _lost(self, before: Fraction, shown: _Shown) -> EncodeError:
         between = f"{float(before):.2f} s and {float(shown.second):.2f} s"
@@ -266,7 +283,9 @@ class SourceVideo:
                 last, pts = one, one.pts
                 second = part.start + (one.pts - first_pts) * tick
                 lacks = not one.starts and (lacks or (missing > 0 and one.place is None))
-                yield _Shown(second=second, frame=one.frame, damaged=one.damaged or lacks, missing=missing)
+                yield _Shown(
+                    second=second, frame=one.frame, damaged=one.damaged or lacks, missing=missing, aspect=one.aspect
+                )
         except DAMAGE as error:
             where = f"before {float(start - part.start):.2f} s"
             if pts is not None:
@@ -279,15 +298,20 @@ class SourceVideo:
             if pts is not None and any(time > pts for time in found):
                 second = float((pts - first_pts) * tick)
                 raise EncodeError(f"{part.name}: damaged after {second:.2f} s ({why})")
+        if pts is not None and not self._ends_soundly(part, container.format.name):
+            second = float((pts - first_pts) * tick)
+            raise EncodeError(f"{part.name}: damaged after {second:.2f} s (no sound block follows)")
         if times.hold is not None and times.last_dts == self._reader.last_dts:
             self._stop = max(self._stop, self.end + times.hold)
         elif times.stop is not None and (times.by_order or pts == self._reader.latest):
-            held = part.start + times.stop - self.end > GAP_FRAMES / self.fps
-            if held and container.format.name.startswith("matroska") and pts is not None:
-                if not ends_soundly(part.path, self._reader.last_byte + BLOCK_HEAD):
-                    second = float((pts - first_pts) * tick)
-                    raise EncodeError(f"{part.name}: damaged after {second:.2f} s (no sound block follows)")
             self._stop = max(self._stop, part.start + times.stop)
+
+    def _ends_soundly(self, part: Part, kind: str) -> bool:
+        """Whether the container is sound from the last frame to the end of the file, as far as it shows that."""
+        begin, size = self._reader.last_place
+        if kind == "flv":
+            return flv_ends_soundly(part.path, begin)
+        return not kind.startswith("matroska") or ends_soundly(part.path, begin, size)
 
     def _decoded_from(self, part: Part, first_pts: int, target: int) -> Iterator[Decoded]:
         """Frames in display order, from a keyframe at or before timestamp `target` to the end of the file.
@@ -338,16 +362,20 @@ class SourceVideo:
 
     def _frames(self, part: Part, container: Any, stream: Any, *, from_start: bool = False) -> Iterator[Any]:
         """The frames that have a time. One without a time has no place, and is left out."""
-        gap = gap_ticks(stream.time_base * self.fps)
+        gap, times = gap_ticks(stream.time_base * self.fps), self._times[part]
+        summed = container.format.name.startswith("matroska")
         self._reader = FrameReader(
             container=container,
             stream=stream,
             deadline=self.deadline,
+            limits=self.limits,
             gap=gap,
-            by_order=self._times[part].by_order,
+            by_order=times.by_order,
             from_start=from_start,
-            indexed=self._times[part].indexed,
-            numbered=self._times[part].numbered,
+            indexed=times.indexed,
+            sizes=times.sizes,
+            numbered=lambda: is_numbered(part, container, stream, self.limits, self.deadline),
+            checksums=Checksums(part.path, times.clusters) if summed else None,
         )
         return (one for one in self._reader.frames() if one.pts is not None)
 

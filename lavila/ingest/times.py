@@ -6,13 +6,14 @@ without decoding: pieces that were joined end to end, and streams without any ta
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
+from lavila.ingest.broadcast import begins_soundly
 from lavila.ingest.h264 import PictureCounter
 from lavila.ingest.matroska import matroska_end
 from lavila.ingest.video_files import (
@@ -64,17 +65,33 @@ class FileTimes:
     indexed: tuple[
         int, ...
     ] = ()  # times by an index apart from the frames, in ticks: Matroska's keyframes, AVI's frames
-    numbered: bool = False  # whether its pictures are numbered as the standard says, at its head; H.264 only
+    sizes: Mapping[int, int] = field(default_factory=dict)  # bytes of each frame by its time, by that index; AVI only
+    clusters: tuple[int, ...] = ()  # the bytes at which that index finds them; Matroska only
+    # Whether its pictures are numbered as the standard says, at its head; H.264 only. None = `is_numbered` reads it.
+    numbered: bool | None = None
     regular: bool = False  # whether nearly all frames have the same distance; only where the file is read through
 
 
 _known: dict[tuple[str, int, int], FileTimes | EncodeError] = {}
 
 
+def is_numbered(part: Part, container: Any, stream: Any, limits: Limits, deadline: Deadline) -> bool:
+    """Whether the pictures of a file are numbered as the standard says, at its head. Reads nothing of `container`."""
+    times = file_times(part, container, stream, limits, deadline)
+    if times.numbered is None:
+        head = _Reading(part, container, stream, limits, deadline).packets(HEAD_PACKETS)
+        times = _known[_key(part)] = replace(times, numbered=head.numbered)
+    return bool(times.numbered)
+
+
+def _key(part: Part) -> tuple[str, int, int]:
+    status = part.path.stat()
+    return str(part.path), status.st_size, status.st_mtime_ns
+
+
 def file_times(part: Part, container: Any, stream: Any, limits: Limits, deadline: Deadline) -> FileTimes:
     """The times of an open file. Reads nothing of `container`. Raises EncodeError if the clock of the file jumps."""
-    status = part.path.stat()
-    key = (str(part.path), status.st_size, status.st_mtime_ns)
+    key = _key(part)
     if key not in _known:
         if len(_known) >= KNOWN_FILES:
             _known.clear()
@@ -99,6 +116,9 @@ class _Packets:
     by_order: bool  # whether times of presentation are missing
     fields: bool  # whether there are frames whose two fields are packets
     numbered: bool  # whether nearly all numbers of pictures follow each other
+    laced: bool  # whether there are packets without a time behind another one at the same place; Matroska only
+    first_size: int  # bytes of the first one
+    first_key: int  # the byte at which the first keyframe begins; without one, the first packet
     suspect: frozenset[int]  # times of presentation of packets behind one that says that something lacks
 
 
@@ -120,7 +140,7 @@ class _Reading:
             end, size = matroska_end(self.part.path), self.part.path.stat().st_size
             if end is not None and end >= size:  # one muxer wrote one clock
                 return self._of_head(whole=end == size)
-        return self._of_all(self._packets(None))
+        return self._of_all(self.packets(None))
 
     def _of_table(self) -> FileTimes:
         """An mp4 whose table lists all frames. `average_rate` counts a pause; `base_rate` is that of the ticks."""
@@ -146,13 +166,13 @@ class _Reading:
             if pause and film is not None:
                 times = replace(times, fps=film, stated=False)
         if (counter := self._counter(stream)) is not None and counter.may_have_fields:
-            head = self._packets(HEAD_PACKETS)
+            head = self.packets(HEAD_PACKETS)
             if head.fields:  # the table counts fields
                 fps, is_stated = self._rate(head)
                 times = replace(times, fps=fps, stated=is_stated)
         # With times of presentation, the first frame of a stream with B-frames is decoded before its time.
         if stream.codec_context.has_b_frames and len(entries) and entries[0].timestamp == (stream.start_time or 0):
-            head = self._packets(HEAD_PACKETS)
+            head = self.packets(HEAD_PACKETS)
             if head.by_order or (head.shown == head.dts).all():
                 times = replace(times, by_order=True, keyframes=_keyframes(entries))
         return times
@@ -165,7 +185,14 @@ class _Reading:
         stream = self.stream
         entries, keyframes = stream.index_entries, _keyframes(stream.index_entries)
         whole = len(entries) == stream.frames
-        head = self._packets(HEAD_PACKETS if whole else None)
+        head = self.packets(HEAD_PACKETS if whole else None)
+        if len(entries) and entries[0].is_keyframe and len(head.keys) and not head.keys[0]:
+            raise EncodeError(
+                f"{self.part.name}: its index begins with a keyframe that is not there, so all that follows would be "
+                "early; fetch the file again"
+            )
+        if whole and head.first_size != entries[0].size:  # the index is not that of the file, or the frame is lost
+            head, whole = self.packets(None), False
         if not whole and stream.frames and not is_avi_cut_short(self.part.path):
             keyframes = ()  # the index is not that of the file
             count = int(head.dts[-1] - head.dts[0]) + 1 if len(head.dts) else 0
@@ -180,26 +207,36 @@ class _Reading:
             keyframes=keyframes,
             first=int(head.dts[0]) if len(head.dts) else None,
             indexed=tuple(entry.timestamp for entry in entries if entry.size) if keyframes else (),
+            sizes={entry.timestamp: entry.size for entry in entries} if keyframes else {},
             numbered=head.numbered,
         )
 
     def _of_head(self, *, whole: bool) -> FileTimes:
         stop = seconds_of_tag(self.stream) if whole else None
-        head = self._packets(HEAD_PACKETS)
+        head = self.packets(HEAD_PACKETS)
         fps, stated = self._rate(head)
         if not stated:
-            fps, stated = self._rate(self._packets(None))
+            fps, stated = self._rate(self.packets(None))
+        indexed, clusters = self._indexed()
         return FileTimes(
-            fps=fps, stated=stated, by_order=head.by_order, stop=stop, indexed=self._indexed(), numbered=head.numbered
+            fps=fps,
+            stated=stated,
+            by_order=head.by_order,
+            stop=stop,
+            indexed=indexed,
+            clusters=clusters,
+            numbered=head.numbered,
         )
 
-    def _indexed(self) -> tuple[int, ...]:
+    def _indexed(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The times and the places of the keyframes, by the index, both ascending."""
         container, stream = open_video(self.part, self.limits, self.deadline)
         try:
             container.seek(stream.start_time or 0, stream=stream)  # with the first seek, FFmpeg reads the index
-            return tuple(sorted(entry.timestamp for entry in stream.index_entries))
+            entries = list(stream.index_entries)
+            return tuple(sorted(one.timestamp for one in entries)), tuple(sorted({one.pos for one in entries}))
         except DAMAGE:
-            return ()
+            return (), ()
         finally:
             container.close()
 
@@ -213,6 +250,11 @@ class _Reading:
             raise EncodeError(
                 f"{self.part.name}: its clock jumps from {before:.2f} s to {after:.2f} s, as in files that were joined "
                 "end to end; give it one clock, for example with ffmpeg -i FILE -c copy NEW.mp4"
+            )
+        if not begins_soundly(self.part.path, packets.first_key, kind=self.container.format.name):
+            raise EncodeError(
+                f"{self.part.name}: damaged before its first keyframe, so nothing says when its first frame was shown; "
+                "fetch it again, or give it a sound beginning, for example with ffmpeg -i FILE -c copy NEW.mp4"
             )
         fps, stated = self._rate(packets)
         stop = Fraction((packets.stop - int(packets.shown.min())) * tick) if len(packets.shown) else None
@@ -229,6 +271,11 @@ class _Reading:
 
     def _rate(self, packets: _Packets) -> tuple[Fraction, bool]:
         """Frames per second, and whether the header states them."""
+        if packets.laced and self.container.format.name.startswith("matroska"):
+            raise EncodeError(
+                f"{self.part.name}: its blocks hold several frames each (lacing) and it states no DefaultDuration, so "
+                "these frames have no times; remux it from its source, without lacing"
+            )
         measured, _ = film_rate(packets.shown, self.stream.time_base)
         stated = self.stream.average_rate
         if measured is None or (stated and 1 / FALSE_RATE <= measured / stated <= FALSE_RATE):
@@ -240,18 +287,22 @@ class _Reading:
         context = stream.codec_context
         return PictureCounter(bytes(context.extradata or b"")) if context.name == "h264" else None
 
-    def _packets(self, most: int | None) -> _Packets:
+    def packets(self, most: int | None) -> _Packets:
         """The first `most` packets; None = all. Opens the file anew."""
         container, stream = open_video(self.part, self.limits, self.deadline)
         counter, fields, flagged = self._counter(stream), False, False
         counted, gaps = 0, 0
         suspect: set[int] = set()
+        first, first_key, first_size = 0, None, 0
+        laced, last_pos = False, None
         shown: list[int] = []
         dts, keys, untimed, stop = [], [], 0, 0
         try:
             for packet in container.demux(stream):
                 self.deadline.check()
                 decoded = packet.pts if packet.dts is None else packet.dts
+                laced |= decoded is None and packet.size > 0 and packet.pos is not None and packet.pos == last_pos
+                last_pos = packet.pos
                 if decoded is None or not packet.size:
                     continue
                 if flagged and packet.pts is not None:
@@ -270,6 +321,10 @@ class _Reading:
                 shown.append(decoded if packet.pts is None else packet.pts)
                 dts.append(decoded)
                 keys.append(packet.is_keyframe)
+                if len(shown) == 1:
+                    first, first_size = packet.pos or 0, packet.size
+                if first_key is None and packet.is_keyframe:
+                    first_key = packet.pos
                 stop = max(stop, shown[-1] + (packet.duration or 0))
                 if len(shown) == most:
                     break
@@ -286,6 +341,9 @@ class _Reading:
             by_order=by_order,
             fields=fields,
             numbered=counted > 0 and gaps <= FEW_GAPS * counted,
+            laced=laced,
+            first_size=first_size,
+            first_key=first if first_key is None else first_key,
             suspect=frozenset(suspect),
         )
 

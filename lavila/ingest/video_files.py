@@ -214,7 +214,7 @@ def is_cut_short(part: Part, container: Any, stream: Any, deadline: Deadline) ->
 
 def _decoder_pixels(limits: Limits) -> str:
     """FFmpeg's limit, which it checks before it allocates memory. It is wide, since decoders add edges."""
-    return str(4 * limits.pixels + 512 * 512)
+    return str(2 * limits.pixels + 512 * 512)
 
 
 def frame_rate(name: str, stream: Any) -> Fraction:

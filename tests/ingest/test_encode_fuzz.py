@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -175,45 +176,62 @@ def packets(path: Path) -> list[tuple[float, bytes]] | None:
 def true_times(seed: Path, mutant: Path) -> list[dict[int, float]]:
     """When each frame of a sound video is shown, in seconds from the first.
 
-    Where all packets of the mutant are there, in their order, its header may say other times: then it may be another
-    video with these times, too. It may also hide the first frames.
+    Where the packets of the mutant are there in their order, but for the last ones, its header may say other times:
+    then it may be another video with these times, too. It may also hide the first frames.
     """
     sound, found = packets(seed), packets(mutant)
     assert sound is not None
     order = sorted(range(len(sound)), key=lambda place: sound[place][0])
     answers = [sound]
-    if found is not None and len(found) == len(sound):
-        same = sum(one == other for (_, one), (_, other) in zip(found, sound, strict=True))
-        answers += [found] if same > len(sound) / 2 else []
+    if found and len(found) <= len(sound):
+        same = sum(one == other for (_, one), (_, other) in zip(found, sound, strict=False))
+        answers += [found] if same > len(found) / 2 else []
     first = min(second for second, _ in sound)
-    times = [{number: said[place][0] for number, place in enumerate(order)} for said in answers]
+    times = [{number: said[place][0] for number, place in enumerate(order) if place < len(said)} for said in answers]
     begins = [first, *sorted(times[-1].values())[:HIDDEN]] if len(answers) > 1 else [first]
-    if found is not None and len(found) < len(sound):  # seconds count from the first frame that is there
+    if found and len(found) < len(sound):  # seconds count from the first frame that is there
         begins.append(min(second for second, _ in found))
     return [{number: second - begin for number, second in said.items()} for said in times for begin in begins]
 
 
 @functools.cache
-def names(turn: int) -> dict[int, list[int]]:
-    """What is read from pictures in one of the eight orientations -> the numbers that it can mean."""
+def names(turn: int, scaled: tuple[int, int], stored: tuple[int, int]) -> dict[int, list[int]]:
+    """What is read from pictures in one of the eight orientations -> the numbers that it can mean.
+
+    A header that states another pixel aspect gives pictures of other sizes: they are scaled, and cropped or padded.
+    """
     found: dict[int, list[int]] = {}
     for number in range(FRAMES):
         picture = numbered_picture(number, height=48, width=64)
         turned = np.rot90(picture[:, ::-1] if turn >= 4 else picture, turn % 4)
-        found.setdefault(read_number(np.ascontiguousarray(turned)), []).append(number)
+        frame: Any = av.VideoFrame.from_ndarray(np.ascontiguousarray(turned), format="rgb24")
+        resized = frame.reformat(height=scaled[0], width=scaled[1], interpolation="BICUBIC").to_ndarray()
+        # FFmpeg's crop and pad filters begin at even pixels.
+        edges = []
+        for one, other in zip(stored, scaled, strict=True):
+            first = round(abs(one - other) / 2) // 2 * 2
+            edges.append((first if one > other else -first, one))
+        resized = np.pad(resized, [(max(first, 0), max(side, 0)) for first, side in edges] + [(0, 0)])
+        top, left = (max(-first, 0) for first, _ in edges)
+        resized = resized[top : top + stored[0], left : left + stored[1]]
+        found.setdefault(read_number(resized), []).append(number)
     return found
 
 
 def is_right(made: EncodedChunk | EncodedClip, seed: Path, mutant: Path) -> bool:
     """Whether each stored frame is the one that is shown at its time, all in one orientation."""
     read = read_numbers(made.data)
+    scaled, stored = (made.scaled_height, made.scaled_width), (made.height, made.width)
     begin = made.first_frame / made.fps if isinstance(made, EncodedChunk) else made.start_frame / made.source_fps
     dues = [begin + place / made.fps for place in range(len(read))]
     for times in true_times(seed, mutant):
         nearest = [min(abs(second - due) for second in times.values()) for due in dues]
         for turn in range(8):
             if all(
-                any(abs(times[one] - due) <= least + ROUNDING for one in names(turn).get(number, []))
+                any(
+                    one in times and abs(times[one] - due) <= least + ROUNDING
+                    for one in names(turn, scaled, stored).get(number, [])
+                )
                 for number, due, least in zip(read, dues, nearest, strict=True)
             ):
                 return True
@@ -333,6 +351,7 @@ for n in range(int(sys.argv[-1]), 6, 2):
     if n == 3: time.sleep(60)
     print("0.1 stored", flush=True)
 """
+    monkeypatch.setattr(sys.modules[__name__], "FIRST", 0)
     monkeypatch.setattr(sys.modules[__name__], "COUNT", 6)
     monkeypatch.setattr(sys.modules[__name__], "HANG_SECONDS", 1.0)
     original = subprocess.Popen

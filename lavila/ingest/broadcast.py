@@ -1,0 +1,61 @@
+"""What transport streams and FLV betray of damage. FFmpeg's demuxers pass over it to the next sound part."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+# Transport streams (ISO/IEC 13818-1): packets of 188 bytes, each with this first byte. On disks 4 bytes for a time may
+# stand before each, and some tuners add 16 bytes for error correction.
+SYNC = b"\x47"
+PACKET_SIZES = (188, 192, 204)
+# FLV (Adobe Flash Video File Format, E.4): sound, pictures and data. Each tag has a header, and its size follows it.
+FLV_TAGS = (8, 9, 18)
+FLV_TYPE = 0b11111
+FLV_HEADER, FLV_SIZE = 11, 4  # bytes
+FLV_OFFSET, FLV_FIRST = 5, 9  # the bytes of the file's header that say how long it is
+MOST = 1 << 26  # bytes of a beginning that are read
+
+
+def begins_soundly(path: Path, stop: int, *, kind: str) -> bool:
+    """Whether the parts of a file follow each other without a break up to byte `stop`, where a frame begins.
+
+    kind: FFmpeg's name of the container; True for others. A recording of a transport stream may begin within a packet.
+    """
+    if kind == "flv":
+        with path.open("rb") as file:
+            head = file.read(FLV_FIRST)
+        return _tags_follow(path, int.from_bytes(head[FLV_OFFSET:], "big") + FLV_SIZE, stop)
+    if kind != "mpegts":
+        return True
+    with path.open("rb") as file:
+        head = file.read(min(stop + 1, MOST))
+    return any(
+        head[first::size].count(SYNC) == len(head[first::size]) and head[first : first + 1] == SYNC
+        for size in PACKET_SIZES
+        for first in range(min(size, len(head)))
+    )
+
+
+def flv_ends_soundly(path: Path, at: int) -> bool:
+    """Whether sound tags follow each other from the tag at byte `at` to the end of an FLV.
+
+    A recording that was stopped may end within a tag.
+    """
+    return _tags_follow(path, at, path.stat().st_size)
+
+
+def _tags_follow(path: Path, at: int, stop: int) -> bool:
+    """Whether sound tags follow each other from byte `at` to byte `stop`. Reads their headers only."""
+    with path.open("rb") as file:
+        while at + FLV_HEADER <= stop:
+            file.seek(at)
+            head = file.read(FLV_HEADER)
+            size = FLV_HEADER + int.from_bytes(head[1:4], "big")
+            file.seek(at + size)
+            stated = file.read(FLV_SIZE)
+            if head[0] & FLV_TYPE not in FLV_TAGS:
+                return False
+            if len(stated) == FLV_SIZE and int.from_bytes(stated, "big") != size:
+                return False
+            at += size + FLV_SIZE
+    return True
