@@ -77,6 +77,7 @@ class ClipPlan:
     flip: bool  # whether the pictures are mirrored, left to right
     caption: float  # a number in [0, 1) that picks one of the clip's narrations
     attempt: int = 0  # 0 = the clip that has this place in the order; n = the n-th that takes the place of a bad one
+    epoch: int = 0  # the epoch in whose order it has its place; 0 in an evaluation
 
     def distinct_frames(self) -> npt.NDArray[np.int32]:
         """The frames to decode: ascending, each once. A clip of black frames only still decodes frame 0."""

@@ -13,10 +13,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,7 +28,7 @@ from lavila.data.reading import ClipReader
 from lavila.data.runners import build_runner
 from lavila.data.sizes import StoredSizes
 from lavila.plan.plans import Plan
-from lavila.records import VideoBatch
+from lavila.records import ClipPlan, VideoBatch
 from lavila.shards.captions import Captions, choose
 from lavila.shards.mapped import Column
 from lavila.shards.reader import ShardSet
@@ -66,6 +64,19 @@ def clip_sizes(shard_set: ShardSet) -> StoredSizes:
     return StoredSizes(shard_set)
 
 
+@dataclass(frozen=True)
+class _Run:
+    """A runner at work."""
+
+    plans: Generator[list[ClipPlan]]
+    results: Generator[PictureBatch]
+    place: tuple[int, int]  # epoch and step of the next batch
+
+    def close(self) -> None:
+        self.results.close()
+        self.plans.close()
+
+
 class ClipLoader:
     """Iterates over the batches of an epoch.
 
@@ -91,6 +102,8 @@ class ClipLoader:
             looks at `bad_clips`, and the loader continues whatever it finds. If no clip that is tried for a place is
             good, the batch becomes smaller.
         captions: the clips' narrations; None = those stored with the shard set.
+        epochs: the number of epochs that follow each other. While one ends, the decoder host makes the first batches
+            of the next. 0: each epoch stands alone. Call `close` where the last is not reached.
 
     Raises:
         LoaderError: settings that cannot work; too many bad clips.
@@ -109,6 +122,7 @@ class ClipLoader:
         host_memory_gib: float = 8.0,
         max_bad_clips: int | None = 100,
         captions: Captions | None = None,
+        epochs: int = 0,
     ):
         self.shard_set, self.plan = shard_set, plan
         self.device = torch.device(device)
@@ -149,6 +163,8 @@ class ClipLoader:
         self._label_sets = shard_set.clips.column("labels")
         self._labels = {name: Column(shard_set.clips, name, null=-1) for name in LABELS}
         self._epoch, self._step = 0, 0
+        self._epochs = epochs if self.decoder == "host" else 0
+        self._run: _Run | None = None  # what the epoch before has begun
         self.wait_seconds = 0.0  # seconds that callers waited in next(), since the start
         self.bad_clips: list[BadClip] = []  # the bad clips of the current epoch on this rank
 
@@ -172,21 +188,39 @@ class ClipLoader:
 
     def __iter__(self) -> Iterator[VideoBatch]:
         """The batches from the current place to the end of the epoch. Each batch that is handed out moves the place."""
-        with (
-            closing(self._reader.planned(self.plan, epoch=self._epoch, step=self._step)) as plans,
-            closing(self._runner.run(plans, partial(self.plan.instead, self._epoch))) as results,
-        ):
-            while True:
+        if self._run is None or self._run.place != (self._epoch, self._step):
+            self.close()
+            self._run = self._begin()
+        run, self._run = self._run, None
+        try:
+            while self._step < len(self):
                 waited = time.perf_counter()
-                try:
-                    made = next(results)
-                except StopIteration:
-                    return
+                made = next(run.results)
                 batch = self._batch(made)
                 self.wait_seconds += time.perf_counter() - waited
                 self._step += 1
                 self._count_bad_clips(made)
                 yield batch
+                del made, batch  # frees their memory before this waits for the next batch
+            if self._epoch + 1 < self._epochs:
+                self._run = replace(run, place=(self._epoch + 1, 0))
+            else:
+                assert next(run.results, None) is None
+        finally:
+            if self._run is None:
+                run.close()
+
+    def _begin(self) -> _Run:
+        """A run from the current place on."""
+        stop = max(self._epoch + 1, self._epochs)
+        plans = self._reader.planned(self.plan, epoch=self._epoch, step=self._step, stop=stop)
+        return _Run(plans, self._runner.run(plans, self.plan.instead), (self._epoch, self._step))
+
+    def close(self) -> None:
+        """End what the epoch before has begun of the next. The loader can be used again."""
+        if self._run is not None:
+            self._run.close()
+            self._run = None
 
     def _batch(self, made: PictureBatch) -> VideoBatch:
         rows = np.array([plan.row for plan in made.plans], np.int64)

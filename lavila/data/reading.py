@@ -83,8 +83,8 @@ class ClipReader:
             raise DecodeError(f"NVDEC would count its {hidden} hidden frames as shown; use data.decoder=host")
         return data, frames
 
-    def planned(self, plan: Plan, *, epoch: int, step: int) -> Generator[list[ClipPlan]]:
-        """The clips of each step from `step` to the end of the epoch.
+    def planned(self, plan: Plan, *, epoch: int, step: int, stop: int) -> Generator[list[ClipPlan]]:
+        """The clips of each step from `step` of an epoch on, up to the end of the epoch before `stop`.
 
         It also reads ahead the stretches that the plan names. A caller that stops early must close it.
 
@@ -93,12 +93,13 @@ class ClipReader:
         asked: deque[tuple[int, Future[None]]] = deque()
         try:
             with ThreadPoolExecutor(self._threads, thread_name_prefix="read-ahead") as pool:
-                for current in range(step, plan.steps):
-                    for first, last in plan.ahead(epoch, current):
+                for current in range(step, (stop - epoch) * plan.steps):
+                    later, place = divmod(current, plan.steps)
+                    for first, last in plan.ahead(epoch + later, place):
                         asked.append((first, pool.submit(self._shard_set.read_ahead, first, last)))
                     while asked and asked[0][1].done():
                         self._check_read_ahead(*asked.popleft())
-                    yield plan.batch(epoch, current)
+                    yield plan.batch(epoch + later, place)
                 for one in asked:
                     self._check_read_ahead(*one)
         finally:

@@ -349,4 +349,5 @@ def _loader(
         # While training, the trainer counts over all ranks, so that all of them stop together.
         max_bad_clips=None if isinstance(plan, TrainingPlan) else data.max_bad_clips,
         captions=captions,
+        epochs=config.optim.epochs if isinstance(plan, TrainingPlan) else 0,
     )

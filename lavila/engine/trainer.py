@@ -163,6 +163,7 @@ class Trainer:
                 self._evaluate([one.name for one in self.evaluations if one.is_due(progress.epoch)])
             self.saver.check_end()
         finally:
+            self.loader.close()
             self.saver.close()
             self.stalls.end()
             if self.process.is_main:

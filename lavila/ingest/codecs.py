@@ -80,7 +80,11 @@ ENCODERS = {
         # take 0.6 of the time. At the same SSIM a clip has a tenth more bytes. With three such frames in four it is 0.5
         # of the time, and a quarter more bytes. One pass looks at no later frame, so lag-in-frames changes nothing.
         options={
-            "deadline": "good", "b": "0", "lag-in-frames": "0", "auto-alt-ref": "0", "row-mt": "0",
+            "deadline": "good",
+            "b": "0",
+            "lag-in-frames": "0",
+            "auto-alt-ref": "0",
+            "row-mt": "0",
             "error-resilient": "default",
         },
         second_frames=VP8_EFLAG_NO_UPD_LAST | VP8_EFLAG_NO_UPD_ENTROPY | VP8_EFLAG_NO_UPD_GF | VP8_EFLAG_NO_UPD_ARF,

@@ -81,7 +81,7 @@ class Plan(Protocol):
         """This rank's clips of a step."""
         ...
 
-    def instead(self, epoch: int, bad: ClipPlan) -> ClipPlan | None:
+    def instead(self, bad: ClipPlan) -> ClipPlan | None:
         """The clip that takes the place of a bad one; None after the last of `substitutes`. Safe in many threads."""
         ...
 
@@ -167,10 +167,10 @@ class TrainingPlan:
             self._order = (epoch, order)
         return self._order[1]
 
-    def instead(self, epoch: int, bad: ClipPlan) -> ClipPlan | None:
+    def instead(self, bad: ClipPlan) -> ClipPlan | None:
         """A function of seed, epoch, position, and of which clips were bad. So it is the same after a resume."""
         assert self.substitutes is not None
-        return None if bad.attempt >= self.substitutes else self.clip(epoch, bad.position, attempt=bad.attempt + 1)
+        return None if bad.attempt >= self.substitutes else self.clip(bad.epoch, bad.position, attempt=bad.attempt + 1)
 
     def _shift(self, attempt: int) -> int:
         """How far behind a place its n-th substitute lies: n steps, and each clip comes once before one comes twice.
@@ -195,6 +195,7 @@ class TrainingPlan:
             flip=bool(random.random() < self._crop.flip),
             caption=float(random.random()),
             attempt=attempt,
+            epoch=epoch,
         )
 
 
@@ -238,8 +239,8 @@ class ViewPlan:
         ends = ((first, min(first + self.portion, len(self._sizes))) for first in firsts)
         return [self.clip(position) for first, stop in ends for position in range(first, stop)]
 
-    def instead(self, epoch: int, bad: ClipPlan) -> ClipPlan | None:
-        del epoch, bad
+    def instead(self, bad: ClipPlan) -> ClipPlan | None:
+        del bad
         return None  # a score is one of the clips that were seen
 
     def ahead(self, epoch: int, step: int) -> list[tuple[int, int]]:

@@ -102,7 +102,7 @@ def flip_a_frame_size(shards: ShardSet, row: int) -> None:
 def handed_to_decoder(shards: ShardSet, decoder: str, device: str) -> tuple[list[int], dict[int, str]]:
     """Rows whose bytes an epoch's decoder is given, and those left out with the reason. Needs no GPU."""
     loader = training(shards, decoder=decoder, device=device)
-    runner, plans = loader._runner, loader._reader.planned(loader.plan, epoch=0, step=0)
+    runner, plans = loader._runner, loader._reader.planned(loader.plan, epoch=0, step=0, stop=1)
     batches: list[LoadedBatch] | list[PictureBatch]
     if isinstance(runner, PipelineRunner):
         with ThreadPoolExecutor(2) as pool:

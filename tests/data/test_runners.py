@@ -6,7 +6,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -227,7 +226,7 @@ def test_every_runner_gives_a_bad_clips_place_to_the_same_others(
 ) -> None:
     """Bad clips that reading finds, that decoding finds, and whose first substitutes are bad in the other way."""
     loader = training(vp9_shards, batch_size=2)
-    planned, instead = steps(loader), partial(loader.plan.instead, 0)
+    planned, instead = steps(loader), loader.plan.instead
     damaged, undecodable = {planned[0][0].row, planned[3][1].row}, {planned[1][0].row, planned[4][1].row}
     make_bad(monkeypatch, vp9_shards, damaged=damaged, undecodable=undecodable)
     bad = damaged | undecodable

@@ -22,7 +22,7 @@ def planned(clips: int, batch_size: int, **changes: Any) -> TrainingPlan:
 def tried(plan: TrainingPlan, first: ClipPlan, *, epoch: int = 2) -> list[ClipPlan]:
     """A clip and all that may take its place."""
     found = [first]
-    while (following := plan.instead(epoch, found[-1])) is not None:
+    while (following := plan.instead(found[-1])) is not None:
         found.append(following)
     return found
 
@@ -68,4 +68,4 @@ def test_substitutes_follow_from_seed_epoch_and_place_alone() -> None:
 def test_views_have_no_substitutes() -> None:
     views = ViewChoice(size=32, clips=1, crops="center")
     plan = ViewPlan(sizes(4), frames=FrameChoice(frames=4), views=views, batch_size=2, ranks=Ranks())
-    assert plan.substitutes is None and plan.instead(0, plan.batch(0, 0)[0]) is None
+    assert plan.substitutes is None and plan.instead(plan.batch(0, 0)[0]) is None

@@ -29,7 +29,7 @@ def handed_over(loader: ClipLoader) -> list[LoadedBatch]:
     runner = loader._runner
     assert isinstance(runner, PipelineRunner)
     with ThreadPoolExecutor(2) as pool:
-        return list(runner._loaded(pool, loader._reader.planned(loader.plan, epoch=0, step=0)))
+        return list(runner._loaded(pool, loader._reader.planned(loader.plan, epoch=0, step=0, stop=1)))
 
 
 @pytest.mark.parametrize(("decoder", "codec"), [("nvdec", "h264"), ("nvdec", "vp9"), ("dali_cpu", "vp9")])
