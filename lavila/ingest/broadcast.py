@@ -12,7 +12,11 @@ PACKET_SIZES = (188, 192, 204)
 FLV_TAGS = (8, 9, 18)
 FLV_TYPE = 0b11111
 FLV_HEADER, FLV_SIZE = 11, 4  # bytes
+FLV_WITHOUT = (0, 1, FLV_HEADER)  # bytes that writers leave out of the size behind a tag
 FLV_OFFSET, FLV_FIRST = 5, 9  # the bytes of the file's header that say how long it is
+PREFIX = 1 << 16  # bytes that may stand before the first packet: a part of one, or what a recorder writes
+IN_STEP = 5  # so many packets at one distance are packets
+LOOKED_AT = PREFIX + IN_STEP * PACKET_SIZES[-1]
 MOST = 1 << 26  # bytes of a beginning that are read
 
 
@@ -28,12 +32,21 @@ def begins_soundly(path: Path, stop: int, *, kind: str) -> bool:
     if kind != "mpegts":
         return True
     with path.open("rb") as file:
-        head = file.read(min(stop + 1, MOST))
-    return any(
-        head[first::size].count(SYNC) == len(head[first::size]) and head[first : first + 1] == SYNC
-        for size in PACKET_SIZES
-        for first in range(min(size, len(head)))
-    )
+        head = file.read(min(max(stop + 1, LOOKED_AT), MOST))
+    return any(_is_in_step(head, size, stop) for size in PACKET_SIZES)
+
+
+def _is_in_step(head: bytes, size: int, stop: int) -> bool:
+    """Whether packets of `size` bytes follow each other up to byte `stop`, from the first place on where some do.
+
+    Before it may lie the end of a packet, or what a recorder writes. A file that begins with a packet out of step, or
+    with something as long as packets, has lost some.
+    """
+    runs = ((at, head[at : at + IN_STEP * size : size]) for at in range(min(PREFIX, stop + 1, len(head))))
+    first = next((at for at, run in runs if run.count(SYNC) == len(run)), None)
+    if first is None or (first >= size and (head[:1] == SYNC or first % size == 0)):
+        return False
+    return all(head[at] == SYNC[0] for at in range(first, min(stop + 1, len(head)), size))
 
 
 def flv_ends_soundly(path: Path, at: int) -> bool:
@@ -55,7 +68,7 @@ def _tags_follow(path: Path, at: int, stop: int) -> bool:
             stated = file.read(FLV_SIZE)
             if head[0] & FLV_TYPE not in FLV_TAGS:
                 return False
-            if len(stated) == FLV_SIZE and int.from_bytes(stated, "big") != size:
+            if len(stated) == FLV_SIZE and size - int.from_bytes(stated, "big") not in FLV_WITHOUT:
                 return False
             at += size + FLV_SIZE
     return True

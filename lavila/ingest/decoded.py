@@ -21,7 +21,7 @@ from lavila.ingest.h264 import PictureCounter, Place
 from lavila.ingest.hevc import HevcCounter
 from lavila.ingest.matroska import Checksums
 from lavila.ingest.video_files import Deadline, EncodeError, Limits, check_size
-from lavila.ingest.vpx import stated_sizes
+from lavila.ingest.vpx import first_partition_end, stated_sizes
 from lavila.libav import VPX_DECODERS, careful_decoder
 
 MOST_HELD = 16  # the most frames that H.264 and HEVC hold back to reorder them
@@ -29,7 +29,8 @@ REMEMBERED = 4 * MOST_HELD  # numbers of damaged frames, and of starts, that are
 # MPEG-4 has packets that mean "the picture before, again"; these hold little more than a header.
 REPEAT_BYTES = 16
 # So many zeros show that a part of a packet was never written: arithmetic code has none. In film and in pictures of one
-# colour, by five codecs, there were 8 in a row at most. Zeros at the end may be padding.
+# colour, by five codecs, there were 8 in a row at most. Zeros at the end may be padding. In VP8 the modes of the blocks
+# come first, and those of strong noise end with 73 zeros.
 HOLE = bytes(32)
 # Decoders that show pictures from before the first keyframe, as changes of nothing.
 WITHOUT_START = ("mpeg4", "msmpeg4v1", "msmpeg4v2", "msmpeg4v3", "wmv1", "wmv2", "h263", "flv1")
@@ -84,8 +85,8 @@ class FrameReader:
     by_order: bool = False
     from_start: bool = False
     indexed: Sequence[int] = ()  # ascending times of the packets that an index lists; for `by_order`
-    # Whether a number that is missing shows a missing picture, even where no time is missing; called where one is.
     sizes: Mapping[int, int] = field(default_factory=dict)  # bytes of each packet by an index of all; by decoding time
+    # Whether a number that is missing shows a missing picture, even where no time is missing; called where one is.
     numbered: Callable[[], bool] = lambda: False
     checksums: Checksums | None = None
     last_dts: int | None = None  # decoding time of the last packet
@@ -182,6 +183,9 @@ class FrameReader:
         data = bytes(packet)
         if HOLE not in data:
             return False
+        if self.stream.codec_context.name == "vp8":  # noise makes long runs at the end of its first part
+            end = first_partition_end(data)
+            data = data[:end].rstrip(b"\0") + data[end:]
         within = HOLE in data.rstrip(b"\0")
         return within or (self.checksums is not None and self.checksums.breaks_behind(packet.pos, packet.size))
 

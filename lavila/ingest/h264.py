@@ -21,6 +21,7 @@ from lavila.ingest.h264_headers import (
 )
 
 SLICE, IDR_SLICE, SEQUENCE_SET, PICTURE_SET, DELIMITER = 1, 5, 7, 8, 9  # nal_unit_type
+DELIMITER_BYTES, ZERO_BYTES = 2, 8
 BEGINS = 0x80  # the first bit of a slice's header, if it begins with macroblock 0
 
 
@@ -64,10 +65,13 @@ class PictureCounter:
     def place(self, packet: bytes) -> Place | None:
         """The place of the first picture of a packet; None = not known. It may hold both fields of a frame."""
         found: Place | None = None
-        begun = 0  # pictures: each may begin with one delimiter (7.4.1.2.3)
+        begun = 0  # pictures: each may begin with one delimiter (7.4.1.2.3), or two where a muxer adds its own
+        delimited = False  # whether the unit before is nothing but a delimiter
         for unit in units(packet, self._length):
             kind = unit[0] & 0b11111
-            begun += kind == DELIMITER
+            begun += kind == DELIMITER and not delimited
+            rest = unit[DELIMITER_BYTES : 2 * ZERO_BYTES].lstrip(b"\0")[:1]  # it lasts to the next start code
+            delimited = kind == DELIMITER and rest in (b"", b"\1")
             if kind in (SEQUENCE_SET, PICTURE_SET):
                 self._read_set(unit)
             elif kind in (SLICE, IDR_SLICE) and len(unit) > 1 and unit[1] & BEGINS:

@@ -19,9 +19,9 @@ CLUSTER, BLOCK_GROUP = 0x1F43B675, 0xA0  # elements whose content is read
 CRC_32 = b"\xbf\x84"  # name and size of a checksum, the first part of an element that has one
 # What may follow a picture: other parts of its block and of its cluster, and other parts of the file.
 PARTS = {0xA3, 0x9B, 0xFB, 0xA4, 0xA1, 0x75A1, 0x75A2, 0xE7, 0xA7, 0xAB, 0xBF, 0xEC}
+PARTS |= {0xFA, 0x8E, 0xA2, 0xFD, 0xC8, 0xAF, 0x5854}  # reserved and old ones
 PARTS |= {0x1C53BB6B, 0x1254C367, 0x114D9B74, 0x1549A966, 0x1654AE6B, 0x1941A469, 0x1043A770}
-FLAGS = 3  # byte of a block that says, among others, how it holds several frames
-LACING = 0b110
+BLOCKS = (0xA3, 0xA1)  # SimpleBlock, Block
 BLOCK_HEAD = 4  # bytes of a block before its frame: track, time, flags
 ELEMENT_HEAD = 12  # bytes of the longest name and size
 BLOCK = 1 << 20  # bytes that are read at a time
@@ -71,11 +71,19 @@ def ends_soundly(path: Path, pos: int, size: int) -> bool:
     cut = stated is None or stated > end
     end = end if stated is None else min(end, stated)
     with path.open("rb") as file:
-        file.seek(pos + FLAGS)
-        if file.read(1)[0] & LACING:  # its size is not known from one frame
+        if not _is_plain(file, pos, size):
             return True
         at = _chain(file, pos + BLOCK_HEAD + size, end)
     return at is not None and (cut or at == end)
+
+
+def _is_plain(file: BinaryIO, pos: int, size: int) -> bool:
+    """Whether a block holds one frame as it is, by the header before byte `pos`. Others are laced or compressed."""
+    file.seek(max(pos - ELEMENT_HEAD, 0))
+    head, content = file.read(min(pos, ELEMENT_HEAD)), BLOCK_HEAD + size
+    lengths = (length for length in range(1, 9) if content < (1 << 7 * length) - 1)
+    sizes = ((content | 1 << 7 * length).to_bytes(length, "big") for length in lengths)
+    return any(head.endswith(bytes([name]) + stated) for stated in sizes for name in BLOCKS)
 
 
 def _chain(file: BinaryIO, at: int, stop: int) -> int | None:
@@ -125,10 +133,8 @@ class Checksums:
         """
         at = pos + BLOCK_HEAD + size
         with self._path.open("rb") as file:
-            file.seek(pos + FLAGS)
-            laced = file.read(1)[0] & LACING
             end = min(at + 1 if before is None else before, file.seek(0, 2))
-            return not laced and _chain(file, at, end) is None
+            return _is_plain(file, pos, size) and _chain(file, at, end) is None
 
     def _move(self, file: BinaryIO, start: int, at: int, *, compare: bool) -> None:
         """Go from the element at byte `start` to the cluster around byte `at`. `compare`: also those between."""

@@ -213,7 +213,8 @@ class SourceVideo:
 
         Broadcasts change it. Their containers do not state it; another one does, and then counts, as in players.
         """
-        if shown.aspect is None or shown.aspect == self._aspect:
+        lossy = self._open is not None and self._open[1].format.name in LOSSY
+        if shown.aspect is None or shown.aspect == self._aspect or not (lossy or self.header.pixel_aspect is None):
             return
         if self._aspect is not None:
             raise EncodeError(
@@ -221,7 +222,7 @@ class SourceVideo:
                 f"{float(shown.second):.2f} s, within the clip; give intervals that end or begin there"
             )
         self._aspect = shown.aspect
-        if self._open is not None and self._open[1].format.name in LOSSY:
+        if lossy:
             self.header = replace(self.header, pixel_aspect=shown.aspect)
 
     def _lost(self, before: Fraction, shown: _Shown) -> EncodeError:

@@ -86,3 +86,9 @@ def _skip_colours(bits: PlainBits, profile: int) -> None:
         bits.read(3 + 1 if profile in (1, 3) else 1)  # color_range, and how chroma is sampled
     elif profile in (1, 3):
         bits.read(1)
+
+
+def first_partition_end(packet: bytes) -> int:
+    """The byte at which the first partition of a VP8 frame ends: the modes of its blocks (RFC 6386, 9.1)."""
+    first_part_size = int.from_bytes(packet[:3], "little") >> 5
+    return (3 if packet[0] & 1 else 10) + first_part_size

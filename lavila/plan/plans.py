@@ -162,10 +162,11 @@ class TrainingPlan:
         return [(self._sizes.row(first), self._sizes.row(last)) for first, last in coming]
 
     def _order_of(self, epoch: int) -> EpochOrder:
-        if self._order is None or self._order[0] != epoch:
-            order = EpochOrder(len(self._sizes), seed=self._seed, epoch=epoch, shuffle=self._shuffle)
-            self._order = (epoch, order)
-        return self._order[1]
+        kept = self._order  # read once: threads ask for substitutes of an epoch while the next one begins
+        if kept is None or kept[0] != epoch:
+            kept = epoch, EpochOrder(len(self._sizes), seed=self._seed, epoch=epoch, shuffle=self._shuffle)
+            self._order = kept
+        return kept[1]
 
     def instead(self, bad: ClipPlan) -> ClipPlan | None:
         """A function of seed, epoch, position, and of which clips were bad. So it is the same after a resume."""

@@ -96,10 +96,9 @@ class HostRunner:
             try:
                 fill_up()
                 while ahead:
-                    made = _finished(ahead.popleft(), self._copy)
+                    made = [_finished(ahead.popleft(), self._copy)]
                     fill_up()  # so that threads work while the caller uses this batch
-                    yield made
-                    del made  # frees its memory before this waits for the next batch
+                    yield made.pop()  # its memory is the caller's alone
             finally:  # a caller that stops in mid-epoch does not wait for clips that no thread has begun
                 for drawing in ahead:
                     for place in drawing.places:
