@@ -21,7 +21,7 @@ from lavila.ingest.h264 import PictureCounter, Place
 from lavila.ingest.hevc import HevcCounter
 from lavila.ingest.matroska import Checksums
 from lavila.ingest.video_files import Deadline, EncodeError, Limits, check_size
-from lavila.ingest.vpx import first_partition_end, stated_sizes
+from lavila.ingest.vpx import stated_sizes, without_modes
 from lavila.libav import VPX_DECODERS, careful_decoder
 
 MOST_HELD = 16  # the most frames that H.264 and HEVC hold back to reorder them
@@ -30,7 +30,7 @@ REMEMBERED = 4 * MOST_HELD  # numbers of damaged frames, and of starts, that are
 REPEAT_BYTES = 16
 # So many zeros show that a part of a packet was never written: arithmetic code has none. In film and in pictures of one
 # colour, by five codecs, there were 8 in a row at most. Zeros at the end may be padding. In VP8 the modes of the blocks
-# come first, and those of strong noise end with 73 zeros.
+# come first, and those of strong noise have 73 zeros in a row: they are not looked at.
 HOLE = bytes(32)
 # Decoders that show pictures from before the first keyframe, as changes of nothing.
 WITHOUT_START = ("mpeg4", "msmpeg4v1", "msmpeg4v2", "msmpeg4v3", "wmv1", "wmv2", "h263", "flv1")
@@ -180,12 +180,9 @@ class FrameReader:
 
     def _is_hollow(self, packet: Any) -> bool:
         """Whether a part of a packet was never written."""
-        data = bytes(packet)
+        data = without_modes(self.stream.codec_context.name, bytes(packet))
         if HOLE not in data:
             return False
-        if self.stream.codec_context.name == "vp8":  # noise makes long runs at the end of its first part
-            end = first_partition_end(data)
-            data = data[:end].rstrip(b"\0") + data[end:]
         within = HOLE in data.rstrip(b"\0")
         return within or (self.checksums is not None and self.checksums.breaks_behind(packet.pos, packet.size))
 

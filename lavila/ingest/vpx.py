@@ -88,7 +88,12 @@ def _skip_colours(bits: PlainBits, profile: int) -> None:
         bits.read(1)
 
 
-def first_partition_end(packet: bytes) -> int:
-    """The byte at which the first partition of a VP8 frame ends: the modes of its blocks (RFC 6386, 9.1)."""
+def without_modes(codec: str, packet: bytes) -> bytes:
+    """A packet without what may hold long runs of zeros: in VP8, the first partition, with the modes of its blocks.
+
+    RFC 6386, 9.1, has its size. codec: as FFmpeg names it.
+    """
+    if codec != "vp8":
+        return packet
     first_part_size = int.from_bytes(packet[:3], "little") >> 5
-    return (3 if packet[0] & 1 else 10) + first_part_size
+    return packet[(3 if packet[0] & 1 else 10) + first_part_size :]

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import av
-import numpy as np
 import pytest
 
 from lavila.ingest.encode import EncodeSettings, Interval, encode_clip
+from lavila.ingest.vpx import without_modes
 from tests.footage import Coding, read_numbers, write_numbered_video
 
 FRAMES = 40
@@ -138,19 +138,10 @@ def test_a_second_delimiter_of_a_muxer(tmp_path: Path) -> None:
     assert numbers(twice) == list(range(FRAMES))
 
 
-def test_noise_in_vp8(tmp_path: Path) -> None:
-    """The modes of its blocks end with long runs of zeros."""
-    video, random = tmp_path / "a.webm", np.random.default_rng(0)
-    with av.open(str(video), "w") as out:
-        options = {"deadline": "realtime", "cpu-used": "8", "b": "4000000"}
-        stream = out.add_stream("libvpx", rate=25, options=options)
-        stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
-        for _ in range(20):
-            planes = np.full((360, 320), 128, np.uint8)
-            planes[:240] = random.integers(16, 235, (240, 320))
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format="yuv420p")))
-        out.mux(stream.encode(None))
-    with av.open(str(video)) as container:
-        assert any(bytes(32) in bytes(packet) for packet in container.demux(video=0))
-    settings = EncodeSettings(codec="h264", short_side=240, speed="ultrafast")
-    assert encode_clip(video, interval=Interval(start_second=0.0, stop_second=None), settings=settings).num_frames == 20
+def test_zeros_in_the_modes_of_vp8() -> None:
+    """Strong noise has 73 zeros in a row there, at speeds that depend on the machine's load."""
+    modes, rest = bytes(80), bytes(range(1, 100))
+    frame = (len(modes) << 5 | 1).to_bytes(3, "little") + modes + rest
+    keyframe = (len(modes) << 5).to_bytes(3, "little") + b"\x9d\x01\x2a" + bytes(4) + modes + rest
+    assert without_modes("vp8", frame) == without_modes("vp8", keyframe) == rest
+    assert without_modes("vp9", frame) == frame
