@@ -21,7 +21,7 @@ from lavila.ingest.h264_headers import (
 )
 
 SLICE, IDR_SLICE, SEQUENCE_SET, PICTURE_SET, DELIMITER = 1, 5, 7, 8, 9  # nal_unit_type
-DELIMITER_BYTES, ZERO_BYTES = 2, 8
+DELIMITER_BYTES, NEXT_START = 2, 16  # of a delimiter; in which the start code behind it ends
 BEGINS = 0x80  # the first bit of a slice's header, if it begins with macroblock 0
 
 
@@ -70,7 +70,7 @@ class PictureCounter:
         for unit in units(packet, self._length):
             kind = unit[0] & 0b11111
             begun += kind == DELIMITER and not delimited
-            rest = unit[DELIMITER_BYTES : 2 * ZERO_BYTES].lstrip(b"\0")[:1]  # it lasts to the next start code
+            rest = unit[DELIMITER_BYTES:NEXT_START].lstrip(b"\0")[:1]  # it lasts to the next start code
             delimited = kind == DELIMITER and rest in (b"", b"\1")
             if kind in (SEQUENCE_SET, PICTURE_SET):
                 self._read_set(unit)
