@@ -68,15 +68,16 @@ def warned_of(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_what_was_staged_is_written_whatever_becomes_of_the_state(tmp_path: Path) -> None:
     """`loaded` looks at every weight and every momentum."""
     state, staging = state_at(1), Staging()
-    tensors = [parameter.data for parameter in state.model.parameters()]
-    tensors += [one["momentum_buffer"] for one in state.optimizer.state.values()]
     for updates in (1, 2):
         state.progress.updates = updates
-        for tensor in tensors:
-            tensor.fill_(updates)
+        for parameter in state.model.parameters():
+            parameter.data.fill_(updates)
+            state.optimizer.state[parameter]["momentum_buffer"].fill_(updates)
         staged = stage(state, process=PROCESS, beside=BESIDE, staging=staging)
-        for tensor in tensors:
-            tensor.add_(7)
+        with torch.no_grad():
+            for parameter in state.model.parameters():
+                parameter.add_(7)
+                state.optimizer.state[parameter]["momentum_buffer"].add_(7)
         state.progress.updates = 99
         assert loaded(write(tmp_path, staged, process=PROCESS)) == updates
 
