@@ -38,5 +38,4 @@ def test_the_committed_counts_reach_their_goals() -> None:
     rows = json.loads((ROOT / "benchmarks/results/streams.json").read_text())["rows"]
     goals = [row for row in rows if "must" in row]
     assert len(goals) == 6 and all(row["reached"] for row in goals)
-    # The medians are those of the machine's load, so the smallest times count.
-    assert [row["least_milliseconds"] < bench.MUST_MS for row in rows if row["use"] == "16 of 3 s"] == [True] * 4
+    assert [row["fast"] for row in rows if row["use"].endswith("3 s") or "chunks" in row["use"]] == [True] * 12
