@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import av
+from av.sidedata.sidedata import SideDataContainer
 
 # The errors of reading damaged packets. PyAV 18 raises IndexError for a stream that appears in the middle of a file,
 # and OverflowError for timestamps beyond 64 bits.
@@ -37,6 +38,15 @@ def careful_decoder(context: Any) -> Any:
     decoder: Any = av.CodecContext.create(name, "r")
     decoder.thread_count, decoder.options = context.thread_count, context.options
     return decoder
+
+
+def side_data(frame: Any) -> Any:
+    """The side data of a frame: its items by name.
+
+    `frame.side_data` keeps what it returns, which refers to the frame. So the picture stays in memory until Python looks
+    for cycles (`findings/pyav_side_data_cycle.sh`).
+    """
+    return SideDataContainer(frame)
 
 
 def reason(error: BaseException) -> str:

@@ -81,7 +81,7 @@ class PictureCounter:
                     self._last = None  # so nothing is known to be missing before the next one
                     return found
                 place = self._place(one)
-                found = found or replace(place, merged=begun > 1)
+                found = found or (replace(place, merged=True) if begun > 1 else place)
                 if not one.field:
                     break
         return found

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lavila.ingest.video_files import EncodeError
+from lavila.libav import side_data
 
 NEAR_DEGREES = 1.0  # players ignore smaller deviations from a multiple of 90 degrees
 SIDE_DATA = "DISPLAYMATRIX"  # PyAV's name of FFmpeg's side data: nine 32-bit numbers, row by row
@@ -51,10 +52,10 @@ _FILTERS: dict[tuple[Direction, Direction], Filters] = {
 
 def orientation_of(frame: Any) -> Orientation:
     """The orientation of a decoded frame. Raises EncodeError for one that is not a multiple of 90 degrees."""
-    side_data = frame.side_data
-    if not len(side_data) or SIDE_DATA not in side_data:
+    found = side_data(frame)
+    if not len(found) or SIDE_DATA not in found:
         return UPRIGHT
-    data = side_data[SIDE_DATA]
+    data = found[SIDE_DATA]
     return matrix_orientation(struct.unpack("9i", bytes(data)[:36]))
 
 

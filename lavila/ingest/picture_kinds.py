@@ -9,6 +9,7 @@ from typing import Any
 
 from lavila.ingest.hdr import HDR_TRANSFERS
 from lavila.ingest.video_files import EncodeError
+from lavila.libav import side_data
 
 SPHERICAL, DOLBY = "SPHERICAL", "DOVI_METADATA"  # PyAV's names of FFmpeg's side data
 PROJECTIONS = {0: "equirectangular", 1: "cubemap", 2: "equirectangular tile", 3: "half equirectangular", 5: "fisheye"}
@@ -48,17 +49,17 @@ def kind_of(frame: Any, *, transfer: int, codec_tag: str) -> PictureKind:
 
     transfer: the number of its transfer characteristics; codec_tag: the kind of its sample entry in an mp4.
     """
-    side_data = frame.side_data
-    present = len(side_data) > 0
-    dolby = bytes(side_data[DOLBY]) if present and DOLBY in side_data else None
+    found = side_data(frame)
+    present = len(found) > 0
+    dolby = bytes(found[DOLBY]) if present and DOLBY in found else None
     if codec_tag in DOLBY_TAGS if dolby is None else _has_own_colours(dolby):
         raise EncodeError(
             "Dolby Vision of profile 5, whose colours (IPTPQc2) only Dolby's own processing shows; give another "
             "version of the video, such as one in HDR10, HLG or SDR"
         )
     projection = None
-    if present and SPHERICAL in side_data:
-        (number,) = struct.unpack_from("i", bytes(side_data[SPHERICAL]))
+    if present and SPHERICAL in found:
+        (number,) = struct.unpack_from("i", bytes(found[SPHERICAL]))
         projection = PROJECTIONS.get(number)
     return PictureKind(hdr=HDR_TRANSFERS.get(transfer), projection=projection)
 

@@ -364,6 +364,7 @@ class SourceVideo:
     def _frames(self, part: Part, container: Any, stream: Any, *, from_start: bool = False) -> Iterator[Any]:
         """The frames that have a time. One without a time has no place, and is left out."""
         gap, times = gap_ticks(stream.time_base * self.fps), self._times[part]
+        limits, deadline = self.limits, self.deadline
         summed = container.format.name.startswith("matroska")
         self._reader = FrameReader(
             container=container,
@@ -375,7 +376,7 @@ class SourceVideo:
             from_start=from_start,
             indexed=times.indexed,
             sizes=times.sizes,
-            numbered=lambda: is_numbered(part, container, stream, self.limits, self.deadline),
+            numbered=lambda: is_numbered(part, container, stream, limits, deadline),
             checksums=Checksums(part.path, times.clusters) if summed else None,
         )
         return (one for one in self._reader.frames() if one.pts is not None)

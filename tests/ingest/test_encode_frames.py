@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 from collections.abc import Sequence
 from fractions import Fraction
@@ -44,6 +45,18 @@ def test_every_rule_for_seconds_gives_its_frames(tmp_path: Path, rule: SpanRule,
         first, end = frame_span(start, stop, float(fps), rule)
         assert read_numbers(clip.data) == list(range(first, max(end, first + 1)))
         assert (clip.num_frames, clip.first_frame, clip.frames_after) == (max(end, first + 1) - first, 0, 0)
+
+
+def test_no_frame_stays_in_memory(video: Path) -> None:
+    """Without the collector of cycles, which seldom runs: PyAV's `frame.side_data` makes one."""
+    gc.collect()
+    before = sum(type(one) is av.VideoFrame for one in gc.get_objects())
+    gc.disable()
+    try:
+        cut(video, 1.0, 3.0)
+        assert sum(type(one) is av.VideoFrame for one in gc.get_objects()) == before
+    finally:
+        gc.enable()
 
 
 def test_a_margin_is_stored_around_the_interval(video: Path) -> None:
