@@ -7,8 +7,8 @@ INSTALLED := $(VENV)/.installed
 # Of make soak.
 MINUTES ?= 30
 
-# Of pytest: one for each core, up to 8, for each takes 1 GB of memory. tests/conftest.py says which tests stay together.
-PROCESSES ?= --numprocesses auto --maxprocesses 8 --dist loadscope --no-loadscope-reorder
+# Of pytest. tests/conftest.py says how many processes there are, and which tests stay together.
+PROCESSES ?= --numprocesses auto --dist loadscope --no-loadscope-reorder
 
 .PHONY: help venv quickstart learn loop demo test check bench soak clean
 
@@ -55,8 +55,9 @@ loop: $(INSTALLED)
 demo: $(INSTALLED)
 	$(BIN)/python tools/try_demo.py
 
+# Tests start hundreds of interpreters. Without compiled files in __pycache__, each would compile all modules anew.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest $(PROCESSES) $(TESTS)
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest $(PROCESSES) $(TESTS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

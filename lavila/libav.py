@@ -43,10 +43,11 @@ def careful_decoder(context: Any) -> Any:
 def side_data(frame: Any) -> Any:
     """The side data of a frame: its items by name.
 
-    `frame.side_data` keeps what it returns, which refers to the frame. So the picture stays in memory until Python looks
-    for cycles (`findings/pyav_side_data_cycle.sh`).
+    `frame.side_data` keeps what it returns, which refers to the frame. So the picture would stay in memory until Python
+    looks for cycles (`findings/pyav_side_data_cycle.sh`).
     """
-    return SideDataContainer(frame)
+    make: Any = SideDataContainer
+    return make(frame)
 
 
 def reason(error: BaseException) -> str:

@@ -1,4 +1,7 @@
-"""Small shard sets of synthetic video, shared by all tests; and what marks a test as one for a GPU."""
+"""Fixtures that all tests share; what marks a test as one for a GPU; how tests are dealt out to processes.
+
+The process that deals them out loads this file, too. So what takes long to import is imported where it is used.
+"""
 
 from __future__ import annotations
 
@@ -11,82 +14,25 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores; th
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
-import torch
-from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
 from lavila.cluster import workers
-from lavila.ingest.encode import EncodeSettings, Interval, encode_clip
-from lavila.ingest.jobs import clip_row
-from lavila.records import Clip
-from lavila.shards.reader import ShardSet, open_shard_set
-from lavila.shards.writer import SetContents, ShardWriter, write_manifest
 from tests import forks
 from tests.commands import run_here
-from tests.footage import Coding, Picture, write_video
 from tests.shared import made_once
+
+if TYPE_CHECKING:
+    from lavila.shards.reader import ShardSet
 
 # A shell lets its background jobs ignore Ctrl-C, and commands that such a job starts inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-settings.register_profile("any machine", deadline=None)  # 200 ms by default, which a busy machine exceeds
-settings.load_profile("any machine")
-
-CLASSES = {
-    "verb": ["left", "right", "hold"],
-    "noun": ["dark", "bright"],
-    "action": ["left dark", "right bright", "hold dark"],
-}
-FRAMES = (30, 24, 41, 9, 30, 33, 30, 24, 41, 9, 30, 33)  # frames of each clip; 9 is shorter than a view
 EPOCHS = 20  # of `undisturbed`, and of the trainings that are compared with it; an epoch is three updates
-TALL = (2, 8)  # clips that are higher than wide
-
-
-def moving_picture(number: int, *, seed: int, height: int, width: int) -> Picture:
-    """A smooth coloured pattern that moves to the left; every clip has its own."""
-    phase = np.random.default_rng(seed).uniform(0, 6, 3)
-    y, x = np.mgrid[0:height, 0:width] / 24.0
-    waves = [np.sin(x + number * 0.3 + p) * np.cos(y * (1 + i / 2) + p) for i, p in enumerate(phase)]
-    return (128 + 100 * np.stack(waves, axis=2)).astype(np.uint8)
-
-
-def make_shard_set(
-    folder: Path, videos: Path, *, codec: str, clips: int = len(FRAMES), size: tuple[int, int] = (64, 112)
-) -> ShardSet:
-    """A whole shard set of `clips` clips in two tars. `size`: height and width of most clips, multiples of 16."""
-    folder.mkdir(parents=True)
-    rows, files = [], []
-    settings = EncodeSettings(codec=codec, short_side=size[0], speed="8" if codec == "vp9" else "ultrafast")
-    for number in range(2):
-        with ShardWriter(folder, number) as writer:
-            for i in range(number, clips, 2):
-                height, width = size[::-1] if i in TALL else size
-                path = videos / f"{i}.mp4"
-                if not path.exists():
-                    pictures = (moving_picture(n, seed=i, height=height, width=width) for n in range(FRAMES[i]))
-                    write_video(path, pictures, Coding())
-                clip = Clip(
-                    clip_id=f"clip_{i}",
-                    video_id=str(i),
-                    video_path=path.name,
-                    start_second=0.0,
-                    stop_second=None,
-                    narrations=(f"clip number {i}",),
-                    verb=i % 3,
-                    noun=i % 2,
-                    action=i % 3,
-                )
-                encoded = encode_clip(path, interval=Interval(start_second=0.0, stop_second=None), settings=settings)
-                rows.append(writer.add(clip.clip_id, encoded.data, clip_row(clip, encoded)))
-        files.append(writer.file)
-    facts = {"dataset": "synthetic", "split": "train", "encoder": {"codec": codec}}
-    write_manifest(folder, rows=rows, shards=files, contents=SetContents(classes=CLASSES, facts=facts))
-    return open_shard_set(folder)
+PER_CORE, MOST = 1.5, 8  # processes of `make test`: tests wait for files and for each other, and each takes 1 GB
 
 
 @pytest.fixture(scope="session")
@@ -148,11 +94,15 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, vp9_shards: ShardSet) 
 
 @pytest.fixture(scope="session")
 def vp9_shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    from lavila.shards.reader import open_shard_set
+
     return open_shard_set(shards_of(tmp_path_factory, "vp9"))
 
 
 @pytest.fixture(scope="session")
 def h264_shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    from lavila.shards.reader import open_shard_set
+
     return open_shard_set(shards_of(tmp_path_factory, "h264"))
 
 
@@ -162,11 +112,14 @@ LEAST_FOR_GPUS = (144, 256)  # every codec's pictures are decoded by NVDEC from 
 @pytest.fixture(scope="session")
 def gpu_shards(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ShardSet]:
     """Codec -> a shard set with pictures that a GPU decodes."""
+    from lavila.shards.reader import open_shard_set
+
     return lambda codec: open_shard_set(shards_of(tmp_path_factory, codec, size=LEAST_FOR_GPUS))
 
 
 def shards_of(factory: pytest.TempPathFactory, codec: str, *, size: tuple[int, int] = (64, 112)) -> Path:
     """The folder of a shard set; all tests share it."""
+    from tests.shard_sets import make_shard_set
 
     def make(folder: Path) -> None:
         (folder / "videos").mkdir()
@@ -198,9 +151,19 @@ class ByFile(LoadScopeScheduling):
         return scope_of(nodeid)
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Before any test."""
     forks.share_server()
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses"):  # not in the process that deals them out
+        from hypothesis import settings
+
+        settings.register_profile("any machine", deadline=None)  # 200 ms by default, which a busy machine exceeds
+        settings.load_profile("any machine")
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """How many processes `make test` takes."""
+    return min(round(PER_CORE * len(os.sched_getaffinity(0))), MOST)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
@@ -216,6 +179,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def skip_without_gpu(items: list[pytest.Item]) -> None:
     """GPU tests skip without a GPU; where one must be there, LAVILA_REQUIRE_GPU=1 lets them run and fail."""
+    import torch
+
     if torch.cuda.is_available() or os.environ.get("LAVILA_REQUIRE_GPU") == "1":
         return
     for item in items:

@@ -24,7 +24,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lavila.config.schema import ConfigError, RunConfig, check
+from lavila.config.schema import ConfigError, RunConfig, check, types_of
 from lavila.errors import one_line
 from lavila.files import user_path
 
@@ -222,7 +222,7 @@ def _hint_of(keys: Sequence[str]) -> Any:
     hint: Any = RunConfig
     for place, key in enumerate(keys):
         if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-            hint = typing.get_type_hints(hint).get(key)
+            hint = types_of(hint).get(key)
         elif (entry := _entries_of(hint)) is not None:
             hint = entry
         else:  # evals.NAME.data.KEY: the type of the run's own data.KEY
@@ -265,7 +265,7 @@ def _leaves(
     values: dict[str, Any], schema: type, keys: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
     """(keys, type, value) of each field that a layer sets."""
-    hints = typing.get_type_hints(schema)
+    hints = types_of(schema)
     for key, value in values.items():
         hint, place = hints[key], (*keys, key)
         if dataclasses.is_dataclass(hint) and isinstance(hint, type):
@@ -297,7 +297,7 @@ def _kind(hint: Any, *, many: bool = False) -> str:
 
 def _check_keys(values: dict[str, Any], schema: type, source: str, *, prefix: str) -> None:
     """Name an unknown key, the nearest right one and all that are allowed; OmegaConf names only the nearest."""
-    hints = typing.get_type_hints(schema)
+    hints = types_of(schema)
     for key, value in values.items():
         if key not in hints:
             near = _elsewhere(str(key)) if not prefix else []
@@ -307,13 +307,13 @@ def _check_keys(values: dict[str, Any], schema: type, source: str, *, prefix: st
         section = hints[key]
         if dataclasses.is_dataclass(section):
             if not isinstance(value, dict):
-                keys = ", ".join(typing.get_type_hints(section))
+                keys = ", ".join(types_of(section))
                 raise ConfigError(f"{source}: {prefix}{key}: is {value!r}; it is a section with the keys {keys}")
             assert isinstance(section, type)
             _check_keys(value, section, source, prefix=f"{prefix}{key}.")
         elif (entry := _entries_of(section)) is not None:
             if not isinstance(value, dict) or not all(isinstance(named, dict) for named in value.values()):
-                keys = ", ".join(typing.get_type_hints(entry))
+                keys = ", ".join(types_of(entry))
                 raise ConfigError(
                     f"{source}: {prefix}{key}: is {value!r}; it maps names to sections with the keys {keys}"
                 )
@@ -326,8 +326,8 @@ def _check_keys(values: dict[str, Any], schema: type, source: str, *, prefix: st
 
 def _elsewhere(key: str) -> list[str]:
     """The fields of sections that are called so: who types batch_size=8 means one of them."""
-    sections = {name: hint for name, hint in typing.get_type_hints(RunConfig).items() if dataclasses.is_dataclass(hint)}
-    return [f"{name}.{key}" for name, section in sections.items() if key in typing.get_type_hints(section)]
+    sections = {name: hint for name, hint in types_of(RunConfig).items() if dataclasses.is_dataclass(hint)}
+    return [f"{name}.{key}" for name, section in sections.items() if key in types_of(section)]
 
 
 def _entries_of(hint: Any) -> type | None:

@@ -292,6 +292,17 @@ class RunConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
 
 
+_TYPES: dict[tuple[Any, bool], dict[str, Any]] = {}  # reading them takes longer than the rest of a check
+
+
+def types_of(section: Any, *, annotated: bool = False) -> dict[str, Any]:
+    """The type of each field of a section (a dataclass), in order; with its range if `annotated`."""
+    known: dict[str, Any] | None = _TYPES.get((section, annotated))
+    if known is None:
+        known = _TYPES[section, annotated] = typing.get_type_hints(section, include_extras=annotated)
+    return known
+
+
 def ranges(hint: Any, value: Any) -> Iterator[tuple[Range, Any]]:
     """The range of each number of a field, by the field's type, with the number: of a tuple one for each element."""
     if typing.get_origin(hint) is Annotated:
@@ -303,7 +314,7 @@ def ranges(hint: Any, value: Any) -> Iterator[tuple[Range, Any]]:
 
 
 def _check_ranges(section: object, prefix: str = "") -> None:
-    for name, hint in typing.get_type_hints(type(section), include_extras=True).items():
+    for name, hint in types_of(type(section), annotated=True).items():
         value = getattr(section, name)
         if dataclasses.is_dataclass(value):
             _check_ranges(value, f"{prefix}{name}.")

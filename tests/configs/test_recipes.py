@@ -222,15 +222,22 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_the_model_has_the_names_and_shapes_of_the_published_one(name: str, tmp_path: Path) -> None:
-    (tmp_path / "vocab.txt").write_text(
-        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(str, range(30517))])
-    )
+@pytest.fixture(scope="module")
+def vocabularies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with vocabularies of the published lengths."""
+    folder = tmp_path_factory.mktemp("vocabularies")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(str, range(30517))]
+    (folder / "vocab.txt").write_text("\n".join(words))
     pieces = [*map(str, range(50256)), "<|endoftext|>"]
-    (tmp_path / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(pieces)}))
-    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
-    words = [f"model.{part}.{key}" for part in ("text", "decoder") for key in (f"vocabulary={tmp_path}", "init=random")]
+    (folder / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(pieces)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    return folder
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_model_has_the_names_and_shapes_of_the_published_one(name: str, vocabularies: Path) -> None:
+    chosen = (f"vocabulary={vocabularies}", "init=random")
+    words = [f"model.{part}.{key}" for part in ("text", "decoder") for key in chosen]
     config = load(name, ["model.init=random", *words])
     classes = dict(zip(config.task.heads, GOLDEN["num_classes"].get(name, []), strict=False))
     facts = {"classes": {head: [str(k) for k in range(count)] for head, count in classes.items()}}

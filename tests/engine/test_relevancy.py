@@ -11,7 +11,7 @@ from lavila.engine.relevancy import Relevancy
 from lavila.shards.format import ShardFile, ShardSetError
 from lavila.shards.reader import ShardSet, open_shard_set
 from lavila.shards.writer import SetContents, ShardWriter, write_manifest
-from tests.conftest import CLASSES
+from tests.shard_sets import CLASSES
 
 CLIPS = [("a", 0, [2]), ("b", 0, [2, 5]), ("c", 1, [7])]
 SENTENCES = [

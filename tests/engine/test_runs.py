@@ -39,9 +39,9 @@ from lavila.shards.reader import ShardSet
 from lavila.tasks import concatenate
 from tests import forks
 from tests.checkpoints.published_files import published_state, tiny, write
-from tests.conftest import make_shard_set
 from tests.data.test_loader import damaged
 from tests.engine.interrupted import train_until
+from tests.shard_sets import make_shard_set
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN, EVALUATE = ROOT / "train.py", ROOT / "evaluate.py"

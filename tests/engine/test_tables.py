@@ -11,8 +11,8 @@ import pytest
 from lavila.engine.tables import tables_of
 from lavila.shards.format import ShardSetError
 from lavila.shards.reader import ShardSet
-from tests.conftest import CLASSES
 from tests.engine.test_relevancy import BY_THE_FORMULA, a_set
+from tests.shard_sets import CLASSES
 
 
 def question(number: int, **changes: Any) -> dict[str, Any]:

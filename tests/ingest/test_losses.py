@@ -21,6 +21,7 @@ from tests.footage import (
     numbered_picture,
     read_number,
     read_numbers,
+    rgb,
     write_numbered_video,
     write_video,
 )
@@ -50,7 +51,7 @@ def shown(path: Path, numbers: range = range(FRAMES)) -> dict[int, int | None]:
         try:
             with SourceVideo(path, Limits()) as source:
                 for frame in source.frames_at([Fraction(number, RATE)]):
-                    found[number] = read_number(frame.reformat(format="rgb24").to_ndarray())
+                    found[number] = read_number(rgb(frame))
         except EncodeError:
             found[number] = None
     return found

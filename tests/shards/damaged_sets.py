@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lavila.shards.reader import ShardSet, open_shard_set
 from lavila.shards.writer import SetContents, ShardWriter, write_manifest
-from tests.conftest import CLASSES
+from tests.shard_sets import CLASSES
 
 CLIPS, IN_A_TAR = 100, 2
 
