@@ -297,7 +297,7 @@ _TYPES: dict[tuple[Any, bool], dict[str, Any]] = {}  # reading them takes longer
 
 def types_of(section: Any, *, annotated: bool = False) -> dict[str, Any]:
     """The type of each field of a section (a dataclass), in order; with its range if `annotated`."""
-    known: dict[str, Any] | None = _TYPES.get((section, annotated))
+    known = _TYPES.get((section, annotated))
     if known is None:
         known = _TYPES[section, annotated] = typing.get_type_hints(section, include_extras=annotated)
     return known
