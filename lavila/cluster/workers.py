@@ -19,8 +19,9 @@ import signal
 import sys
 import time
 import traceback
+import types
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -49,7 +50,10 @@ class WorkerDied(UserError):
 
 
 class Job(Protocol):
-    """A picklable list of items to process, numbered from 0. Running it twice does no harm."""
+    """A picklable list of items to process, numbered from 0. Running it twice does no harm.
+
+    Its class lies in a module that can be imported, not in the command itself.
+    """
 
     @property
     def number(self) -> int:
@@ -254,10 +258,24 @@ def _start(job: Job, lost: Mapping[int, Mapping[int, str]], memory: int | None) 
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(job, dict(lost.get(job.number, {})), theirs, os.getpid(), memory))
-    with left_to_parent():
+    with left_to_parent(), _without_main():
         process.start()
     theirs.close()  # so that the pipe ends when the process does
     return _Worker(job, process, ours)
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """A process that starts within the block imports the modules of its job only.
+
+    Otherwise it would import the command, too, with all that this needs before the first job: half a worker's start.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _work(job: Job, lost: Mapping[int, str], pipe: Connection[Any, Any], parent: int, memory: int | None) -> None:

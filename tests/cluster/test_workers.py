@@ -231,6 +231,15 @@ def test_workers_end_with_their_parent(tmp_path: Path, item: str, end: signal.Si
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
+def test_a_worker_does_not_import_the_command(tmp_path: Path) -> None:
+    (tmp_path / "parent.py").write_text(f"print('imported', flush=True)\n{PARENT}")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, tmp_path / "parent.py", tmp_path, "a"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "imported\n"
+    assert [outcome(Toy(number=n, items=("a",), folder=tmp_path)) for n in range(2)] == [{"0 a": "stored"}] * 2
+
+
 def alive(pid: int) -> bool:
     """Whether a process runs; one that has ended may be kept by the system until its new parent asks for it."""
     try:
