@@ -168,6 +168,7 @@ def run_ranks(
 
 def _work(words: list[str], environment: dict[str, str], folder: str, out: str, err: str) -> None:
     """What the fork does."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, LEFT_TO_PARENT)  # the server blocks them if a pool of workers started it
     for path, descriptor in ((out, 1), (err, 2)):
         opened = os.open(path, os.O_WRONLY)
         os.dup2(opened, descriptor)
