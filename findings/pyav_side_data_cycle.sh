@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A frame whose side data was looked at stays in memory until Python's cycle collector runs, which it seldom does.
 #
-# Versions: PyAV 18.1.0 (its wheel holds FFmpeg 8.1), CPython 3.11 to 3.13.
+# Versions: PyAV 18.1.0 (its wheel holds FFmpeg 8.1), CPython 3.11.
 # A good guess: a decoded frame is freed with the last name for it, as every other object without cycles. Looking for a
 #   display matrix, with `"DISPLAYMATRIX" in frame.side_data`, only reads.
 # What happens: the first look leaves the picture's memory behind when the frame goes. The collector counts Python
