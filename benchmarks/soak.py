@@ -25,7 +25,6 @@ import random
 import resource
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -40,6 +39,7 @@ from typing import Any
 
 from benchmarks import common
 from benchmarks.common import ROOT, fill_docs, machine
+from benchmarks.ports import free_ports
 from lavila.cluster.launch import STOPPED
 from lavila.report.files import read_metrics
 from lavila.shards.reader import open_shard_set
@@ -86,9 +86,7 @@ class Ranks:
     """One start of the run: two processes, what they log, and what they take."""
 
     def __init__(self, run_dir: Path, shards: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        (port,) = free_ports(1)
         self.run_dir, self.log = run_dir, list[str]()
         self.usage = [Usage() for _ in range(RANKS)]
         command = [sys.executable, str(ROOT / "train.py"), "--config", "ek100_cls_tsf_l", "--config", "toy", *SETTINGS]

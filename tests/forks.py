@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import runpy
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.ports import free_ports
 from lavila.cluster import workers
 from lavila.interrupts import LEFT_TO_PARENT
 
@@ -146,9 +146,7 @@ def run(
 
 def start_ranks(count: int, *words: object, environment: Mapping[str, str] = os.environ) -> list[Fork]:
     """A command in `count` processes that find each other as those of torchrun do. None is restarted or killed."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     together = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
     together |= {"MASTER_PORT": str(port)}
     return [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -41,6 +42,25 @@ def test_a_signal_ends_it(script: Path) -> None:
         time.sleep(0.01)
     fork.send_signal(signal.SIGTERM)
     assert fork.communicate(timeout=60).returncode == -signal.SIGTERM
+
+
+def test_a_signal_ends_it_though_the_server_was_started_with_signals_blocked(script: Path) -> None:
+    """As by a pool of workers. In another process, since this one has a server."""
+    code = (
+        "import signal, sys, time\n"
+        "from lavila.interrupts import left_to_parent\n"
+        "from tests import forks\n"
+        "with left_to_parent():\n"
+        "    fork = forks.start(sys.argv[1], 600, 0)\n"
+        "while not fork.said():\n"
+        "    time.sleep(0.01)\n"
+        "fork.send_signal(signal.SIGTERM)\n"
+        "print(fork.communicate(timeout=20).returncode)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(script)], cwd=forks.ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == f"{-signal.SIGTERM}\n", done.stderr
 
 
 def test_what_takes_too_long_is_killed(script: Path) -> None:

@@ -25,6 +25,7 @@ STOPPED = 75  # exit status of a command that has saved and that the same comman
 OTHERS_SECONDS = 60.0  # how long rank 0 waits for the commands of the others to stop
 HEARD = (signal.SIGUSR2, signal.SIGTERM, signal.SIGCONT)
 PREEMPTED = re.compile(r"PreemptTime=(?!None|Unknown)\S")
+FIRST_PORT, PORTS = 20000, 12768  # up to 32767: Linux gives connections that programs open the ports from 32768 on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,7 @@ class Launch:
         from submitit.helpers import TorchDistributedEnvironment
 
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
+        os.environ.setdefault("MASTER_PORT", str(master_port(int(os.environ["SLURM_JOB_ID"]))))
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
         again = int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0
         command = [*self.command, *(self.when_requeued if again else ())]
@@ -104,6 +106,14 @@ def _wait_for_others(world: int) -> None:
         time.sleep(0.1)
     for mark in marks:
         mark.unlink(missing_ok=True)
+
+
+def master_port(job: int) -> int:
+    """Where rank 0 of a job listens. Jobs that run side by side have numbers close together, and so different ports.
+
+    submitit's own choice may be a port that Linux has given to a connection of any program on the node.
+    """
+    return FIRST_PORT + job % PORTS
 
 
 def preempted() -> bool:

@@ -14,13 +14,17 @@ from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed import distributed_c10d
 from torch.distributed.rendezvous import rendezvous
 
-from lavila.errors import UserError
+from lavila.errors import UserError, one_line
 
 T = TypeVar("T")
 
 
 class DeviceError(UserError):
     """A device that was asked for and is not there."""
+
+
+class RendezvousError(UserError):
+    """The processes of a run do not find each other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +47,8 @@ class Process:
 def join(device: str) -> Iterator[Process]:
     """Join the processes that torchrun started, if it did, and leave them at the end.
 
-    device: auto, cpu or cuda. NCCL carries GPU tensors and gloo CPU tensors. Raises DeviceError for cuda without a GPU.
+    device: auto, cpu or cuda. NCCL carries GPU tensors and gloo CPU tensors. Raises DeviceError for cuda without a GPU,
+    and RendezvousError where rank 0 cannot listen at MASTER_PORT or the others do not reach it.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise DeviceError(
@@ -80,7 +85,14 @@ def _store() -> PrefixStore:
     torchrun keeps one store for all its restarts. With PyTorch 2.14, restarted processes often find the addresses of
     dead ones in it, and wait for them (findings/torchrun_restart_store.sh).
     """
-    store, _, _ = next(rendezvous("env://"))
+    try:
+        store, _, _ = next(rendezvous("env://"))
+    except dist.DistNetworkError as error:
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise RendezvousError(
+            f"the processes of this run cannot meet at MASTER_ADDR:MASTER_PORT, {place}: {one_line(error)}; "
+            "set MASTER_PORT to a port that is free on the machine of rank 0 and that the others reach"
+        ) from error
     return PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 

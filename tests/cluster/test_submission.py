@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lavila.cluster.arrays import ClusterError
-from lavila.cluster.launch import PREEMPTED
+from lavila.cluster.launch import PREEMPTED, master_port
 from lavila.cluster.submission import SlurmSettings, script, settings_of
 
 ROOT = Path(__file__).parents[2]
@@ -23,6 +23,11 @@ def options(text: str) -> dict[str, str]:
     """The options of a script for sbatch."""
     lines = [line.removeprefix("#SBATCH --") for line in text.splitlines() if line.startswith("#SBATCH")]
     return {name: value for name, _, value in (line.partition("=") for line in lines)}
+
+
+def test_jobs_side_by_side_meet_at_different_ports_that_linux_gives_to_no_connection() -> None:
+    ports = [master_port(job) for job in range(4_000_000, 4_010_000)]
+    assert len(set(ports)) == len(ports) and all(20000 <= port < 32768 for port in ports)
 
 
 def test_what_nobody_names_is_left_to_slurm() -> None:

@@ -16,12 +16,12 @@ import json
 import os
 import random
 import signal
-import socket
 import sys
 import time
 import traceback
 from pathlib import Path
 
+from benchmarks.ports import free_ports
 from lavila.config.load import load_config
 from lavila.config.schema import RunConfig
 from lavila.engine.command_line import compute_the_same_bits, start_log
@@ -34,9 +34,7 @@ PATIENCE_SECONDS = 120.0
 
 def start(config: RunConfig) -> list[int]:
     """Fork the ranks. Returns their process ids."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     found = []
     for rank in range(RANKS):
         sys.stdout.flush()

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from lavila.cluster.arrays import ENDED, ClusterError
-from lavila.cluster.launch import Launch
+from lavila.cluster.launch import Launch, master_port
 from lavila.cluster.submission import SlurmSettings, Submitted, follow, states, submit
 
 ROOT = Path(__file__).parents[2]
@@ -93,7 +93,7 @@ def test_every_process_of_two_nodes_is_a_rank_with_a_log(tmp_path: Path) -> None
     assert {(one["WORLD_SIZE"], one["LOCAL_WORLD_SIZE"], one["MASTER_ADDR"]) for (one,) in found} == {
         ("4", "2", "127.0.0.1")
     }
-    assert len({one["MASTER_PORT"] for (one,) in found}) == 1
+    assert {one["MASTER_PORT"] for (one,) in found} == {str(master_port(int(job.id)))}
     for rank, log in enumerate(job.logs):
         assert f"hello from rank-{rank}" in log.read_text()
 
