@@ -9,13 +9,9 @@ from pathlib import Path
 
 import demo
 import httpx2
-import make_sample_dataset
 import pytest
-import try_demo
 
 from lavila.demo.serving import ServingError, listen
-from lavila.sample.camera import read_source
-from lavila.sample.make import plan_videos
 from tests import forks
 from tests.demo.conftest import colours  # noqa: F401  # a fixture
 from tests.test_docs import ROOT
@@ -87,17 +83,3 @@ def test_a_port_that_is_taken_is_said_before_any_work(tmp_path: Path, capsys: py
         assert f"--port {port}" in capsys.readouterr().err
     finally:
         taken.socket.close()
-
-
-def test_make_demo_asks_for_videos_that_the_encoder_has_not_seen() -> None:
-    steps = {step.name: step for step in try_demo.steps(["--no-open"])}
-    assert list(steps) == ["sample_dataset", "shard_train", "shard_val", "pretrain", "footage", "demo"]
-    asked = demo.parser().parse_args(steps["demo"].command[1:])
-    assert len(asked.suggest) == 3 and not asked.open
-    assert any(f"run_dir={Path(asked.model).parent}" == word for word in steps["pretrain"].command)
-    sample = make_sample_dataset.parse_arguments(steps["footage"].command[1:])
-    clips = {"train": sample.train_clips, "val": sample.val_clips}
-    source = read_source(ROOT / steps["footage"].command[2])
-    planned = plan_videos([source], clips=clips, videos=sample.videos, height=sample.height, seed=sample.seed)
-    assert {video.stem for video in asked.videos} == {video.video_id for video in planned if video.split == "val"}
-    assert sample.seed != 0  # other moves than those of the training set

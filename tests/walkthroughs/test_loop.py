@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import loop
+import loop as loop_command
 import narrate
 import pytest
 
@@ -13,13 +13,14 @@ import evaluate
 import train
 from lavila.shards.captions import read_captions
 from lavila.shards.reader import open_shard_set
+from lavila.walkthroughs import loop
 from tests.commands import run_here
 
 ROOT = Path(__file__).parents[2]
 MAINS = {
     "train.py": train.main,
     "evaluate.py": evaluate.main,
-    "tools/loop.py": loop.main,
+    "tools/loop.py": loop_command.main,
     "tools/narrate.py": narrate.main,
 }
 
@@ -43,5 +44,5 @@ def test_the_loop_closes(toy_data: Path, tmp_path: Path, monkeypatch: pytest.Mon
         set(read_captions(scale.out / f"{name}.parquet")["clip_id"].to_pylist()) for name in ("human", "machine")
     )
     assert human and machine and human | machine == ids and not human & machine
-    shown = loop.table_of(scale)
+    shown = loop.table(scale, root=ROOT)
     assert all(about in shown for about in loop.LEARNERS.values()) and "cider" in shown

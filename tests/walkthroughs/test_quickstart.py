@@ -11,10 +11,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import quickstart
-
 from lavila.report.files import append_stage
 from lavila.shards.reader import open_shard_set
+from lavila.walkthroughs import quickstart
 from tests import forks
 
 ROOT = Path(__file__).resolve().parents[2]
