@@ -14,6 +14,9 @@ from tests.conftest import scope_of
 
 PACKAGE = Path(lavila.__file__).parent
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+COMMANDS = sorted(
+    [*(PACKAGE.parent / "tools").glob("*.py"), PACKAGE.parent / "train.py", PACKAGE.parent / "evaluate.py"]
+)
 
 
 def imports(path: Path, *, at_start: bool = False) -> set[str]:
@@ -41,6 +44,13 @@ def test_files_and_functions_stay_short(module: str) -> None:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef):
             assert (node.end_lineno or 0) - node.lineno <= 70, f"{node.name} is too long to read at once"
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.name)
+def test_commands_parse_call_and_print(path: Path) -> None:
+    """What another file needs lies in the package."""
+    assert len(path.read_text().splitlines()) <= (300 if path.name == "shard_videos.py" else 125)
+    assert not imports(path) & {command.stem for command in COMMANDS}
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -30,6 +30,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from lavila.arguments import parser_of
 from lavila.checkpoints.convert import to_lavila, to_ours
 from lavila.checkpoints.published import published_name, read_published
 from lavila.checkpoints.store import WEIGHTS, find_model, load_model
@@ -70,10 +71,7 @@ def architecture_line(model: nn.Module) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    description, epilog = (__doc__ or "").split("\n\n", 1)
-    p = argparse.ArgumentParser(
-        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = parser_of(__doc__)
     p.add_argument("checkpoint", metavar="CHECKPOINT", help="a file, a folder, or a name of the zoo")
     p.add_argument(
         "--out", type=user_path, required=True, metavar="PATH", help="a folder; with --to lavila a .pth file"

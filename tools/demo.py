@@ -22,6 +22,7 @@ import functools
 import sys
 from collections.abc import Sequence
 
+from lavila.arguments import parser_of
 from lavila.engine.command_line import compute_the_same_bits, leave_cores_to_others, start_log
 from lavila.errors import UserError
 from lavila.files import explained, user_path
@@ -29,10 +30,7 @@ from lavila.files import explained, user_path
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    description, epilog = (__doc__ or "").split("\n\n", 1)
-    p = argparse.ArgumentParser(
-        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = parser_of(__doc__)
     add = p.add_argument
     add("--videos", type=user_path, nargs="+", required=True, metavar="PATH", help="videos, or folders of videos")
     add("--model", required=True, metavar="PATH|NAME", help="a dual encoder: a run's checkpoints, or a name of the zoo")

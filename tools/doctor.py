@@ -33,6 +33,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lavila.arguments import parser_of
 from lavila.doctor.examine import examine
 from lavila.doctor.findings import Finding, Machine, as_json, exit_status, report
 from lavila.files import user_path
@@ -43,10 +44,7 @@ RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    description, epilog = (__doc__ or "").split("\n\n", 1)
-    p = argparse.ArgumentParser(
-        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = parser_of(__doc__)
     add = p.add_argument
     add("--shards", type=user_path, metavar="DIR", help="a shard set made by tools/shard_videos.py")
     add("--config", action="append", metavar="NAME",

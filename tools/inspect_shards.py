@@ -40,34 +40,30 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-from lavila.cluster.workers import WorkerDied
-from lavila.errors import UserError
-from lavila.files import explained, user_path
+from lavila.arguments import parser_of, whole_number
+from lavila.engine.command_line import run_tool
+from lavila.files import user_path
 from lavila.inspection.session import Inspection, add_missing_checksums
 from lavila.shards.format import QUARANTINE
 from lavila.shards.writer import add_mapped
 
 
-def parse_count(text: str) -> int:
-    """A whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    description, epilog = (__doc__ or "").split("\n\n", 1)
-    p = argparse.ArgumentParser(
-        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = parser_of(__doc__)
     add = p.add_argument
     add("folder", type=user_path, metavar="DIR", help="a shard set made by tools/shard_videos.py")
     add("--verify", action="store_true", help="check every byte and decode every clip; write quarantine.jsonl")
     add("--quarantine", type=user_path, metavar="FILE", help="write the bad clips there; for a set on a read-only disk")
-    add("--nvdec", type=parse_count, metavar="N", help="also decode N clips on the GPU, and compare the pictures")
-    add("--workers", default=0, type=int, metavar="N", help="processes that check; 0 = one for each core (0)")
-    add("--preview", type=parse_count, metavar="N", help="draw a contact sheet of N clips; needs --out")
+    add("--nvdec", type=whole_number(1), metavar="N", help="also decode N clips on the GPU, and compare the pictures")
+    add(
+        "--workers",
+        default=0,
+        type=whole_number(0),
+        metavar="N",
+        help="processes; 0 = one for each core (0)",
+    )
+    add("--preview", type=whole_number(1), metavar="N", help="draw a contact sheet of N clips; needs --out")
     add("--out", type=user_path, metavar="PNG", help="the picture that --preview makes")
     add("--add-mapped", action="store_true", help="write clips.arrow anew, the mapped form of clips.parquet")
     add("--add-checksums", action="store_true", help="add checksums to the tables; reads every tar")
@@ -89,28 +85,19 @@ def check_arguments(p: argparse.ArgumentParser, args: argparse.Namespace) -> Non
             p.error("--quarantine FILE says where --verify writes the bad clips: add --verify")
         if not folder.is_dir() or args.quarantine.is_dir() or not os.access(folder, os.W_OK):
             p.error(f"--quarantine {args.quarantine}: no file can be written there; give another name")
-    if args.workers < 0:
-        p.error(f"--workers {args.workers}: give 0 or more")
-
-
-def note(text: str) -> None:
-    """Print beside the result."""
-    print(text, file=sys.stderr)
 
 
 def work(args: argparse.Namespace) -> int:
     """Do what the arguments say. Returns the exit status."""
     if args.add_checksums:
         written = add_missing_checksums(args.folder, threads=args.workers)
-        note(f"written: {', '.join(written)}" if written else f"{args.folder}: has checksums already")
+        print(f"written: {', '.join(written)}" if written else f"{args.folder}: has checksums already", file=sys.stderr)
     if args.add_mapped:
-        note(f"written: {', '.join(add_mapped(args.folder))}")
+        print(f"written: {', '.join(add_mapped(args.folder))}", file=sys.stderr)
     say = (lambda _: None) if args.json else partial(print, flush=True)
     plain = "utf" not in (sys.stdout.encoding or "").lower()
     inspection = Inspection(args.folder, workers=args.workers, say=say, plain=plain)
     if args.verify:
-        if args.quarantine is None and not os.access(args.folder, os.W_OK):
-            note(f"{args.folder}: cannot be written; what is bad is printed, and --quarantine FILE keeps it")
         inspection.verify(args.quarantine)
     if args.nvdec is not None:
         inspection.compare(args.nvdec)
@@ -128,21 +115,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     p = parser()
     args = p.parse_args(argv)
     check_arguments(p, args)
-    try:
-        return work(args)
-    except KeyboardInterrupt:
-        kept = f": {args.quarantine or QUARANTINE} is as it was before, and no clip is left out because of this run"
-        note(f"\ninspect_shards: interrupted{kept if args.verify else ''}")
-        return 130
-    except WorkerDied as error:
-        cause = str(error).partition(";")[0]
-        problem = f"{cause}; {QUARANTINE} is as it was before: run again, with fewer --workers if memory is short"
-    except UserError as error:
-        problem = str(error)
-    except OSError as error:
-        problem = explained(error)
-    note(f"inspect_shards: error: {problem}")
-    return 1
+    kept = f"{args.quarantine or QUARANTINE} is as it was before, and no clip is left out because of this run"
+    return run_tool(
+        "inspect_shards", lambda: work(args), interrupted=kept if args.verify else "the same command does the rest"
+    )
 
 
 if __name__ == "__main__":

@@ -14,11 +14,11 @@ if __name__ == "__main__":
 
     end_early()
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lavila.arguments import parser_of
 from lavila.engine.command_line import run_tool
 from lavila.files import user_path
 from lavila.report.files import write_json_atomic
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def main(arguments: Sequence[str] | None = None, *, root: Path = ROOT) -> int:
     """See the module's docstring. root: the checkout, whose commands run and whose reports are read."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="default 0")
     parser.add_argument(
         "--reword",

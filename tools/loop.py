@@ -15,10 +15,10 @@ if __name__ == "__main__":
 
     end_early()
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from lavila.arguments import parser_of
 from lavila.engine.command_line import run_tool
 from lavila.files import user_path
 from lavila.walkthroughs import quickstart
@@ -28,7 +28,7 @@ from lavila.walkthroughs.steps import run_steps
 
 def main(arguments: Sequence[str] | None = None) -> int:
     root = Path(__file__).resolve().parents[1]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--toy", action="store_true", help="the datasets of tools/make_toy_data.py, in seconds")
     parser.add_argument("--split", type=user_path, nargs=2, metavar=("SHARDS", "TABLE"), help="one of the steps alone")
     asked = parser.parse_args(arguments)

@@ -31,6 +31,7 @@ from collections.abc import Iterable, Sequence
 from tqdm import tqdm
 
 from lavila.annotations.ego4d import read_narrations
+from lavila.arguments import parser_of
 from lavila.engine.command_line import run_tool
 from lavila.files import user_path
 from lavila.ingest.caption_tables import coverage, gather, read_table
@@ -75,10 +76,7 @@ def parse_source(text: str) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    description, epilog = (__doc__ or "").split("\n\n", 1)
-    p = argparse.ArgumentParser(
-        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = parser_of(__doc__)
     given = p.add_mutually_exclusive_group(required=True)
     given.add_argument("--ego4d", type=user_path, metavar="FILE", help="a pickle of LaViLa's rephraser or narrator")
     given.add_argument(

@@ -25,9 +25,10 @@ import typing
 from collections.abc import Sequence
 from pathlib import Path
 
+from lavila.arguments import parser_of, whole_number
 from lavila.engine.command_line import run_tool
 from lavila.files import user_path
-from lavila.sample.camera import Between, SampleError, Video, read_source
+from lavila.sample.camera import Between, Video, read_sources
 from lavila.sample.files import Sample
 from lavila.sample.forms import FORMS, commands, with_needed
 from lavila.sample.make import CHUNK_SECONDS, already_there, describe, make, plan_videos
@@ -45,54 +46,29 @@ def report(videos: list[Video], out: Path, message: str, *, forms: list[str]) ->
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    whole, usage = (__doc__ or "").split("\n", 1)
-    usage += "\nforms:\n" + "".join(f"  {name:13} {form.about}\n" for name, form in FORMS.items())
+    usage = "\nforms:\n" + "".join(f"  {name:13} {form.about}\n" for name, form in FORMS.items())
     usage += "\nto store their clips:\n" + "".join(f"  {line}\n" for name in FORMS for line in commands(name, "DIR"))
-    parser = argparse.ArgumentParser(
-        description=whole, epilog=usage, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
+    parser = parser_of(__doc__, more=usage)
+    add, positive = parser.add_argument, whole_number(1)
     add("--footage", type=user_path, nargs="+", required=True, metavar="FILE", help="videos to move the camera over")
     add("--out", type=user_path, required=True, metavar="DIR", help="new folder; it appears when it is complete")
-    add("--train-clips", type=_positive, default=450, metavar="N", help="training clips (default %(default)s)")
-    add("--val-clips", type=_positive, default=108, metavar="N", help="validation clips (default %(default)s)")
-    add("--videos", type=_positive, default=8, metavar="N", help="videos in both splits together (default %(default)s)")
-    add("--seed", type=int, default=0, help="number that decides the moves (default %(default)s)")
-    add(
-        "--height",
-        type=_height,
-        default=256,
-        help="height of the videos, px; smaller is faster (default %(default)s)",
-    )
+    add("--train-clips", type=positive, default=450, metavar="N", help="training clips (default %(default)s)")
+    add("--val-clips", type=positive, default=108, metavar="N", help="validation clips (default %(default)s)")
+    add("--videos", type=positive, default=8, metavar="N", help="videos in both splits together (default %(default)s)")
+    add("--seed", type=whole_number(0), default=0, help="number that decides the moves (default %(default)s)")
+    height = "height of the videos, px; smaller is faster (default %(default)s)"
+    add("--height", type=whole_number(64, 1080, even=True), default=256, help=height)
     rates = "frames a second of ek100's videos (default: 50 and 59.94 in turn, as published)"
-    add("--fps", type=_rate, default=0, metavar="N", help=rates)
+    add("--fps", type=whole_number(10, 120), default=0, metavar="N", help=rates)
     between = "how the camera gets to its next move (default %(default)s)"
     add("--between", choices=typing.get_args(Between), default="glide", help=between)
     forms = f"any of {', '.join(FORMS)} (default ek100)"
     add("--form", nargs="+", choices=list(FORMS), default=["ek100"], metavar="FORM", help=forms)
     chunks = "length of the files in ego4d's chunk folders, s (default %(default)s, as published)"
-    add("--chunk-seconds", type=_positive, default=CHUNK_SECONDS, metavar="N", help=chunks)
+    add("--chunk-seconds", type=positive, default=CHUNK_SECONDS, metavar="N", help=chunks)
     cores = len(os.sched_getaffinity(0))
-    add("--workers", type=_positive, default=cores, metavar="N", help="processes (default: the cores, %(default)s)")
+    add("--workers", type=positive, default=cores, metavar="N", help="processes (default: the cores, %(default)s)")
     return parser.parse_args(arguments)
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
-def _rate(text: str) -> int:
-    if not text.isdigit() or not 10 <= int(text) <= 120:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 10 to 120")
-    return int(text)
-
-
-def _height(text: str) -> int:
-    if not text.isdigit() or int(text) % 2 or not 64 <= int(text) <= 1080:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an even number from 64 to 1080")
-    return int(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -100,13 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out = asked.out.resolve() if asked.out.name in ("", "..") else asked.out
 
     def work() -> None:
-        if asked.seed < 0:
-            raise SampleError(f"--seed {asked.seed}: must not be negative; give 0 or more")
-        sources = [read_source(path) for path in asked.footage]
-        names = [name for source in sources for name in source.scenes]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise SampleError(f"--footage: scene {twice[0]!r} is named twice; rename it in a .scenes.json")
+        sources = read_sources(asked.footage)
         clips = {"train": asked.train_clips, "val": asked.val_clips}
         videos = plan_videos(
             sources,

@@ -14,13 +14,13 @@ if __name__ == "__main__":
 
     end_early()
 
-import argparse
 import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lavila.arguments import parser_of
 from lavila.files import user_path
 from lavila.sample import ego4d
 from lavila.sample.forms import FORMS
@@ -52,7 +52,7 @@ def commands(out: Path) -> list[tuple[Path, list[str]]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--out", type=user_path, default=Path("data/toy"), metavar="DIR", help="default %(default)s")
     out = parser.parse_args(arguments).out
     for target, command in commands(out):

@@ -13,11 +13,11 @@ if __name__ == "__main__":
 
     end_early()
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from lavila.arguments import parser_of
 from lavila.errors import UserError
 from lavila.files import explained, user_path
 from lavila.models.tokenizers import learn_vocabulary
@@ -34,7 +34,7 @@ def narrations(shards: Path, tables: Sequence[str]) -> Iterator[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--shards", type=user_path, required=True, metavar="DIR", help="shard set with narrations")
     parser.add_argument(
         "--captions", nargs="+", default=[OWN], metavar="TABLE", help=f"captions tables, as in data.captions ({OWN})"

@@ -24,6 +24,7 @@ import functools
 import os
 from collections.abc import Sequence
 
+from lavila.arguments import parser_of
 from lavila.engine.command_line import compute_the_same_bits, leave_cores_to_others, run_tool, start_log
 from lavila.errors import UserError
 from lavila.files import user_path
@@ -31,10 +32,7 @@ from lavila.files import user_path
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    description, epilog = (__doc__ or "").split("\n\n", 1)
-    p = argparse.ArgumentParser(
-        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = parser_of(__doc__)
     what = p.add_mutually_exclusive_group(required=True)
     what.add_argument("--shards", type=user_path, metavar="DIR", help="label the clips of this shard set")
     what.add_argument("--video", type=user_path, nargs="+", metavar="PATH", help="videos, or folders of videos")

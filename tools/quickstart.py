@@ -11,16 +11,16 @@ if __name__ == "__main__":
 
     end_early()
 
-import argparse
 import time
 from pathlib import Path
 
+from lavila.arguments import parser_of
 from lavila.walkthroughs.quickstart import RUN, steps
 from lavila.walkthroughs.steps import run_steps
 
 
 def main() -> int:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    parser_of(__doc__).parse_args()
     began = time.perf_counter()
     if status := run_steps("quickstart", steps(), root=Path(__file__).resolve().parents[1], stages=RUN):
         return status

@@ -27,16 +27,10 @@ if __name__ == "__main__":
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+from lavila.arguments import parser_of, whole_number
 from lavila.engine.command_line import compute_the_same_bits, leave_cores_to_others, run_tool
 from lavila.files import user_path
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from lavila.ingest.rephrasing import Rephrasing
 
 
 def rephrase_table(args: argparse.Namespace) -> None:
@@ -44,7 +38,7 @@ def rephrase_table(args: argparse.Namespace) -> None:
     import torch  # after parsing, so that --help is quick
     from tqdm import tqdm
 
-    from lavila.ingest.rephrasing import about_run, journal_path, rephrase, write_rephrased
+    from lavila.ingest.rephrasing import about_run, captions_of, journal_path, rephrase, settings_of, write_rephrased
     from lavila.journal import Journal
     from lavila.models.paraphraser import PARAPHRASER, load_paraphraser
     from lavila.shards.captions import CaptionError
@@ -53,8 +47,15 @@ def rephrase_table(args: argparse.Namespace) -> None:
     journal_file = journal_path(args.out)
     if args.out.exists() and not journal_file.exists():
         raise CaptionError(f"--out {args.out}: is there already; remove it or give another name")
-    table, file = _captions(args)
-    settings = _settings(args)
+    table, file = captions_of(args.captions, args.shards)
+    settings = settings_of(
+        number=args.number,
+        keep=args.keep,
+        max_length=args.max_length,
+        sampled=(args.temperature, args.top_p) if args.sample else None,
+        punctuation=args.punctuation,
+        seed=args.seed,
+    )
     journal = Journal(journal_file, settings=about_run(file, args.model, settings))
     print(f"{len(table)} clips of {args.captions or args.shards}, of which {journal.done} are done")
     if journal.done < len(table):
@@ -72,61 +73,9 @@ def rephrase_table(args: argparse.Namespace) -> None:
     print(f"      python train.py --config NAME 'data.captions=[own, {args.out}]'")
 
 
-def _captions(args: argparse.Namespace) -> tuple[pa.Table, Path]:
-    """The captions, and the file that holds them."""
-    from lavila.shards.captions import read_captions
-    from lavila.shards.format import CLIPS
-    from lavila.shards.reader import open_shard_set
-
-    if args.captions:
-        return read_captions(args.captions), args.captions
-    shard_set = open_shard_set(args.shards)
-    return shard_set.clips.select(["clip_id", "narrations"]), shard_set.path / CLIPS
-
-
-def _settings(args: argparse.Namespace) -> Rephrasing:
-    from dataclasses import replace
-
-    from lavila.ingest.rephrasing import Rephrasing
-    from lavila.models.paraphraser import PUBLISHED
-    from lavila.shards.captions import CaptionError
-
-    number = args.number or PUBLISHED.num_beams
-    if args.sample:
-        changes: dict[str, Any] = {
-            "num_beams": 1,
-            "num_beam_groups": 1,
-            "diversity_penalty": 0.0,
-            "num_return_sequences": number,
-        }
-        changes |= {"temperature": args.temperature, "top_p": args.top_p}
-    else:
-        changes = dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences"), number)
-    try:
-        choice = replace(PUBLISHED, max_length=args.max_length or PUBLISHED.max_length, **changes)
-    except ValueError as error:  # such as --temperature 0
-        raise CaptionError(str(error)) from None
-    kept = {} if args.keep is None else {"keep": args.keep}
-    return Rephrasing(choice=choice, **kept, punctuation=args.punctuation, seed=args.seed)
-
-
-def at_least(least: int, text: str) -> int:
-    """A whole number of an option."""
-    try:
-        number = int(text)
-    except ValueError:
-        number = least - 1
-    if number < least:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
-    return number
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    description, epilog = (__doc__ or "").split("\n\n", 1)
-    p = argparse.ArgumentParser(
-        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = parser_of(__doc__)
     given = p.add_mutually_exclusive_group(required=True)
     given.add_argument("--captions", type=user_path, metavar="FILE", help="a captions table (.parquet)")
     given.add_argument(
@@ -137,18 +86,18 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--model", metavar="NAME|DIR",
         help="the paraphraser (ramsrigouthamg/t5-large-paraphraser-diverse-high-quality)")  # fmt: skip
-    p.add_argument("--number", type=lambda text: at_least(2, text), metavar="N",
+    p.add_argument("--number", type=whole_number(2), metavar="N",
         help="paraphrases to make of each caption (20)")  # fmt: skip
-    p.add_argument("--keep", type=lambda text: at_least(1, text), metavar="N",
+    p.add_argument("--keep", type=whole_number(1), metavar="N",
         help="paraphrases to keep of each caption (3)")  # fmt: skip
-    p.add_argument("--max-length", type=lambda text: at_least(2, text), metavar="L",
+    p.add_argument("--max-length", type=whole_number(2), metavar="L",
         help="tokens of a paraphrase, the first one included (77)")  # fmt: skip
     p.add_argument("--punctuation", action="store_true", help="keep the punctuation of paraphrases")
     p.add_argument("--sample", action="store_true", help="draw paraphrases at random instead of searching")
     p.add_argument("--temperature", type=float, default=1.0, help="of --sample (1.0)")
     p.add_argument("--top-p", type=float, default=0.95, help="of --sample: the nucleus to draw from (0.95)")
     p.add_argument("--seed", type=int, default=0, help="of --sample (0)")
-    p.add_argument("--batch-size", type=lambda text: at_least(1, text), default=16, metavar="N",
+    p.add_argument("--batch-size", type=whole_number(1), default=16, metavar="N",
         help="captions at once (16)")  # fmt: skip
     p.add_argument("--device", help="such as cpu or cuda:0 (a GPU where there is one)")
     return p

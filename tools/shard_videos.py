@@ -38,6 +38,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lavila.annotations import DATASETS, read_annotations
+from lavila.arguments import name_and_value, parser_of, whole_number
 from lavila.cluster.arrays import ClusterOptions
 from lavila.config.load import load_config
 from lavila.config.schema import FRAMES
@@ -72,27 +73,9 @@ def parse_fps(text: str) -> Any:
         raise argparse.ArgumentTypeError(f"{text!r}: give 'native' or frames per second, for example 30") from None
 
 
-def parse_count(text: str) -> int:
-    """A whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
-def parse_option(text: str) -> tuple[str, str]:
-    """'mem_gb=8' -> ('mem_gb', '8')."""
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise argparse.ArgumentTypeError(f"{text!r}: give name=value, for example qos=long")
-    return name, value
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    description, epilog = (__doc__ or "").split("\n\n", 1)
-    p = argparse.ArgumentParser(
-        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = parser_of(__doc__)
     add = p.add_argument
     add("--dataset", required=True, choices=sorted(DATASETS), help="whose annotation files these are")
     add("--annotations", required=True, type=user_path, metavar="PATH", help="folder or file, as published")
@@ -106,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
     add("--out", required=True, type=user_path, metavar="DIR", help="new or empty folder for the shard set")
     add("--split", default="train", choices=["train", "val"], help="train is shuffled, val keeps its order (train)")
     add("--resume", action="store_true", help="continue an unfinished set in --out")
-    add("--limit", type=parse_count, metavar="N", help="store only the first N clips of the annotations")
+    add("--limit", type=whole_number(1), metavar="N", help="store only the first N clips of the annotations")
     add("--max-failures", default=DEFAULT_MAX_FAILURES, type=int, metavar="N",
         help=f"complete the set only if at most N clips fail ({DEFAULT_MAX_FAILURES})")  # fmt: skip
     add("--seed", default=0, type=int, help="number that decides how --split train is shuffled (0)")
@@ -155,10 +138,10 @@ def parser() -> argparse.ArgumentParser:
         help=f"a clip or chunk that takes longer fails ({Limits().seconds:.0f})")  # fmt: skip
     add("--cluster", default="none", choices=["none", "slurm", "local"],
         help="slurm: a job array, one tar for each element; local: the same path on this machine (none)")  # fmt: skip
-    add("--jobs", default=8, type=parse_count, metavar="N", help="elements of the array that run at once (8)")
+    add("--jobs", default=8, type=whole_number(1), metavar="N", help="elements of the array that run at once (8)")
     add("--partition", metavar="NAME", help="SLURM partition")
-    add("--minutes", default=24 * 60, type=parse_count, metavar="N", help="time limit of an element (1440)")
-    add("--cluster-option", action="append", default=[], type=parse_option, metavar="NAME=VALUE",
+    add("--minutes", default=24 * 60, type=whole_number(1), metavar="N", help="time limit of an element (1440)")
+    add("--cluster-option", action="append", default=[], type=name_and_value, metavar="NAME=VALUE",
         help="any further sbatch option, such as account=vision; may be repeated")  # fmt: skip
     return p
 

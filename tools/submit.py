@@ -23,6 +23,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lavila.arguments import name_and_value, parser_of
 from lavila.cluster.launch import Launch
 from lavila.cluster.submission import SlurmSettings, Submitted, follow, script, settings_of, submit
 from lavila.errors import UserError
@@ -40,10 +41,7 @@ COMMANDS: dict[str, tuple[Path, tuple[str, ...]]] = {
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    description, epilog = (__doc__ or "").split("\n\n", 1)
-    p = argparse.ArgumentParser(
-        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = parser_of(__doc__)
     add = p.add_argument
     add("--settings", type=user_path, metavar="FILE", help="YAML file of defaults for the options below")
     add("--minutes", type=int, metavar="N", help="time limit")
@@ -58,7 +56,8 @@ def parser() -> argparse.ArgumentParser:
     add("--array-parallelism", type=int, metavar="N", help="elements at a time (all)")
     add("--signal-seconds", type=int, metavar="S", help="time for saving before the time limit (120)")
     add("--logs", metavar="DIR", help="folder of logs, which all nodes see (runs/slurm)")
-    add("--option", action="append", default=[], metavar="NAME=VALUE", help="any further option of sbatch; repeatable")
+    add("--option", action="append", type=name_and_value, default=[], metavar="NAME=VALUE",
+        help="any further option of sbatch; repeatable")  # fmt: skip
     add("--print", action="store_true", help="print the script for sbatch and submit nothing")
     add("--follow", action="store_true", help="show the log of rank 0 until the job ends; Ctrl-C leaves the job")
     add("command", choices=COMMANDS, metavar="COMMAND", help=f"one of {', '.join(COMMANDS)}")
@@ -69,12 +68,7 @@ def parser() -> argparse.ArgumentParser:
 def settings(args: argparse.Namespace) -> SlurmSettings:
     """What the arguments and the file of defaults ask for."""
     given: dict[str, Any] = {name: getattr(args, name, None) for name in SlurmSettings.__dataclass_fields__}
-    given["extra"] = {}
-    for option in args.option:
-        name, equals, value = option.partition("=")
-        if not (name and equals):
-            raise UserError(f"--option {option}: expected NAME=VALUE, such as mail-type=END")
-        given["extra"][name] = value
+    given["extra"] = dict(args.option)
     found = settings_of(args.settings, given)
     if found.array is not None and args.command != "narrate.py":
         more = "; give it --cluster slurm --jobs N, and it makes an array itself" if "shard" in args.command else ""

@@ -12,16 +12,16 @@ if __name__ == "__main__":
 
     end_early()
 
-import argparse
 from pathlib import Path
 
+from lavila.arguments import parser_of
 from lavila.walkthroughs.demo import RUNS, steps
 from lavila.walkthroughs.steps import run_command, run_steps, show
 
 
 def main() -> int:
     root = Path(__file__).resolve().parents[1]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--no-open", action="store_true", help="open no browser")
     parser.add_argument("--port", default="8765", metavar="N", help="of the page (%(default)s)")
     asked = parser.parse_args()

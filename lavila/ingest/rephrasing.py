@@ -9,7 +9,7 @@ import hashlib
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +18,9 @@ import pyarrow as pa
 from lavila.journal import Entry, Journal
 from lavila.models.generation import GenerationConfig, Generators, clip_generators
 from lavila.models.paraphraser import PUBLISHED
-from lavila.shards.captions import write_captions
+from lavila.shards.captions import CaptionError, read_captions, write_captions
+from lavila.shards.format import CLIPS
+from lavila.shards.reader import open_shard_set
 
 SOURCE = "rephrased"
 CLIPS_AT_ONCE = 1024  # rows of the input that are in memory
@@ -43,6 +45,44 @@ class Paraphrases(Protocol):
     def __call__(
         self, captions: Sequence[str], config: GenerationConfig, *, generator: Generators = None
     ) -> list[list[tuple[str, float]]]: ...
+
+
+def settings_of(
+    *,
+    number: int | None = None,
+    keep: int | None = None,
+    max_length: int | None = None,
+    sampled: tuple[float, float] | None = None,
+    punctuation: bool = False,
+    seed: int = 0,
+) -> Rephrasing:
+    """The published settings with changes; None leaves one as published.
+
+    number: of paraphrases made of a caption. keep: of those, at most. max_length: tokens of a paraphrase with the first
+    one. sampled: temperature and nucleus (top-p) of sampling, which takes the place of the search. Raises CaptionError
+    for impossible values.
+    """
+    number = number or PUBLISHED.num_beams
+    if sampled is None:
+        changes: dict[str, Any] = dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences"), number)
+    else:
+        changes = {"num_beams": 1, "num_beam_groups": 1, "diversity_penalty": 0.0, "num_return_sequences": number}
+        changes |= dict(zip(("temperature", "top_p"), sampled, strict=True))
+    try:
+        choice = replace(PUBLISHED, max_length=max_length or PUBLISHED.max_length, **changes)
+    except ValueError as error:  # such as a temperature of 0
+        raise CaptionError(str(error)) from None
+    kept = {} if keep is None else {"keep": keep}
+    return Rephrasing(choice=choice, **kept, punctuation=punctuation, seed=seed)
+
+
+def captions_of(captions: Path | None, shards: Path | None) -> tuple[pa.Table, Path]:
+    """The clips (clip_id, narrations) of a captions table, or else of a shard set, and the file that holds them."""
+    if captions is not None:
+        return read_captions(captions), captions
+    assert shards is not None, "one of them is given"
+    shard_set = open_shard_set(shards)
+    return shard_set.clips.select(["clip_id", "narrations"]), shard_set.path / CLIPS
 
 
 def journal_path(out: Path) -> Path:

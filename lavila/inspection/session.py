@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ class Inspection:
 
     def verify(self, quarantine: Path | None) -> None:
         """Check every byte, decode every clip, and write the bad clips to `quarantine` or into the set."""
+        if quarantine is None and not os.access(self._shard_set.path, os.W_OK):
+            what = "cannot be written; what is bad is printed, and --quarantine FILE keeps it"
+            sys.stderr.write(f"{self._shard_set.path}: {what}\n")
         found = verify(self._shard_set, workers=self._workers, quarantine=quarantine)
         self.sound = not found["problems"] and not found["quarantine"]
         self.facts |= {"verified": found, "quarantine": len(found["quarantine"])}

@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from lavila.cluster.workers import Progress
+from lavila.cluster.workers import Progress, WorkerDied
 from lavila.inspection.facts import SHOWN
 from lavila.shards.format import QUARANTINE
 from lavila.shards.reader import ShardSet
@@ -36,7 +36,13 @@ def verify(shard_set: ShardSet, *, workers: int, quarantine: Path | None = None)
             bar.set_postfix(bad=progress.failed, refresh=False)
             bar.update(progress.stored + progress.failed - bar.n)
 
-        verdict = verify_shard_set(shard_set, decodes, workers=workers, on_progress=show)
+        try:
+            verdict = verify_shard_set(shard_set, decodes, workers=workers, on_progress=show)
+        except WorkerDied as error:
+            cause = str(error).partition(";")[0]
+            raise WorkerDied(
+                f"{cause}; {QUARANTINE} is as it was before: run again, with fewer --workers if memory is short"
+            ) from error
     unwritten = None
     try:
         write_quarantine(shard_set.path, verdict.bad, file=quarantine)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -170,6 +171,16 @@ def read_source(path: Path) -> Source:
             for name, (left, top) in (*sides, ("lower right", (0.5, 0.5)))
         }
     return Source(path=path, sha256=sha256, frames=frames, fps=fps, width=width, height=height, scenes=scenes)
+
+
+def read_sources(paths: Sequence[Path]) -> list[Source]:
+    """Several footages. Raises SampleError as well where two of their scenes have one name."""
+    sources = [read_source(path) for path in paths]
+    names = [name for source in sources for name in source.scenes]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise SampleError(f"--footage: scene {twice[0]!r} is named twice; rename it in a .scenes.json")
+    return sources
 
 
 def _sha256(path: Path) -> str:

@@ -156,10 +156,15 @@ def test_a_command_that_dies_of_the_stop_counts_as_stopped_by_it() -> None:
         (["train.py"], "--minutes"),
         (["--minutes", "5", "--array", "4", "train.py"], "--array 4: train.py"),
         (["--minutes", "5", "--array", "4", "shard_videos.py"], "--cluster slurm --jobs"),
-        (["--minutes", "5", "--option", "nice", "train.py"], "NAME=VALUE"),
     ],
 )
 def test_the_command_says_what_is_wrong(arguments: list[str], message: str) -> None:
     command = [sys.executable, "tools/submit.py", "--print", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_an_option_without_a_value_is_named() -> None:
+    command = [sys.executable, "tools/submit.py", "--print", "--minutes", "5", "--option", "nice", "train.py"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "'nice'" in done.stderr.splitlines()[-1]  # below argparse's usage

@@ -200,7 +200,7 @@ def test_what_is_not_a_shard_set_is_told_in_one_line(clips: ShardSet, tmp_path: 
         (["x", "--preview", "0", "--out", "a.png"], "'0' is not a whole number of at least 1"),
         (["x", "--preview", "4", "--out", "a.jpg"], "give a name that ends in .png"),
         (["x", "--preview", "4", "--out", "/nowhere/a.png"], "no such folder /nowhere"),
-        (["x", "--workers", "-1"], "give 0 or more"),
+        (["x", "--workers", "-1"], "at least 0"),
         (["x", "--quarantine", "bad.jsonl"], "add --verify"),
         (["x", "--verify", "--quarantine", "/nowhere/bad.jsonl"], "no file can be written there"),
         (["x", "--verify", "--quarantine", "/"], "no file can be written there"),
@@ -323,7 +323,7 @@ def test_interrupting_leaves_the_quarantine_as_it_was(clips: ShardSet, monkeypat
     monkeypatch.setattr(verify, "run_jobs", interrupted)
     done = run(clips.path, "--verify")
     assert done.returncode == 130
-    assert "interrupted: quarantine.jsonl" in done.stderr and "Traceback" not in done.stderr
+    assert "interrupted; quarantine.jsonl" in done.stderr and "Traceback" not in done.stderr
     assert {path.name: path.read_bytes() for path in clips.path.iterdir()} == before
 
 

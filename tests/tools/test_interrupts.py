@@ -156,9 +156,12 @@ def test_a_step_of_many_ends_in_its_own_way(tmp_path: Path) -> None:
     """A terminal sends Ctrl-C to the script of many steps and to the step."""
     (tmp_path / "slow.py").write_text(SLOW)
     command = [str(tmp_path / "slow.py"), str(tmp_path / "tidied")]
-    call = f"import sys, quickstart as q; sys.exit(q.run_steps([q.Step('slow', None, {command})], stages=q.RUN))"
+    call = (
+        "import sys; from pathlib import Path; from lavila.walkthroughs.steps import Step, run_steps; "
+        f"sys.exit(run_steps('many', [Step('slow', None, {command})], root=Path.cwd(), stages=Path('runs')))"
+    )
     process = subprocess.Popen(
-        [sys.executable, "-c", call], cwd=ROOT / "tools", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        [sys.executable, "-c", call], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         start_new_session=True,
     )  # fmt: skip
     assert process.stdout is not None

@@ -12,7 +12,7 @@ import pytest
 import rephrase
 
 from lavila.engine.command_line import compute_the_same_bits
-from lavila.ingest.rephrasing import Rephrasing
+from lavila.ingest.rephrasing import Rephrasing, settings_of
 from lavila.models.paraphraser import PARAPHRASER, PUBLISHED, Paraphraser
 from lavila.shards.captions import read_captions, write_captions
 from lavila.shards.reader import ShardSet
@@ -105,7 +105,8 @@ def test_a_finished_table_is_not_overwritten(captions: Path, model: Path, tmp_pa
 
 def test_without_options_words_are_chosen_as_published() -> None:
     args = rephrase.parser().parse_args(["--captions", "x", "--out", "y"])
-    assert rephrase._settings(args) == Rephrasing()
+    given = (args.number, args.keep, args.max_length, args.sample, args.punctuation, args.seed)
+    assert given == (None, None, None, False, False, 0) and settings_of() == Rephrasing()
     help_text = "".join(rephrase.parser().format_help().split())
     defaults = (f"caption({PUBLISHED.num_beams})", f"caption({Rephrasing().keep})", f"included({PUBLISHED.max_length})")
     assert all(one in help_text for one in (f"({PARAPHRASER})", *defaults))
