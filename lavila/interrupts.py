@@ -33,7 +33,7 @@ LEFT_TO_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, 
 def end_early(*, status: int = INTERRUPTED) -> None:
     """From here to `run_main`, Ctrl-C ends this process at once, with one line and this exit status.
 
-    No KeyboardInterrupt is raised meanwhile: compiled modules that are being imported may lose it, and go on.
+    No KeyboardInterrupt is raised meanwhile: compiled modules that are being imported may lose it, and continue.
     """
 
     def end(number: int, frame: FrameType | None) -> None:

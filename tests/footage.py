@@ -1,4 +1,4 @@
-"""Small videos made on the spot, whose frames tell their own number even after lossy coding."""
+"""Small videos made on the spot, whose frames show their number even after lossy coding."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def write_numbered_video(
 
 
 def repeat_video(source: Path, path: Path, times: int) -> Path:
-    """The packets of a video, again and again with timestamps that go on: a long video without long encoding."""
+    """The packets of a video, again and again with timestamps that continue: a long video without long encoding."""
     with av.open(str(source)) as container:
         stream = container.streams.video[0]
         packets = [packet for packet in container.demux(stream) if packet.size]

@@ -1,4 +1,4 @@
-"""Commands of the repository in processes of their own that need no seconds to start.
+"""Commands of the repository in separate processes that need no seconds to start.
 
 A fresh interpreter computes for four seconds until it has imported what train.py needs. Here a server imports that once
 for each process of pytest, and forks for each command. A fork has its own environment, working folder, output and exit

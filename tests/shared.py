@@ -17,7 +17,7 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
     """The folder `name` of this run of the tests. `make` fills it, unless another process has done so before."""
     root = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
-        root = root.parent  # each process has a folder of its own in there
+        root = root.parent  # each process has its folder in there
     folder, whole = root / f"shared-{name}", root / f"shared-{name}.whole"
     with (root / f"shared-{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""What the docs tell a reader to type, to open and to read exists: options, configs, modules, files and links."""
+"""What the docs ask a reader to type, to open and to read exists: options, configs, modules, files and links."""
 
 from __future__ import annotations
 

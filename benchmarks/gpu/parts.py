@@ -86,7 +86,7 @@ def chip(gpu: Gpu, material: Material, results: Results) -> None:
 
 
 def pictures(gpu: Gpu, material: Material, results: Results) -> None:
-    """NVDEC's pictures against the CPU's. Where they differ, the shift that fits best tells of hidden frames."""
+    """NVDEC's pictures against the CPU's. Where they differ, the shift that fits best shows hidden frames."""
     for codec in CODECS:
         for kind in ("short", "chunk"):
             data = material.clip(codec, kind)

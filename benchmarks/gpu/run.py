@@ -1,4 +1,4 @@
-"""What a GPU does with our clips, learnt in a few minutes: one command for the first GPU that can be had.
+"""What a GPU does with our clips, learnt in a few minutes: one command for the first GPU that is available.
 
     python -m benchmarks.gpu --minutes 8 --out DIR [--only PART ...] [--stub] [--tiny]
 

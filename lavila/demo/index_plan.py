@@ -123,9 +123,10 @@ def _index_before(folder: Path, settings: IndexSettings) -> list[IndexedVideo]:
     names = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
     if names:
         # People know a model by its name, and two checkpoints of one name by their checksums.
-        told = {"sha256": (index.settings.model, settings.model)} if index.settings.model != settings.model else {}
+        by_name = {"sha256": (index.settings.model, settings.model)} if index.settings.model != settings.model else {}
         pairs = [
-            ("model" if name in told else name, told.get(name, (found.get(name), wanted.get(name)))) for name in names
+            ("model" if name in by_name else name, by_name.get(name, (found.get(name), wanted.get(name))))
+            for name in names
         ]
         changes = [f"{name} was {shown(was)}, is {shown(now)}" for name, (was, now) in pairs]
         raise IndexFolderError(
@@ -171,7 +172,7 @@ def _planned(folder: Path, file: Path, name: str, settings: IndexSettings) -> Pl
 
 
 def _signature(file: Path) -> tuple[int, int, list[Any]]:
-    """Bytes, time of the last change, and what tells a changed video from the former one. EncodeError without files."""
+    """Bytes, time of the last change, and what differs in a changed video. EncodeError without files."""
     files = [part.path for part in find_parts(file)]
     content: list[Any] = [[one.name, one.stat().st_size, one.stat().st_mtime_ns] for one in files]
     return sum(size for _, size, _ in content), max(mtime for _, _, mtime in content), content

@@ -58,7 +58,7 @@ class BadClips:
         return len(self._loader.bad_clips) > self._shared
 
     def share(self, *, update: int) -> None:
-        """Tell all ranks of the bad clips of an update; every rank calls this. BadClipsError on all, or on none."""
+        """Report to all ranks the bad clips of an update; every rank calls this. BadClipsError on all, or on none."""
         own = self._loader.bad_clips[self._shared :]
         self._shared += len(own)
         mine = [Found(rank=self._process.rank, clip=clip) for clip in own]

@@ -211,7 +211,7 @@ def check_same_order(path: Path, facts: Facts, *, now: dict[str, int]) -> None:
     elsewhere = f"; or start another run from the end of an epoch (resume={end} run_dir=...)" if end else ""
     raise CheckpointError(
         f"{path}: was saved after {facts.progress.epoch_updates} updates of an epoch, and {changes}: the rest "
-        f"of the epoch would repeat clips and miss others. Go on with what was until an epoch ends{elsewhere}; "
+        f"of the epoch would repeat clips and miss others. Continue with what was until an epoch ends{elsewhere}; "
         "or start afresh (resume=aside). optim.accumulate and the number of ranks may change at any time"
     )
 
@@ -230,8 +230,8 @@ def newest(folder: Path) -> Path | None:
         reasons.append(f"{path}: {reason}")
     if reasons:
         raise CheckpointError(
-            f"not one checkpoint to go on from is whole: {'; '.join(reasons)}; start afresh with resume=aside, which "
-            "keeps the folder under another name, or start from weights with model.init=..."
+            f"not one checkpoint to continue from is whole: {'; '.join(reasons)}; start afresh with resume=aside, "
+            "which keeps the folder under another name, or start from weights with model.init=..."
         )
     return None
 

@@ -103,7 +103,7 @@ def start_from(run_dir: Path, resume: str) -> Path | None:
     if resume == "none":
         if holds_a_run(run_dir):
             raise CheckpointError(
-                f"resume=none: {run_dir} holds a run already; go on with it (resume=auto), keep it under another name "
+                f"resume=none: {run_dir} holds a run already; continue it (resume=auto), keep it under another name "
                 "(resume=aside), or give another run_dir=..."
             )
         return None
@@ -120,7 +120,7 @@ def start_from(run_dir: Path, resume: str) -> Path | None:
     others = [other for other in step_folders(own) if not mine or other.name > found.name]
     if last := next((other for other in reversed(others) if torn(other) is None), None):
         raise CheckpointError(
-            f"resume={resume}: {last} is there already, and two runs would mix in one folder; go on from that one "
+            f"resume={resume}: {last} is there already, and two runs would mix in one folder; continue from that one "
             "(resume=auto), or give another run_dir=..."
         )
     return found

@@ -1,7 +1,7 @@
 """Signals that ask a run to save, and those that ask it to save and stop.
 
 A batch system sends a signal some seconds before it takes the machine away. The handler only notes it. At the next
-update the ranks tell one another, so that all of them save the same update, wherever the signal found each of them.
+update the ranks exchange it, so that all of them save the same update, wherever the signal found each of them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Wish(enum.IntFlag):
     NOTHING = 0
     SAVE = 1
     STOP = 2  # save, and end
-    BAD_CLIPS = 4  # tell one another of new bad clips
+    BAD_CLIPS = 4  # exchange new bad clips
 
 
 @dataclass

@@ -88,7 +88,7 @@ class RunParts:
 class Trainer:
     """Steps a task over a loader; logs, saves and resumes.
 
-    found: the whole checkpoint to go on from; None = start afresh. CheckpointError where that would repeat or miss
+    found: the whole checkpoint to continue from; None = start afresh. CheckpointError where that would repeat or miss
     clips of an epoch. asked: what signals ask for.
     """
 

@@ -259,7 +259,7 @@ def add_encoder(output: Any, settings: EncodeSettings, coding: Coding) -> Any:
 
 
 def marking(settings: EncodeSettings, coding: Coding) -> Callable[[Any], Any]:
-    """What each picture of a stream passes before its encoder, in order: it tells libvpx the flags of the frame.
+    """What each picture of a stream passes before its encoder, in order: it gives libvpx the flags of the frame.
 
     FFmpeg's libvpx reads them from the frame's metadata, and only a filter can write those.
     """

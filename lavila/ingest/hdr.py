@@ -6,7 +6,7 @@
 3. The primaries become those of BT.709; what lies outside is cut off.
 4. Light becomes a signal for screens of BT.1886, with reference white at its top.
 
-Whatever a file says of its own peak, of this scene's or of its mastering screen is not used. So a level means the same
+Whatever a file says of its peak, of this scene's or of its mastering screen is not used. So a level means the same
 in all clips.
 """
 
@@ -29,7 +29,7 @@ PRIMARIES = {
     BT2020: (0.708, 0.292, 0.170, 0.797, 0.131, 0.046, 0.3127, 0.3290),
     P3: (0.680, 0.320, 0.265, 0.690, 0.150, 0.060, 0.3127, 0.3290),
 }
-PEAK, WHITE = 1000.0, 203.0  # cd/m2: the brightest that is told apart, and reference white
+PEAK, WHITE = 1000.0, 203.0  # cd/m2: the brightest that is distinguished, and reference white
 SCREEN_GAMMA = 2.4  # BT.1886
 SYSTEM_GAMMA = 1.2  # of HLG, for a screen of 1000 cd/m2
 # The constants of PQ and of HLG (BT.2100, tables 4 and 5).

@@ -65,6 +65,6 @@ def kind_of(frame: Any, *, transfer: int, codec_tag: str) -> PictureKind:
 
 
 def _has_own_colours(metadata: bytes) -> bool:
-    """Whether the base layer is IPTPQc2. FFmpeg tells profile 5 from others alike: by RPU profile and range."""
+    """Whether the base layer is IPTPQc2. FFmpeg recognises profile 5 the same way: by RPU profile and range."""
     header: int = struct.unpack_from("N", metadata)[0]
     return metadata[header + DOLBY_PROFILE] == 0 and metadata[header + DOLBY_FULL_RANGE] == 1

@@ -193,7 +193,7 @@ def is_avi_cut_short(path: Path) -> bool:
 def is_cut_short(part: Part, container: Any, stream: Any, deadline: Deadline) -> bool:
     """Whether a file is not whole, given that its pictures end earlier than its header says. Reads to the file's end.
 
-    A header may state only the length of the whole file, and then its sound may go on after the pictures.
+    A header may state only the length of the whole file, and then its sound may continue after the pictures.
     """
     if container.format.name.startswith("matroska") and (end := matroska_end(part.path)) is not None:
         return part.path.stat().st_size < end

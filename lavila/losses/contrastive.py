@@ -2,7 +2,7 @@
 
 Sources: the symmetric loss of CLIP (Radford et al., 2021); temperatures for human and machine narrations of LaViLa
 (Zhao et al., CVPR 2023); several right answers to a question as in MIL-NCE (Miech et al., CVPR 2020) and EgoNCE (Lin et
-al., NeurIPS 2022). A rank computes only the similarities of its own clips, [b,B] twice, so its memory does not
+al., NeurIPS 2022). A rank computes only the similarities of its clips, [b,B] twice, so its memory does not
 grow with the square of the whole batch. The gradient is that of the whole batch, as in all published recipes. Every
 rank must call these functions, also one whose clips were all left out.
 """
@@ -86,7 +86,7 @@ def _full_precision(features: Tensor) -> torch.autocast:
 def _scaled(
     image: Tensor, text: Tensor, human: Tensor, scale: Tensor | float, pseudo_scale: Tensor | float
 ) -> tuple[Tensor, Tensor]:
-    """Features whose products are scaled similarities: each side of a pair carries the root of its own scale."""
+    """Features whose products are scaled similarities: each side of a pair carries the root of its scale."""
     if human.shape != image.shape[:1] or human.dtype != torch.bool:
         raise ValueError(f"human is {human.dtype} of shape {tuple(human.shape)}: expected bool of [{len(image)}]")
     kind = torch.promote_types(image.dtype, torch.float32)

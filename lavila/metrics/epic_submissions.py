@@ -153,7 +153,7 @@ def _entries(verb_probabilities: Floats, noun_probabilities: Floats) -> list[dic
 
 
 def _rounded(score: float) -> float:
-    """Nine digits, which tell all float32 apart, instead of seventeen."""
+    """Nine digits, which distinguish all float32, instead of seventeen."""
     return float(f"{score:.9g}")
 
 

@@ -116,7 +116,7 @@ def attention(q_BSHE: Tensor, k_BSHE: Tensor, v_BSHE: Tensor) -> Tensor:
 class DividedAttention(nn.Module):
     """Multi-head attention over one axis of a clip.
 
-    The class token attends to every token. A patch token attends to the class token and to the patches of its own frame
+    The class token attends to every token. A patch token attends to the class token and to the patches of its frame
     (`over="space"`) or those at its own place in all frames (`over="time"`).
     """
 

@@ -143,7 +143,7 @@ def write_questions(sample: Sample, out: Path) -> None:
 
 
 def _wrong_choices(clip: Narrated, clips: list[Narrated], kind: int, rng: np.random.Generator) -> list[Narrated]:
-    """Clips with texts of their own; from one video each as far as there are enough videos, or all from `clip`'s."""
+    """Clips whose texts differ; from one video each as far as there are enough videos, or all from `clip`'s."""
     own = clip.video.video_id
     chosen = [clip]
     pool = [c for c in clips if (c.video.video_id == own) == (kind == INTRA)]

@@ -28,7 +28,7 @@ class ContrastiveStep:
 
     A clip is paired with the narration that the plan chose. Where it has none and the dataset describes its classes, a
     class of it is chosen the same way (Charades-Ego's own annotations). A clip without either is left out. Words that
-    no person wrote have a temperature of their own, as in LaViLa (Zhao et al., CVPR 2023). With
+    no person wrote have a separate temperature, as in LaViLa (Zhao et al., CVPR 2023). With
     `task.same_words=positives`, words that are equal to a clip's own are right for it, whichever clip they came with.
     """
 

@@ -66,7 +66,7 @@ class ZeroShot(DualEncoderKind):
 
 
 def kinds_of(options: TaskOptions, tables: Tables) -> list[str]:
-    """The kinds of labels whose classes the model tells apart: that of several labels a clip, or those of the heads."""
+    """Kinds of labels whose classes the model distinguishes: that of several labels a clip, or those of the heads."""
     if tables.class_texts.get(LABELS):
         return [LABELS]
     return [head for head in options.heads if tables.class_texts.get(head)]

@@ -190,15 +190,15 @@ BAD_CELLS = [
 ]
 
 
-@pytest.mark.parametrize(("column", "cell", "told"), BAD_CELLS)
-def test_bad_cell_is_named(tmp_path: Path, column: str, cell: str, told: str) -> None:
+@pytest.mark.parametrize(("column", "cell", "message"), BAD_CELLS)
+def test_bad_cell_is_named(tmp_path: Path, column: str, cell: str, message: str) -> None:
     with pytest.raises(AnnotationError) as caught:
         read(tmp_path, row(), row(**{"id": "b", column: cell}))
-    assert str(caught.value).startswith(f"{tmp_path / VAL}, line 3, column {column!r}: {told}")
+    assert str(caught.value).startswith(f"{tmp_path / VAL}, line 3, column {column!r}: {message}")
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ("", ""),
         ("c000 One\nc000 Two\n", ".*line 2.*c000"),
@@ -207,10 +207,10 @@ def test_bad_cell_is_named(tmp_path: Path, column: str, cell: str, told: str) ->
         ("c0² One\n", ".*line 1.*'c0² One'"),
     ],
 )
-def test_bad_classes_are_named(tmp_path: Path, content: str, told: str) -> None:
+def test_bad_classes_are_named(tmp_path: Path, content: str, message: str) -> None:
     path = write(tmp_path, row())
     (tmp_path / CLASSES).write_text(content)
-    with pytest.raises(AnnotationError, match=rf"{CLASSES}{told}"):
+    with pytest.raises(AnnotationError, match=rf"{CLASSES}{message}"):
         read_annotations("charades_ego", path, split="val")
 
 

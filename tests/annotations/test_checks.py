@@ -111,7 +111,7 @@ def test_what_is_shown_is_one_short_line() -> None:
     assert shown(deep) == "a list"
 
 
-def test_folders_and_unreadable_files_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_and_unreadable_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.csv").mkdir()
     with pytest.raises(AnnotationError, match=r"a\.csv.*a\.csv.*a\.csv"):
         read_text(tmp_path / "a.csv")
@@ -126,7 +126,7 @@ def test_folders_and_unreadable_files_are_told(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ("", "line 1: no column 'id'; found nothing; needed are id"),
         ('id\n"a', "line 2: not valid csv (unexpected end of data); correct the line"),
@@ -134,8 +134,8 @@ def test_folders_and_unreadable_files_are_told(tmp_path: Path, monkeypatch: pyte
         ("id,b\n1\n", "line 2: 1 cells, but the header has 2"),
     ],
 )
-def test_csv_files_that_are_none(tmp_path: Path, content: str, told: str) -> None:
+def test_csv_files_that_are_none(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "a.csv").write_text(content)
     with pytest.raises(AnnotationError) as caught:
         read_csv(tmp_path / "a.csv", ("id",))
-    assert told in str(caught.value)
+    assert message in str(caught.value)

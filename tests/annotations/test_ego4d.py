@@ -147,13 +147,13 @@ BAD_FILES = [  # what the file holds, and what the message names of it
 ]
 
 
-@pytest.mark.parametrize(("data", "told"), BAD_FILES)
-def test_what_is_no_list_of_entries_is_named(tmp_path: Path, data: object, told: str) -> None:
+@pytest.mark.parametrize(("data", "message"), BAD_FILES)
+def test_what_is_no_list_of_entries_is_named(tmp_path: Path, data: object, message: str) -> None:
     path = save(tmp_path, data)
-    with pytest.raises(AnnotationError, match=rf"^{path}.*{told}") as caught:
+    with pytest.raises(AnnotationError, match=rf"^{path}.*{message}") as caught:
         read_annotations("ego4d", path, split="train")
     assert "\n" not in str(caught.value)
-    with pytest.raises(AnnotationError, match=rf"^{path}.*{told}"):
+    with pytest.raises(AnnotationError, match=rf"^{path}.*{message}"):
         read_narrations(path)
 
 

@@ -125,16 +125,16 @@ BAD_FILES = [  # what the file holds, and what the message names of it
 ]
 
 
-@pytest.mark.parametrize(("questions", "told"), BAD_FILES)
-def test_bad_questions_are_named(tmp_path: Path, questions: object, told: str) -> None:
+@pytest.mark.parametrize(("questions", "message"), BAD_FILES)
+def test_bad_questions_are_named(tmp_path: Path, questions: object, message: str) -> None:
     path = save(tmp_path, questions)
-    with pytest.raises(AnnotationError, match=rf"^{path}.*{told}") as caught:
+    with pytest.raises(AnnotationError, match=rf"^{path}.*{message}") as caught:
         read_annotations("egomcq", path, split="val")
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ("", "JSON"),
         ("{", "JSON"),
@@ -143,9 +143,9 @@ def test_bad_questions_are_named(tmp_path: Path, questions: object, told: str) -
         ('{"0": {}, "0": {}}', r"JSON.*key"),
     ],
 )
-def test_what_is_no_json(tmp_path: Path, content: str, told: str) -> None:
+def test_what_is_no_json(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "egomcq.json").write_text(content)
-    with pytest.raises(AnnotationError, match=rf"egomcq.json.*{told}"):
+    with pytest.raises(AnnotationError, match=rf"egomcq.json.*{message}"):
         read_annotations("egomcq", tmp_path, split="val")
 
 

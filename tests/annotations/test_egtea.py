@@ -84,16 +84,16 @@ BAD_LINES = [
 ]
 
 
-@pytest.mark.parametrize(("line", "told"), BAD_LINES)
-def test_bad_lines_are_named(tmp_path: Path, line: str, told: str) -> None:
+@pytest.mark.parametrize(("line", "message"), BAD_LINES)
+def test_bad_lines_are_named(tmp_path: Path, line: str, message: str) -> None:
     path = write(tmp_path, f"{OTHER} 1", "", line)
     with pytest.raises(AnnotationError) as caught:
         read_annotations("egtea", path, split="train")
-    assert str(caught.value) == f"{path}, line 3: {told}"
+    assert str(caught.value) == f"{path}, line 3: {message}"
 
 
 @pytest.mark.parametrize(
-    ("names", "told"),
+    ("names", "message"),
     [
         ([], ""),
         (["Cut 1", "Open 1"], "line 2.*1.*'cut'"),
@@ -102,8 +102,8 @@ def test_bad_lines_are_named(tmp_path: Path, line: str, told: str) -> None:
         (["Cut"], "line 1.*'Cut'"),
     ],
 )
-def test_bad_actions_are_named(tmp_path: Path, names: list[str], told: str) -> None:
-    with pytest.raises(AnnotationError, match=rf"action_idx.txt.*{told}"):
+def test_bad_actions_are_named(tmp_path: Path, names: list[str], message: str) -> None:
+    with pytest.raises(AnnotationError, match=rf"action_idx.txt.*{message}"):
         read_annotations("egtea", write(tmp_path, f"{CLIP} 1", names=names), split="train")
 
 

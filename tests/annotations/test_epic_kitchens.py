@@ -1,4 +1,4 @@
-"""EPIC-KITCHENS-100 csvs -> clips: the published parsing to the letter, and what odd files get told."""
+"""EPIC-KITCHENS-100 csvs -> clips: the published parsing to the letter, and the errors for odd files."""
 
 from __future__ import annotations
 
@@ -139,13 +139,13 @@ BAD_CELLS = [
 ]
 
 
-@pytest.mark.parametrize(("column", "cell", "told"), BAD_CELLS)
-def test_bad_cell_is_named(tmp_path: Path, column: str, cell: str, told: str) -> None:
+@pytest.mark.parametrize(("column", "cell", "message"), BAD_CELLS)
+def test_bad_cell_is_named(tmp_path: Path, column: str, cell: str, message: str) -> None:
     folder = write_set(tmp_path, [row(), row(**{"narration_id": "b", column: cell})])
     with pytest.raises(AnnotationError) as caught:
         read_annotations("ek100_cls", folder, split="train")
     assert str(caught.value).startswith(f"{folder / TRAIN}, line 3, column {column!r}: ")
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -181,11 +181,11 @@ def test_missing_file_is_named(tmp_path: Path, name: str) -> None:
         read_annotations("ek100_cls", folder, split="train")
 
 
-@pytest.mark.parametrize(("ids", "told"), [((0, 2), "line 3.*'id'.*'2'"), ((0, 0), "0.*'verb-0'")])
-def test_class_numbers_must_be_complete(tmp_path: Path, ids: tuple[int, int], told: str) -> None:
+@pytest.mark.parametrize(("ids", "message"), [((0, 2), "line 3.*'id'.*'2'"), ((0, 0), "0.*'verb-0'")])
+def test_class_numbers_must_be_complete(tmp_path: Path, ids: tuple[int, int], message: str) -> None:
     folder = write_set(tmp_path, [])
     write_csv(folder / "EPIC_100_verb_classes.csv", ["id", "key"], [[i, f"verb-{i}"] for i in ids])
-    with pytest.raises(AnnotationError, match=told):
+    with pytest.raises(AnnotationError, match=message):
         read_annotations("ek100_cls", folder, split="train")
 
 

@@ -165,7 +165,7 @@ def test_rows_that_cannot_be_clips_keep_their_place_in_the_relevancy(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("matrix", "told"),
+    ("matrix", "message"),
     [
         ([[1.0]], "list"),
         (np.ones(3), r"\(3,\), float64"),
@@ -175,9 +175,9 @@ def test_rows_that_cannot_be_clips_keep_their_place_in_the_relevancy(tmp_path: P
         (np.ones((0, 3)), "0 to 1"),
     ],
 )
-def test_what_is_no_relevancy(tmp_path: Path, matrix: object, told: str) -> None:
+def test_what_is_no_relevancy(tmp_path: Path, matrix: object, message: str) -> None:
     path = save_relevancy(write(tmp_path), matrix)
-    with pytest.raises(AnnotationError, match=rf"^{path}.*{told}"):
+    with pytest.raises(AnnotationError, match=rf"^{path}.*{message}"):
         read_annotations("ek100_mir", tmp_path, split="val")
 
 
@@ -190,8 +190,8 @@ def test_bad_nouns_are_named(tmp_path: Path, cell: str) -> None:
     with pytest.raises(AnnotationError) as caught:
         read_annotations("ek100_mir", tmp_path, split="val")
     place = f"{tmp_path / CLIPS['val']}, line 3, column 'all_noun_classes'"
-    told = "is not a list of noun classes from 0 to 299; write it like [49, 36]"
-    assert str(caught.value) == f"{place}: {shown(cell)} {told}"
+    expected = "is not a list of noun classes from 0 to 299; write it like [49, 36]"
+    assert str(caught.value) == f"{place}: {shown(cell)} {expected}"
 
 
 def test_sentences_that_cannot_be_placed_are_named(tmp_path: Path) -> None:

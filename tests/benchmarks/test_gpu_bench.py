@@ -19,7 +19,7 @@ SCRIPTS = {
     "material": "pass",
     "small": "import os, signal; os.kill(os.getpid(), signal.SIGABRT)",
     "chip": "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])",
-    "pictures": "import sys; print('a word of its own', file=sys.stderr); sys.exit(3)",
+    "pictures": "import sys; print('its last word', file=sys.stderr); sys.exit(3)",
     "zeroed": "pass",
 }
 
@@ -38,7 +38,7 @@ def test_a_part_that_dies_hangs_or_fails_stops_no_other(
         "pictures": "status 3",
         "zeroed": "whole",
     }
-    assert ends["pictures"]["stderr"] == ["a word of its own"] and "a word of its own" in capsys.readouterr().out
+    assert ends["pictures"]["stderr"] == ["its last word"] and "its last word" in capsys.readouterr().out
 
 
 def test_no_part_begins_after_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +72,7 @@ def outcome(part: str, material: Material, folder: Path, gpu: StubGpu) -> list[d
     return results.rows
 
 
-def test_equal_pictures_and_damage_are_told_apart(
+def test_equal_pictures_and_damage_are_distinguished(
     material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parts, "CODECS", ("h264",))
@@ -85,7 +85,7 @@ def test_equal_pictures_and_damage_are_told_apart(
     assert [row["outcome"] for row in damage] == ["error"] * 3 and all(row["error"] for row in damage)
 
 
-def test_shifted_pictures_are_told_with_their_shift(
+def test_shifted_pictures_are_reported_with_their_shift(
     material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after hidden frames: a decoder gives frame n - 2 for n."""

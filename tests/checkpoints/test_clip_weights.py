@@ -170,14 +170,14 @@ def test_open_clips_names_are_asked_for_the_original_weights(clip: nn.Module, mo
     init_dual_encoder(ours(), weights)
 
 
-def test_weights_that_are_nowhere_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_are_nowhere_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ClipWeightsError, match=r"nothing\.pt'.*ViT-B-16"):
         read_clip_weights(tmp_path / "nothing.pt")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(open_clip, "create_model", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("no\nnetwork")))
-    with pytest.raises(ClipWeightsError, match=r"'ViT-L-14'.*network") as told:
+    with pytest.raises(ClipWeightsError, match=r"'ViT-L-14'.*network") as error:
         read_clip_weights("ViT-L-14")
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
 
 
 class Malicious:
@@ -188,16 +188,16 @@ class Malicious:
         return (Path.touch, (self.path,))
 
 
-def test_files_of_another_kind_are_told_and_not_run(tmp_path: Path) -> None:
+def test_files_of_another_kind_are_refused_and_not_run(tmp_path: Path) -> None:
     (tmp_path / "junk.pt").write_bytes(b"junk")
     (tmp_path / "junk.safetensors").write_bytes(b"junk")
     torch.save({"weight": Malicious(tmp_path / "ran")}, tmp_path / "pickle.pt")
-    told = {
+    reasons = {
         "junk.pt": r"torch\.save",
         "junk.safetensors": "header",
         "pickle.pt": "getattr",
     }
-    for name, why in told.items():
+    for name, why in reasons.items():
         with pytest.raises(ClipWeightsError, match=rf"{name}.*{why}") as error:
             read_clip_weights(tmp_path / name)
         assert "\n" not in str(error.value)
@@ -220,7 +220,9 @@ def test_files_of_another_kind_are_told_and_not_run(tmp_path: Path) -> None:
         (dataclasses.replace(TOWER, activation="gelu"), "pre_norm=True.*activation='quick_gelu'"),
     ],
 )
-def test_towers_of_another_shape_are_told_and_left_alone(saved: Path, tower: TimeSformerConfig, message: str) -> None:
+def test_towers_of_another_shape_are_refused_and_left_alone(
+    saved: Path, tower: TimeSformerConfig, message: str
+) -> None:
     model = ours(tower=tower)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(ClipWeightsError, match=message):
@@ -228,7 +230,7 @@ def test_towers_of_another_shape_are_told_and_left_alone(saved: Path, tower: Tim
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_weights_without_a_picture_tower_are_told(saved: Path) -> None:
+def test_weights_without_a_picture_tower_are_refused(saved: Path) -> None:
     weights: dict[str, Tensor] = read_clip_weights(saved)
     text = {name: tensor for name, tensor in weights.items() if not name.startswith("visual.")}
     with pytest.raises(ClipWeightsError, match=r"visual\.cls_token"):

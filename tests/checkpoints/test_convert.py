@@ -119,7 +119,7 @@ def test_published_sizes_get_their_published_name(name: str) -> None:
 
 
 def test_what_lavilas_form_cannot_hold_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for tower, told in (
+    for tower, reason in (
         ({"heads": 2}, "whose tower.heads is 2 and would be read as 1"),
         ({"activation": "gelu"}, "whose tower.activation is 'gelu' and would be read as 'quick_gelu'"),
         ({"width": 48, "heads": 2}, "the video tower is 48 wide: expected a multiple of 64"),
@@ -129,7 +129,7 @@ def test_what_lavilas_form_cannot_hold_is_refused(tmp_path: Path, capsys: pytest
         save_model(build_model(architecture), path)
         message = refusal(capsys, path, "--to", "lavila", "--out", tmp_path / "m.pth")
         assert "error: LaViLa's form cannot hold this model" in message
-        assert told in message
+        assert reason in message
         assert not (tmp_path / "m.pth").exists()
     save_model(build_model(TOWER), path)
     assert "cannot hold this model: holds the tensors of no model here" in refusal(
@@ -139,13 +139,13 @@ def test_what_lavilas_form_cannot_hold_is_refused(tmp_path: Path, capsys: pytest
     convert(capsys, path, "--to", "lavila", "--out", tmp_path / "m.pth")  # which only training sees
 
 
-def test_mistakes_are_told_and_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_refused_and_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "bad.pth").write_bytes(b"<html>")
     assert "bad.pth: is no file of torch.save" in refusal(capsys, tmp_path / "bad.pth", "--out", tmp_path / "ours")
     assert "no model at" in refusal(capsys, tmp_path / "none.pth", "--out", tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
     good = write(tmp_path / "good.pth", published_state(tiny("one head")))
-    for arguments, told in (
+    for arguments, message in (
         (["--to", "lavila", "--out", tmp_path / "x"], "give a name that ends in .pth"),
         (["--out", tmp_path / "x.safetensors"], "our form is a folder; give a name without .safetensors"),
         (["--to", "lavila", "--out", good], "is there already; remove it or give another name"),
@@ -154,7 +154,7 @@ def test_mistakes_are_told_and_write_nothing(tmp_path: Path, capsys: pytest.Capt
         with pytest.raises(SystemExit) as ended:
             convert_checkpoint.main([str(good), *map(str, arguments)])
         assert ended.value.code == 2
-        assert told in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.pth", "good.pth"]
 
 

@@ -29,7 +29,7 @@ from tests.checkpoints.published_files import ARCHITECTURES, layouts, outputs, p
 OPENAI = [name for name in layouts() if name.startswith("OPENAI_CLIP")]
 MODELS = [name for name in layouts() if name not in OPENAI]
 # What does not change what a loaded model computes, and so is not in a file without arguments.
-UNTOLD = {"dropout": 0.0}
+LEFT_OUT = {"dropout": 0.0}
 
 
 def shapes_of(layout: str) -> dict[str, tuple[int, ...]]:
@@ -42,7 +42,7 @@ def on_meta(architecture: dict[str, Any]) -> nn.Module:
 
 
 @pytest.mark.parametrize("layout", MODELS)
-def test_a_layout_alone_tells_the_model_that_has_it(layout: str) -> None:
+def test_a_layout_alone_names_the_model_that_has_it(layout: str) -> None:
     shapes = shapes_of(layout)
     architecture = architecture_of(shapes)
     model = on_meta(architecture)
@@ -60,22 +60,22 @@ def test_a_layout_alone_tells_the_model_that_has_it(layout: str) -> None:
 
 
 @pytest.mark.parametrize("layout", [name for name in MODELS if layouts()[name]["model"] in PUBLISHED])
-def test_a_published_name_alone_tells_the_model_too(layout: str) -> None:
+def test_a_published_name_alone_names_the_model_too(layout: str) -> None:
     found = architecture_of(shapes_of(layout))
     named = published_architecture(layouts()[layout]["model"], num_frames=found["tower"]["num_frames"])
     for part, gate in (("tower", "gated_time_attention"), ("decoder", "gated")):
         if part in found:
-            named[part][gate] = found[part][gate]  # an argument of its own, not part of the name
+            named[part][gate] = found[part][gate]  # a separate argument, not part of the name
     assert named == found
 
 
-def test_an_unknown_published_name_is_told() -> None:
+def test_an_unknown_published_name_is_refused() -> None:
     with pytest.raises(ValueError, match=r"'VCLM'.*CLIP_OPENAI_TIMESFORMER_BASE"):
         published_architecture("VCLM")
 
 
 @pytest.mark.parametrize("layout", OPENAI)
-def test_openais_layouts_are_told_apart_and_are_those_of_a_start(layout: str) -> None:
+def test_openais_layouts_are_distinguished_and_are_those_of_a_start(layout: str) -> None:
     shapes = shapes_of(layout)
     with pytest.raises(ValueError, match=r"OpenAI's CLIP"):
         architecture_of(shapes)
@@ -106,7 +106,7 @@ def test_files_of_every_kind_load_with_the_same_numbers(kind: str, prefix: str, 
     model = tiny(kind)
     loaded = load_model(write(tmp_path / "m.pth", published_state(model, prefix=prefix)))
     found = loaded.architecture()  # type: ignore[operator]
-    assert found == {**ARCHITECTURES[kind], **{name: UNTOLD[name] for name in UNTOLD if name in found}}
+    assert found == {**ARCHITECTURES[kind], **{name: LEFT_OUT[name] for name in LEFT_OUT if name in found}}
     assert not loaded.training
     for ours, theirs in zip(outputs(loaded), outputs(model), strict=True):
         assert torch.equal(ours, theirs)
@@ -114,7 +114,7 @@ def test_files_of_every_kind_load_with_the_same_numbers(kind: str, prefix: str, 
         assert torch.equal(loaded.state_dict()[name], tensor), name
 
 
-def test_arguments_that_agree_load_and_tell_the_dropout(tmp_path: Path) -> None:
+def test_arguments_that_agree_load_and_give_the_dropout(tmp_path: Path) -> None:
     state = published_state(tiny("three heads"))
     args = {"num_classes": [3, 4, 6], "dropout_ratio": 0.25, "clip_length": 4, "output_dir": Path("job/1")}
     path = write(tmp_path / "m.pth", state, **args)
@@ -146,12 +146,12 @@ CONTRADICTIONS: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "args", "told"), CONTRADICTIONS)
+@pytest.mark.parametrize(("kind", "args", "message"), CONTRADICTIONS)
 def test_arguments_that_contradict_the_tensors_are_named(
-    kind: str, args: dict[str, Any], told: str, tmp_path: Path
+    kind: str, args: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     path = write(tmp_path / "m.pth", published_state(tiny(kind)), **args)
-    with pytest.raises(CheckpointError, match=told) as error:
+    with pytest.raises(CheckpointError, match=message) as error:
         load_model(path)
     assert str(error.value).startswith(f"{path}: ")
     assert "\n" not in str(error.value)
@@ -177,13 +177,13 @@ def test_arguments_that_would_fill_all_memory_are_left_out(tmp_path: Path) -> No
     path = write(tmp_path / "m.pth", published_state(tiny("one head")), **args)
     assert read_published(path).arguments == {"project_embed_dim": [24] * 9999, "kept": {"a": (1, None)}}
     path = write(tmp_path / "m.pth", published_state(tiny("clip")), **args)
-    with pytest.raises(CheckpointError, match=r"args\.project_embed_dim=\[24, 24,.*\.\.\.") as told:
+    with pytest.raises(CheckpointError, match=r"args\.project_embed_dim=\[24, 24,.*\.\.\.") as error:
         load_model(path)
-    assert len(str(told.value)) < 400 + len(str(path))
+    assert len(str(error.value)) < 400 + len(str(path))
 
 
 @pytest.mark.parametrize("ratio", [1.0, -0.5, "0.5", [0.5]])
-def test_a_dropout_that_is_none_is_told(ratio: object, tmp_path: Path) -> None:
+def test_a_dropout_that_is_none_is_refused(ratio: object, tmp_path: Path) -> None:
     path = write(tmp_path / "m.pth", published_state(tiny("one head")), dropout_ratio=ratio)
     with pytest.raises(CheckpointError, match=r"args\.dropout_ratio="):
         load_model(path)
@@ -235,8 +235,8 @@ def test_constants_are_dropped_by_name_and_only_if_they_are_constant(
     name = "module.text_decoder.transformer.h.2.attn.bias"
     changed = state[name].clone()
     changed[0, 0, 3, 1] = 0
-    told = r"text_decoder\.transformer\.h\.2\.attn\.bias"
-    with pytest.raises(CheckpointError, match=told):
+    message = r"text_decoder\.transformer\.h\.2\.attn\.bias"
+    with pytest.raises(CheckpointError, match=message):
         load_model(write(tmp_path / "m.pth", {**state, name: changed}))
     model = tiny("distilbert")
     places = {"module.textual.embeddings.position_ids": torch.arange(9)[None]}
@@ -250,14 +250,14 @@ def test_tensors_missing_left_over_and_misshapen_are_listed(tmp_path: Path) -> N
     state = published_state(tiny("clip"))
     del state["module.visual.blocks.1.norm3.bias"]
     state |= {"module.stray": torch.zeros(2), "module.ln_final.weight": torch.zeros(3)}
-    with pytest.raises(CheckpointError) as told:
+    with pytest.raises(CheckpointError) as error:
         load_model(write(tmp_path / "m.pth", state))
     assert (
         "missing: visual.blocks.1.norm3.bias; left over: stray; misshapen: ln_final.weight [3] instead of [64]"
-    ) in str(told.value)
+    ) in str(error.value)
 
 
-def test_two_word_embeddings_that_differ_are_told(tmp_path: Path) -> None:
+def test_two_word_embeddings_that_differ_are_refused(tmp_path: Path) -> None:
     state = published_state(tiny("narrator"))
     state["module.text_decoder.lm_head.weight"] = state["module.text_decoder.lm_head.weight"] + 1
     with pytest.raises(CheckpointError, match=r"lm_head\.weight.*wte\.weight"):
@@ -281,8 +281,8 @@ def without(kind: str, *dropped: str) -> dict[str, tuple[int, ...]]:
     return {name: shape for name, shape in shapes.items() if not name.startswith(dropped)}
 
 
-def test_what_is_no_model_is_told() -> None:
-    for shapes, told in (
+def test_what_is_no_model_is_refused() -> None:
+    for shapes, message in (
         ({}, "visual.*fc_cls"),
         ({"features.0.weight": (3,)}, "features"),
         (without("clip", "token_embedding"), "image_projection, ln_final"),
@@ -299,14 +299,14 @@ def test_what_is_no_model_is_told() -> None:
         ),
         (without("narrator", "text_decoder.transformer.h.0.cross"), r"\[2\].*4"),
     ):
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             architecture_of(shapes)
 
 
-def test_state_dicts_that_are_none_are_told(tmp_path: Path) -> None:
+def test_state_dicts_that_are_none_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "m.pth"
     tensor = torch.zeros(2)
-    for content, told in (
+    for content, message in (
         ([tensor], "state_dict.*LaViLa"),
         ({"state_dict": {}}, "state_dict"),
         ({"state_dict": {"a": tensor, "b": 7}}, "state_dict.*: b"),
@@ -315,6 +315,6 @@ def test_state_dicts_that_are_none_are_told(tmp_path: Path) -> None:
         ({"a": tensor}, "found a"),
     ):
         torch.save(content, path)
-        with pytest.raises(CheckpointError, match=told) as error:
+        with pytest.raises(CheckpointError, match=message) as error:
             load_model(path)
         assert str(error.value).startswith(f"{path}: ")

@@ -139,7 +139,7 @@ def test_folders_of_a_run_are_read(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
-def test_what_is_not_a_model_is_told(tmp_path: Path) -> None:
+def test_what_is_not_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"'tsf_b'.*model\.safetensors.*latest"):
         load_model("tsf_b")
     for name, message in (
@@ -151,17 +151,17 @@ def test_what_is_not_a_model_is_told(tmp_path: Path) -> None:
             load_model(tmp_path / name)
 
 
-def test_names_near_those_of_the_zoo_are_told(tmp_path: Path) -> None:
-    told = r"lavila_tsf_l_ep3"
+def test_names_near_those_of_the_zoo_are_suggested(tmp_path: Path) -> None:
+    nearest = r"lavila_tsf_l_ep3"
     for name in ("lavila_tsf_l_ep2", "LaViLa_TSF_L_ep3", str(tmp_path / "lavila_tsf_l_ep3.pth")):
-        with pytest.raises(CheckpointError, match=told):
+        with pytest.raises(CheckpointError, match=nearest):
             load_model(name)
     with pytest.raises(CheckpointError) as error:
         load_model(tmp_path / "mine.pth")
     assert "did you mean" not in str(error.value)
 
 
-def test_damaged_files_are_told(saved: Path) -> None:
+def test_damaged_files_are_refused(saved: Path) -> None:
     whole = saved.read_bytes()
     for damaged in (whole[:-100], whole[:50], b""):
         saved.write_bytes(damaged)
@@ -169,7 +169,7 @@ def test_damaged_files_are_told(saved: Path) -> None:
             load_model(saved)
 
 
-def test_foreign_files_and_formats_are_told(tmp_path: Path) -> None:
+def test_foreign_files_and_formats_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     architecture = json.dumps(TimeSformer(TINY).architecture())
     for metadata in (None, {"lavila.format": "99", "lavila.architecture": architecture}, {"lavila.format": "1"}):
@@ -195,9 +195,9 @@ def test_foreign_files_and_formats_are_told(tmp_path: Path) -> None:
 
 def test_tensors_that_do_not_fit_are_listed(saved: Path) -> None:
     rewrite(saved, drop="visual.norm.bias", **{"stray": torch.zeros(1), "fc_cls.0.bias": torch.zeros(9)})
-    with pytest.raises(CheckpointError) as told:
+    with pytest.raises(CheckpointError) as error:
         load_model(saved)
-    message = str(told.value)
+    message = str(error.value)
     assert "missing: visual.norm.bias" in message
     assert "left over: stray" in message
     assert "misshapen: fc_cls.0.bias [9] instead of [3]" in message

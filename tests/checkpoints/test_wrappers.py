@@ -62,7 +62,7 @@ def test_where_the_state_dict_may_lie(key: str | None, tmp_path: Path) -> None:
 
 
 def test_an_average_of_models(tmp_path: Path) -> None:
-    """torch's AveragedModel counts in a tensor of its own."""
+    """torch's AveragedModel counts in a separate tensor."""
     average = torch.optim.swa_utils.AveragedModel(tiny("one head"))
     torch.save({"state_dict": average.state_dict()}, tmp_path / "m.pth")
     assert torch.equal(outputs(load_model(tmp_path / "m.pth"))[0], outputs(tiny("one head"))[0])

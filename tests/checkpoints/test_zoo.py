@@ -65,9 +65,9 @@ def server() -> Iterator[Server]:
                 self.send_error(status)
                 return
             start = 0
-            told = re.fullmatch(r"bytes=(\d+)-", state.asked[-1])
-            if told and state.ranges:
-                start = int(told[1]) if not state.lies else 0
+            requested = re.fullmatch(r"bytes=(\d+)-", state.asked[-1])
+            if requested and state.ranges:
+                start = int(requested[1]) if not state.lies else 0
                 if start >= len(state.content):
                     self.send_response(416)
                     self.send_header("Content-Range", f"bytes */{len(state.content)}")
@@ -107,13 +107,13 @@ def left(target: Path) -> list[str]:
 
 
 def test_a_whole_file_comes_once(server: Server, target: Path) -> None:
-    told: list[tuple[int, int | None]] = []
-    assert get(server, target, on_progress=lambda done, total: told.append((done, total))) == target
+    progress: list[tuple[int, int | None]] = []
+    assert get(server, target, on_progress=lambda done, total: progress.append((done, total))) == target
     assert target.read_bytes() == CONTENT
     assert left(target) == ["model.pth", "model.pth.lock"]
-    assert told[0] == (0, len(CONTENT))
-    assert told[-1] == (len(CONTENT), len(CONTENT))
-    assert len(told) > 4
+    assert progress[0] == (0, len(CONTENT))
+    assert progress[-1] == (len(CONTENT), len(CONTENT))
+    assert len(progress) > 4
     get(server, target)
     assert server.asked == [""]
 
@@ -125,10 +125,10 @@ def test_dropped_connections_are_gone_on_with(server: Server, target: Path) -> N
     assert server.asked == ["", *["bytes=1500000-"] * 3, "bytes=3500000-"]
 
 
-def test_a_later_call_goes_on_where_an_earlier_one_gave_up(server: Server, target: Path) -> None:
+def test_a_later_call_continues_where_an_earlier_one_gave_up(server: Server, target: Path) -> None:
     server.drops = [1_000_000, 0, 0, 0]
-    told = r"3 times.*1000000 bytes"
-    with pytest.raises(CheckpointError, match=told) as error:
+    message = r"3 times.*1000000 bytes"
+    with pytest.raises(CheckpointError, match=message) as error:
         get(server, target)
     assert f"{server.url} and put at {target}" in str(error.value)
     assert left(target) == ["model.pth.lock", "model.pth.part"]
@@ -190,7 +190,7 @@ def test_states_that_pass_are_waited_for(server: Server, target: Path) -> None:
     assert len(server.asked) == 3
 
 
-def test_states_that_stay_are_told(server: Server, target: Path) -> None:
+def test_states_that_stay_are_errors(server: Server, target: Path) -> None:
     server.states = [500] * 9
     with pytest.raises(CheckpointError, match=r"HTTP 500.*3 times"):
         get(server, target)
@@ -209,12 +209,12 @@ def test_without_network_the_message_says_where_to_put_the_file(target: Path, mo
 
     monkeypatch.setattr(socket, "getaddrinfo", no_names)
     url = "http://example.invalid/model.pth"
-    with pytest.raises(CheckpointError, match=r"gaierror") as told:
+    with pytest.raises(CheckpointError, match=r"gaierror") as error:
         download(url, target, md5="", patience=Patience(wait_seconds=60))
-    assert f"It can also be fetched elsewhere from {url} and put at {target}" in str(told.value)
+    assert f"It can also be fetched elsewhere from {url} and put at {target}" in str(error.value)
 
 
-def test_a_server_that_is_not_there_is_told(target: Path) -> None:
+def test_a_server_that_is_not_there_is_an_error(target: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/model.pth"
@@ -222,7 +222,7 @@ def test_a_server_that_is_not_there_is_told(target: Path) -> None:
         download(url, target, patience=QUICK)
 
 
-def test_what_cannot_be_written_is_told(server: Server, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_written_is_an_error(server: Server, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 

@@ -30,9 +30,9 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(jobs: Sequence[Toy], *, processes: int = 2, seconds: float = 60, memory: int | None = None) -> list[Progress]:
-    told: list[Progress] = []
-    run_jobs(jobs, workers=processes, item_seconds=seconds, on_progress=told.append, memory=memory)
-    return told
+    progress: list[Progress] = []
+    run_jobs(jobs, workers=processes, item_seconds=seconds, on_progress=progress.append, memory=memory)
+    return progress
 
 
 def outcome(toy: Toy) -> dict[str, str]:
@@ -55,10 +55,10 @@ def command_line(pid: str) -> str:
 def test_all_jobs_are_run_and_counted(tmp_path: Path) -> None:
     jobs = [Toy(number=n, items=("a", "refuse", "b"), folder=tmp_path) for n in range(5)]
     before = children()
-    told = run(jobs)
-    assert told[-1] == Progress(stored=10, failed=5, lost=0, jobs=5)
+    progress = run(jobs)
+    assert progress[-1] == Progress(stored=10, failed=5, lost=0, jobs=5)
     for toy in jobs:
-        assert outcome(toy) == {"0 a": "stored", "1 refuse": "not to be had", "2 b": "stored"}
+        assert outcome(toy) == {"0 a": "stored", "1 refuse": "not available", "2 b": "stored"}
         assert len(toy.runs.read_text().split("\n")) == 2
     assert children() == before
 
@@ -75,9 +75,9 @@ def test_all_jobs_are_run_and_counted(tmp_path: Path) -> None:
 )
 def test_an_item_that_takes_its_process_down_is_lost_alone(tmp_path: Path, item: str, reason: str) -> None:
     toy = Toy(number=3, items=("a", item, "b", item), folder=tmp_path)
-    told = run([toy], seconds=SECONDS)
+    progress = run([toy], seconds=SECONDS)
     assert outcome(toy) == {"0 a": "stored", f"1 {item}": reason, "2 b": "stored", f"3 {item}": reason}
-    assert told[-1] == Progress(stored=2, failed=2, lost=2, jobs=1)
+    assert progress[-1] == Progress(stored=2, failed=2, lost=2, jobs=1)
     assert toy.remembered() == {"1": reason, "3": reason}
     assert children() == []
 
@@ -135,7 +135,7 @@ def test_an_error_of_a_job_ends_the_run_as_what_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("item", "message"), [("odd", "Odd: odd 7"), ("leave", "SystemExit: 5")])
-def test_an_error_that_cannot_travel_is_told_in_words(tmp_path: Path, item: str, message: str) -> None:
+def test_an_error_that_cannot_travel_is_reported_in_words(tmp_path: Path, item: str, message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
         run([Toy(number=0, items=(item,), folder=tmp_path)])
 

@@ -1,4 +1,4 @@
-"""Every config loads; every mistake is told in one line that names where it is and what is allowed."""
+"""Every config loads; every mistake is an error in one line that names where it is and what is allowed."""
 
 from __future__ import annotations
 

@@ -196,12 +196,12 @@ def test_without_checksums_no_changed_header_gives_other_pictures(vp9_shards: Sh
 def test_a_check_passes_no_clip_of_which_other_pictures_are_made(vp9_shards: ShardSet, tmp_path: Path) -> None:
     shards = copy_of(vp9_shards, tmp_path, FORMAT)
     one, frames = stored(shards, ROW), shards.clips["num_frames"][ROW].as_py()
-    told = {"frames": frames, **{name: shards.clips[name][ROW].as_py() for name in ("height", "width")}}
+    recorded = {"frames": frames, **{name: shards.clips[name][ROW].as_py() for name in ("height", "width")}}
     right = by_dali(one.data, frames)
-    assert video_problem(one.data, **told) is None
+    assert video_problem(one.data, **recorded) is None
     refused = 0
     for at, data in one.changed(header_places(one.data)[1::4], 0x01):
-        if video_problem(data, **told) is None:
+        if video_problem(data, **recorded) is None:
             assert np.array_equal(by_dali(data, frames), right), at  # type: ignore[arg-type]
         else:
             refused += 1
@@ -213,14 +213,14 @@ def test_damage_in_a_header_is_a_decode_error_and_nothing_else(codec: str, reque
     """PyAV raises UnicodeDecodeError and AttributeError, too, which ended the run."""
     shards: ShardSet = request.getfixturevalue(f"{codec}_shards")
     data = shards.read_video(ROW)
-    told = {"frames": 30, **{name: shards.clips[name][ROW].as_py() for name in ("height", "width")}}
-    assert video_problem(data, **told) is None and packet_problem(data, **told) is None
+    recorded = {"frames": 30, **{name: shards.clips[name][ROW].as_py() for name in ("height", "width")}}
+    assert video_problem(data, **recorded) is None and packet_problem(data, **recorded) is None
     errors = 0
     for at in header_places(data)[::3]:
         changed = bytearray(data)
         changed[at] ^= 0xFF
         for ask in (video_problem, packet_problem):
-            assert isinstance(ask(bytes(changed), **told), str | None)
+            assert isinstance(ask(bytes(changed), **recorded), str | None)
         try:
             decode_frames(bytes(changed), [0, 5, 17, 29])
         except DecodeError:
@@ -310,18 +310,18 @@ def test_a_set_without_checksums_gives_the_same_bytes(vp9_shards: ShardSet, tmp_
 
 
 def test_hidden_frames_and_foreign_sizes_are_noticed_by_packets(vp9_shards: ShardSet) -> None:
-    data, told = vp9_shards.read_video(ROW), {"frames": 30, "height": 64, "width": 112}
-    assert packet_problem(data, **told) is None
+    data, recorded = vp9_shards.read_video(ROW), {"frames": 30, "height": 64, "width": 112}
+    assert packet_problem(data, **recorded) is None
     for wrong in ({"frames": 29}, {"frames": 31}, {"height": 80}, {"width": 64}):
-        assert packet_problem(data, **{**told, **wrong}) is not None
+        assert packet_problem(data, **{**recorded, **wrong}) is not None
     media_time = data.index(b"elst") + 16  # the edit begins 10 frames later
     with av.open(io.BytesIO(data)) as container:
         stream: Any = container.streams.video[0]
         ticks = int(10 / stream.average_rate / stream.time_base)
     hidden = data[:media_time] + ticks.to_bytes(4, "big") + data[media_time + 4 :]
     assert by_dali(hidden, 30) is not None, "DALI gives pictures for all 30"
-    assert "hidden" in str(packet_problem(hidden, **told)) or "frames" in str(packet_problem(hidden, **told))
-    assert video_problem(hidden, **told) is not None, "verification does not take them for frames"
+    assert "hidden" in str(packet_problem(hidden, **recorded)) or "frames" in str(packet_problem(hidden, **recorded))
+    assert video_problem(hidden, **recorded) is not None, "verification does not take them for frames"
 
 
 @pytest.mark.parametrize("codec", ["vp9", "h264", "hevc", "av1"])

@@ -211,7 +211,7 @@ def test_a_frame_that_is_not_there_is_the_clips_fault(vp9_shards: ShardSet, fram
 def test_a_decoder_that_decodes_nothing_is_not_filed_as_bad_clips(
     vp9_shards: ShardSet, monkeypatch: pytest.MonkeyPatch, after: int, batch_size: int
 ) -> None:
-    """Its errors are worded as those of damaged videos: FFmpeg, or a clip that it did decode, tells them apart."""
+    """Its errors are worded as those of damaged videos: FFmpeg, or a clip that it did decode, distinguishes them."""
     unable = "Decoder hardware does not support this video codec and/or chroma format"
     message = OPERATOR.format(device="Mixed", name="decoders.video", what=unable)
     assert decode_problem(RuntimeError(message)) == unable

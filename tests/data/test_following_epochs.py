@@ -95,7 +95,7 @@ def test_a_caller_that_stops_leaves_nothing_behind(vp9_shards: ShardSet) -> None
     assert loader.state_dict() == {"epoch": 0, "step": 1}
 
 
-def test_a_bad_clip_gets_the_substitute_of_its_own_epoch(vp9_shards: ShardSet, tmp_path: Path) -> None:
+def test_a_bad_clip_gets_the_substitute_of_its_epoch(vp9_shards: ShardSet, tmp_path: Path) -> None:
     shards = damaged(vp9_shards, tmp_path, 2, 7)
     alone, follows = training(shards), training(shards, decoder="host", epochs=EPOCHS)
     for epoch in range(EPOCHS):

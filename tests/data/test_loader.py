@@ -113,7 +113,7 @@ def test_the_same_epoch_twice_and_another_epoch(vp9_shards: ShardSet) -> None:
     assert not all(torch.equal(a, b.video) for a, b in zip(first, loader, strict=True))
 
 
-def test_resume_goes_on_with_the_very_next_batch(vp9_shards: ShardSet) -> None:
+def test_resume_continues_with_the_very_next_batch(vp9_shards: ShardSet) -> None:
     loader = training(vp9_shards)
     loader.set_epoch(5)
     wanted = [batch.video.clone() for batch in loader]
@@ -271,7 +271,7 @@ def test_an_iteration_may_be_left_half_way(vp9_shards: ShardSet) -> None:
     assert loader.state_dict()["step"] == 1
 
 
-def test_host_decoding_tells_what_is_wrong(vp9_shards: ShardSet) -> None:
+def test_host_decoding_names_what_is_wrong(vp9_shards: ShardSet) -> None:
     data = vp9_shards.read_video(0)
     frames = int(vp9_shards.clips.column("num_frames")[0].as_py())
     whole = decode(data)

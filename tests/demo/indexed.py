@@ -1,4 +1,4 @@
-"""Videos whose frames tell their numbers, and an encoder that reads them: the index of such a video is known."""
+"""Videos whose frames show their numbers, and an encoder that reads them: the index of such a video is known."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ SLOW = Coding(fps=Fraction(FPS), gop=10)
 
 @pytest.fixture(scope="module")
 def numbered(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight seconds whose frames tell their numbers."""
+    """Eight seconds whose frames show their numbers."""
     return write_numbered_video(tmp_path_factory.mktemp("footage") / "a.mp4", 80, SLOW)
 
 

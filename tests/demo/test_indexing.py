@@ -88,7 +88,7 @@ def test_an_interrupted_run_continues(
     assert first.embedded == 12 and rest.embedded == 22 - 12 and same(index, whole)
 
 
-def test_progress_tells_what_is_left(made: Path, tmp_path: Path) -> None:
+def test_progress_shows_what_is_left(made: Path, tmp_path: Path) -> None:
     heard: list[Progress] = []
     update_index(tmp_path / "index", [made], NumberEncoder(), OPTIONS, report=heard.append)
     assert [one.done for one in heard] == [4, 8, 12, 16, 20, 22] and {one.of for one in heard} == {22}

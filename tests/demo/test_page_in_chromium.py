@@ -43,10 +43,10 @@ class Site:
 @pytest.fixture(scope="module")
 def site(colours: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     cache = tmp_path_factory.mktemp("made")
-    told = cache / "narrations" / f"{MORNING}.narration"
-    told.mkdir(parents=True)
+    narrated = cache / "narrations" / f"{MORNING}.narration"
+    narrated.mkdir(parents=True)
     moments = [Moment(start=start, stop=stop, text=text, nll=1.0) for start, stop, text in SAID]
-    (told / "morning.jsonl").write_text(to_jsonl(moments))
+    (narrated / "morning.jsonl").write_text(to_jsonl(moments))
     listening = [listen("127.0.0.1", 0), listen("127.0.0.1", 0)]
     accesses = [listening[0].access, Access(token="open sesame")]
     servers = []

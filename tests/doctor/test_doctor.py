@@ -1,4 +1,4 @@
-"""tools/doctor.py: its command line, what it tells of this machine, and of machines whose files are made up."""
+"""tools/doctor.py: its command line, what it reports of this machine, and of machines whose files are made up."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ def fake(tmp_path: Path) -> Fake:
 
 def test_this_machine_from_the_shell(vp9_shards: ShardSet) -> None:
     result = forks.run(TOOL, "--json", "--quick", "--shards", vp9_shards.path)
-    told = json.loads(result.stdout)
-    assert result.returncode == told["exit_status"] == int(bool(told["broken"]))
-    names = [one["name"] for one in told["findings"]]
+    report = json.loads(result.stdout)
+    assert result.returncode == report["exit_status"] == int(bool(report["broken"]))
+    names = [one["name"] for one in report["findings"]]
     machine = ["cores", "memory", "storage", "java", "slurm", "vocabularies", "cache"]
     assert names == ["driver", "gpu", "versions", "container", "nvdec", "auto", *machine]
-    assert told["findings"][names.index("storage")]["found"].endswith("not measured")
+    assert report["findings"][names.index("storage")]["found"].endswith("not measured")
 
 
 def test_without_a_gpu_nothing_is_broken(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,7 +98,7 @@ def test_a_damaged_shard_set_is_broken(tmp_path: Path, fake: Fake, capsys: pytes
     assert capsys.readouterr().out.startswith("BROKEN: shards")
 
 
-def test_a_python_without_the_project_is_told_in_one_line(
+def test_a_python_without_the_project_is_reported_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(doctor, "NEEDED", ("tqdm", "no_such_package"))
@@ -294,7 +294,7 @@ def test_the_page_cache_is_emptied_and_asked() -> None:
 
 def test_the_page_cache_of_a_disk_is_emptied(tmp_path: Path) -> None:
     if file_system(Machine(), tmp_path) not in ("ext4", "xfs"):
-        pytest.skip("no file system here of which it is known that it tells")
+        pytest.skip("no file system here of which it is known that it shows this")
     path = tmp_path / "file"
     step = 1 << 20  # between two looks: far more than a kernel reads ahead, or holds in one folio
     with path.open("wb") as file:

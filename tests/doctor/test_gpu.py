@@ -131,7 +131,7 @@ def test_no_gpu_at_all_is_missing_and_not_broken(fake: Fake) -> None:
     assert exit_status(list(found.values())) == 0
 
 
-def test_a_login_node_tells_how_to_get_to_a_gpu(fake: Fake) -> None:
+def test_a_login_node_shows_how_to_get_to_a_gpu(fake: Fake) -> None:
     fake.commands["sinfo"] = Ran(status=0, out="slurm 24.05.1\n")
     assert "srun --gres=gpu:1" in examined(fake)["driver"].fix[0]
 

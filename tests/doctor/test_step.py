@@ -1,4 +1,4 @@
-"""tools/doctor.py: which stage bounds a training step, measured on a tiny model and told of made-up figures."""
+"""tools/doctor.py: which stage bounds a training step, measured on a tiny model and found from made-up figures."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_step_is_measured(vp9_shards: ShardSet, tmp_path: Path) -> None:
     config = load_config(config_file(tmp_path, vp9_shards))
     with tqdm(disable=True) as bar:
         facts = step.measure_step(config, vp9_shards, nvdec=False, seconds=0.1, bar=bar)
-    # A busy machine may leave no time for the last one, which has a test of its own.
+    # A busy machine may leave no time for the last one, which has a separate test.
     assert set(facts.rates) | {"together"} == STAGES and min(facts.rates.values()) > 0
     assert set(facts.decoders) == {"dali_cpu", "host"} and facts.decoders["host"] == facts.rates["decode"]
     assert (facts.decoder, facts.codec, facts.device) == ("host", "vp9", "cpu")

@@ -29,7 +29,7 @@ MEAN, STD = [100.0, 110.0, 120.0], [50.0, 60.0, 70.0]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, vp9_shards: ShardSet) -> Path:
-    """The checkpoints folder of a run with statistics of its own."""
+    """The checkpoints folder of a run with the statistics MEAN and STD."""
     folder = tmp_path_factory.mktemp("run")
     path = config_file(folder, vp9_shards, optim={"epochs": 1})
     config = load_config(path, [f"data.mean={MEAN}", f"data.std={STD}"])
@@ -76,9 +76,9 @@ def test_the_same_classes_in_another_order_are_refused(run: Path, vp9_shards: Sh
     other = with_classes(vp9_shards, tmp_path / "reversed", verb=verbs[::-1])
     with pytest.raises(TaskError, match="head verb") as caught:
         evaluator.evaluate(evaluation(tmp_path, other, run))
-    told = str(caught.value)
-    assert "\n" not in told and "head verb" in told and str(other.path) in told and str(run) in told
-    assert f"0: {verbs[-1]!r} here, {verbs[0]!r} there" in told
+    message = str(caught.value)
+    assert "\n" not in message and "head verb" in message and str(other.path) in message and str(run) in message
+    assert f"0: {verbs[-1]!r} here, {verbs[0]!r} there" in message
 
 
 def test_other_classes_and_other_numbers_of_them_are_refused(run: Path, vp9_shards: ShardSet, tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_resuming_compares_classes_and_statistics(run: Path, vp9_shards: ShardSe
 
 
 def test_validation_needs_the_classes_of_training(vp9_shards: ShardSet, tmp_path: Path) -> None:
-    """Told before the first step, not after an epoch."""
+    """An error before the first step, not after an epoch."""
     other = with_classes(vp9_shards, tmp_path / "reversed", action=vp9_shards.classes["action"][::-1])
     config = load_config(config_file(tmp_path, vp9_shards), [f"data.val={other.path}", "evals.val.every_epochs=1"])
     with pytest.raises(TaskError, match="head action"):
@@ -136,9 +136,9 @@ def test_set_statistics_that_differ_are_an_error_that_names_both_sides(
     for override, theirs in (("data.mean=[123.675,116.28,103.53]", MEAN), ("data.std=[1,1,1]", STD)):
         with pytest.raises(ConfigError) as caught:
             evaluator.evaluate(evaluation(tmp_path, vp9_shards, run, override))
-        told = str(caught.value)
-        assert override.split("=")[0] in told and str(theirs) in told and "allow_other_statistics" in told
-        assert "\n" not in told
+        message = str(caught.value)
+        assert override.split("=")[0] in message and str(theirs) in message and "allow_other_statistics" in message
+        assert "\n" not in message
 
 
 def test_other_statistics_on_purpose_are_used_and_noted(
@@ -205,7 +205,9 @@ def test_a_file_that_says_nothing_is_warned_of(
         {"pictures": '{"mean": ["a", 1, 2]}'}, {"pictures": '{"mean": [NaN, 1, 1]}'},
     ],
 )  # fmt: skip
-def test_what_is_no_statistics_is_told_with_the_file(run: Path, tmp_path: Path, changes: dict[str, str]) -> None:
+def test_what_is_no_statistics_is_an_error_that_names_the_file(
+    run: Path, tmp_path: Path, changes: dict[str, str]
+) -> None:
     file = changed_metadata(run, tmp_path / "m.safetensors", **changes)
     with pytest.raises(CheckpointError, match=r"m\.safetensors") as caught:
         trained_on(file)

@@ -153,7 +153,7 @@ def test_a_run_that_is_killed_while_it_saves_finds_a_whole_checkpoint(
             assert subject_of(run_dir, "").model == str(newest)
             latest = run_dir / "checkpoints/latest"  # names a whole one too, for load_model
             assert not latest.exists() or load_model(run_dir / "checkpoints")
-        # A run that goes on from there saves as if nothing had happened, and clears what was left.
+        # A run that continues from there saves as if nothing had happened, and clears what was left.
         final = save(run_dir, max(found[-1], 1) + 1)
         assert loaded(final) == max(found[-1], 1) + 1
         assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["latest", final.name]
@@ -188,7 +188,7 @@ def flip(path: Path) -> None:
         ("checkpoint.json", truncate),
     ],
 )
-def test_what_is_not_whole_is_passed_over_or_told(tmp_path: Path, name: str, damage: Callable[[Path], None]) -> None:
+def test_what_is_not_whole_is_passed_over_or_refused(tmp_path: Path, name: str, damage: Callable[[Path], None]) -> None:
     for updates in (1, 2):
         save(tmp_path, updates, keep=2)
     folders = [tmp_path / "checkpoints" / checkpoint.step_name(updates) for updates in (1, 2)]

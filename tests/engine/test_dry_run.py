@@ -31,28 +31,28 @@ def files_in(folder: Path) -> dict[str, int]:
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
-def told(work: Callable[..., Any], path: Path, overrides: list[str], caplog: pytest.LogCaptureFixture) -> str:
+def logged(work: Callable[..., Any], path: Path, overrides: list[str], caplog: pytest.LogCaptureFixture) -> str:
     caplog.clear()
     with caplog.at_level("INFO", logger="lavila"):
         work(load_config(path, overrides))
     return caplog.text
 
 
-def test_a_dry_run_writes_nothing_and_tells_shapes_and_memory(
+def test_a_dry_run_writes_nothing_and_reports_shapes_and_memory(
     vp9_shards: ShardSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = config_file(tmp_path, vp9_shards, optim={"epochs": 1}, evals={"val": {"every_epochs": 3}})
     before = files_in(tmp_path)
-    text = told(check_training, path, ["log.tensorboard=false"], caplog)
+    text = logged(check_training, path, ["log.tensorboard=false"], caplog)
     assert files_in(tmp_path) == before
     assert "video [4, 1, 3, 4, 32, 32] float32" in text and "verb [4]" in text and "narrations 4" in text
     assert "evals.val, every 3 epoch(s): 12 clips, a batch: video [4, 6, 3, 4, 32, 32]" in text
     assert "starts from model.init=random" in text and "GiB on each rank, an estimate" in text
     trainer.train(load_config(path))
     before = files_in(tmp_path)
-    text = told(check_training, path, ["optim.epochs=2"], caplog)
+    text = logged(check_training, path, ["optim.epochs=2"], caplog)
     assert "step-00000003" in text
-    text = told(check_evaluation, path, [], caplog)
+    text = logged(check_evaluation, path, [], caplog)
     assert files_in(tmp_path) == before
     assert "video [4, 6, 3, 4, 32, 32] float32" in text and "12 clips, classes: verb 3" in text and "estimate" in text
 
@@ -77,7 +77,7 @@ def test_the_commands_have_it_and_end_with_the_errors_status(
     assert not (tmp_path / "run").exists()
 
 
-def test_what_a_run_would_stop_at_is_told(vp9_shards: ShardSet, tmp_path: Path) -> None:
+def test_what_a_run_would_stop_at_is_reported(vp9_shards: ShardSet, tmp_path: Path) -> None:
     path = config_file(tmp_path, vp9_shards)
     missing = tmp_path / "gone"
     shutil.copytree(vp9_shards.path, missing)
@@ -130,7 +130,7 @@ def test_saved_predictions_are_checked_too(
     evaluator.evaluate(load_config(path))
     saved = tmp_path / "run" / "predictions"
     before = files_in(tmp_path)
-    assert "12 clips" in told(check_evaluation, path, [f"predictions={saved}"], caplog)
+    assert "12 clips" in logged(check_evaluation, path, [f"predictions={saved}"], caplog)
     with monkeypatch.context() as patch:
         patch.setattr(sys, "argv", ["evaluate.py", "--from", str(saved), "--dry-run"])
         evaluate_command.main()

@@ -1,4 +1,4 @@
-"""Evaluations during training have names, intervals and settings of their own, and decide which checkpoint is best."""
+"""Evaluations during training have separate names, intervals and settings, and decide which checkpoint is best."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_the_best_checkpoint_stays_beside_the_newest(
     assert names_in(tmp_path / "run") == steps(6, 9)
     best = best_of(tmp_path / "run" / "checkpoints")
     assert best is not None and (best.checkpoint, best.metric, best.value) == (*steps(6), "often/verb_top1", 30.0)
-    # A resume goes on with it; of equals the first is kept.
+    # A resume continues with it; of equals the first is kept.
     train(load_config(path, ["keep_best=often/verb_top1", "optim.epochs=5"]))
     assert names_in(tmp_path / "run") == steps(6, 15)
     train(load_config(path, ["keep_best=often/verb_top1", "optim.epochs=7"]))
@@ -161,13 +161,13 @@ def test_a_metric_that_these_clips_do_not_give_is_named_too(
         (["evals.x.every_epochs=0", "keep_best=x/top1"], r"keep_best=x/top1: "),
     ],
 )
-def test_mistakes_in_the_config_are_told(overrides: list[str], message: str) -> None:
-    with pytest.raises(ConfigError, match=message) as told:
+def test_mistakes_in_the_config_are_errors_in_one_line(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
         load_config("model/tiny", overrides)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
 
 
-def test_what_does_not_fit_is_told_before_the_first_step(vp9_shards: ShardSet, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_refused_before_the_first_step(vp9_shards: ShardSet, tmp_path: Path) -> None:
     reversed_verbs = with_classes(vp9_shards, tmp_path / "reversed", verb=vp9_shards.classes["verb"][::-1])
     path = config_file(tmp_path, vp9_shards)
     for override, kind, message in (
@@ -178,7 +178,7 @@ def test_what_does_not_fit_is_told_before_the_first_step(vp9_shards: ShardSet, t
         ("evals.x.data.dataset=egtea", ConfigError, r"^evals\.x: data\.val=.* of synthetic, .* for egtea"),
         ("evals.x.task.name=dance", ConfigError, r"^evals\.x: .*dance"),
     ):
-        with pytest.raises(kind, match=message) as told:
+        with pytest.raises(kind, match=message) as caught:
             train(load_config(path, [override]))
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()

@@ -52,8 +52,8 @@ def test_it_stops_after_as_many_in_a_row_as_are_allowed(vp9_shards: ShardSet, tm
     again = run_of(tmp_path, vp9_shards, "optim.max_nonfinite_losses=2", f"run_dir={tmp_path / 'two'}")
     with bad_losses(1, 2) as clips, pytest.raises(TrainingError) as stopped:
         train(again)
-    told = str(stopped.value)
-    assert "step 3" in told and "\n" not in told and all(clip in told for clip in clips[1])
+    message = str(stopped.value)
+    assert "step 3" in message and "\n" not in message and all(clip in message for clip in clips[1])
     assert not list((tmp_path / "two" / "checkpoints").glob("step-*"))
 
 

@@ -193,7 +193,7 @@ def test_parts_and_patterns_are_frozen(names: list[str], trained: set[str]) -> N
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(trained)
 
 
-def test_what_cannot_be_frozen_is_told_with_what_can() -> None:
+def test_what_cannot_be_frozen_is_named_with_what_can() -> None:
     with pytest.raises(ConfigError, match=r"model\.freeze=head: .* video, heads, .* fc_cls\.\*, visual\.\*"):
         freeze(tiny((2,)), ["video", "head"])
     with pytest.raises(ConfigError, match=r"video, text, projections, temperature, .* image_projection"):

@@ -147,7 +147,7 @@ def equal(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
     return set(one) == set(two) and all(torch.equal(value, two[name]) for name, value in one.items())
 
 
-def test_a_sharded_optimizer_goes_on_from_one_rank_bit_by_bit(ended: tuple[Path, Ended]) -> None:
+def test_a_sharded_optimizer_continues_from_one_rank_bit_by_bit(ended: tuple[Path, Ended]) -> None:
     """Two ranks that keep a share each, and two that keep all; then one rank reads what the shares have become."""
     folder, ranks = ended
     for one in ranks:
@@ -200,9 +200,13 @@ def test_ranks_skip_a_shared_gradient_and_name_whose_it_is(ended: tuple[Path, En
 def test_a_rank_whose_losses_stay_bad_stops_all_ranks(ended: tuple[Path, Ended]) -> None:
     folder, ranks = ended
     for one in ranks:
-        told = one["all losses of one rank are not finite"]
-        assert told.startswith("TrainingError: ") and "2 time(s) in a row" in told and "rank 1: nan for clip_" in told
-        assert "rank 0" not in told and str(folder / "stopped" / "nonfinite") in told
+        message = one["all losses of one rank are not finite"]
+        assert (
+            message.startswith("TrainingError: ")
+            and "2 time(s) in a row" in message
+            and "rank 1: nan for clip_" in message
+        )
+        assert "rank 0" not in message and str(folder / "stopped" / "nonfinite") in message
     names = [path.name for path in (folder / "stopped" / "nonfinite" / "checkpoints").glob("step-*")]
     assert names == ["step-00000000"]  # of the first in a row
     assert not list((folder / "stopped" / "checkpoints").glob("step-*"))

@@ -39,7 +39,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (4, 1)])
-def test_another_number_of_passes_goes_on_with_the_very_clips_that_are_left(
+def test_another_number_of_passes_continues_with_the_very_clips_that_are_left(
     tmp_path: Path, vp9_shards: ShardSet, before: int, after: int
 ) -> None:
     path = config_file(tmp_path, vp9_shards, optim={"epochs": 2}, checkpoint_every_steps=1)
@@ -89,7 +89,7 @@ def test_another_number_of_clips_is_refused_in_mid_epoch(
         train(load_config(path, [f"data.train={fewer}"]))
 
 
-def test_another_batch_size_between_epochs_goes_on_at_the_same_share_of_the_schedule(
+def test_another_batch_size_between_epochs_continues_at_the_same_share_of_the_schedule(
     tmp_path: Path, vp9_shards: ShardSet
 ) -> None:
     path = config_file(tmp_path, vp9_shards)
@@ -124,14 +124,14 @@ def test_a_resume_needs_neither_the_first_weights_nor_a_config_it_knows(
     del values["views"]["fusion"]
     (newest / "config.yaml").write_text(yaml.safe_dump(values))
     newest = train(load_config(path, [f"model.init={first}", "optim.epochs=2"]))
-    told = next(message for message in caplog.messages if "other settings" in message)
-    assert all(name in told for name in ("zebra", "data.stripes", "views.fusion", "optim.epochs=2 (was 1)"))
+    logged = next(message for message in caplog.messages if "other settings" in message)
+    assert all(name in logged for name in ("zebra", "data.stripes", "views.fusion", "optim.epochs=2 (was 1)"))
     (newest / "config.yaml").unlink()
     assert train(load_config(path, [f"model.init={first}", "optim.epochs=3"])).name == "step-00000009"
 
 
 @pytest.mark.parametrize("override", ["model.width=64", "model.depth=3", "optim.optimizer=sgd", "task.heads=[verb]"])
-def test_another_model_or_optimiser_is_told_in_one_line(tmp_path: Path, vp9_shards: ShardSet, override: str) -> None:
+def test_another_model_or_optimiser_is_refused_in_one_line(tmp_path: Path, vp9_shards: ShardSet, override: str) -> None:
     path = config_file(tmp_path, vp9_shards, optim={"epochs": 1})
     train(load_config(path))
     before = files_of(tmp_path / "run")
@@ -156,8 +156,8 @@ def test_parts_may_be_frozen_and_thawed(tmp_path: Path, vp9_shards: ShardSet, ca
     with caplog.at_level("INFO", logger="lavila"):
         second = load_model(train(load_config(path, ["optim.epochs=2"]))).state_dict()
     assert not torch.equal(after["visual.cls_token"], second["visual.cls_token"])
-    told = next(message for message in caplog.messages if "were not trained before" in message)
-    assert "visual.cls_token" in told and "fc_cls" not in told
+    logged = next(message for message in caplog.messages if "were not trained before" in message)
+    assert "visual.cls_token" in logged and "fc_cls" not in logged
     third = load_model(train(load_config(path, ["optim.epochs=3", "model.freeze=[heads]"]))).state_dict()
     assert {name for name in second if torch.equal(second[name], third[name])} == moved
 

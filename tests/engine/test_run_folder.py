@@ -74,7 +74,7 @@ def test_two_processes_do_not_train_into_one_folder(folder: Path, monkeypatch: p
             with pytest.raises(RunFolderError, match=re.escape(str(folder / "run"))):
                 train(settings(folder, more, "optim.epochs=9"))
     assert files_of(folder / "run") == before and not (folder / "run.1").exists()
-    train(settings(folder, "optim.epochs=3"))  # after the other one it goes on
+    train(settings(folder, "optim.epochs=3"))  # after the other one it continues
     assert steps(folder / "run")[-1] == 9
 
 
@@ -153,7 +153,7 @@ def test_an_older_checkpoint_does_not_mix_with_the_later_ones(folder: Path) -> N
     )
 
 
-@pytest.mark.parametrize("epochs", [3, 5])  # a run that is finished, and one that would go on
+@pytest.mark.parametrize("epochs", [3, 5])  # a run that is finished, and one that would continue
 def test_a_run_of_another_task_or_dataset_does_not_mix_with_it(folder: Path, epochs: int) -> None:
     before = files_of(folder / "run")
     newest = folder / "run/checkpoints/step-00000009"
@@ -178,7 +178,7 @@ def test_a_finished_run_keeps_its_config(folder: Path, caplog: pytest.LogCapture
     assert any("3 epochs already" in message and "optim.lr=7.0 (was 0.001)" in message for message in caplog.messages)
 
 
-def test_the_report_of_a_run_tells_its_own_training(folder: Path) -> None:
+def test_the_report_of_a_run_shows_its_own_training(folder: Path) -> None:
     with (folder / "run/checkpoints/step-00000009/config.yaml").open("a") as config:
         config.write("noted_by_hand: 2026-01-31\n")
     page = evaluate(settings(folder, "optim.lr=7.0", "seed=9"))
@@ -248,12 +248,12 @@ def test_evaluations_of_other_checkpoints_lie_beside_it(folder: Path) -> None:
 
 
 def test_an_older_checkpoints_curves_end_where_it_was_saved(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = {}
+    curves = {}
     monkeypatch.setattr(
-        evaluator, "write_report", lambda output, report, *, pictures, history: told.update({output: history})
+        evaluator, "write_report", lambda output, report, *, pictures, history: curves.update({output: history})
     )
     evaluate(settings(folder, f"checkpoint={folder / 'run/checkpoints/step-00000006'}"))
-    assert [line["step"] for line in told[folder / "run/evaluations/step-00000006"]] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in curves[folder / "run/evaluations/step-00000006"]] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_published_model_claims_no_training(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

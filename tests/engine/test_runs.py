@@ -123,7 +123,7 @@ def test_resume_in_the_middle_of_an_epoch_is_exact(
     assert [line["step"] for line in read_metrics(tmp_path / "resumed" / "metrics.jsonl")] == list(range(1, 10))
 
 
-def test_resuming_tells_what_changed_and_when_nothing_is_left(
+def test_resuming_reports_what_changed_and_when_nothing_is_left(
     config: RunConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     train(config)
@@ -149,7 +149,7 @@ def test_a_finished_run_can_be_resumed_into_another_folder(finished: RunConfig, 
     assert more == tmp_path / "other" / "checkpoints" / "step-00000012"
 
 
-def test_a_killed_run_goes_on(tmp_path: Path, vp9_shards: ShardSet, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_killed_run_continues(tmp_path: Path, vp9_shards: ShardSet, caplog: pytest.LogCaptureFixture) -> None:
     path = config_file(tmp_path, vp9_shards, optim={"epochs": 400, "lr_end": 1e-3}, checkpoint_every_steps=2)
     process = forks.start(TRAIN, "--config", path, environment=ENVIRONMENT)
     latest = tmp_path / "run" / "checkpoints" / "latest"

@@ -88,7 +88,7 @@ def test_both_towers_start_from_clip(tmp_path: Path, vp9_shards: ShardSet) -> No
     assert not torch.equal(resumed.token_embedding.weight, theirs["token_embedding.weight"])
 
 
-def test_clip_that_cannot_be_had_is_told(tmp_path: Path, vp9_shards: ShardSet) -> None:
+def test_clip_weights_that_are_not_available_are_named(tmp_path: Path, vp9_shards: ShardSet) -> None:
     with pytest.raises(ValueError, match=r"nothing-of-the-kind.*ViT-B-16"):
         train(dual_config(tmp_path, vp9_shards, "model.init=clip:nothing-of-the-kind"))
 
@@ -103,11 +103,13 @@ def test_a_published_checkpoint_without_a_network_says_where_to_put_it(
     monkeypatch.setattr(urllib.request, "urlopen", no_network)
     with pytest.raises(CheckpointError) as caught:
         train(dual_config(tmp_path, vp9_shards, "model.init=lavila_tsf_b_ep5"))
-    told = str(caught.value)
-    assert str(ZOO["lavila_tsf_b_ep5"].file) in told and ZOO["lavila_tsf_b_ep5"].url in told and "\n" not in told
+    message = str(caught.value)
+    assert (
+        str(ZOO["lavila_tsf_b_ep5"].file) in message and ZOO["lavila_tsf_b_ep5"].url in message and "\n" not in message
+    )
 
 
-def test_a_dual_encoder_goes_on_whole_and_decides_frames_and_size(tmp_path: Path, vp9_shards: ShardSet) -> None:
+def test_a_dual_encoder_continues_whole_and_decides_frames_and_size(tmp_path: Path, vp9_shards: ShardSet) -> None:
     """As published: first trained on few frames, then on more, with both towers and the temperature."""
     first = dual_config(tmp_path, vp9_shards, "task.temperature=0.2")
     last = train(first)
@@ -166,7 +168,7 @@ def test_a_classifier_is_no_dual_encoder(tmp_path: Path, vp9_shards: ShardSet) -
 
 
 def test_a_dual_encoder_is_no_classifier(tmp_path: Path, vp9_shards: ShardSet) -> None:
-    """Told before the first step, not after the first epoch."""
+    """An error before the first step, not after the first epoch."""
     with pytest.raises(TaskError, match=r"^evals\.x: .*a classifier.*ClipDualEncoder"):
         train(dual_config(tmp_path, vp9_shards, "evals.x.task.name=classification"))
     assert not (tmp_path / "run").exists()
@@ -189,7 +191,7 @@ def test_a_checkpoint_that_training_does_not_read_is_named(
     assert "checkpoint=lavila_tsf_b_ep5" in caplog.text and "model.init=random" in caplog.text
 
 
-def test_a_size_that_no_patch_divides_is_told_when_it_is_known(tmp_path: Path, vp9_shards: ShardSet) -> None:
+def test_a_size_that_no_patch_divides_is_refused_when_it_is_known(tmp_path: Path, vp9_shards: ShardSet) -> None:
     config = load_config(config_file(tmp_path, vp9_shards), ["data.image_size=0", "model.patch_size=9"])
     with pytest.raises(ConfigError, match=r"data\.image_size=224.*model\.patch_size=9"):
         train(config)

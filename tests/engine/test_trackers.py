@@ -65,7 +65,7 @@ def test_tensorboard_shows_what_metrics_has_also_after_a_resume(vp9_shards: Shar
     assert set(shown["val/verb_top1"]) == {3, 6} and "step" not in shown
 
 
-def test_wandb_goes_on_with_its_run(vp9_shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_continues_its_run(vp9_shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", wandb := FakeWandb())
     path = config_file(tmp_path, vp9_shards, log={"wandb": True, "wandb_project": "clips"})
     for epochs in (1, 2):
@@ -88,13 +88,13 @@ def test_a_tracker_that_fails_is_named_and_left_out(
     config = load_config(config_file(tmp_path, vp9_shards, optim={"epochs": 1}), ["log.wandb=true"])
     train(config)
     assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) == 3
-    told = [message for message in caplog.messages if "log.wandb" in message]
-    assert len(told) == 1 and "no network" in told[0]
+    warnings = [message for message in caplog.messages if "log.wandb" in message]
+    assert len(warnings) == 1 and "no network" in warnings[0]
     assert len(wandb.numbers) == (3 if fails == "finish" else 0)
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
-def test_what_is_not_installed_is_told_with_the_command(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_installed_is_named_with_the_command(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trackers, "find_spec", lambda _: None)
     config = load_config("model/tiny", [f"log.{name}=true"])
     with pytest.raises(ConfigError, match=rf"log\.{name}=true.*pip install 'lavila\[{name}\]'"):

@@ -96,7 +96,7 @@ def test_a_packet_that_swallowed_the_picture_before(tmp_path: Path) -> None:
     with av.open(str(tmp_path / "a.ts")) as container:
         counter = PictureCounter(bytes(container.streams.video[0].codec_context.extradata or b""))
         packet = bytes(next(container.demux(video=0)))
-    # A muxer may add a delimiter of its own. With more in it than a delimiter has, it swallowed what followed.
+    # A muxer may add a delimiter. With more in it than a delimiter has, it swallowed what followed.
     for content, merged in ((packet, False), (delimiter + packet, False), (delimiter + b"\xff\x41" + packet, True)):
         place = counter.place(content)
         assert place is not None and place.merged is merged
@@ -211,7 +211,7 @@ def test_a_hole_in_a_packet_of_vp8(tmp_path: Path) -> None:
 
 
 def test_a_hole_that_begins_in_a_packet_of_vp9(tmp_path: Path) -> None:
-    """Zeros at the end of a packet may be padding, but not where the file goes on with zeros."""
+    """Zeros at the end of a packet may be padding, but not where the file continues with zeros."""
     video = sound(tmp_path / "a.webm", Coding(codec="libvpx-vp9", gop=GROUP, crf=30))
     at, size = places(video)[2 * GROUP]
     change(video, at + 4 + size - 48, bytes(78))

@@ -66,7 +66,7 @@ def test_the_reason_says_what_it_is(kind: str, video: bytes, tmp_path: Path) -> 
     assert "\n" not in str(caught.value)
 
 
-def test_a_download_that_goes_on(video: bytes, tmp_path: Path) -> None:
+def test_a_download_that_has_not_ended(video: bytes, tmp_path: Path) -> None:
     """aria2 gives the file its name and size at once, and removes its own file at the end."""
     path = tmp_path / "v.mp4"
     path.write_bytes(bytes(100) + video[100:])
@@ -83,7 +83,7 @@ def test_a_sound_file_and_noise_have_no_such_reason(video: bytes, tmp_path: Path
     assert why_unreadable(tmp_path / "none.mp4") is None
 
 
-def test_every_cut_of_an_mp4_is_told(video: bytes, tmp_path: Path) -> None:
+def test_every_cut_of_an_mp4_is_noticed(video: bytes, tmp_path: Path) -> None:
     path = tmp_path / "v.mp4"
     for size in range(0, len(video) - 8, len(video) // 60):
         path.write_bytes(video[:size])

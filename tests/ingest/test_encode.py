@@ -199,9 +199,7 @@ def test_no_vp9_frame_refers_to_the_second_ones_of_a_group(speed: str, tmp_path:
 
 
 def test_long_clips_are_coded_in_short_groups(tmp_path: Path) -> None:
-    still = [
-        numbered_picture(0, height=48, width=64)
-    ] * 250  # no cut at which an encoder would put a keyframe of its own
+    still = [numbered_picture(0, height=48, width=64)] * 250  # no cut at which an encoder would add a keyframe
     video = write_video(tmp_path / "a.mp4", still)
 
     def keyframes(stop: float, **settings: Any) -> list[int]:

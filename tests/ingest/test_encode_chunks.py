@@ -134,7 +134,7 @@ def test_scene_cuts_do_not_move_keyframes(tmp_path: Path) -> None:
         assert chunk.gop_frames == [0, 12, 24, 36, 48] and len(chunk.gop_offsets) == 6
 
 
-def test_groups_last_half_a_second_unless_told_otherwise(video: Path) -> None:
+def test_groups_last_half_a_second_unless_set_otherwise(video: Path) -> None:
     assert encode_chunk(video, number=0, seconds=1, settings=settings("h264", gop=0)).gop == 30
     slow = settings("h264", gop=0, fps=15)
     chunk = encode_chunk(video, number=1, seconds=1, settings=slow)

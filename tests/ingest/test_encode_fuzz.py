@@ -264,7 +264,7 @@ def store(path: Path, number: int) -> str:
 
 
 def child(folder: Path, first: int) -> None:
-    """Store mutants first, first + WORKERS, ...; tell of each when it begins and what became of it."""
+    """Store mutants first, first + WORKERS, ...; report of each when it begins and what became of it."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     for number in range(first, FIRST + COUNT, WORKERS):
         print("begun", number, flush=True)
@@ -342,7 +342,7 @@ def test_every_damaged_video_is_stored_or_refused(tmp_path: Path, capsys: pytest
 
 
 def test_the_search_for_crashes_sees_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A child that dies or stands still is counted, and the work goes on behind it."""
+    """A child that dies or stands still is counted, and the work continues behind it."""
     script = """
 import os, sys, time
 for n in range(int(sys.argv[-1]), 6, 2):

@@ -86,7 +86,7 @@ def test_sound_is_dropped(tmp_path: Path) -> None:
         assert [stream.type for stream in container.streams] == ["video"]
 
 
-def test_sound_that_goes_on_after_the_pictures_is_no_damage(tmp_path: Path) -> None:
+def test_sound_that_continues_after_the_pictures_is_no_damage(tmp_path: Path) -> None:
     video = write_numbered_video(tmp_path / "a.mp4", 5, Coding(sound=True))  # 0.2 s of pictures, 1 s of sound
     pictures = write_numbered_video(tmp_path / "b.mp4", 5)
     assert whole(video).data == whole(pictures).data
@@ -217,7 +217,7 @@ def test_encoders_of_the_cpu_are_there(codec: str) -> None:
 
 @pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="there is an NVIDIA driver")
 @pytest.mark.parametrize("codec", ["h264", "hevc", "av1"])
-def test_nvenc_that_is_missing_is_told_before_the_work(codec: str) -> None:
+def test_nvenc_that_is_missing_is_reported_before_the_work(codec: str) -> None:
     with pytest.raises(ValueError, match="--encoder nvenc") as info:
         check_encoder(EncodeSettings(codec=codec, encoder="nvenc"))
     assert not isinstance(info.value, EncodeError)  # it is not a clip's fault

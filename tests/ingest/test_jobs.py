@@ -131,7 +131,7 @@ def test_a_tar_that_is_made_again_copies_what_it_holds(videos: Path, tmp_path: P
     assert not list((tmp_path / ".work").glob("*.before.json"))
 
 
-def test_a_clip_has_a_time_limit_of_its_own(videos: Path, tmp_path: Path) -> None:
+def test_a_clip_has_its_own_time_limit(videos: Path, tmp_path: Path) -> None:
     (tmp_path / ".work").mkdir()
     job = ShardJob(
         number=0, items=clips("one"), videos=videos, out=tmp_path, settings=SETTINGS, limits=Limits(seconds=1e-6)

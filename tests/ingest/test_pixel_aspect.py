@@ -1,4 +1,4 @@
-"""The shape of pixels may change within a broadcast: a clip has the shape of its own frames."""
+"""The shape of pixels may change within a broadcast: a clip has the shape of its frames."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def two_shapes(folder: Path, codec: str) -> Path:
 
 
 @pytest.mark.parametrize("codec", ["libx264", "libx265", "mpeg4"])
-def test_a_clip_has_the_shape_of_its_own_pixels(tmp_path: Path, codec: str) -> None:
+def test_a_clip_has_the_shape_of_its_pixels(tmp_path: Path, codec: str) -> None:
     video = two_shapes(tmp_path, codec)
     for start, stop, width in ((0.0, 0.5, 128), (0.5, 1.0, 128), (1.0, 1.6, 171), (1.4, None, 171)):
         clip = encode_clip(video, interval=Interval(start_second=start, stop_second=stop), settings=SMALL)

@@ -82,19 +82,19 @@ def reason(root: Path, published: str, layouts: tuple[str, ...] = (), whole: tup
 def test_what_is_not_there(tmp_path: Path) -> None:
     assert reason(tmp_path, "P01/P01_01.MP4", epic_kitchens.LAYOUTS) == "no such video"
     touch(tmp_path / "OP01-R01-Salad.mp4")
-    told = reason(tmp_path, "OP01-R01-Salad/OP01-R01-Salad-1-2-F01-F02.mp4", egtea.LAYOUTS, egtea.WHOLE)
-    assert "OP01-R01-Salad.mp4" in told and "whole recording" in told
+    message = reason(tmp_path, "OP01-R01-Salad/OP01-R01-Salad-1-2-F01-F02.mp4", egtea.LAYOUTS, egtea.WHOLE)
+    assert "OP01-R01-Salad.mp4" in message and "whole recording" in message
 
 
 @pytest.mark.parametrize("target", ["DOWNLOAD/P01/videos/P01_01.MP4", "/no/such/disk/P01_01.MP4"])
 def test_a_broken_link_is_named_with_its_target(target: str, tmp_path: Path) -> None:
     (tmp_path / "P01").mkdir()
     (tmp_path / "P01/P01_01.MP4").symlink_to(target)
-    told = reason(tmp_path, "P01/P01_01.MP4")
-    assert "link" in told and target in told
+    message = reason(tmp_path, "P01/P01_01.MP4")
+    assert "link" in message and target in message
     (tmp_path / "P02").symlink_to(target)  # the folder above it
-    told = reason(tmp_path, "P02/P02_01.MP4")
-    assert "P02 is a link" in told and target in told
+    message = reason(tmp_path, "P02/P02_01.MP4")
+    assert "P02 is a link" in message and target in message
     with pytest.raises(EncodeError, match="link to"):
         find_parts(tmp_path / "P01/P01_01.MP4")
 
@@ -123,5 +123,5 @@ def test_what_lies_there_instead_is_named(there: str, word: str, tmp_path: Path)
 
 def test_accents_written_in_two_ways(tmp_path: Path) -> None:
     touch(tmp_path / unicodedata.normalize("NFD", "küche.mp4"))
-    told = why_missing(tmp_path / unicodedata.normalize("NFC", "küche.mp4"))
-    assert "same to the letter" in told
+    message = why_missing(tmp_path / unicodedata.normalize("NFC", "küche.mp4"))
+    assert "same to the letter" in message

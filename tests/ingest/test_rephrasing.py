@@ -1,4 +1,4 @@
-"""Rephrasing a table: which paraphrases are kept, and that a run goes on after a kill at any moment."""
+"""Rephrasing a table: which paraphrases are kept, and that a run continues after a kill at any moment."""
 
 from __future__ import annotations
 

@@ -163,7 +163,7 @@ def test_irregular_times_become_a_constant_rate(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_chunks_is_one_video(tmp_path: Path) -> None:
-    """Numbers go on from file to file; the second is a frame short, as those of Ego4D may be."""
+    """Numbers continue from file to file; the second is a frame short, as those of Ego4D may be."""
     folder, fps = tmp_path / "uid.mp4", Fraction(25)
     for start, count in [(0, 250), (10, 249), (20, 250)]:
         pictures = range(start * 25, start * 25 + count)
@@ -411,7 +411,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
         cut(path, 0.0, None)
 
 
-# Sound that goes on after the pictures
+# Sound that continues after the pictures
 
 
 def with_sound(path: Path, frames: int, seconds: float) -> Path:
@@ -441,7 +441,7 @@ def with_sound(path: Path, frames: int, seconds: float) -> Path:
 
 
 @pytest.mark.parametrize("name", ["a.mkv", "a.flv", "a.avi", "a.ts", "a.mov"])
-def test_sound_that_goes_on_costs_no_clip(tmp_path: Path, name: str) -> None:
+def test_sound_that_continues_costs_no_clip(tmp_path: Path, name: str) -> None:
     """Some containers state only the length of the whole file."""
     video = with_sound(tmp_path / name, 100, 8.0)
     assert read_numbers(cut(video, 1.0, 1.19).data) == list(range(25, 30))

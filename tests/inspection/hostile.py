@@ -17,9 +17,9 @@ class Hostile:
     frames: frozenset[int]  # lengths of the videos that crash it
     seen: Path  # gets a byte for each video that is tried
 
-    def __call__(self, data: bytes, told: RecordedShape) -> str | None:
+    def __call__(self, data: bytes, recorded: RecordedShape) -> str | None:
         with self.seen.open("ab") as file:
             file.write(b".")
-        if told.frames in self.frames:
+        if recorded.frames in self.frames:
             os.kill(os.getpid(), signal.SIGSEGV)
         return None

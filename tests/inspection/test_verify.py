@@ -210,11 +210,11 @@ def reasons(verdict: Verdict) -> dict[str, str]:
 def test_a_sound_set_is_found_sound(layout: str, request: pytest.FixtureRequest) -> None:
     shard_set: ShardSet = request.getfixturevalue(layout)
     before = {path.name: path.read_bytes() for path in shard_set.path.iterdir()}
-    told: list[Progress] = []
-    verdict = verify_shard_set(shard_set, decodes, workers=2, on_progress=told.append)
+    progress: list[Progress] = []
+    verdict = verify_shard_set(shard_set, decodes, workers=2, on_progress=progress.append)
     assert verdict == Verdict(problems=[], bad=[])
     videos = shard_set.clips.num_rows if shard_set.chunks is None else shard_set.chunks.num_rows
-    assert (told[-1].stored, told[-1].failed) == (videos + 2, 0)  # every video and every tar
+    assert (progress[-1].stored, progress[-1].failed) == (videos + 2, 0)  # every video and every tar
     assert {path.name: path.read_bytes() for path in shard_set.path.iterdir()} == before
 
 

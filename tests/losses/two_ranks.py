@@ -1,4 +1,4 @@
-"""What test_ranks.py has two processes do, one thing after another: each computes losses of its own share of a batch.
+"""What test_ranks.py has two processes do, one thing after another: each computes losses of its share of a batch.
 
     python -m tests.losses.two_ranks RANK FOLDER
 

@@ -134,6 +134,6 @@ TARGETS = np.array([0, 1])
         (lambda: marginalize(SCORES, TARGETS, num_classes=2), "action_to_class.*2.*3"),
     ],
 )
-def test_wrong_input_is_told(call, message: str) -> None:  # type: ignore[no-untyped-def]
+def test_wrong_input_is_refused(call, message: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match=message):
         call()

@@ -24,7 +24,7 @@ def test_drawn_beams_follow_the_decoder() -> None:
         logits = decoder(torch.tensor([[END]]), decoder.look(visual))[:, 0]
     kept = softmax(filter_logits(logits, config, at_least=2), -1)[0]
     assert 4 <= (kept > 0).sum() < VOCABULARY
-    # Four candidates are drawn, and the two likeliest go on. So count the sets of four by their likeliest pair.
+    # Four candidates are drawn, and the two likeliest are kept. So count the sets of four by their likeliest pair.
     shares = torch.zeros(VOCABULARY)
     names = kept.nonzero()[:, 0].tolist()
     for drawn in itertools.permutations(names, 4):

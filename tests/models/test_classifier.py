@@ -42,7 +42,7 @@ def test_dropout_acts_in_training_only() -> None:
 
 
 @pytest.mark.parametrize(("num_classes", "dropout"), [((), 0.5), ((3, 0), 0.5), ((3,), 1.0), ((3,), -0.1)])
-def test_impossible_heads_are_told(num_classes: tuple[int, ...], dropout: float) -> None:
+def test_impossible_heads_are_refused(num_classes: tuple[int, ...], dropout: float) -> None:
     with pytest.raises(ValueError, match=r"num_classes=|dropout="):
         VideoClassifier(TimeSformer(TINY), num_classes=num_classes, dropout=dropout)
 

@@ -296,7 +296,7 @@ def test_clip_text_compiles_into_one_graph() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_wrong_tokens_are_told(kind: str) -> None:
+def test_wrong_tokens_are_refused(kind: str) -> None:
     model = tiny(kind)
     with pytest.raises(ValueError, match=r"\(2, 13\).*\[B, L\].*1.*12"):
         model.encode_text(torch.zeros(2, 13, dtype=torch.int64))
@@ -308,7 +308,7 @@ def test_wrong_tokens_are_told(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_architectures_of_other_versions_are_told(kind: str) -> None:
+def test_architectures_of_other_versions_are_refused(kind: str) -> None:
     model = tiny(kind)
     build = type(model).from_architecture  # type: ignore[attr-defined]
     architecture = model.architecture()  # type: ignore[operator]
@@ -319,7 +319,7 @@ def test_architectures_of_other_versions_are_told(kind: str) -> None:
         build({**architecture, "text": {**text, "layers": 2}})
 
 
-def test_impossible_models_are_told() -> None:
+def test_impossible_models_are_refused() -> None:
     tower = TimeSformer(TINY)
     with pytest.raises(ValueError, match="embed_dim=0"):
         ClipDualEncoder(tower, text=TINY_CLIP, embed_dim=0)

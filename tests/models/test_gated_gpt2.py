@@ -94,7 +94,7 @@ def test_gpt2_without_some_weights_is_refused(tmp_path: Path) -> None:
         load_gpt2(GatedGpt2(TINY), tmp_path)
 
 
-def test_gpt2_that_is_not_there_is_told_in_one_line(tmp_path: Path) -> None:
+def test_gpt2_that_is_not_there_is_named_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nowhere") as caught:
         load_gpt2(GatedGpt2(TINY), tmp_path / "nowhere")
     assert str(tmp_path / "nowhere") in str(caught.value)
@@ -114,7 +114,7 @@ def test_cache_gives_what_the_whole_prefix_gives(first: int) -> None:
     assert whole.std() > 0.1
 
 
-def test_cache_reordered_goes_on_from_other_sequences() -> None:
+def test_cache_reordered_continues_from_other_sequences() -> None:
     decoder, tokens = decoder_of(), some_tokens(4, 8)
     seen = decoder.look(torch.randn(2, 5, 24))
     rows = torch.tensor([1, 1, 3, 2])
@@ -199,13 +199,13 @@ def test_dropout_only_while_training() -> None:
 
 
 @pytest.mark.parametrize(("shape", "clips"), [((2, 17), 2), ((3, 4), 2), ((4,), 2), ((2, 0), 2)])
-def test_tokens_that_do_not_fit_are_told(shape: tuple[int, ...], clips: int) -> None:
+def test_tokens_that_do_not_fit_are_refused(shape: tuple[int, ...], clips: int) -> None:
     decoder = GatedGpt2(TINY)
     with pytest.raises(ValueError, match=r"\[N, L\].*16 tokens"):
         decoder(torch.zeros(shape, dtype=torch.long), decoder.look(torch.randn(clips, 5, 24)))
 
 
-def test_a_full_cache_is_told() -> None:
+def test_a_full_cache_takes_no_more_tokens() -> None:
     decoder, tokens = GatedGpt2(TINY).eval(), some_tokens(2, 4)
     seen, cache = decoder.look(torch.randn(2, 5, 24)), decoder.new_cache(2, 4)
     decoder(tokens, seen, cache)
@@ -222,6 +222,6 @@ def test_a_full_cache_is_told() -> None:
         ({"dropout": 1.0}, "dropout=1.0"),
     ],
 )
-def test_impossible_configs_are_told(change: dict[str, Any], message: str) -> None:
+def test_impossible_configs_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(TINY, **change)

@@ -224,6 +224,6 @@ def test_padding_is_left_out_of_scores() -> None:
         ({"num_beams": 4, "num_beam_groups": 2, "top_p": 0.9}, "num_beam_groups=2.*top_p=0.9"),
     ],
 )
-def test_options_that_exclude_one_another_are_told(options: dict[str, Any], message: str) -> None:
+def test_options_that_exclude_one_another_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GenerationConfig(**options)

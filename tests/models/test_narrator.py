@@ -210,7 +210,7 @@ def test_architecture_is_json_and_builds_the_same_narrator() -> None:
 @pytest.mark.parametrize(
     "change", [{"extra": 1}, {"decoder": {"width": 3}}, {"decoder": {**vars(GatedGpt2Config()), "wings": 2}}]
 )
-def test_an_architecture_of_another_version_is_told(change: dict[str, Any]) -> None:
+def test_an_architecture_of_another_version_is_refused(change: dict[str, Any]) -> None:
     described = {**narrator_of("vclm_freq1").architecture(), **change}
     with pytest.raises(ValueError, match="architecture"):
         Narrator.from_architecture(described)
@@ -240,7 +240,7 @@ def test_gates_start_closed_so_that_the_clip_is_not_seen_yet_but_learnt() -> Non
         (torch.zeros(3, 4, 32, 32), {}, r"\[B, 3, T, 32, 32\]"),
     ],
 )
-def test_inputs_that_do_not_fit_are_told(video: Tensor, options: dict[str, Any], message: str) -> None:
+def test_inputs_that_do_not_fit_are_refused(video: Tensor, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         narrator_of("vclm_freq1").eval().generate(video, **options)
 

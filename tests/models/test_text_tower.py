@@ -98,12 +98,12 @@ def test_distilbert_weights_of_another_size_are_refused(saved: Path) -> None:
         load_distilbert(other, saved)
 
 
-def test_distilbert_weights_that_are_nowhere_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_distilbert_weights_that_are_nowhere_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     for source in (tmp_path / "nothing", "distilbert-base-uncased-that-is-not-cached"):
-        with pytest.raises(ValueError, match=str(source)) as told:
+        with pytest.raises(ValueError, match=str(source)) as caught:
             load_distilbert(distilbert(BERT), source)
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -115,6 +115,6 @@ def test_distilbert_weights_that_are_nowhere_are_told(tmp_path: Path, monkeypatc
         (BERT, {"dropout": 1.0}, r"dropout=1\.0"),
     ],
 )
-def test_impossible_configs_are_told(config: Any, change: dict[str, Any], message: str) -> None:
+def test_impossible_configs_are_refused(config: Any, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(config, **change)

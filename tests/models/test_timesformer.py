@@ -243,7 +243,7 @@ def test_autocast_keeps_the_residual_stream_in_float32() -> None:
         ((3, 3, 16, 16), r"\[B, 3, T, 16, 16\]"),
     ],
 )
-def test_wrong_video_shapes_are_told(shape: tuple[int, ...], message: str) -> None:
+def test_wrong_video_shapes_are_refused(shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TimeSformer(TINY)(torch.zeros(shape))
 
@@ -258,7 +258,7 @@ def test_wrong_video_shapes_are_told(shape: tuple[int, ...], message: str) -> No
         ({"depth": 0}, "depth=0"),
     ],
 )
-def test_impossible_configs_are_told(change: dict[str, Any], message: str) -> None:
+def test_impossible_configs_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(TINY, **change)
 

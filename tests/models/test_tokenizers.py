@@ -145,23 +145,23 @@ def test_vocabularies_that_transformers_wrote_are_read(
 @pytest.mark.parametrize(
     ("kind", "files"), [(BertTokenizer, "vocab.txt"), (Gpt2Tokenizer, "vocab.json and merges.txt")]
 )
-def test_missing_vocabularies_are_told(kind: Any, files: str, tmp_path: Path) -> None:
+def test_missing_vocabularies_are_named(kind: Any, files: str, tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match=rf"{files}.*tokenizer.json"):
         kind(tmp_path)  # transformers itself makes a vocabulary of special tokens here, and says nothing
     for source in ("a-name-that-is-not-cached", tmp_path / "no_such_folder"):
-        with pytest.raises(TokenizerError, match=r"hf download.*--local-dir") as told:
+        with pytest.raises(TokenizerError, match=r"hf download.*--local-dir") as caught:
             kind(source)
-        assert str(source) in str(told.value)
-        assert "\n" not in str(told.value)
+        assert str(source) in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
-def test_a_missing_open_clip_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_open_clip_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_module.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(TokenizerError, match="pip install open_clip_torch"):
         ClipTokenizer()
 
 
-def test_wrong_arguments_are_told(clip: ClipTokenizer, bert_folder: Path) -> None:
+def test_wrong_arguments_are_refused(clip: ClipTokenizer, bert_folder: Path) -> None:
     with pytest.raises(ValueError, match=r"mode='keep'.*\['keep_end', 'reference'\]"):
         ClipTokenizer("keep")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="context=1"):

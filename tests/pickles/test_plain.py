@@ -253,11 +253,11 @@ ODD_ROUTES = {
 
 @pytest.mark.parametrize("name", ODD_ROUTES)
 def test_odd_routes_are_refused_without_taking_memory(tmp_path: Path, name: str) -> None:
-    words, told = ODD_ROUTES[name]
+    words, message = ODD_ROUTES[name]
     path = save(tmp_path, b"\x80\x05" + pickled_words(words) + b".")
     tracemalloc.start()
     try:
-        assert told in refusal(path)
+        assert message in refusal(path)
         assert tracemalloc.get_traced_memory()[1] < 2**20
     finally:
         tracemalloc.stop()
@@ -303,7 +303,7 @@ NO_PICKLE = re.compile(r": not a whole pickle file \(.*\); copy or download it a
 
 
 @pytest.mark.parametrize("name", NO_PICKLES)
-def test_what_is_no_whole_pickle_is_told_in_one_line(tmp_path: Path, name: str) -> None:
+def test_what_is_no_whole_pickle_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
     path = save(tmp_path, NO_PICKLES[name])
     tracemalloc.start()
     try:
@@ -329,7 +329,7 @@ def test_what_follows_the_pickle_is_not_lost_unseen(tmp_path: Path) -> None:
 
 
 def test_deep_nesting_does_no_harm(tmp_path: Path) -> None:
-    """In a process of its own, where a stack that overflows would be seen."""
+    """In a separate process, where a stack that overflows would be seen."""
     deep_list = save(tmp_path, b"\x80\x02" + b"]" * DEPTH + b"a" * (DEPTH - 1) + b".")
     deep_key = tmp_path / "key.pkl"
     deep_key.write_bytes(b"\x80\x02})" + b"\x85" * DEPTH + b"Ns.")

@@ -1,4 +1,4 @@
-"""Pickled checkpoints from strangers: tensors come through bit for bit, nothing is executed, damage is told."""
+"""Pickled checkpoints from strangers: tensors come through bit for bit, nothing is executed, damage is refused."""
 
 from __future__ import annotations
 
@@ -290,11 +290,11 @@ ODD: dict[str, tuple[list[object], str]] = {
 
 @pytest.mark.parametrize("name", ODD)
 def test_odd_routes_are_refused_without_taking_memory(name: str, tmp_path: Path) -> None:
-    parts, told = ODD[name]
+    parts, message = ODD[name]
     path = archive(tmp_path / "m.pth", words(parts), data__0=bytes(24))
     tracemalloc.start()
     try:
-        assert told in refusal(path)
+        assert message in refusal(path)
         assert tracemalloc.get_traced_memory()[1] < 2**20
     finally:
         tracemalloc.stop()
@@ -308,7 +308,7 @@ def test_what_is_refused_is_accepted_when_it_fits(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_classes_of_other_code_bases_are_inert(form: str, tmp_path: Path) -> None:
-    """The raw files of EgoVLP hold a config object of its own."""
+    """The raw files of EgoVLP hold an object of its config class."""
     sys.modules["parse_config"] = module = types.ModuleType("parse_config")
     try:
         config = type("ConfigParser", (dict,), {"__module__": "parse_config"})
@@ -326,14 +326,14 @@ def test_classes_of_other_code_bases_are_inert(form: str, tmp_path: Path) -> Non
     assert torch.equal(tensors_of(file)["a"], torch.ones(2))
 
 
-def test_damage_is_told(tmp_path: Path) -> None:
+def test_damage_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "m.pth"
     torch.save({"a": torch.arange(1000.0)}, path)
     whole = path.read_bytes()
     place = whole.index(torch.arange(1000.0).numpy().tobytes())
     flipped = bytearray(whole)
     flipped[place + 100] ^= 1
-    for content, told in (
+    for content, message in (
         (bytes(flipped), r"BadZipFile.*CRC-32"),
         (whole[:-100], r"m\.pth"),
         (whole[: len(whole) // 2], r"m\.pth"),
@@ -343,15 +343,15 @@ def test_damage_is_told(tmp_path: Path) -> None:
         (pickle.dumps(1) + pickle.dumps(2), "torch.save"),
     ):
         path.write_bytes(content)
-        with pytest.raises(PickleError, match=told):
+        with pytest.raises(PickleError, match=message):
             read_tensors(path)
 
 
-def test_damage_of_the_old_format_is_told(tmp_path: Path) -> None:
+def test_damage_of_the_old_format_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "m.pth"
     torch.save({"a": torch.arange(1000.0)}, path, _use_new_zipfile_serialization=False)
     whole = path.read_bytes()
-    for content, told in (
+    for content, message in (
         (whole[:-100], "not a whole checkpoint"),
         (whole[:60], "not a whole checkpoint"),
         (whole.replace(struct.pack("<q", 1000), struct.pack("<q", 999)), UNFIT),
@@ -359,10 +359,10 @@ def test_damage_of_the_old_format_is_told(tmp_path: Path) -> None:
     ):
         assert content != whole
         path.write_bytes(content)
-        assert told in refusal(path)
+        assert message in refusal(path)
 
 
-def test_archives_of_another_kind_are_told(tmp_path: Path) -> None:
+def test_archives_of_another_kind_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "m.pth"
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("a.txt", "x")
@@ -391,7 +391,7 @@ def test_compressed_members_are_refused_unread(tmp_path: Path) -> None:
 
 
 def test_deep_nesting_does_no_harm(tmp_path: Path) -> None:
-    """In a process of its own, where a stack that overflows would be seen."""
+    """In a separate process, where a stack that overflows would be seen."""
     depth = 100_000
     deep = b"]" * depth + b"a" * (depth - 1)
     state = [{}, "a", *REBUILD, 0, (6,), (1,), False, b")tRs"]

@@ -111,7 +111,7 @@ def test_ranks_share_the_batches_that_one_rank_sees_across_windows(world: int) -
 
 
 @pytest.mark.parametrize("step", [1, 5, 6, 40])
-def test_a_run_goes_on_in_the_middle_of_a_window(step: int) -> None:
+def test_a_run_continues_in_the_middle_of_a_window(step: int) -> None:
     straight = training(500, ranks=Ranks())
     seen = [[clip.row for clip in straight.batch(0, number)] for number in range(straight.steps)]
     again = training(500, ranks=Ranks())

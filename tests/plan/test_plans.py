@@ -126,7 +126,7 @@ def test_global_batches_do_not_depend_on_the_number_of_ranks(world, passes):
                 assert (one.frames == other.frames).all()
 
 
-def test_what_decides_the_order_is_told():
+def test_what_decides_the_order_is_named():
     """Two plans with the same `order` show the same clips in the same steps; the others differ in what it says."""
     alone = training(200)
     same = [
@@ -143,8 +143,8 @@ def test_what_decides_the_order_is_told():
         training(200, shuffle=Shuffle(window=100, stretch=5)),
         training(200, shuffle=Shuffle(window=50, stretch=5)),
     ]
-    told = [alone.order, *(plan.order for plan in others)]
-    assert all(one != other for i, one in enumerate(told) for other in told[:i])
+    orders = [alone.order, *(plan.order for plan in others)]
+    assert all(one != other for i, one in enumerate(orders) for other in orders[:i])
     seen = [[clip.row for clip in plan.batch(0, 5)] for plan in (alone, *others)]
     assert all(one != other for i, one in enumerate(seen) for other in seen[:i])
 

@@ -389,7 +389,7 @@ def test_galleries_show_clips_and_texts_with_what_was_right(tmp_path: Path, repo
     queries = [{"title": "cut the leek", "note": "3 of 9", "clips": clips, "texts": texts}]
     section = {"key": "queries", "type": "galleries", "title": "What it finds", "note": "Sentences."}
     report |= {"queries": queries, "sections": [section]}
-    pictures = ReportPictures(galleries=[strip("P01_5"), strip("P01_6")])  # those of P01_7 could not be had again
+    pictures = ReportPictures(galleries=[strip("P01_5"), strip("P01_6")])  # those of P01_7 were not readable again
     write_report(tmp_path, report, pictures=pictures, history=[])
     page = page_of(tmp_path)
     assert "queries" in page.ids and len(page.sources) == 2

@@ -1,4 +1,4 @@
-"""The sample dataset's camera: one frame must not tell the verb, and the moves must be there in the pictures."""
+"""The sample dataset's camera: one frame must not show the verb, and the moves must be there in the pictures."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def ks_distance(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float
     return float(np.abs(below[0] - below[1]).max())
 
 
-def test_one_frame_does_not_tell_the_verb() -> None:
+def test_one_frame_does_not_show_the_verb() -> None:
     poses = [poses_of(verb, t=None) for verb in range(len(camera.VERBS))]
     limit = 2.23 * math.sqrt(2 / 1500)  # two equal distributions exceed it once in ten thousand
     for dimension in range(4):
@@ -118,7 +118,7 @@ def test_pans_and_tilts_shift_the_picture(footage: Footage, verb: str, down: int
 
 
 def ramp_footage() -> Footage:
-    """Luma grows to the right by 200 levels per picture height: one view of it tells zoom and roll."""
+    """Luma grows to the right by 200 levels per picture height: one view of it shows zoom and roll."""
     luma = (20 + 200 / ASPECT * torch.arange(640) / 640 * ASPECT).expand(1, 1, 360, 640)
     return Footage(planes=[(luma, torch.full((1, 2, 180, 320), 128.0))], aspect=ASPECT, size=(144, 256))
 
@@ -147,7 +147,7 @@ def test_zooms_and_rolls_are_seen(verb: str, growth: float, turn: float) -> None
     assert later_roll - roll == pytest.approx(turn, abs=0.03)
 
 
-def test_damaged_footage_is_told(tmp_path: Path) -> None:
+def test_damaged_footage_is_refused(tmp_path: Path) -> None:
     damaged = tmp_path / "damaged.mp4"
     content = bytearray(FOOTAGE.read_bytes())
     content[400_000:700_000] = bytes(300_000)

@@ -187,10 +187,10 @@ def test_choices_are_from_five_videos_where_there_are_five(tmp_path: Path, sourc
 def test_too_few_videos_to_ask_about_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--footage", str(FOOTAGE), "--out", str(tmp_path / "out"), "--form", "egomcq"]
     assert tool.main([*arguments, "--train-clips", "30", "--val-clips", "9", "--videos", "2"]) == 1
-    told = capsys.readouterr().err
+    message = capsys.readouterr().err
     assert (
         "egomcq: a question on a clip of P01_02 needs 4 clips with other narrations in other videos, there are 0"
-        in told
+        in message
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -253,7 +253,7 @@ def test_charades_tables_videos_and_pickles(made: Path) -> None:
         assert '"A person says ""look"", then' in file.read_text()
         rows = read_csv(file)
         assert sum(row["actions"] == "" for row in rows) == 1
-        told = []
+        annotated = []
         for row in rows:
             assert re.fullmatch(r"[0-9A-Z]{5}EGO", row["id"]) and row["id"] == row["charades_video"] + "EGO"
             named.add(f"{row['id']}.mp4")
@@ -264,12 +264,12 @@ def test_charades_tables_videos_and_pickles(made: Path) -> None:
                 code, start, stop = action.split(" ")
                 assert re.fullmatch(r"\d+\.\d\d", start) and re.fullmatch(r"\d+\.\d\d", stop)
                 assert 0 <= float(start) < float(stop) <= float(row["length"])
-                told.append((row["id"], float(start), float(stop), classes[code].lower()))
-        assert len(told) == count
-        assert max(Counter(name for name, *_ in told).values()) == 3
+                annotated.append((row["id"], float(start), float(stop), classes[code].lower()))
+        assert len(annotated) == count
+        assert max(Counter(name for name, *_ in annotated).values()) == 3
         pickled = load(folder / f"metadata_filtered_{'train' if split == 'train' else 'val'}.pkl")
         assert [type(part) for part in pickled[0]] == [str, float, float, str]
-        assert pickled == told
+        assert pickled == annotated
     assert named == {file.name for file in (made / "charades_ego/CharadesEgo_v1_480").iterdir()}
 
 

@@ -46,11 +46,11 @@ def plan(
 
 
 def test_plan_follows_the_seed(source: camera.Source) -> None:
-    def told(videos: list[camera.Video]) -> str:
+    def described(videos: list[camera.Video]) -> str:
         return repr(videos)
 
-    assert told(plan(source)) == told(plan(source))
-    assert told(plan(source)) != told(plan(source, seed=1))
+    assert described(plan(source)) == described(plan(source))
+    assert described(plan(source)) != described(plan(source, seed=1))
 
 
 def test_plan_is_balanced_and_timed(source: camera.Source) -> None:
@@ -278,8 +278,8 @@ def refusal(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
 
 
 def test_another_dataset_is_not_overwritten(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told = refusal(capsys, arguments_for(made, "--seed", "1"))
-    assert "holds a sample dataset made with another seed; remove it, or give another --out" in told
+    message = refusal(capsys, arguments_for(made, "--seed", "1"))
+    assert "holds a sample dataset made with another seed; remove it, or give another --out" in message
     (tmp_path / "precious.txt").write_text("keep me")
     assert "exists and is no sample dataset" in refusal(capsys, arguments_for(tmp_path))
     assert (tmp_path / "precious.txt").read_text() == "keep me"
@@ -294,7 +294,7 @@ def test_a_damaged_dataset_is_not_taken_for_whole(
     assert "is missing or changed; remove it" in refusal(capsys, arguments_for(damaged))
 
 
-def test_bad_footage_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_footage_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     absent, text, sound = tmp_path / "absent.mp4", tmp_path / "text.mp4", tmp_path / "sound.wav"
     text.write_text("not a video")
@@ -312,7 +312,7 @@ def test_bad_footage_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize(
-    ("sidecar", "told"),
+    ("sidecar", "reason"),
     [
         ("{", "cannot be read as JSON"),
         ("[]", "names no scenes"),
@@ -320,13 +320,13 @@ def test_bad_footage_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureF
         (json.dumps({"sea": [0.0, 0.0, 0.4]}), "not a box within 0 to 1"),
     ],
 )
-def test_bad_sidecar_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str], sidecar: str, told: str) -> None:
+def test_bad_sidecar_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], sidecar: str, reason: str) -> None:
     footage = tmp_path / "f.mp4"
     footage.symlink_to(FOOTAGE)
     (tmp_path / "f.scenes.json").write_text(sidecar)
     message = refusal(capsys, arguments_for(tmp_path / "out", footage=footage))
     assert f"{tmp_path}/f.scenes.json: " in message
-    assert told in message
+    assert reason in message
 
 
 def test_without_a_sidecar_scenes_are_quadrants(tmp_path: Path) -> None:
@@ -404,9 +404,9 @@ def test_nothing_half_made_is_left(tmp_path: Path, source: camera.Source, monkey
 
 
 def test_too_few_videos_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told = refusal(capsys, arguments_for(tmp_path / "out", "--videos", "1"))
-    assert "--videos 1 with 9 training and 9 validation clips" in told
-    assert "needs at least 2 videos" in told
+    message = refusal(capsys, arguments_for(tmp_path / "out", "--videos", "1"))
+    assert "--videos 1 with 9 training and 9 validation clips" in message
+    assert "needs at least 2 videos" in message
 
 
 @pytest.mark.parametrize("arguments", [["--height", "65"], ["--fps", "5"], ["--videos", "0"], ["--workers", "x"]])

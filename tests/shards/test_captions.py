@@ -155,7 +155,7 @@ def test_scores_may_be_missing_null_or_whole_numbers(tmp_path: Path, changes: An
         ({"scores": pa.array([[0.5], None])}, "'clip_0'.*1.*2"),
     ],
 )
-def test_a_wrong_table_is_told_in_one_line(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_a_wrong_table_is_reported_in_one_line(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     path = write(tmp_path / "t.parquet", columns(**changes))
     with pytest.raises(CaptionError, match=message) as found:
         read_captions(path)

@@ -106,7 +106,7 @@ def test_storage_that_stays_away_ends_in_an_error_that_names_the_tar(
 
 
 @pytest.mark.parametrize("error", [errno.EACCES, errno.EPERM])
-def test_what_waiting_does_not_mend_is_told_at_once(
+def test_what_waiting_does_not_mend_is_an_error_at_once(
     shards: ShardSet, monkeypatch: pytest.MonkeyPatch, pauses: list[float], error: int
 ) -> None:
     monkeypatch.setattr(os, "open", Failing(os.open, times=1000, error=error))
@@ -126,21 +126,21 @@ def test_readers_of_one_tar_write_one_line_for_one_fault(
 
 
 def test_a_read_in_pieces_is_put_together(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network file system may give less than was asked for, though the file goes on."""
+    """A network file system may give less than was asked for, though the file continues."""
     wanted, real = shards.read_video(0), os.pread
     monkeypatch.setattr(os, "pread", lambda descriptor, size, offset: real(descriptor, min(size, 1000), offset))
     assert shards.read_video(0) == wanted and len(wanted) > 2000
 
 
 def test_opening_a_tar_makes_only_its_own_readers_wait(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, begun, go_on, opened = os.open, threading.Event(), threading.Event(), Counter[str]()
+    real, begun, proceed, opened = os.open, threading.Event(), threading.Event(), Counter[str]()
 
     def slow(path: Any, *arguments: Any, **others: Any) -> int:
         name = Path(path).name
         opened[name] += 1
         if name == "shard-000001.tar":
             begun.set()
-            assert go_on.wait(PATIENCE)
+            assert proceed.wait(PATIENCE)
         return real(path, *arguments, **others)
 
     monkeypatch.setattr(os, "open", slow)
@@ -152,7 +152,7 @@ def test_opening_a_tar_makes_only_its_own_readers_wait(shards: ShardSet, monkeyp
             assert all(other.result(PATIENCE / 2) for other in others)
             assert not any(one.done() for one in waiting)
         finally:
-            go_on.set()
+            proceed.set()
         assert all(one.result(PATIENCE) for one in waiting)
     assert opened == {"shard-000000.tar": 1, "shard-000001.tar": 1}
 
@@ -170,7 +170,7 @@ def ahead_loader(shards: ShardSet) -> ClipLoader:
     return ClipLoader(shards, plan, pictures=Pictures(mean=(0, 0, 0), std=(255, 255, 255)), threads=2)
 
 
-def test_storage_that_does_not_read_ahead_is_told_once_for_each_error(
+def test_storage_that_does_not_read_ahead_is_reported_once_for_each_error(
     shards: ShardSet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     wanted = [batch.clip_ids for batch in ahead_loader(shards)]

@@ -45,10 +45,10 @@ def run(
     cluster: Cluster, jobs: Sequence[Toy], *, concurrent: int = 4, then: Callable[[Progress], Any] = lambda _: None
 ) -> list[Progress]:
     """`then` is called at each look at the cluster."""
-    told: list[Progress] = []
+    reported: list[Progress] = []
 
     def on_progress(progress: Progress) -> None:
-        told.append(progress)
+        reported.append(progress)
         then(progress)
 
     run_on_cluster(
@@ -59,7 +59,7 @@ def run(
         options=SMALL,
         on_progress=on_progress,
     )
-    return told
+    return reported
 
 
 def outcome(toy: Toy) -> list[str]:
@@ -84,7 +84,7 @@ def queue() -> dict[str, str]:
 
 
 class Once:
-    """Acts on the cluster when a job is first seen to run, one command at each look, then lets the job go on.
+    """Acts on the cluster when a job is first seen to run, one command at each look, then lets the job continue.
 
     A requeued element may then start without the two minutes for which SLURM holds it back.
     """
@@ -120,11 +120,11 @@ def test_never_more_than_asked_for_at_a_time(tmp_path: Path, cluster: Cluster) -
         if sum(bool(runs(toy)) for toy in jobs) >= 2:
             (tmp_path / "go").touch()
 
-    told = run(cluster, jobs, concurrent=2, then=let_go)
-    assert told[-1] == Progress(stored=24, failed=8, jobs=8)
-    assert any(0 < progress.jobs < 8 for progress in told)
+    reported = run(cluster, jobs, concurrent=2, then=let_go)
+    assert reported[-1] == Progress(stored=24, failed=8, jobs=8)
+    assert any(0 < progress.jobs < 8 for progress in reported)
     for toy in jobs:
-        assert outcome(toy) == ["stored", "not to be had", "stored", "stored"]
+        assert outcome(toy) == ["stored", "not available", "stored", "stored"]
     spans = [span for toy in jobs for span in runs(toy)]
     assert len(spans) == 8
     at_once = [sum(begin <= start < end for begin, end in spans) for start, _ in spans]
@@ -142,8 +142,8 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, cluster: Cluster) -> Non
 
 def test_an_item_that_crashes_is_lost_on_a_node_as_well(tmp_path: Path, cluster: Cluster) -> None:
     toy = Toy(number=0, items=("a", "segv", "b"), folder=tmp_path)
-    told = run(cluster, [toy])
-    assert told[-1] == Progress(stored=2, failed=1, lost=1, jobs=1)
+    reported = run(cluster, [toy])
+    assert reported[-1] == Progress(stored=2, failed=1, lost=1, jobs=1)
     assert outcome(toy) == ["stored", "crashed its process (SIGSEGV)", "stored"]
     assert toy.remembered() == {"1": "crashed its process (SIGSEGV)"}
 
@@ -280,7 +280,7 @@ def test_what_a_killed_run_left_in_the_queue_is_cancelled(tmp_path: Path, slurm:
     assert [outcome(toy) for toy in jobs] == [["stored"] * 3] * 3
 
 
-def test_slurms_refusal_is_told(tmp_path: Path, slurm: None) -> None:
+def test_slurms_refusal_is_an_error(tmp_path: Path, slurm: None) -> None:
     with pytest.raises(ClusterError, match="sbatch"):
         run_on_cluster(
             [held(tmp_path)],

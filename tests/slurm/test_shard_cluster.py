@@ -29,7 +29,7 @@ def one_bad(tmp_path_factory: pytest.TempPathFactory, videos: Path) -> Path:
     return folder
 
 
-def test_an_array_goes_on_where_another_ended(one_bad: Path, videos: Path, tmp_path: Path, cluster: Cluster) -> None:
+def test_an_array_continues_where_another_ended(one_bad: Path, videos: Path, tmp_path: Path, cluster: Cluster) -> None:
     """Tars that are whole are kept; one that is gone and one that is damaged, though of the right size, are made."""
     out, array = tmp_path / "set", ["--cluster", cluster, "--jobs", "3"]
     failed = run(one_bad / "annotations", videos, out, *array, "--max-failures", "0")

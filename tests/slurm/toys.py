@@ -29,7 +29,7 @@ class Odd(Exception):
 
 
 def refuse() -> None:
-    raise Refused("not to be had")
+    raise Refused("not available")
 
 
 def spin_in_c() -> None:

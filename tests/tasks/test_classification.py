@@ -179,7 +179,7 @@ def test_tasks_are_found_by_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (TaskOptions(), r"task\.heads"),
         (TaskOptions(heads=("verb",), head_weights=(1.0, 2.0)), r"task\.head_weights=\[1\.0, 2\.0\].*verb"),
@@ -188,13 +188,13 @@ def test_tasks_are_found_by_name() -> None:
     ],
     ids=["none", "weights", "zeros", "missing"],
 )
-def test_heads_that_make_no_sense_are_refused(options: TaskOptions, told: str) -> None:
-    with pytest.raises(TaskError, match=told):
+def test_heads_that_make_no_sense_are_refused(options: TaskOptions, message: str) -> None:
+    with pytest.raises(TaskError, match=message):
         task_kind("classification").facts(options, Tables(of="here", classes=CLASSES))
 
 
 @pytest.mark.parametrize("classes", [[1], {"verb": 3}])
-def test_classes_of_another_form_are_told_with_the_file(classes: Any) -> None:
+def test_classes_of_another_form_are_an_error_that_names_the_file(classes: Any) -> None:
     with pytest.raises(TaskError, match="the file"):
         task_kind("classification").check({"classes": CLASSES}, {"classes": classes}, of="here", wanted_by="the file")
 

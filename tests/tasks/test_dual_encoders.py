@@ -108,7 +108,7 @@ def test_a_tower_alone_gets_a_fresh_text_tower() -> None:
         assert float(model.temperature_scale()) == pytest.approx(1 / 0.07)
 
 
-def test_weights_of_a_distilbert_that_are_not_there_are_told(vocabulary: str) -> None:
+def test_weights_of_a_distilbert_that_are_not_there_are_named(vocabulary: str) -> None:
     text = replace(TEXT, kind="distilbert", vocabulary=vocabulary, init=f"{vocabulary}/none")
     with pytest.raises(TaskError, match=r"model\.text\.init=.*none"):
         tiny_model(tiny_options(text=text))

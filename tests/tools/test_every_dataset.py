@@ -52,7 +52,8 @@ CPU = Process(rank=0, world=1, local_world=1, device=torch.device("cpu"))
 
 Words = tuple[str, ...]
 Place = tuple[str, float]  # video id, start in seconds
-Told = Counter[tuple[Place, Words, tuple[tuple[str, str], ...]]]  # place, narrations, (kind of label, class name) ...
+# Place, narrations, (kind of label, class name) ...
+Entries = Counter[tuple[Place, Words, tuple[tuple[str, str], ...]]]
 
 
 MAINS = {f"{main.__module__}.py": main for main in (train.main, evaluate_command.main)}
@@ -109,38 +110,38 @@ def entry(video: str, start: float, words: Iterable[str], **labels: str) -> tupl
     return (video, round(start, 4)), tuple(words), tuple(sorted(labels.items()))
 
 
-def told_by_epic(file: Path, *, actions: bool) -> Told:
-    told: Told = Counter()
+def entries_of_epic(file: Path, *, actions: bool) -> Entries:
+    entries: Entries = Counter()
     for row in read_csv(file):
         labels = {"verb": row["verb"], "noun": row["noun"]}
         labels |= {"action": f"{row['verb']} {row['noun']}"} if actions else {}
-        told[entry(row["video_id"], seconds(row["start_timestamp"]), [row["narration"]], **labels)] += 1
-    return told
+        entries[entry(row["video_id"], seconds(row["start_timestamp"]), [row["narration"]], **labels)] += 1
+    return entries
 
 
-def told_by_pickle(file: Path) -> Told:
+def entries_of_pickle(file: Path) -> Entries:
     return Counter(entry(video, start, [words]) for video, start, _, words in pickle.loads(file.read_bytes()))
 
 
-def told_by_questions(file: Path) -> Told:
+def entries_of_questions(file: Path) -> Entries:
     """Each clip that is a choice of some question, once."""
     choices = [choice for question in json.loads(file.read_text()).values() for choice in question["choices"].values()]
     return Counter({entry(c["video_uid"], float(c["clip_start"]), [c["clip_text"]]) for c in choices})
 
 
-def told_by_egtea(folder: Path, name: str) -> Told:
+def entries_of_egtea(folder: Path, name: str) -> Entries:
     lines = [line.rsplit(" ", 1) for line in (folder / "action_idx.txt").read_text().splitlines()]
     actions = {index: text.replace("_", " ").lower() for text, index in lines}
-    told: Told = Counter()
+    entries: Entries = Counter()
     for line in (folder / name).read_text().splitlines():
         clip, action = line.split(" ")[:2]
-        told[entry(clip, 0.0, [actions[action]], action=actions[action])] += 1
-    return told
+        entries[entry(clip, 0.0, [actions[action]], action=actions[action])] += 1
+    return entries
 
 
-def said(shards: ShardSet, batches: Iterable[VideoBatch]) -> Told:
+def said(shards: ShardSet, batches: Iterable[VideoBatch]) -> Entries:
     """What batches say of their clips, in the same terms."""
-    found: Told = Counter()
+    found: Entries = Counter()
     videos, starts = shards.clips.column("video_id"), shards.clips.column("start_second")
     for batch in batches:
         for k, row in enumerate(batch.rows.tolist()):
@@ -169,24 +170,24 @@ def check_pictures(batches: list[VideoBatch], *, views: int, frames: int) -> Non
         assert (batch.video.flatten(1).std(dim=1) > 0.1).all()
 
 
-def all_batches(stored: dict[str, ShardSet], name: str, *, frames: int) -> Told:
+def all_batches(stored: dict[str, ShardSet], name: str, *, frames: int) -> Entries:
     """What a training epoch and a multi-view evaluation say of a shard set: the same."""
     shards, dataset = stored[name], name.split("/")[0]
     training = list(loader_of(shards, dataset, training=True))
     check_pictures(training, views=1, frames=frames)
     evaluation = list(loader_of(shards, dataset, training=False))
     check_pictures(evaluation, views=6, frames=frames)
-    told = said(shards, evaluation)
-    assert len(shards) % 4 or said(shards, training) == told
-    return told
+    entries = said(shards, evaluation)
+    assert len(shards) % 4 or said(shards, training) == entries
+    return entries
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_epic_kitchens(sample: Path, stored: dict[str, ShardSet], split: str) -> None:
     name = {"train": "train", "val": "validation"}[split]
-    told = told_by_epic(sample / f"annotations/EPIC_100_{name}.csv", actions=True)
-    assert told.total() == CLIPS[split]
-    assert all_batches(stored, f"ek100_cls/{split}", frames=16) == told
+    expected = entries_of_epic(sample / f"annotations/EPIC_100_{name}.csv", actions=True)
+    assert expected.total() == CLIPS[split]
+    assert all_batches(stored, f"ek100_cls/{split}", frames=16) == expected
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -194,7 +195,7 @@ def test_epic_kitchens_retrieval(sample: Path, stored: dict[str, ShardSet], spli
     """Clips and sentences; from their classes follows what the published pickle says."""
     name = {"train": "train", "val": "test"}[split]
     file, shards = sample / f"annotations/EPIC_100_retrieval_{name}.csv", stored[f"ek100_mir/{split}"]
-    assert all_batches(stored, f"ek100_mir/{split}", frames=16) == told_by_epic(file, actions=False)
+    assert all_batches(stored, f"ek100_mir/{split}", frames=16) == entries_of_epic(file, actions=False)
     rows = read_csv(file)
     published = read_csv(file.with_name(f"EPIC_100_retrieval_{name}_sentence.csv"))
     sentences = shards.table("sentences").to_pylist()
@@ -210,15 +211,15 @@ def test_epic_kitchens_retrieval(sample: Path, stored: dict[str, ShardSet], spli
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_ego4d(sample: Path, stored: dict[str, ShardSet], split: str) -> None:
-    told = told_by_pickle(sample / f"ego4d/ego4d_{split}.pkl")
-    assert told.total() == CLIPS[split]
-    assert all_batches(stored, f"ego4d/{split}", frames=4) == told
+    expected = entries_of_pickle(sample / f"ego4d/ego4d_{split}.pkl")
+    assert expected.total() == CLIPS[split]
+    assert all_batches(stored, f"ego4d/{split}", frames=4) == expected
 
 
 @pytest.mark.parametrize("name", ["from_parts", "into_chunks", "both"])
 def test_ego4d_in_chunks_says_the_same(sample: Path, stored: dict[str, ShardSet], name: str) -> None:
     """Videos that come as chunk files, and videos that are stored in chunks."""
-    assert all_batches(stored, f"ego4d/{name}", frames=4) == told_by_pickle(sample / "ego4d/ego4d_train.pkl")
+    assert all_batches(stored, f"ego4d/{name}", frames=4) == entries_of_pickle(sample / "ego4d/ego4d_train.pkl")
     shards, length = stored[f"ego4d/{name}"], 3 if name == "into_chunks" else 2  # seconds
     crossing = [row for row in shards.clips.to_pylist() if row["start_second"] // length < row["stop_second"] // length]
     assert len(crossing) > 2
@@ -227,7 +228,7 @@ def test_ego4d_in_chunks_says_the_same(sample: Path, stored: dict[str, ShardSet]
 
 
 def test_ego4d_with_other_words(sample: Path, stored: dict[str, ShardSet], tmp_path: Path) -> None:
-    """Rephrased and machine narrations laid over the stored clips."""
+    """Rephrased and machine narrations added to those of the stored clips."""
     said_of: dict[Place, list[tuple[str, str]]] = {}
     tables = []
     for source, name in (("rephrased", "rephraser.no_punkt_top3"), ("machine", "narrator_63690737.return_10")):
@@ -249,16 +250,16 @@ def test_ego4d_with_other_words(sample: Path, stored: dict[str, ShardSet], tmp_p
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_egtea(sample: Path, stored: dict[str, ShardSet], split: str) -> None:
-    told = told_by_egtea(sample / "egtea", {"train": "train_split1.txt", "val": "test_split1.txt"}[split])
-    assert told.total() == CLIPS[split]
-    assert all_batches(stored, f"egtea/{split}", frames=16) == told
+    expected = entries_of_egtea(sample / "egtea", {"train": "train_split1.txt", "val": "test_split1.txt"}[split])
+    assert expected.total() == CLIPS[split]
+    assert all_batches(stored, f"egtea/{split}", frames=16) == expected
     assert len(stored[f"egtea/{split}"].classes["action"]) == 36
 
 
 def test_charades_ego_trimmed(sample: Path, stored: dict[str, ShardSet]) -> None:
-    told = told_by_pickle(sample / "charades_ego/CharadesEgo/metadata_filtered_train.pkl")
-    assert told.total() == CLIPS["train"]
-    assert all_batches(stored, "charades_ego/train", frames=16) == told
+    expected = entries_of_pickle(sample / "charades_ego/CharadesEgo/metadata_filtered_train.pkl")
+    assert expected.total() == CLIPS["train"]
+    assert all_batches(stored, "charades_ego/train", frames=16) == expected
 
 
 def test_charades_ego_whole_videos(sample: Path, stored: dict[str, ShardSet]) -> None:
@@ -275,7 +276,7 @@ def test_charades_ego_whole_videos(sample: Path, stored: dict[str, ShardSet]) ->
 
 def test_egomcq(sample: Path, stored: dict[str, ShardSet]) -> None:
     file, shards = sample / "ego4d/egomcq.json", stored["egomcq/val"]
-    assert all_batches(stored, "egomcq/val", frames=4) == told_by_questions(file)
+    assert all_batches(stored, "egomcq/val", frames=4) == entries_of_questions(file)
     clips = {row["clip_id"]: row for row in shards.clips.to_pylist()}
     found = shards.table("questions").to_pylist()
     for question, (key, asked) in zip(found, json.loads(file.read_text()).items(), strict=True):
@@ -388,8 +389,8 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, 
         file = folder / f"{name}.safetensors"
         save_model(model, file, extra={"pictures": json.dumps(asdict(pictures) | {"frames": 4})})
         found[name] = file
-    told = [f"model.text.vocabulary={folder}"]
-    return {"egovlp": (found["bert"], told), "tsf_b": (found["clip"], []), "tsf_l": (found["clip"], [])}
+    options = [f"model.text.vocabulary={folder}"]
+    return {"egovlp": (found["bert"], options), "tsf_b": (found["clip"], []), "tsf_l": (found["clip"], [])}
 
 
 @pytest.mark.parametrize("weights", ["egovlp", "tsf_b", "tsf_l"])
@@ -402,9 +403,9 @@ def test_every_benchmark_is_evaluated_zero_shot(
     weights: str,
 ) -> None:
     """The published recipe, with its views and its frames, on the sample dataset in the benchmark's own form."""
-    file, told = encoders[weights]
+    file, options = encoders[weights]
     recipe = f"{benchmark}_zeroshot_{weights}"
-    settings = [f"data.val={stored[f'{benchmark}/val'].path}", "data.image_size=32", f"checkpoint={file}", *told]
+    settings = [f"data.val={stored[f'{benchmark}/val'].path}", "data.image_size=32", f"checkpoint={file}", *options]
     challenge = ["submission=[2,3,0]"] if benchmark.startswith("ek100") else []
     config = load_config(recipe, [*settings, *challenge, "device=cpu", f"run_dir={tmp_path}", f"name={recipe}"])
     page = evaluate(config)
@@ -434,8 +435,8 @@ def test_a_benchmark_is_scored_again_without_a_model(
 ) -> None:
     """What the model said of sentences and questions was kept with what it said of clips."""
     for benchmark in ("ek100_mir", "egomcq", "charades_ego"):
-        file, told = encoders["egovlp"]
-        settings = [f"data.val={stored[f'{benchmark}/val'].path}", "data.image_size=32", f"checkpoint={file}", *told]
+        file, options = encoders["egovlp"]
+        settings = [f"data.val={stored[f'{benchmark}/val'].path}", "data.image_size=32", f"checkpoint={file}", *options]
         config = load_config(
             f"{benchmark}_zeroshot_egovlp", [*settings, "device=cpu", f"run_dir={tmp_path / benchmark}"]
         )

@@ -176,9 +176,9 @@ def test_wrong_arguments_are_status_2(capsys: pytest.CaptureFixture[str], argume
 
 def test_the_command_line_and_its_help(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "tools/make_captions.py")]
-    told = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True).stdout
-    assert "python tools/make_captions.py --ego4d ego4d_narrator.pkl --source machine --out narrator.parquet" in told
-    assert "Exit status: 0 table written, 1 not, 2 wrong arguments" in told
+    text = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True).stdout
+    assert "python tools/make_captions.py --ego4d ego4d_narrator.pkl --source machine --out narrator.parquet" in text
+    assert "Exit status: 0 table written, 1 not, 2 wrong arguments" in text
     (tmp_path / "words.csv").write_text(CSV, encoding="utf-8")
     given = ["--csv", str(tmp_path / "words.csv"), "--source", "human", "--out", str(tmp_path / "t.parquet")]
     done = subprocess.run([*command, *given], capture_output=True, text=True, check=True)

@@ -57,8 +57,8 @@ def test_a_late_video(reference: Path, videos: Path, some: Path, tmp_path: Path)
     assert run(annotations, some, out).returncode == 0
     assert len(open_shard_set(out)) == 35 and len(failed(out)) == 35
     before = contents(out)
-    told = run(annotations, some, out, "--resume")
-    assert told.returncode == 0 and "35 clips failed" in told.stdout and "--max-failures 0" in told.stdout
+    resumed = run(annotations, some, out, "--resume")
+    assert resumed.returncode == 0 and "35 clips failed" in resumed.stdout and "--max-failures 0" in resumed.stdout
     refused = run(annotations, some, out, "--max-failures", "0")
     assert refused.returncode == 1 and "--resume" in refused.stderr
     hopeless = run(annotations, some, out, *MEND)  # the video is not there yet

@@ -289,7 +289,7 @@ def test_clips_that_fail_are_listed_and_bounded(videos: Path, tmp_path: Path) ->
     assert shard_set.verify(full=True) == []
 
 
-def test_missing_videos_are_told_before_the_work(csvs: Path, tmp_path: Path) -> None:
+def test_missing_videos_are_reported_before_the_work(csvs: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     done = run(csvs, tmp_path / "empty", tmp_path / "set", "--max-failures", "0")
     assert done.returncode == 1

@@ -111,7 +111,7 @@ def test_what_no_wanted_frame_needs_is_not_decoded(monkeypatch: pytest.MonkeyPat
     assert fed(layered, [44], monkeypatch) == 42
 
 
-def test_frames_that_are_not_there_are_told() -> None:
+def test_frames_that_are_not_there_are_refused() -> None:
     data = coded(*STREAMS["h264 b"])
     with pytest.raises(DecodeError, match=r"frame 45.*45 frames"):
         decode_frames(data, [3, 45])

@@ -62,7 +62,7 @@ class FakeCuda:
 
 
 class FakeCuvid:
-    """libnvcuvid.so.1: answers for the codecs it is told, and only while a context is current."""
+    """libnvcuvid.so.1: answers for the codecs it is given, and only while a context is current."""
 
     def __init__(self, cuda: FakeCuda, codecs: Codecs) -> None:
         self.cuda, self.codecs = cuda, codecs

@@ -92,7 +92,7 @@ def test_what_no_wanted_frame_needs_is_left_out(video_of: Find) -> None:
 
 
 def test_every_vp9_frame_of_another_encoder_is_needed(tmp_path: Path) -> None:
-    """libvpx lets each frame refer to the one before, unless it is told not to."""
+    """libvpx lets each frame refer to the one before, unless an option forbids it."""
     coding = Coding(codec="libvpx-vp9", gop=FRAMES)
     packets = read_mp4(write_video(tmp_path / "other.mp4", moving(FRAMES), coding).read_bytes()).packets
     assert needed(packets, [30]) == list(range(31))
