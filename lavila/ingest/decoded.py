@@ -66,6 +66,7 @@ class Decoded:
     lossy: bool = False  # whether the container says that packets are missing in its group of pictures
     place: Place | None = None  # its place in the stream; H.264 and HEVC only
     aspect: Fraction | None = None  # width / height of a pixel, as the codec states it
+    before: int | None = None  # an earlier time of a frame of the same group that the decoder shows after this one
 
 
 @dataclass(kw_only=True)
@@ -263,6 +264,9 @@ class FrameReader:
         one.damaged |= start is None and self.stream.codec_context.name in WITHOUT_START
         if self.by_order:
             one.pts = self._time_in_order(start)
+        elif one.place is not None and one.pts is not None:
+            group = [held for held in self._held if held.place is not None and held.place.group == one.place.group]
+            one.before = min((held.pts for held in group if held.pts is not None and held.pts < one.pts), default=None)
         return one
 
     def _time_in_order(self, start: int | None) -> int | None:

@@ -272,12 +272,10 @@ class SourceVideo:
         )
         try:
             for one in self._decoded_from(part, first_pts, first_pts + math.floor((start - part.start) / tick)):
-                if pts is not None and one.pts < pts:
-                    before, after = (float((time - first_pts) * tick) for time in (pts, one.pts))
-                    raise EncodeError(
-                        f"{part.name}: the time goes back from {before:.2f} s to {after:.2f} s; remux it, for example "
-                        "to mp4"
-                    )
+                before, after = (one.pts, one.before) if pts is None or one.pts >= pts else (pts, one.pts)
+                if after is not None:
+                    seconds = " to ".join(f"{float((time - first_pts) * tick):.2f} s" for time in (before, after))
+                    raise EncodeError(f"{part.name}: the time goes back from {seconds}; remux it, for example to mp4")
                 missing = 0 if last is None else gaps.missing(last, one)
                 if last is not None and not missing and any(last.pts < time < one.pts for time in self._reader.lost):
                     missing = max(round((one.pts - last.pts) * tick * self.fps) - 1, 1)

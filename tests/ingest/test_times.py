@@ -108,6 +108,24 @@ def test_a_clock_that_runs_on_through_joints_and_past_its_end_is_sound(tmp_path:
         assert read_numbers(cut(wrapped, start / 25, (start + 4.9) / 25).data) == list(range(start, start + 5))
 
 
+@pytest.mark.parametrize("ending", ["mp4", "mkv"])
+def test_frames_that_a_file_and_its_codec_order_otherwise_are_refused(tmp_path: Path, ending: str) -> None:
+    """Also where the time goes back right behind the clip: a frame of the clip is among those that come too late."""
+    source, path = numbered(tmp_path / "a.mp4", range(40), Coding(gop=8)), tmp_path / f"b.{ending}"
+    with av.open(str(source)) as container, av.open(str(path), "w") as out:
+        copy: Any = out.add_stream_from_template(container.streams.video[0])
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        shown = sorted(packet.pts for packet in packets[24:])
+        for packet, pts in itertools.zip_longest(packets, [*(packet.pts for packet in packets[:24]), *shown]):
+            packet.pts, packet.dts, packet.stream = pts, packet.dts - 4 * packet.duration, copy
+            out.mux(packet)
+    assert read_numbers(cut(path, 0.4, 0.79).data) == list(range(10, 20))
+    assert read_numbers(cut(path, 0.88, 0.99).data) == [22, 23, 24]
+    for stop in (1.04, 1.2):  # at 1.00 s the file has frame 27, which the codec shows after 25 and 26
+        with pytest.raises(EncodeError, match="goes back"):
+            cut(path, 0.8, stop)
+
+
 def test_a_file_is_read_through_once_by_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
     original = times.open_video
