@@ -2,7 +2,7 @@
 # PyAV's libsvtav1 encoder makes the calling thread real-time when root opens it, and leaves it so.
 #
 # Versions: PyAV 18.1.0 (its wheel holds FFmpeg 8.1 and SVT-AV1 4.1.0), Linux, root or CAP_SYS_NICE with user id 0.
-# A good guess: an encoder may raise the priority of its own threads. The caller's thread stays as it was, at the
+# A good guess: an encoder may raise the priority of its threads. The caller's thread stays as it was, at the
 #   latest once the container is closed.
 # What happens: the caller's thread runs under SCHED_FIFO with priority 99 from the opening of the encoder on. Closing
 #   the container does not undo it. Every process that this thread starts inherits it (data workers, for example).

@@ -61,6 +61,25 @@ def test_the_docs_hold_commands_of_every_tool() -> None:
     assert typed >= doors | {"train.py", "evaluate.py"}
 
 
+def test_no_file_has_the_words_that_the_rules_replace() -> None:
+    rules = (ROOT / "docs/STYLE.md").read_text(encoding="utf-8")
+    assert all(f"| {word}" in rules for word in ("told", "laid over", "goes on", "could not be had", "of its own"))
+    replaced = re.compile(
+        r"(\b|_)(told|laid.over|goes.on|be.had)(\b|_)|\bof (its|their) own\b(?! [a-z])", re.IGNORECASE
+    )
+    folders = ("lavila", "tools", "benchmarks", "tests", "docs", "findings")
+    files = [*ROOT.glob("*.*"), *(file for folder in folders for file in (ROOT / folder).rglob("*.*"))]
+    found = [
+        f"{file.relative_to(ROOT)}:{number}: {line.strip()}"
+        for file in files
+        if file.suffix in {".py", ".md", ".yaml", ".toml", ".sh", ".j2", ".js"}
+        and file not in (ROOT / "docs/STYLE.md", Path(__file__))
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1)
+        if replaced.search(line)
+    ]
+    assert not found
+
+
 @pytest.mark.parametrize(("document", "words"), given(), ids=[f"{name}: {' '.join(w)[:70]}" for name, w in given()])
 def test_a_command_has_the_options_that_the_docs_give_it(document: str, words: list[str]) -> None:
     if words[0] == "make":

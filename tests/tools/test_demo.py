@@ -1,4 +1,4 @@
-"""The command that serves the demo's page, as a process of its own."""
+"""The command that serves the demo's page, as a separate process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""tools/inspect_shards.py: what it tells, what it finds, what it draws, and its exit status."""
+"""tools/inspect_shards.py: what it prints, finds and draws, and its exit status."""
 
 from __future__ import annotations
 
@@ -64,13 +64,19 @@ def text(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, s
 
 
 def test_figures_of_clips(clips: ShardSet, capsys: pytest.CaptureFixture[str]) -> None:
-    status, told = figures(capsys, clips.path)
+    status, facts = figures(capsys, clips.path)
     frames = np.array(test_verify.FRAMES) - 5
     size = sum((clips.path / f"shard-00000{n}.tar").stat().st_size for n in range(2))
     assert status == 0
-    assert (told["clips"], told["videos"], told["shards"], told["chunks"], told["layout"]) == (8, 4, 2, None, "clips")
-    assert (told["dataset"], told["split"], told["format"]) == ("made_up", "val", 3)
-    assert told["seconds"] == pytest.approx(
+    assert (facts["clips"], facts["videos"], facts["shards"], facts["chunks"], facts["layout"]) == (
+        8,
+        4,
+        2,
+        None,
+        "clips",
+    )
+    assert (facts["dataset"], facts["split"], facts["format"]) == ("made_up", "val", 3)
+    assert facts["seconds"] == pytest.approx(
         {
             "total": frames.sum() / 25,
             "min": 4 / 25,
@@ -80,31 +86,31 @@ def test_figures_of_clips(clips: ShardSet, capsys: pytest.CaptureFixture[str]) -
             "stored": sum(test_verify.FRAMES) / 25,  # margins count
         }
     )
-    assert told["bytes"]["total"] == size and told["bytes"]["per_clip"] == size / 8
-    assert told["bytes"]["per_stored_second"] == pytest.approx(size / told["seconds"]["stored"])
-    assert told["bytes"]["per_tar"]["max"] <= size
-    assert told["encoder"] == test_verify.ENCODER
-    assert told["pictures"] == [{"height": 64, "width": 96, "count": 8}]
-    assert told["frame_rates"] == [{"fps": 25.0, "count": 8}]
-    assert told["labelled"] == {"narrations": 5, "labels": 4, "verb": 8, "noun": 7, "action": 0}
-    assert told["classes"] == {"verb": 2, "noun": 1, "labels": 2}
-    assert told["tables"] == {"clips.parquet": 8, "sentences.parquet": 1}
-    assert told["lengths"] == [
+    assert facts["bytes"]["total"] == size and facts["bytes"]["per_clip"] == size / 8
+    assert facts["bytes"]["per_stored_second"] == pytest.approx(size / facts["seconds"]["stored"])
+    assert facts["bytes"]["per_tar"]["max"] <= size
+    assert facts["encoder"] == test_verify.ENCODER
+    assert facts["pictures"] == [{"height": 64, "width": 96, "count": 8}]
+    assert facts["frame_rates"] == [{"fps": 25.0, "count": 8}]
+    assert facts["labelled"] == {"narrations": 5, "labels": 4, "verb": 8, "noun": 7, "action": 0}
+    assert facts["classes"] == {"verb": 2, "noun": 1, "labels": 2}
+    assert facts["tables"] == {"clips.parquet": 8, "sentences.parquet": 1}
+    assert facts["lengths"] == [
         {"from": 0.0, "to": 0.25, "clips": 1},
         {"from": 0.25, "to": 0.5, "clips": 2},
         {"from": 0.5, "to": 1.0, "clips": 4},
         {"from": 1.0, "to": 2.0, "clips": 1},
     ]
-    assert (told["failures"], told["quarantine"]) == ([], 0)
+    assert (facts["failures"], facts["quarantine"]) == ([], 0)
 
 
 def test_figures_of_chunks(chunks: ShardSet, capsys: pytest.CaptureFixture[str]) -> None:
-    status, told = figures(capsys, chunks.path)
-    assert (status, told["clips"], told["videos"], told["shards"], told["chunks"]) == (0, 5, 2, 2, 5)
-    assert told["layout"] == "chunks"
-    assert told["seconds"]["stored"] == pytest.approx(160 / 25)  # what clips share is there once
-    assert told["seconds"]["total"] == pytest.approx(109 / 25)
-    assert told["pictures"] == [{"height": 64, "width": 96, "count": 5}]
+    status, facts = figures(capsys, chunks.path)
+    assert (status, facts["clips"], facts["videos"], facts["shards"], facts["chunks"]) == (0, 5, 2, 2, 5)
+    assert facts["layout"] == "chunks"
+    assert facts["seconds"]["stored"] == pytest.approx(160 / 25)  # what clips share is there once
+    assert facts["seconds"]["total"] == pytest.approx(109 / 25)
+    assert facts["pictures"] == [{"height": 64, "width": 96, "count": 5}]
 
 
 def test_the_text_says_the_same(clips: ShardSet, capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,7 +123,7 @@ def test_the_text_says_the_same(clips: ShardSet, capsys: pytest.CaptureFixture[s
     test_verify.write_quarantine(
         clips.path, [test_verify.Quarantined(clip_id="clip_2", shard="shard-000000.tar", reason="bad")]
     )
-    status, told = text(capsys, clips.path)
+    status, shown = text(capsys, clips.path)
     assert status == 0
     for line in (
         f"{clips.path}: made_up, split val, format 3, layout clips",
@@ -135,9 +141,9 @@ def test_the_text_says_the_same(clips: ShardSet, capsys: pytest.CaptureFixture[s
         "2 begins at 1.50 s; for example x0 of P/0.MP4",
         "1 no such video; for example x1 of P/1.MP4",
     ):
-        assert line in told.splitlines(), told
-    assert "0.5 - 1 s 4 ████████████████████████████████████████" in told
-    assert "0.25 - 0.5 s 2 ████████████████████\n" in told
+        assert line in shown.splitlines(), shown
+    assert "0.5 - 1 s 4 ████████████████████████████████████████" in shown
+    assert "0.25 - 0.5 s 2 ████████████████████\n" in shown
 
 
 def test_bars_are_plain_where_the_terminal_is(clips: ShardSet) -> None:
@@ -164,20 +170,20 @@ def test_failures_are_grouped_without_their_numbers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "told"), [(0, "0 B"), (999, "999 B"), (1234, "1.23 KB"), (5.6e8, "560 MB"), (4.3e15, "4.3e+03 TB")]
+    ("value", "wanted"), [(0, "0 B"), (999, "999 B"), (1234, "1.23 KB"), (5.6e8, "560 MB"), (4.3e15, "4.3e+03 TB")]
 )
-def test_amounts(value: float, told: str) -> None:
-    assert amount(value) == told
+def test_amounts(value: float, wanted: str) -> None:
+    assert amount(value) == wanted
 
 
 @pytest.mark.parametrize(
-    ("value", "told"), [(2.34, "2.3 s"), (59.9, "59.9 s"), (61, "1 min 01 s"), (3600 * 3700 + 240, "3,700 h 04 min")]
+    ("value", "wanted"), [(2.34, "2.3 s"), (59.9, "59.9 s"), (61, "1 min 01 s"), (3600 * 3700 + 240, "3,700 h 04 min")]
 )
-def test_durations(value: float, told: str) -> None:
-    assert duration(value) == told
+def test_durations(value: float, wanted: str) -> None:
+    assert duration(value) == wanted
 
 
-def test_what_is_not_a_shard_set_is_told_in_one_line(clips: ShardSet, tmp_path: Path) -> None:
+def test_what_is_not_a_shard_set_is_an_error_in_one_line(clips: ShardSet, tmp_path: Path) -> None:
     manifest = clips.path / "shard_set.json"
     kept = manifest.read_text()
     cases = [(tmp_path / "none", "no such folder"), (tmp_path, "not a shard set: it has no shard_set.json")]
@@ -220,7 +226,7 @@ def test_pictures_cannot_be_compared_without_a_gpu(clips: ShardSet) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_verify_tells_and_quarantines_and_forgets(clips: ShardSet) -> None:
+def test_verify_reports_and_quarantines_and_forgets(clips: ShardSet) -> None:
     """The whole command, from damage to a set that is whole again."""
     tar = clips.path / "shard-000000.tar"
     sound, manifest = tar.read_bytes(), (clips.path / "shard_set.json").read_bytes()
@@ -238,15 +244,15 @@ def test_verify_tells_and_quarantines_and_forgets(clips: ShardSet) -> None:
     (clips.path / "shard_set.json").write_bytes(manifest)
     again = run(clips.path, "--verify", "--json", "--workers", 1)
     assert again.returncode == 0, again.stderr
-    told = json.loads(again.stdout)
-    assert told["verified"] == {
+    facts = json.loads(again.stdout)
+    assert facts["verified"] == {
         "decoder": "host",
         "problems": [],
         "quarantine": [],
         "quarantine_file": f"{clips.path}/quarantine.jsonl",
         "quarantine_unwritten": None,
     }
-    assert told["quarantine"] == 0 and not (clips.path / "quarantine.jsonl").exists()
+    assert facts["quarantine"] == 0 and not (clips.path / "quarantine.jsonl").exists()
 
 
 def broken(clips: ShardSet) -> Path:
@@ -344,12 +350,12 @@ def test_a_preview_shows_clips_over_the_whole_set(
 ) -> None:
     shard_set: ShardSet = request.getfixturevalue(layout)
     out = tmp_path / "sheet.png"
-    status, told = figures(capsys, shard_set.path, "--preview", count, "--out", out)
+    status, facts = figures(capsys, shard_set.path, "--preview", count, "--out", out)
     shown = min(count, len(shard_set))
     with Image.open(out) as opened:
         assert (opened.format, opened.size) == ("PNG", sheet_size(shown))
         sheet = opened.convert("RGB")
-    assert status == 0 and told["preview"] == {"path": str(out), "width": sheet.width, "height": sheet.height}
+    assert status == 0 and facts["preview"] == {"path": str(out), "width": sheet.width, "height": sheet.height}
     for place in range(shown):
         assert min(brightness(sheet, place, 1 if shown <= 3 else 2)) > 8, "an empty place has three values"
     cards = [sheet.crop((0, y, CARD[0], y + CARD[1])) for y in range(100, sheet.height - CARD[1], CARD[1] + 24)]
@@ -362,8 +368,8 @@ def test_a_preview_that_cannot_be_drawn_costs_no_finding(
     clips: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lavila.inspection.preview.write_preview", lambda *_: open("/nowhere/sheet.png"))  # noqa: SIM115, PTH123
-    status, told = figures(capsys, clips.path, "--verify", "--preview", 1, "--out", tmp_path / "sheet.png")
-    assert status != 0 and told["verified"]["problems"] == [] and "preview" not in told
+    status, facts = figures(capsys, clips.path, "--verify", "--preview", 1, "--out", tmp_path / "sheet.png")
+    assert status != 0 and facts["verified"]["problems"] == [] and "preview" not in facts
 
 
 def test_preview_rows_are_spread_and_leave_the_quarantine_out(clips: ShardSet) -> None:

@@ -39,7 +39,7 @@ def run(captions: Path, model: Path | str, out: Path, *more: str) -> int:
 
 
 @pytest.mark.parametrize("how", [(), ("--sample", "--top-p", "0.9", "--seed", "3")])
-def test_an_interrupted_run_goes_on(
+def test_an_interrupted_run_continues(
     captions: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: tuple[str, ...],
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
