@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lavila.ingest.h264_headers import START_CODE
+
 # Transport streams (ISO/IEC 13818-1): packets of 188 bytes, each with this first byte. On disks 4 bytes for a time may
 # stand before each, and some tuners add 16 bytes for error correction.
 SYNC = b"\x47"
 PACKET_SIZES = (188, 192, 204)
 # FLV (Adobe Flash Video File Format, E.4): sound, pictures and data. Each tag has a header, and its size follows it.
 FLV_TAGS = (8, 9, 18)
+FLV_PICTURE = 9
+FLV_EXTENDED = 0x80  # the bit of tags in the enhanced form, which have a codec's name instead of its number
+FLV_FRAME_TYPES = range(1, 6)
 FLV_TYPE = 0b11111
 FLV_HEADER, FLV_SIZE = 11, 4  # bytes
 FLV_WITHOUT = (0, 1, FLV_HEADER)  # bytes that writers leave out of the size behind a tag
 FLV_OFFSET, FLV_FIRST = 5, 9  # the bytes of the file's header that say how long it is
 PREFIX = 1 << 16  # bytes that may stand before the first packet: a part of one, or what a recorder writes
+UNIT_START, ADAPTATION, PID = 0x40, 0x20, 0x1FFF  # payload_unit_start_indicator, a bit of adaptation_field_control
+PES_HEADER, PES_MARKER = 7, 0b10  # bytes up to that in which the marker stands (2.4.3.6)
 IN_STEP = 5  # so many packets at one distance are packets
 LOOKED_AT = PREFIX + IN_STEP * PACKET_SIZES[-1]
 MOST = 1 << 26  # bytes of a beginning that are read
@@ -46,7 +53,26 @@ def _is_in_step(head: bytes, size: int, stop: int) -> bool:
     first = next((at for at, run in runs if run.count(SYNC) == len(run)), None)
     if first is None or (first >= size and (head[:1] == SYNC or first % size == 0)):
         return False
-    return all(head[at] == SYNC[0] for at in range(first, min(stop + 1, len(head)), size))
+    places = range(first, min(stop + 1, len(head)), size)
+    if not all(head[at] == SYNC[0] for at in places):
+        return False
+    last = first + round((stop - first) / size) * size  # with the time before it, a packet begins 4 bytes earlier
+    pid = _pid(head, last) if last + size <= len(head) else None
+    return all(_unit_begins(head[at : at + PACKET_SIZES[0]]) for at in places if _pid(head, at) == pid)
+
+
+def _pid(head: bytes, at: int) -> int:
+    """Which part of the stream the packet at byte `at` belongs to."""
+    return int.from_bytes(head[at + 1 : at + 3], "big") & PID
+
+
+def _unit_begins(packet: bytes) -> bool:
+    """Whether a packet is sound in which a unit of pictures begins (a PES packet); True for others."""
+    if not packet[1] & UNIT_START:
+        return True
+    at = 4 + (1 + packet[4] if packet[3] & ADAPTATION else 0)
+    header = packet[at : at + PES_HEADER]
+    return len(header) == PES_HEADER and header.startswith(START_CODE) and header[-1] >> 6 == PES_MARKER
 
 
 def flv_ends_soundly(path: Path, at: int) -> bool:
@@ -64,11 +90,17 @@ def _tags_follow(path: Path, at: int, stop: int) -> bool:
             file.seek(at)
             head = file.read(FLV_HEADER)
             size = FLV_HEADER + int.from_bytes(head[1:4], "big")
+            kind = file.read(1)  # of pictures: frame type and codec in half a byte each
             file.seek(at + size)
             stated = file.read(FLV_SIZE)
-            if head[0] & FLV_TYPE not in FLV_TAGS:
+            if head[0] & FLV_TYPE not in FLV_TAGS or (head[0] & FLV_TYPE == FLV_PICTURE and not _is_picture(kind)):
                 return False
             if len(stated) == FLV_SIZE and size - int.from_bytes(stated, "big") not in FLV_WITHOUT:
                 return False
             at += size + FLV_SIZE
     return True
+
+
+def _is_picture(kind: bytes) -> bool:
+    """Whether a tag of pictures has this first byte; one without any content has none."""
+    return not kind or bool(kind[0] & FLV_EXTENDED) or (kind[0] >> 4 in FLV_FRAME_TYPES and kind[0] & 0xF != 0)

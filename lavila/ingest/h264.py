@@ -71,7 +71,7 @@ class PictureCounter:
             kind = unit[0] & 0b11111
             begun += kind == DELIMITER and not delimited
             rest = unit[DELIMITER_BYTES:NEXT_START].lstrip(b"\0")[:1]  # it lasts to the next start code
-            delimited = kind == DELIMITER and rest in (b"", b"\1")
+            delimited = kind == DELIMITER and (rest == b"\1" or len(unit) < NEXT_START)
             if kind in (SEQUENCE_SET, PICTURE_SET):
                 self._read_set(unit)
             elif kind in (SLICE, IDR_SLICE) and len(unit) > 1 and unit[1] & BEGINS:

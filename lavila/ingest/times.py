@@ -62,9 +62,8 @@ class FileTimes:
     first: int | None = None  # time of the first frame in ticks, if the header states another
     stop: Fraction | None = None  # when the last frame ends, in seconds from the first, if there is no such table
     suspect: frozenset[int] = frozenset()  # times of frames of which the packet before says that a part may be lost
-    indexed: tuple[
-        int, ...
-    ] = ()  # times by an index apart from the frames, in ticks: Matroska's keyframes, AVI's frames
+    # Times in ticks by what lists frames apart from them: the keyframes in Matroska, all frames in AVI.
+    indexed: Sequence[int] = ()
     sizes: Mapping[int, int] = field(default_factory=dict)  # bytes of each frame by its time, by that index; AVI only
     clusters: tuple[int, ...] = ()  # the bytes at which that index finds them; Matroska only
     # Whether its pictures are numbered as the standard says, at its head; H.264 only. None = `is_numbered` reads it.
@@ -201,12 +200,15 @@ class _Reading:
                     f"{self.part.name}: holds {count} frames, its header says {stream.frames}; their times follow from "
                     "their order, and nothing says where frames are missing; fetch the file again"
                 )
+        indexed: Sequence[int] = tuple(entry.timestamp for entry in entries if entry.size) if keyframes else ()
+        if not whole and stream.frames and not keyframes and len(head.dts):
+            indexed = range(int(head.dts[0]), int(head.dts[-1]) + 1)  # nothing says that one is empty on purpose
         return FileTimes(
             fps=frame_rate(self.part.name, stream),
             by_order=True,
             keyframes=keyframes,
             first=int(head.dts[0]) if len(head.dts) else None,
-            indexed=tuple(entry.timestamp for entry in entries if entry.size) if keyframes else (),
+            indexed=indexed,
             sizes={entry.timestamp: entry.size for entry in entries} if keyframes else {},
             numbered=head.numbered,
         )

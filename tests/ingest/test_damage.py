@@ -97,9 +97,28 @@ def test_a_packet_that_swallowed_the_picture_before(tmp_path: Path) -> None:
         counter = PictureCounter(bytes(container.streams.video[0].codec_context.extradata or b""))
         packet = bytes(next(container.demux(video=0)))
     # A muxer may add a delimiter. With more in it than a delimiter has, it swallowed what followed.
-    for content, merged in ((packet, False), (delimiter + packet, False), (delimiter + b"\xff\x41" + packet, True)):
-        place = counter.place(content)
+    for before, merged in (
+        (b"", False),
+        (delimiter, False),
+        (delimiter + b"\xff\x41", True),
+        (delimiter + bytes(64), True),
+    ):
+        place = counter.place(before + packet)
         assert place is not None and place.merged is merged
+
+
+@pytest.mark.parametrize("rest", [b"\xff", b"\0"])
+def test_a_packet_that_begins_with_the_rest_of_a_picture(tmp_path: Path, rest: bytes) -> None:
+    """Its start codes are lost, and the next picture is shown at its time."""
+    video = sound(tmp_path / "a.ts")
+    at, _ = places(video)[GROUP - 1]
+    data = video.read_bytes()
+    begin = data.index(b"\0\0\1\x09", at) if rest == b"\xff" else data.index(b"\0\1\x41", at) + 1
+    change(video, begin, rest * (data.index(b"\x47", begin) - begin))
+    for start, stop in ((0.0, None), (0.2, 0.31)):
+        with pytest.raises(EncodeError):
+            numbers(video, start, stop)
+    assert numbers(video, 0.64, 1.0) == list(range(16, 25))
 
 
 @pytest.mark.parametrize("name", ["a.ts", "a.flv"])
@@ -112,6 +131,21 @@ def test_a_break_before_the_first_keyframe(tmp_path: Path, name: str) -> None:
     video.write_bytes(data)
     with pytest.raises(EncodeError):
         numbers(video, 0.4, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "sign", "offset"),
+    [("a.ts", b"\0\0\1\xe0", 2), ("a.ts", b"\0\0\1\xe0", 6), ("a.flv", b"\x17\1\0\0\x50", 0)],
+    ids=["start code", "marker of the header", "kind of the first picture"],
+)
+def test_damaged_bytes_before_the_first_keyframe(tmp_path: Path, name: str, sign: bytes, offset: int) -> None:
+    """The first picture is lost, or has no time, and FFmpeg counts seconds from the next one."""
+    video = sound(tmp_path / name)
+    at = video.read_bytes().index(sign, places(video)[0][0]) + offset
+    change(video, at, b"\0\0" if name == "a.flv" else b"\0")
+    for start, stop in ((0.0, None), (0.4, 1.0)):
+        with pytest.raises(EncodeError, match="first keyframe"):
+            numbers(video, start, stop)
 
 
 def test_a_recording_may_begin_within_a_packet(tmp_path: Path) -> None:
@@ -154,6 +188,18 @@ def test_an_avi_without_frames_in_its_middle(tmp_path: Path, lost: int) -> None:
             numbers(video, start, stop)
     for start, stop, last in ((0.0, 0.8, 20), (1.2, None, 40)):
         assert numbers(video, start, stop) == list(range(round(25 * start), last))
+
+
+def test_an_avi_whose_index_does_not_fit_and_that_lacks_a_frame(tmp_path: Path) -> None:
+    """FFmpeg counts, and a picture would be held for the one that is lost."""
+    video = sound(tmp_path / "a.avi", Coding(codec="mpeg4", gop=GROUP))
+    at = places(video)[13][0] - 4  # within the name and the size of its chunk
+    data = video.read_bytes()
+    padding = data.index(b"JUNK") + 64
+    video.write_bytes(data[:padding] + data[padding + 16 : at] + bytes(16) + data[at:])  # the index fits no longer
+    with pytest.raises(EncodeError, match="frames were lost"):
+        numbers(video)
+    assert numbers(video, 0.0, 0.48) == list(range(12))
 
 
 def test_a_matroska_block_whose_name_is_damaged(tmp_path: Path) -> None:
