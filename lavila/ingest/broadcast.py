@@ -83,6 +83,24 @@ def flv_ends_soundly(path: Path, at: int) -> bool:
     return _tags_follow(path, at, path.stat().st_size)
 
 
+class FlvTags:
+    """Whether the tags of an FLV follow each other; it has no checksums. See `decoded.Structure`."""
+
+    skipped = False
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def hold(self, at: int) -> bool:
+        """True: nothing says it."""
+        del at
+        return True
+
+    def breaks_behind(self, pos: int, size: int, *, before: int | None = None) -> bool:
+        """Whether the tag at byte `pos`, or another one up to byte `before`, is not followed by a tag."""
+        return not _tags_follow(self._path, pos, pos + FLV_HEADER + size if before is None else before)
+
+
 def _tags_follow(path: Path, at: int, stop: int) -> bool:
     """Whether sound tags follow each other from byte `at` to byte `stop`. Reads their headers only."""
     with path.open("rb") as file:

@@ -13,13 +13,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import chain, pairwise
-from typing import Any
+from typing import Any, Protocol
 
 from av.video.frame import PictureType
 
 from lavila.ingest.h264 import PictureCounter, Place
 from lavila.ingest.hevc import HevcCounter
-from lavila.ingest.matroska import Checksums
 from lavila.ingest.video_files import Deadline, EncodeError, Limits, check_size
 from lavila.ingest.vpx import stated_sizes, without_modes
 from lavila.libav import VPX_DECODERS, careful_decoder
@@ -42,6 +41,20 @@ def picture_counter(context: Any) -> PictureCounter | HevcCounter | None:
     if context.name == "h264":
         return PictureCounter(extradata)
     return HevcCounter(extradata) if context.name == "hevc" else None
+
+
+class Structure(Protocol):
+    """What a container shows of damage between the packets that a demuxer finds in it."""
+
+    skipped: bool  # whether a part before the one of `hold`, that nobody asked for, is damaged
+
+    def hold(self, at: int) -> bool:
+        """Whether the part of the file around byte `at` is as it was written."""
+        ...
+
+    def breaks_behind(self, pos: int, size: int, *, before: int | None = None) -> bool:
+        """Whether something unknown follows the packet of `size` bytes at byte `pos`, up to byte `before` if given."""
+        ...
 
 
 class _Tag:
@@ -89,7 +102,7 @@ class FrameReader:
     sizes: Mapping[int, int] = field(default_factory=dict)  # bytes of each packet by an index of all; by decoding time
     # Whether a number that is missing shows a missing picture, even where no time is missing; called where one is.
     numbered: Callable[[], bool] = lambda: False
-    checksums: Checksums | None = None
+    structure: Structure | None = None
     last_dts: int | None = None  # decoding time of the last packet
     latest: int | None = None  # the latest time of presentation of a packet
     last_place: tuple[int, int] = (0, 0)  # the byte at which the last packet begins in the file, and its size in bytes
@@ -127,9 +140,9 @@ class FrameReader:
                 self._check_order(packet, following, time)
                 if not packet.size:  # it holds no picture, and decoders take it for the end of the stream
                     continue
-            if self.checksums is not None and packet.size and packet.pos is not None:
+            if self.structure is not None and packet.size and packet.pos is not None:
                 if (
-                    self._compare(self.checksums, packet.pos, number, since=before if late else None)
+                    self._compare(self.structure, packet.pos, number, since=before if late else None)
                     and known is not None
                 ):
                     self.lost = [*self.lost[-REMEMBERED:], known + 1]
@@ -185,16 +198,16 @@ class FrameReader:
         if HOLE not in data:
             return False
         within = HOLE in data.rstrip(b"\0")
-        return within or (self.checksums is not None and self.checksums.breaks_behind(packet.pos, packet.size))
+        return within or (self.structure is not None and self.structure.breaks_behind(packet.pos, packet.size))
 
-    def _compare(self, checksums: Checksums, at: int, number: int, *, since: tuple[int, int] | None) -> bool:
-        """Note what the checksum around a packet says. Whether something is damaged between it and the one before.
+    def _compare(self, structure: Structure, at: int, number: int, *, since: tuple[int, int] | None) -> bool:
+        """Note what the container says around a packet. Whether something is damaged between it and the one before.
 
         at: the byte at which the packet begins. since: the place of the one before it, where there is a gap in time.
         """
-        if not checksums.hold(at):
+        if not structure.hold(at):
             self._damaged = [*self._damaged[-REMEMBERED:], number]
-        return checksums.skipped or (since is not None and checksums.breaks_behind(*since, before=at))
+        return structure.skipped or (since is not None and structure.breaks_behind(*since, before=at))
 
     def _check_order(self, packet: Any, following: Any, time: int) -> None:
         """Raise EncodeError where the packets are those of later places in the index: so many frames are lost."""

@@ -21,7 +21,8 @@ CRC_32 = b"\xbf\x84"  # name and size of a checksum, the first part of an elemen
 PARTS = {0xA3, 0x9B, 0xFB, 0xA4, 0xA1, 0x75A1, 0x75A2, 0xE7, 0xA7, 0xAB, 0xBF, 0xEC}
 PARTS |= {0xFA, 0x8E, 0xA2, 0xFD, 0xC8, 0xAF, 0x5854}  # reserved and old ones
 PARTS |= {0x1C53BB6B, 0x1254C367, 0x114D9B74, 0x1549A966, 0x1654AE6B, 0x1941A469, 0x1043A770}
-BLOCKS = (0xA3, 0xA1)  # SimpleBlock, Block
+BLOCK_IN_GROUP = 0xA1  # Block
+BLOCKS = (0xA3, BLOCK_IN_GROUP)  # with SimpleBlock
 BLOCK_HEAD = 4  # bytes of a block before its frame: track, time, flags
 ELEMENT_HEAD = 12  # bytes of the longest name and size
 BLOCK = 1 << 20  # bytes that are read at a time
@@ -88,10 +89,17 @@ def _is_plain(file: BinaryIO, pos: int, size: int) -> bool:
 
 def _chain(file: BinaryIO, at: int, stop: int) -> int | None:
     """Where the first element at or behind byte `stop` begins, by the elements from byte `at` on; None if unsound."""
+    group = at  # where the group of a block ends
     while at < stop:
         one = _element(file, at)
-        if one is None or one.name not in PARTS | {CLUSTER, BLOCK_GROUP}:
+        if (
+            one is None
+            or one.name not in PARTS | {CLUSTER, BLOCK_GROUP}
+            or (one.name == BLOCK_IN_GROUP and at >= group)
+        ):
             return None
+        if one.name == BLOCK_GROUP:
+            group = one.begin + (one.size or 0)
         at = one.begin + (0 if one.name in (CLUSTER, BLOCK_GROUP) else one.size or 0)
     return at
 

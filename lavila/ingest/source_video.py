@@ -17,8 +17,8 @@ from typing import Any
 
 import av
 
-from lavila.ingest.broadcast import flv_ends_soundly
-from lavila.ingest.decoded import Decoded, FrameReader
+from lavila.ingest.broadcast import FlvTags, flv_ends_soundly
+from lavila.ingest.decoded import Decoded, FrameReader, Structure
 from lavila.ingest.gaps import GAP_FRAMES, LOSSY, Gaps, gap_ticks
 from lavila.ingest.matroska import Checksums, ends_soundly
 from lavila.ingest.picture_kinds import PictureHeader
@@ -363,7 +363,11 @@ class SourceVideo:
         """The frames that have a time. One without a time has no place, and is left out."""
         gap, times = gap_ticks(stream.time_base * self.fps), self._times[part]
         limits, deadline = self.limits, self.deadline
-        summed = container.format.name.startswith("matroska")
+        structure: Structure | None = None
+        if container.format.name.startswith("matroska"):
+            structure = Checksums(part.path, times.clusters)
+        elif container.format.name == "flv":
+            structure = FlvTags(part.path)
         self._reader = FrameReader(
             container=container,
             stream=stream,
@@ -375,7 +379,7 @@ class SourceVideo:
             indexed=times.indexed,
             sizes=times.sizes,
             numbered=lambda: is_numbered(part, container, stream, limits, deadline),
-            checksums=Checksums(part.path, times.clusters) if summed else None,
+            structure=structure,
         )
         return (one for one in self._reader.frames() if one.pts is not None)
 

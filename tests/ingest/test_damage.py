@@ -166,6 +166,19 @@ def test_an_flv_whose_tags_break_off(tmp_path: Path) -> None:
     assert numbers(video, 0.4, 0.6) == list(range(10, 15))
 
 
+def test_tags_that_an_flv_lost_in_its_middle(tmp_path: Path) -> None:
+    """At irregular times, and between groups, the times alone would count as a pause of the camera."""
+    times = tuple(40 * n + 3 * (n % 5) for n in range(FRAMES))
+    video = sound(tmp_path / "a.flv", Coding(gop=GROUP, b_frames=0, milliseconds=times))
+    (at, _), (end, _) = places(video)[12], places(video)[16]
+    whole = video.read_bytes()
+    video.write_bytes(whole[: at + 7] + whole[end - 20 :])  # FFmpeg finds the next whole tag, a keyframe
+    for start, stop in ((0.0, None), (0.2, 0.6), (0.56, 0.7)):
+        with pytest.raises(EncodeError):
+            numbers(video, start, stop)
+    assert numbers(video, 0.0, 0.4) == list(range(10))
+
+
 def test_an_avi_without_its_first_frame(tmp_path: Path) -> None:
     """An AVI counts its frames, so each would be shown early."""
     video = sound(tmp_path / "a.avi", Coding(codec="mpeg4", gop=GROUP))
@@ -212,6 +225,19 @@ def test_a_matroska_block_whose_name_is_damaged(tmp_path: Path) -> None:
     with pytest.raises(EncodeError):
         numbers(video, 0.0, 0.3)
     assert numbers(video, 0.4, 1.0) == list(range(10, 25))
+
+
+def test_a_webm_block_that_looks_like_one_of_a_group(tmp_path: Path) -> None:
+    """FFmpeg passes over it, and the gap would count as a pause of the camera."""
+    video = sound(tmp_path / "a.webm", Coding(codec="libvpx-vp9", gop=GROUP, crf=30))
+    at, size = places(video)[13]
+    begin = video.read_bytes().rindex(b"\xa3", 0, at)
+    assert at - begin < 4 and size
+    change(video, begin, b"\xa1")
+    for start, stop in ((0.0, None), (0.4, 0.55), (0.52, 0.6)):
+        with pytest.raises(EncodeError):
+            numbers(video, start, stop)
+    assert numbers(video, 0.64, 1.0) == list(range(16, 25))
 
 
 def test_a_false_time_right_before_the_end_of_a_clip(tmp_path: Path) -> None:
