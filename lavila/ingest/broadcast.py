@@ -10,6 +10,7 @@ from lavila.ingest.h264_headers import START_CODE
 # stand before each, and some tuners add 16 bytes for error correction.
 SYNC = b"\x47"
 PACKET_SIZES = (188, 192, 204)
+TIME_BYTES = 4
 # FLV (Adobe Flash Video File Format, E.4): sound, pictures and data. Each tag has a header, and its size follows it.
 FLV_TAGS = (8, 9, 18)
 FLV_PICTURE = 9
@@ -49,6 +50,7 @@ def _is_in_step(head: bytes, size: int, stop: int) -> bool:
     Before it may lie the end of a packet, or what a recorder writes. A file that begins with a packet out of step, or
     with something as long as packets, has lost some.
     """
+    stop += TIME_BYTES if size == PACKET_SIZES[1] else 0  # FFmpeg counts the time before a packet as a part of it
     runs = ((at, head[at : at + IN_STEP * size : size]) for at in range(min(PREFIX, stop + 1, len(head))))
     first = next((at for at, run in runs if run.count(SYNC) == len(run)), None)
     if first is None or (first >= size and (head[:1] == SYNC or first % size == 0)):
@@ -56,8 +58,7 @@ def _is_in_step(head: bytes, size: int, stop: int) -> bool:
     places = range(first, min(stop + 1, len(head)), size)
     if not all(head[at] == SYNC[0] for at in places):
         return False
-    last = first + round((stop - first) / size) * size  # with the time before it, a packet begins 4 bytes earlier
-    pid = _pid(head, last) if last + size <= len(head) else None
+    pid = _pid(head, stop) if places[-1] == stop else None
     return all(_unit_begins(head[at : at + PACKET_SIZES[0]]) for at in places if _pid(head, at) == pid)
 
 

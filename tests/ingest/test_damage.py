@@ -154,6 +154,23 @@ def test_a_recording_may_begin_within_a_packet(tmp_path: Path) -> None:
     assert numbers(video, 0.4, 1.0) == list(range(10, 25))
 
 
+@pytest.mark.parametrize("lost", [0, 77, 3 * 192])  # with the tables, a part of them, the first picture at once
+def test_packets_with_a_time_before_each(tmp_path: Path, lost: int) -> None:
+    source, video = sound(tmp_path / "a.mp4"), tmp_path / "a.m2ts"
+    with av.open(str(source)) as container, av.open(str(video), "w", options={"mpegts_m2ts_mode": "1"}) as output:
+        copy: Any = output.add_stream_from_template(container.streams.video[0])
+        for packet in container.demux(video=0):
+            if packet.size:
+                packet.stream = copy
+                output.mux(packet)
+    content = video.read_bytes()
+    video.write_bytes(content[lost:])
+    assert numbers(video, 0.4, 1.0) == list(range(10, 25))
+    change(video, content.index(b"\0\0\1\xe0") - lost, b"\1")
+    with pytest.raises(EncodeError, match="first keyframe"):
+        numbers(video, 0.4, 1.0)
+
+
 def test_an_flv_whose_tags_break_off(tmp_path: Path) -> None:
     """The picture before the break is not held for those that are lost. A recording that was stopped is whole."""
     video = sound(tmp_path / "a.flv")
