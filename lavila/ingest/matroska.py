@@ -21,6 +21,7 @@ CRC_32 = b"\xbf\x84"  # name and size of a checksum, the first part of an elemen
 PARTS = {0xA3, 0x9B, 0xFB, 0xA4, 0xA1, 0x75A1, 0x75A2, 0xE7, 0xA7, 0xAB, 0xBF, 0xEC}
 PARTS |= {0xFA, 0x8E, 0xA2, 0xFD, 0xC8, 0xAF, 0x5854}  # reserved and old ones
 PARTS |= {0x1C53BB6B, 0x1254C367, 0x114D9B74, 0x1549A966, 0x1654AE6B, 0x1941A469, 0x1043A770}
+NUMBERS, NUMBER_BYTES = (0xE7, 0xA7, 0xAB, 0x9B, 0xFB, 0xFA), 8  # parts that hold one number, and its most bytes
 BLOCK_IN_GROUP = 0xA1  # Block
 BLOCKS = (0xA3, BLOCK_IN_GROUP)  # with SimpleBlock
 BLOCK_HEAD = 4  # bytes of a block before its frame: track, time, flags
@@ -96,6 +97,7 @@ def _chain(file: BinaryIO, at: int, stop: int) -> int | None:
             one is None
             or one.name not in PARTS | {CLUSTER, BLOCK_GROUP}
             or (one.name == BLOCK_IN_GROUP and at >= group)
+            or (one.name in NUMBERS and (one.size is None or one.size > NUMBER_BYTES))
         ):
             return None
         if one.name == BLOCK_GROUP:

@@ -244,13 +244,14 @@ def test_a_matroska_block_whose_name_is_damaged(tmp_path: Path) -> None:
     assert numbers(video, 0.4, 1.0) == list(range(10, 25))
 
 
-def test_a_webm_block_that_looks_like_one_of_a_group(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [b"\xa1", b"\xab"], ids=["a block of a group", "the size of a cluster"])
+def test_a_webm_block_that_looks_like_another_part(tmp_path: Path, name: bytes) -> None:
     """FFmpeg passes over it, and the gap would count as a pause of the camera."""
     video = sound(tmp_path / "a.webm", Coding(codec="libvpx-vp9", gop=GROUP, crf=30))
     at, size = places(video)[13]
     begin = video.read_bytes().rindex(b"\xa3", 0, at)
     assert at - begin < 4 and size
-    change(video, begin, b"\xa1")
+    change(video, begin, name)
     for start, stop in ((0.0, None), (0.4, 0.55), (0.52, 0.6)):
         with pytest.raises(EncodeError):
             numbers(video, start, stop)
