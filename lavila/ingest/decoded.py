@@ -124,7 +124,7 @@ class FrameReader:
         context.copy_opaque = True  # a frame carries the tag of its packet
         self.from_start |= not context.has_b_frames
         counter = picture_counter(context)
-        number = 0
+        number, aspect = 0, None
         for packet, following in pairwise(chain(self.container.demux(self.stream), [None])):
             self.deadline.check()
             time = packet.pts if packet.dts is None else packet.dts
@@ -171,9 +171,11 @@ class FrameReader:
             self._unseen[number] = (
                 (time if self.by_order else packet.pts) if _is_shown(packet, place, context.name) else None
             )
-            number += 1
             frames = context.decode(packet)
-            packet.opaque.aspect = context.sample_aspect_ratio or None
+            if number == 0 or packet.is_keyframe:  # with the headers that state it
+                aspect = context.sample_aspect_ratio or None
+            packet.opaque.aspect = aspect
+            number += 1
             for frame in frames:
                 self._take(frame)
                 yield from self._released(reorders=context.reorder_depth > 0)

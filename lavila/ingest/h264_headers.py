@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 START_CODE = b"\0\0\1"
 HEADER_BYTES = 1024  # of a unit, that hold all that is read of it: tables of weights and scaling lists are long
+SLICE_BYTES = 64  # that hold most headers of slices
 CONFIGURATION_VERSION = 1  # the first byte of AVCDecoderConfigurationRecord (ISO/IEC 14496-15, 5.3.3)
 # profile_idc of sequence parameter sets that state their chroma format and scaling lists.
 WITH_CHROMA = {44, 83, 86, 100, 110, 118, 122, 128, 134, 135, 138, 139, 244}
@@ -46,10 +47,12 @@ class Bits(PlainBits):
 
     def golomb(self) -> int:
         """The next number in Exp-Golomb code, ue(v) and se(v) (9.1); a signed one is not converted."""
-        zeros = 0
-        while not self.read(1):
-            zeros += 1
-        return (1 << zeros) - 1 + self.read(zeros)
+        ahead = self._bits & (1 << self._left) - 1
+        zeros = self._left - ahead.bit_length()
+        self._left -= 2 * zeros + 1
+        if self._left < 0 or not ahead:
+            raise NotUnderstood
+        return (ahead >> self._left) - 1
 
     def skip_golomb(self, count: int) -> None:
         """Leave out some numbers in Exp-Golomb code."""
@@ -82,7 +85,7 @@ class Picture:
     redundant: bool  # redundant_pic_cnt_present_flag
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)  # not frozen: see `Place`
 class Slice:
     """The numbers of a picture, from the header of its first slice."""
 
@@ -197,6 +200,15 @@ def read_picture(unit: bytes) -> tuple[int, Picture]:
 
 def read_slice(unit: bytes, *, idr: bool, pictures: dict[int, Picture], sequences: dict[int, Sequence]) -> Slice:
     """The numbers in the header of a slice (7.3.3). NotUnderstood without its parameter sets, too."""
+    try:
+        return _read_slice(unit[:SLICE_BYTES], idr=idr, pictures=pictures, sequences=sequences)
+    except NotUnderstood:
+        if len(unit) <= SLICE_BYTES:
+            raise
+        return _read_slice(unit, idr=idr, pictures=pictures, sequences=sequences)
+
+
+def _read_slice(unit: bytes, *, idr: bool, pictures: dict[int, Picture], sequences: dict[int, Sequence]) -> Slice:
     bits = Bits(unit[1:])
     bits.golomb()  # first_mb_in_slice
     kind = bits.golomb() % 5
