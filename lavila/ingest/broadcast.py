@@ -40,7 +40,7 @@ def begins_soundly(path: Path, stop: int, *, kind: str) -> bool:
     if kind != "mpegts":
         return True
     with path.open("rb") as file:
-        head = file.read(min(max(stop + 1, LOOKED_AT), MOST))
+        head = file.read(min(max(stop + TIME_BYTES + PACKET_SIZES[0], LOOKED_AT), MOST))
     return any(_is_in_step(head, size, stop) for size in PACKET_SIZES)
 
 
@@ -58,7 +58,8 @@ def _is_in_step(head: bytes, size: int, stop: int) -> bool:
     places = range(first, min(stop + 1, len(head)), size)
     if not all(head[at] == SYNC[0] for at in places):
         return False
-    pid = _pid(head, stop) if places[-1] == stop else None
+    known = places[-1] == stop and stop + PACKET_SIZES[0] <= len(head)
+    pid = _pid(head, stop) if known else None
     return all(_unit_begins(head[at : at + PACKET_SIZES[0]]) for at in places if _pid(head, at) == pid)
 
 
@@ -109,7 +110,7 @@ def _tags_follow(path: Path, at: int, stop: int) -> bool:
             file.seek(at)
             head = file.read(FLV_HEADER)
             size = FLV_HEADER + int.from_bytes(head[1:4], "big")
-            kind = file.read(1)  # of pictures: frame type and codec in half a byte each
+            kind = file.read(min(size - FLV_HEADER, 1))  # of pictures: frame type and codec in half a byte each
             file.seek(at + size)
             stated = file.read(FLV_SIZE)
             if head[0] & FLV_TYPE not in FLV_TAGS or (head[0] & FLV_TYPE == FLV_PICTURE and not _is_picture(kind)):

@@ -154,6 +154,19 @@ def test_a_recording_may_begin_within_a_packet(tmp_path: Path) -> None:
     assert numbers(video, 0.4, 1.0) == list(range(10, 25))
 
 
+def test_a_first_picture_far_behind_the_beginning(tmp_path: Path) -> None:
+    """Tables and padding before it, as where sound begins first."""
+    video = sound(tmp_path / "a.ts")
+    content, padding = video.read_bytes(), b"\x47\x1f\xff\x10" + b"\xff" * (PACKET - 4)
+    tables = content[: places(video)[0][0]]
+    video.write_bytes((tables + padding * 50) * 10 + content)
+    assert places(video)[0][0] > 80_000
+    assert numbers(video, 0.4, 1.0) == list(range(10, 25))
+    change(video, video.read_bytes().index(b"\0\0\1\xe0"), b"\1")
+    with pytest.raises(EncodeError, match="first keyframe"):
+        numbers(video, 0.4, 1.0)
+
+
 @pytest.mark.parametrize("lost", [0, 77, 3 * 192])  # with the tables, a part of them, the first picture at once
 def test_packets_with_a_time_before_each(tmp_path: Path, lost: int) -> None:
     source, video = sound(tmp_path / "a.mp4"), tmp_path / "a.m2ts"
@@ -181,6 +194,15 @@ def test_an_flv_whose_tags_break_off(tmp_path: Path) -> None:
         numbers(video, 0.4, 1.0)
     video.write_bytes(whole[: at + 5])
     assert numbers(video, 0.4, 0.6) == list(range(10, 15))
+
+
+def test_an_flv_with_a_tag_without_content(tmp_path: Path) -> None:
+    video = sound(tmp_path / "a.flv")
+    at, _ = places(video)[0]
+    content = video.read_bytes()
+    empty = b"\x09" + bytes(10) + (11).to_bytes(4, "big")
+    video.write_bytes(content[:at] + empty + content[at:])
+    assert numbers(video, 0.4, 1.0) == list(range(10, 25))
 
 
 def test_tags_that_an_flv_lost_in_its_middle(tmp_path: Path) -> None:
