@@ -130,7 +130,7 @@ def shards_of(factory: pytest.TempPathFactory, codec: str, *, size: tuple[int, i
 
 
 # The folders of tests that take longest: they come first, so that no process is left alone with one of them at the end.
-SLOWEST = ("engine", "tools", "slurm", "configs", "ingest", "doctor", "sample", "data", "inspection", "cluster")
+SLOWEST = ("slurm", "engine", "tools", "configs", "ingest", "doctor", "sample", "data", "inspection", "cluster")
 
 
 ONE_AT_A_TIME = ("tests/slurm/", "tests/gpu/")  # there is one SLURM and, mostly, one GPU for all
