@@ -25,7 +25,7 @@ DELIMITER_BYTES, NEXT_START = 2, 16  # of a delimiter; in which the start code b
 BEGINS = 0x80  # the first bit of a slice's header, if it begins with macroblock 0
 
 
-@dataclass(kw_only=True, slots=True)  # not frozen: one is made for each picture, and that takes three times as long
+@dataclass(kw_only=True, slots=True)  # not frozen, since one is made for each picture and that is slower
 class Place:
     """The place of a picture in its stream."""
 
