@@ -61,6 +61,13 @@ def test_the_docs_hold_commands_of_every_tool() -> None:
     assert typed >= doors | {"train.py", "evaluate.py"}
 
 
+def test_tests_that_ci_and_the_docs_name_are_there() -> None:
+    sources = [ROOT / ".ci/run", *DOCUMENTS]
+    named = {name for file in sources for name in re.findall(r"tests/[\w/]+\.py", file.read_text(encoding="utf-8"))}
+    assert "tests/walkthroughs/test_quickstart.py" in named
+    assert [name for name in named - EXAMPLES if not (ROOT / name).is_file()] == []
+
+
 def test_no_file_has_the_words_that_the_rules_replace() -> None:
     rules = (ROOT / "docs/STYLE.md").read_text(encoding="utf-8")
     assert all(f"| {word}" in rules for word in ("told", "laid over", "goes on", "could not be had", "of its own"))
